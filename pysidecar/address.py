@@ -1,0 +1,67 @@
+"""An IP address with a port, in the forms that the control plane and the tables need."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
+
+_V4_MAPPED = b"\0" * 10 + b"\xff\xff"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """``host`` is an IPv4 or IPv6 literal, the latter possibly with a ``%zone``."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Reads ``127.0.0.1:80`` or ``[::1]:80``. Raises ValueError saying what was expected."""
+        host, colon, port = text.rpartition(":")
+        bracketed = host.startswith("[") and host.endswith("]")
+        if bracketed:
+            host = host[1:-1]
+        try:
+            version = ip_address(host).version if colon else 0
+            number = int(port) if port.isascii() and port.isdigit() else -1
+        except ValueError:
+            version, number = 0, -1
+        if version != (6 if bracketed else 4) or not 0 <= number <= 0xFFFF:
+            raise ValueError(
+                "expected an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080"
+            )
+        return cls(host, number)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """AF_INET or AF_INET6."""
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+
+    def to_native(self) -> tuple[bytes, int, int, int]:
+        """The fields of ``struct mosnhook_address``."""
+        ip = ip_address(self.host)
+        if isinstance(ip, IPv4Address):
+            return (_V4_MAPPED + ip.packed, self.port, 0, 0)
+        scope = ip.scope_id
+        if scope is None:
+            index = 0
+        else:
+            index = int(scope) if scope.isdigit() else socket.if_nametoindex(scope)
+        return (ip.packed, self.port, 0, index)
+
+    @classmethod
+    def from_native(cls, raw: Any) -> Address | None:
+        """From a ``struct mosnhook_address``; None where its port is 0 (unset)."""
+        if raw.port == 0:
+            return None
+        packed = bytes(raw.ip)
+        if packed.startswith(_V4_MAPPED):
+            return cls(str(IPv4Address(packed[12:])), raw.port)
+        host = str(IPv6Address(packed))
+        return cls(f"{host}%{raw.scope_id}" if raw.scope_id else host, raw.port)

@@ -1,0 +1,352 @@
+"""The byte mover: worker threads in C that accept, route, connect and relay.
+
+Python never touches a byte of a connection. It opens the listeners, compiles the tables and takes
+the reports; ``dataplane.h`` is the interface below this module.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pysidecar.address import Address
+from pysidecar.dataplane._native import ffi, lib
+
+__all__ = [
+    "Action",
+    "Balance",
+    "ConnectionRecord",
+    "Counters",
+    "DataPlane",
+    "Direction",
+    "End",
+    "Route",
+    "RouteTable",
+    "Timeouts",
+    "Transport",
+    "ffi",
+    "lib",
+    "parking_works",
+]
+
+_NO_ROUTE = 0xFFFFFFFF
+_UNKNOWN_UID = 0xFFFFFFFF
+_BATCH = 512
+
+
+class Transport(enum.IntEnum):
+    """How the original destination reached us."""
+
+    UNIX = lib.DP_TRANSPORT_UNIX
+    HEADER = lib.DP_TRANSPORT_HEADER
+
+
+class Direction(enum.IntEnum):
+    """Whether the application opened the connection or serves it."""
+
+    OUTBOUND = lib.DP_OUTBOUND
+    INBOUND = lib.DP_INBOUND
+
+
+class Action(enum.IntEnum):
+    """What a route says."""
+
+    RELAY = lib.DP_RELAY
+    REFUSE = lib.DP_REFUSE
+
+
+class Balance(enum.IntEnum):
+    """How a route picks among its endpoints."""
+
+    ROUND_ROBIN = lib.DP_ROUND_ROBIN
+    LEAST_CONNECTIONS = lib.DP_LEAST_CONNECTIONS
+
+
+class End(enum.IntEnum):
+    """Why a connection ended; ``NONE`` while it is open."""
+
+    NONE = lib.DP_END_NONE
+    EOF = lib.DP_END_EOF
+    REFUSED_BY_ROUTE = lib.DP_END_REFUSED_BY_ROUTE
+    UPSTREAM_CONNECT = lib.DP_END_UPSTREAM_CONNECT
+    UPSTREAM_TIMEOUT = lib.DP_END_UPSTREAM_TIMEOUT
+    DOWNSTREAM_RESET = lib.DP_END_DOWNSTREAM_RESET
+    UPSTREAM_RESET = lib.DP_END_UPSTREAM_RESET
+    IDLE_TIMEOUT = lib.DP_END_IDLE_TIMEOUT
+    HEADER_TIMEOUT = lib.DP_END_HEADER_TIMEOUT
+    HEADER_TRUNCATED = lib.DP_END_HEADER_TRUNCATED
+    HEADER_MALFORMED = lib.DP_END_HEADER_MALFORMED
+    HEADER_NO_ADDRESS = lib.DP_END_HEADER_NO_ADDRESS
+    LOOP = lib.DP_END_LOOP
+    DOWNSTREAM_GONE = lib.DP_END_DOWNSTREAM_GONE
+    NO_RESOURCES = lib.DP_END_NO_RESOURCES
+    DRAIN_LIMIT = lib.DP_END_DRAIN_LIMIT
+
+
+_END_TEXT: dict[End, str] = {
+    End.REFUSED_BY_ROUTE: "refused by a route",
+    End.UPSTREAM_CONNECT: "upstream connect failed",
+    End.UPSTREAM_TIMEOUT: "upstream connect timed out",
+    End.DOWNSTREAM_RESET: "reset by the application",
+    End.UPSTREAM_RESET: "reset by the upstream",
+    End.IDLE_TIMEOUT: "idle timeout",
+    End.HEADER_TIMEOUT: "no complete PROXY header or request in time",
+    End.HEADER_TRUNCATED: "closed before the PROXY header or request was complete",
+    End.HEADER_MALFORMED: "malformed PROXY header or request",
+    End.HEADER_NO_ADDRESS: "PROXY header without an original destination",
+    End.LOOP: "the original destination is a listener of this sidecar",
+    End.DOWNSTREAM_GONE: "the application gave up before the upstream answered",
+    End.NO_RESOURCES: "out of resources",
+    End.DRAIN_LIMIT: "closed at the drain limit",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds."""
+
+    connect: float = 5.0
+    idle: float = 3600.0
+    header: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route; no endpoints means the original destination."""
+
+    action: Action = Action.RELAY
+    balance: Balance = Balance.ROUND_ROBIN
+    endpoints: tuple[Address, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTable:
+    """Compiled rules (see ``pysidecar.routing.rules``) whose numbers index ``routes``."""
+
+    rules: bytes
+    routes: tuple[Route, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionRecord:
+    """One connection, live (``end`` is ``NONE``) or closed. Bytes as the application sees them:
+    ``bytes_sent`` went to the upstream."""
+
+    id: int
+    opened: datetime
+    duration_ms: float
+    transport: Transport
+    direction: Direction
+    action: Action
+    end: End
+    source: Address | None
+    original_destination: Address | None
+    upstream: Address | None
+    bytes_sent: int
+    bytes_received: int
+    pid: int | None
+    uid: int | None
+    process: str | None
+    route: int | None
+    errno: int
+
+    @property
+    def error(self) -> str | None:
+        """What went wrong, with the errno's name, or None."""
+        text = _END_TEXT.get(self.end)
+        if text is None:
+            return None
+        if self.errno:
+            return f"{text}: {errno.errorcode.get(self.errno, self.errno)}"
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Sums since the start; see ``struct dp_counters``."""
+
+    accepted: int
+    closed: int
+    bytes_sent: int
+    bytes_received: int
+    bytes_spliced: int
+    connect_failures: int
+    accept_pauses: int
+    buffers: int
+    connection_bytes: int
+
+
+class DataPlane:
+    """The workers and their tables. For one control thread; only ``stop`` blocks.
+
+    Open listeners and set the page and routes first, then ``start``. Errors of the C side are
+    raised as ``OSError`` with their errno.
+    """
+
+    def __init__(self, *, workers: int, timeouts: Timeouts) -> None:
+        self._dp: Any = lib.dp_create(workers, _timeouts(timeouts))
+        if self._dp == ffi.NULL:
+            raise OSError(ffi.errno, f"cannot create the data plane: {os.strerror(ffi.errno)}")
+        self._records: Any = ffi.new("struct dp_record[]", _BATCH)
+        self._page: Any = None
+
+    def add_header_listener(self, listener: socket.socket) -> None:
+        """Takes over a listening TCP socket whose connections begin with a PROXY v2 header."""
+        self._take(lib.dp_add_header_listener, listener)
+
+    def add_control_listener(self, listener: socket.socket) -> None:
+        """Takes over the listening SOCK_SEQPACKET control socket."""
+        self._take(lib.dp_add_control_listener, listener)
+
+    def _take(self, add: Any, listener: socket.socket) -> None:
+        listener.setblocking(False)
+        _check(add(self._dp, listener.detach()), "cannot add a listener")
+
+    def add_park(self, host: str) -> Address:
+        """Opens a park on a free port of a loopback address and says where it is."""
+        raw = ffi.new("struct mosnhook_address *", Address(host, 0).to_native())
+        _check(lib.dp_add_park(self._dp, raw), f"cannot open a park on {host}")
+        park = Address.from_native(raw)
+        assert park is not None
+        return park
+
+    def set_own_addresses(self, addresses: Sequence[Address]) -> None:
+        """Addresses that are never an upstream by original destination: it would be a loop."""
+        raw = ffi.new("struct mosnhook_address[]", [a.to_native() for a in addresses])
+        _check(lib.dp_set_own_addresses(self._dp, raw, len(addresses)), "own addresses")
+
+    def set_page(self, page: Any) -> None:
+        """The mapped policy page (a writable buffer) for the sign of life and failures."""
+        self._page = ffi.from_buffer("struct mosnhook_page *", page, require_writable=True)
+        lib.dp_set_page(self._dp, self._page)
+
+    def set_routes(self, table: RouteTable) -> None:
+        """Replaces the route table; connections that are open keep the endpoint they have."""
+        routes: list[tuple[int, int, int, int]] = []
+        endpoints: list[tuple[bytes, int, int, int]] = []
+        for route in table.routes:
+            routes.append((route.action, route.balance, len(endpoints), len(route.endpoints)))
+            endpoints.extend(endpoint.to_native() for endpoint in route.endpoints)
+        rules = ffi.from_buffer(table.rules)
+        _check(
+            lib.dp_set_routes(
+                self._dp,
+                ffi.cast("struct mosnhook_rules *", rules),
+                ffi.new("struct dp_route[]", routes),
+                len(routes),
+                ffi.new("struct mosnhook_address[]", endpoints),
+                len(endpoints),
+            ),
+            "cannot set the route table",
+        )
+
+    def set_timeouts(self, timeouts: Timeouts) -> None:
+        """For all timers that start from now on."""
+        lib.dp_set_timeouts(self._dp, _timeouts(timeouts))
+
+    def start(self) -> None:
+        """Starts the workers: from here on connections are accepted."""
+        _check(lib.dp_start(self._dp), "cannot start the workers")
+
+    @property
+    def event_fd(self) -> int:
+        """Readable while there are closed connections to take; ``take_closed`` clears it."""
+        return int(lib.dp_event_fd(self._dp))
+
+    def take_closed(self) -> list[ConnectionRecord]:
+        """Connections that closed since the last call, each reported exactly once."""
+        taken: list[ConnectionRecord] = []
+        while True:
+            count = lib.dp_take_closed(self._dp, self._records, _BATCH)
+            taken.extend(_record(self._records[i]) for i in range(count))
+            if count < _BATCH:
+                return taken
+
+    def snapshot(self) -> list[ConnectionRecord]:
+        """The live connections, with their counters as of now."""
+        live = lib.dp_snapshot(self._dp, self._records, 0)
+        room = max(1, live)
+        records = ffi.new("struct dp_record[]", room)
+        live = lib.dp_snapshot(self._dp, records, room)
+        return [_record(records[i]) for i in range(min(live, room))]
+
+    @property
+    def live(self) -> int:
+        """The number of live connections."""
+        return int(lib.dp_snapshot(self._dp, self._records, 0))
+
+    def counters(self) -> Counters:
+        """Sums over all workers."""
+        raw = ffi.new("struct dp_counters *")
+        lib.dp_read_counters(self._dp, raw)
+        return Counters(**{name: int(getattr(raw, name)) for name in Counters.__slots__})
+
+    def drain(self) -> None:
+        """Closes the listeners; live connections go on."""
+        lib.dp_drain(self._dp)
+
+    def stop(self) -> None:
+        """Aborts what is still open and ends the workers; ``take_closed`` still works."""
+        lib.dp_stop(self._dp)
+
+    def close(self) -> None:
+        """Frees everything; call ``stop`` first. The object is of no use afterwards."""
+        if self._dp is not None:
+            lib.dp_destroy(self._dp)
+            self._dp = None
+            self._page = None
+
+
+def parking_works(host: str) -> bool:
+    """Whether this kernel completes a parked socket on this loopback address, by trying it."""
+    result = lib.dp_parking_works(ffi.new("struct mosnhook_address *", Address(host, 0).to_native()))
+    _check(min(result, 0), f"cannot try parking on {host}")
+    return bool(result)
+
+
+def _check(result: int, what: str) -> None:
+    if result < 0:
+        raise OSError(-result, f"{what}: {os.strerror(-result)}")
+
+
+def _timeouts(timeouts: Timeouts) -> Any:
+    def milliseconds(seconds: float) -> int:
+        return min(max(1, round(seconds * 1000)), 0xFFFFFFFF)
+
+    return ffi.new(
+        "struct dp_timeouts *",
+        {
+            "connect_ms": milliseconds(timeouts.connect),
+            "idle_ms": milliseconds(timeouts.idle),
+            "header_ms": milliseconds(timeouts.header),
+        },
+    )
+
+
+def _record(raw: Any) -> ConnectionRecord:
+    return ConnectionRecord(
+        id=raw.id,
+        opened=datetime.fromtimestamp(raw.opened_ns / 1e9, UTC),
+        duration_ms=raw.duration_ns / 1e6,
+        transport=Transport(raw.transport),
+        direction=Direction(raw.direction),
+        action=Action(raw.action),
+        end=End(raw.end),
+        source=Address.from_native(raw.source),
+        original_destination=Address.from_native(raw.original_destination),
+        upstream=Address.from_native(raw.upstream),
+        bytes_sent=raw.bytes_sent,
+        bytes_received=raw.bytes_received,
+        pid=raw.pid or None,
+        uid=None if raw.uid == _UNKNOWN_UID else raw.uid,
+        process=ffi.string(raw.command, 16).decode("utf-8", "backslashreplace") or None,
+        route=None if raw.route == _NO_ROUTE else raw.route,
+        errno=raw.error,
+    )
+

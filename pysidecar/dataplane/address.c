@@ -1,0 +1,94 @@
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <string.h>
+
+#include "internal.h"
+
+static const uint8_t v4_mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+
+bool address_is_ipv4(const struct mosnhook_address *address)
+{
+    return memcmp(address->ip, v4_mapped, sizeof v4_mapped) == 0;
+}
+
+bool address_is_loopback(const struct mosnhook_address *address)
+{
+    static const uint8_t v6[16] = {[15] = 1};
+
+    return address_is_ipv4(address) ? address->ip[12] == 127
+                                    : memcmp(address->ip, v6, sizeof v6) == 0;
+}
+
+bool address_is_unspecified(const struct mosnhook_address *address)
+{
+    static const uint8_t zero[16];
+
+    return memcmp(address->ip + 12, zero, 4) == 0 &&
+           (address_is_ipv4(address) || memcmp(address->ip, zero, 12) == 0);
+}
+
+bool address_equal(const struct mosnhook_address *a, const struct mosnhook_address *b)
+{
+    return a->port == b->port && memcmp(a->ip, b->ip, sizeof a->ip) == 0;
+}
+
+socklen_t address_to_socket(const struct mosnhook_address *address,
+                            struct sockaddr_storage *socket_address)
+{
+    struct sockaddr_in *v4 = (struct sockaddr_in *)socket_address;
+    struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)socket_address;
+
+    memset(socket_address, 0, sizeof *socket_address);
+    if (address_is_ipv4(address)) {
+        v4->sin_family = AF_INET;
+        v4->sin_port = htons(address->port);
+        memcpy(&v4->sin_addr, address->ip + 12, 4);
+        return sizeof *v4;
+    }
+    v6->sin6_family = AF_INET6;
+    v6->sin6_port = htons(address->port);
+    v6->sin6_scope_id = address->scope_id;
+    memcpy(&v6->sin6_addr, address->ip, 16);
+    return sizeof *v6;
+}
+
+void address_from_socket(struct mosnhook_address *address,
+                         const struct sockaddr_storage *socket_address)
+{
+    const struct sockaddr_in *v4 = (const struct sockaddr_in *)socket_address;
+    const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)socket_address;
+
+    memset(address, 0, sizeof *address);
+    if (socket_address->ss_family == AF_INET) {
+        memcpy(address->ip, v4_mapped, sizeof v4_mapped);
+        memcpy(address->ip + 12, &v4->sin_addr, 4);
+        address->port = ntohs(v4->sin_port);
+    } else if (socket_address->ss_family == AF_INET6) {
+        memcpy(address->ip, &v6->sin6_addr, 16);
+        address->port = ntohs(v6->sin6_port);
+        address->scope_id = v6->sin6_scope_id;
+    }
+}
+
+int address_of_local(int fd, struct mosnhook_address *address)
+{
+    struct sockaddr_storage name;
+    socklen_t length = sizeof name;
+
+    if (getsockname(fd, (struct sockaddr *)&name, &length) < 0)
+        return -errno;
+    address_from_socket(address, &name);
+    return 0;
+}
+
+int address_of_peer(int fd, struct mosnhook_address *address)
+{
+    struct sockaddr_storage name;
+    socklen_t length = sizeof name;
+
+    if (getpeername(fd, (struct sockaddr *)&name, &length) < 0)
+        return -errno;
+    address_from_socket(address, &name);
+    return 0;
+}

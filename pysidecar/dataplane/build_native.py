@@ -1,0 +1,43 @@
+"""Builds ``pysidecar.dataplane._native``: the cffi module around the data plane's C.
+
+The C itself is a static library (see ``setup.py``), so that our strict warnings apply to it and not
+to the code that cffi generates. Only used at build time.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from cffi import FFI
+
+ROOT = Path(__file__).resolve().parents[2]
+# What follows is relative to ROOT, where every build runs: setuptools wants it so.
+CONTRACT = "hook/contract.h"
+INTERFACE = "pysidecar/dataplane/dataplane.h"
+INCLUDE_DIRS = ["hook", "pysidecar/dataplane"]
+
+
+def _relative(pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
+
+
+SOURCES = _relative("pysidecar/dataplane/*.c")
+HEADERS = _relative("pysidecar/dataplane/*.h") + _relative("hook/*.h")
+
+
+def declarations() -> str:
+    """The two headers without their preprocessor lines, which cffi cannot read."""
+    headers = (ROOT / CONTRACT).read_text() + (ROOT / INTERFACE).read_text()
+    return re.sub(r"^\s*#.*$", "", headers, flags=re.MULTILINE)
+
+
+ffibuilder = FFI()
+ffibuilder.cdef(declarations())
+ffibuilder.set_source(
+    "pysidecar.dataplane._native",
+    '#include "dataplane.h"',
+    include_dirs=INCLUDE_DIRS,
+    depends=SOURCES + HEADERS,
+    libraries=["pthread"],
+)

@@ -1,0 +1,187 @@
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+static uint64_t clock_ns(clockid_t clock)
+{
+    struct timespec time;
+
+    clock_gettime(clock, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+static void close_fd(int *fd)
+{
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
+struct connection *connection_open(struct worker *worker, enum dp_transport transport,
+                                   enum phase phase, uint8_t fds_reserved)
+{
+    struct connection *connection = calloc(1, sizeof *connection);
+    struct dp *dp = worker->dp;
+
+    if (!connection)
+        return NULL;
+    connection->worker = worker;
+    connection->id = atomic_fetch_add_explicit(&dp->next_id, 1, memory_order_relaxed) + 1;
+    connection->opened_real_ns = clock_ns(CLOCK_REALTIME);
+    connection->opened_ns = clock_ns(CLOCK_MONOTONIC);
+    connection->last_active_ms = worker->now_ms;
+    connection->timer_index = -1;
+    connection->side[DOWNSTREAM].watch = (struct watch){-1, WATCH_DOWNSTREAM};
+    connection->side[UPSTREAM].watch = (struct watch){-1, WATCH_UPSTREAM};
+    connection->request = (struct watch){-1, WATCH_REQUEST};
+    connection->application = -1;
+    connection->uid = UINT32_MAX;
+    connection->route = UINT32_MAX;
+    connection->transport = (uint8_t)transport;
+    connection->fds_reserved = fds_reserved;
+    atomic_init(&connection->phase, phase);
+    worker_count(&worker->counters.accepted, 1);
+    connection->next_opened = atomic_load_explicit(&dp->opened, memory_order_relaxed);
+    while (!atomic_compare_exchange_weak_explicit(&dp->opened, &connection->next_opened,
+                                                  connection, memory_order_release,
+                                                  memory_order_relaxed))
+        ;
+    return connection;
+}
+
+void connection_enter(struct connection *connection, enum phase phase)
+{
+    atomic_store_explicit(&connection->phase, phase, memory_order_release);
+}
+
+void connection_release_fds(struct connection *connection, uint8_t keep)
+{
+    if (connection->fds_reserved <= keep)
+        return;
+    atomic_fetch_sub_explicit(&connection->worker->dp->fds_reserved,
+                              connection->fds_reserved - keep, memory_order_relaxed);
+    connection->fds_reserved = keep;
+}
+
+/* A close of a socket that has not ended in order must not look like an ordinary end to the other
+ * side: linger 0 makes it a reset. */
+static void close_side(struct side *side, bool reset)
+{
+    struct linger linger = {.l_onoff = 1};
+
+    if (side->watch.fd >= 0 && reset)
+        setsockopt(side->watch.fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+    close_fd(&side->watch.fd);
+}
+
+void connection_close(struct connection *connection, enum dp_end end, int error)
+{
+    struct worker *worker = connection->worker;
+    bool reset = end != DP_END_EOF;
+
+    if (atomic_load_explicit(&connection->phase, memory_order_relaxed) == PHASE_CLOSED)
+        return;
+    connection->end = (uint8_t)end;
+    connection->error = error;
+    connection->closed_ns = clock_ns(CLOCK_MONOTONIC);
+    timer_cancel(&worker->timers, connection);
+    relay_release(connection);
+    close_side(&connection->side[DOWNSTREAM], reset);
+    close_side(&connection->side[UPSTREAM], reset);
+    close_fd(&connection->request.fd);
+    close_fd(&connection->application);
+    upstream_release(connection);
+    connection_release_fds(connection, 0);
+    connection_enter(connection, PHASE_CLOSED);
+    worker_count(&worker->counters.closed, 1);
+    connection->next_closed = worker->closed;
+    worker->closed = connection;
+}
+
+void connection_refuse(struct connection *connection, enum dp_end end, int error)
+{
+    struct mosnhook_answer answer = {
+        .magic = MOSNHOOK_MAGIC,
+        .version = MOSNHOOK_VERSION,
+        .action = MOSNHOOK_REFUSE,
+        .error = error ? error : ECONNREFUSED,
+    };
+
+    /* A caller that no longer listens (it was interrupted, or its timeout passed) watches its
+     * socket instead, like one that never waited. */
+    if (atomic_load_explicit(&connection->phase, memory_order_relaxed) == PHASE_CLOSED)
+        return;
+    if (connection->application >= 0 &&
+        !(connection->waits && send(connection->request.fd, &answer, sizeof answer,
+                                    MSG_NOSIGNAL | MSG_DONTWAIT) == sizeof answer))
+        park_fail(connection, answer.error);
+    connection_close(connection, end, error);
+}
+
+void connections_hand_over(struct worker *worker)
+{
+    struct dp *dp = worker->dp;
+    struct connection *first = worker->closed, *last = first, *head;
+    size_t count = 1;
+    uint64_t one = 1;
+
+    if (!first)
+        return;
+    while (last->next_closed) {
+        last = last->next_closed;
+        count++;
+    }
+    worker->closed = NULL;
+    atomic_fetch_add_explicit(&dp->unreported, count, memory_order_relaxed);
+    head = atomic_load_explicit(&dp->closed, memory_order_relaxed);
+    do
+        last->next_closed = head;
+    while (!atomic_compare_exchange_weak_explicit(&dp->closed, &head, first, memory_order_release,
+                                                  memory_order_relaxed));
+    if (!head && write(dp->event, &one, sizeof one) < 0)
+        return; /* an eventfd at its limit is readable all the same */
+}
+
+void connection_describe(const struct connection *connection, uint64_t now_ns,
+                         struct dp_record *record)
+{
+    enum phase phase = atomic_load_explicit(&connection->phase, memory_order_acquire);
+
+    memset(record, 0, sizeof *record);
+    record->id = connection->id;
+    record->opened_ns = connection->opened_real_ns;
+    record->duration_ns =
+        (phase == PHASE_CLOSED ? connection->closed_ns : now_ns) - connection->opened_ns;
+    record->bytes_sent =
+        atomic_load_explicit(&connection->flow[DOWNSTREAM].bytes, memory_order_relaxed);
+    record->bytes_received =
+        atomic_load_explicit(&connection->flow[UPSTREAM].bytes, memory_order_relaxed);
+    record->transport = connection->transport;
+    record->direction = connection->direction;
+    record->uid = UINT32_MAX;
+    record->route = UINT32_MAX;
+    if (phase == PHASE_CLOSED || phase >= PHASE_CONNECTING) {
+        record->source = connection->source;
+        record->original_destination = connection->original_destination;
+        record->pid = connection->pid;
+        record->uid = connection->uid;
+        record->route = connection->route;
+        record->action = connection->action;
+        memcpy(record->command, connection->command, sizeof record->command);
+    }
+    if (phase >= PHASE_RELAYING)
+        record->upstream = connection->upstream;
+    if (phase == PHASE_CLOSED) {
+        record->end = connection->end;
+        record->error = connection->error;
+    }
+}
+
+void connection_free(struct connection *connection)
+{
+    free(connection);
+}

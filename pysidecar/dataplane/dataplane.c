@@ -1,0 +1,418 @@
+#include "dataplane.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+static const struct mosnhook_address loopback[2] = {
+    {.ip = {[10] = 0xff, [11] = 0xff, [12] = 127, [15] = 1}},
+    {.ip = {[15] = 1}},
+};
+
+/* ---- creation ---- */
+
+static int worker_create(struct dp *dp, unsigned index)
+{
+    struct worker *worker = &dp->workers[index];
+
+    worker->dp = dp;
+    worker->index = index;
+    worker->epoll = epoll_create1(EPOLL_CLOEXEC);
+    worker->mail = (struct watch){eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), WATCH_MAIL};
+    worker->private_listener[0] = worker->private_listener[1] = -1;
+    worker->runnable_tail = &worker->runnable_head;
+    if (worker->epoll < 0 || worker->mail.fd < 0)
+        return -errno;
+    return worker_watch(worker, &worker->mail, EPOLLIN);
+}
+
+static void close_fd(int fd)
+{
+    if (fd >= 0)
+        close(fd);
+}
+
+static void worker_destroy(struct worker *worker)
+{
+    table_release(worker->table);
+    table_release(atomic_load(&worker->new_table));
+    relay_close_pool(worker);
+    free(worker->timers.heap);
+    close_fd(worker->private_listener[0]);
+    close_fd(worker->private_listener[1]);
+    close_fd(worker->mail.fd);
+    close_fd(worker->epoll);
+}
+
+/* A socket that is bound and does not listen: a connect to it is answered with RST. */
+static int open_refuser(struct mosnhook_address *address)
+{
+    struct sockaddr_storage name;
+    socklen_t length = address_to_socket(address, &name);
+    int fd = socket(name.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    if (fd < 0 || bind(fd, (struct sockaddr *)&name, length) < 0) {
+        close_fd(fd);
+        return -1;
+    }
+    address_of_local(fd, address);
+    return fd;
+}
+
+struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts)
+{
+    struct dp *dp;
+    int error = 0;
+
+    if (workers == 0) {
+        errno = EINVAL;
+        return NULL;
+    }
+    dp = calloc(1, sizeof *dp);
+    if (!dp)
+        return NULL;
+    dp->event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (dp->event < 0)
+        error = errno;
+    for (int i = 0; i < 2; i++) {
+        dp->refuser[i] = loopback[i];
+        dp->refuser_fds[i] = open_refuser(&dp->refuser[i]); /* IPv6 may be absent */
+    }
+    dp_set_timeouts(dp, timeouts);
+    dp->workers = calloc(workers, sizeof *dp->workers);
+    if (!dp->workers)
+        error = ENOMEM;
+    for (uint32_t i = 0; i < workers && error == 0; i++) {
+        dp->worker_count = i + 1;
+        error = -worker_create(dp, i);
+    }
+    if (error) {
+        dp_destroy(dp);
+        errno = error;
+        return NULL;
+    }
+    return dp;
+}
+
+void dp_destroy(struct dp *dp)
+{
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        worker_destroy(&dp->workers[i]);
+    if (!dp->started) {
+        for (size_t i = 0; i < dp->header_listener_count; i++)
+            close(dp->header_listeners[i].fd);
+        for (size_t i = 0; i < dp->control_listener_count; i++)
+            close(dp->control_listeners[i].fd);
+    }
+    for (size_t i = 0; i < dp->park_count; i++)
+        close(dp->park_listeners[i]);
+    close_fd(dp->refuser_fds[0]);
+    close_fd(dp->refuser_fds[1]);
+    close_fd(dp->event);
+    free(dp->own);
+    free(dp->workers);
+    free(dp);
+}
+
+/* ---- set-up ---- */
+
+static int add_listener(struct watch *listeners, size_t *count, int fd, enum watch_kind kind)
+{
+    if (*count == MAX_LISTENERS) {
+        close(fd);
+        return -ENOSPC;
+    }
+    listeners[(*count)++] = (struct watch){fd, kind};
+    return 0;
+}
+
+int dp_add_header_listener(struct dp *dp, int fd)
+{
+    /* Accepted sockets inherit these. */
+    int result = tune_socket(fd);
+
+    if (result < 0) {
+        close(fd);
+        return result;
+    }
+    return add_listener(dp->header_listeners, &dp->header_listener_count, fd,
+                        WATCH_HEADER_LISTENER);
+}
+
+int dp_add_control_listener(struct dp *dp, int fd)
+{
+    return add_listener(dp->control_listeners, &dp->control_listener_count, fd,
+                        WATCH_CONTROL_LISTENER);
+}
+
+int dp_add_park(struct dp *dp, struct mosnhook_address *address)
+{
+    int fd;
+
+    if (dp->park_count == MOSNHOOK_MAX_PARKS)
+        return -ENOSPC;
+    fd = park_open(address);
+    if (fd < 0)
+        return fd;
+    dp->park_listeners[dp->park_count] = fd;
+    dp->parks[dp->park_count++] = *address;
+    return 0;
+}
+
+int dp_set_own_addresses(struct dp *dp, const struct mosnhook_address *addresses, size_t count)
+{
+    struct mosnhook_address *own = calloc(count ? count : 1, sizeof *own);
+
+    if (!own)
+        return -ENOMEM;
+    if (count)
+        memcpy(own, addresses, count * sizeof *own);
+    free(dp->own);
+    dp->own = own;
+    dp->own_count = count;
+    return 0;
+}
+
+void dp_set_page(struct dp *dp, struct mosnhook_page *page)
+{
+    dp->page = page;
+}
+
+static void wake_workers(struct dp *dp)
+{
+    uint64_t one = 1;
+
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        if (write(dp->workers[i].mail.fd, &one, sizeof one) < 0)
+            continue; /* at its limit it is readable all the same */
+}
+
+int dp_set_routes(struct dp *dp, const struct mosnhook_rules *rules, const struct dp_route *routes,
+                  size_t route_count, const struct mosnhook_address *endpoints,
+                  size_t endpoint_count)
+{
+    struct table *table = table_create(rules, routes, route_count, endpoints, endpoint_count);
+
+    if (!table)
+        return -errno;
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        table_release(atomic_exchange_explicit(&dp->workers[i].new_table, table_reference(table),
+                                               memory_order_acq_rel));
+    table_release(table);
+    wake_workers(dp);
+    return 0;
+}
+
+void dp_set_timeouts(struct dp *dp, const struct dp_timeouts *timeouts)
+{
+    atomic_store(&dp->connect_ms, timeouts->connect_ms);
+    atomic_store(&dp->idle_ms, timeouts->idle_ms);
+    atomic_store(&dp->header_ms, timeouts->header_ms);
+}
+
+/* ---- life ---- */
+
+static int open_fds(void)
+{
+    DIR *directory = opendir("/proc/self/fd");
+    int count = 0;
+
+    if (!directory)
+        return 256;
+    while (readdir(directory))
+        count++;
+    closedir(directory);
+    return count;
+}
+
+/* Empty rules: every connection goes to its original destination. */
+static int ensure_table(struct dp *dp)
+{
+    static const struct mosnhook_rules none = {.size = sizeof none};
+
+    if (atomic_load(&dp->workers[0].new_table))
+        return 0;
+    return dp_set_routes(dp, &none, NULL, 0, NULL, 0);
+}
+
+int dp_start(struct dp *dp)
+{
+    struct rlimit limit;
+    sigset_t all, before;
+    int error = -ensure_table(dp);
+
+    if (error)
+        return -error;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    dp->fds_budget =
+        (int)(limit.rlim_cur > INT32_MAX ? INT32_MAX : limit.rlim_cur) - open_fds() - FDS_SPARE;
+    if (dp->fds_budget < FDS_PER_REQUEST)
+        return -EMFILE;
+    atomic_store(&dp->undrained, dp->worker_count);
+    dp->started = true;
+    /* Signals are the control plane's: its thread must be the one that gets them. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (uint32_t i = 0; i < dp->worker_count && error == 0; i++) {
+        struct worker *worker = &dp->workers[i];
+
+        error = pthread_create(&worker->thread, NULL, worker_run, worker);
+        worker->started = error == 0;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (error)
+        dp_stop(dp);
+    return -error;
+}
+
+int dp_event_fd(struct dp *dp)
+{
+    return dp->event;
+}
+
+void dp_drain(struct dp *dp)
+{
+    atomic_store_explicit(&dp->draining, true, memory_order_release);
+    wake_workers(dp);
+}
+
+static void take_opened(struct dp *dp);
+
+void dp_stop(struct dp *dp)
+{
+    if (!dp->started || dp->joined)
+        return;
+    dp_drain(dp);
+    atomic_store_explicit(&dp->stopping, true, memory_order_release);
+    wake_workers(dp);
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        if (dp->workers[i].started)
+            pthread_join(dp->workers[i].thread, NULL);
+    dp->joined = true;
+    /* The workers are gone: their connections are this thread's now. */
+    take_opened(dp);
+    for (struct connection *connection = dp->live; connection; connection = connection->live_next)
+        connection_refuse(connection, DP_END_DRAIN_LIMIT, 0);
+    for (uint32_t i = 0; i < dp->worker_count; i++) {
+        connections_hand_over(&dp->workers[i]);
+        worker_leave_listeners(&dp->workers[i]);
+    }
+}
+
+/* ---- reports ---- */
+
+static void take_opened(struct dp *dp)
+{
+    struct connection *connection =
+        atomic_exchange_explicit(&dp->opened, NULL, memory_order_acquire);
+
+    for (; connection; connection = connection->next_opened) {
+        connection->live_previous = NULL;
+        connection->live_next = dp->live;
+        if (dp->live)
+            dp->live->live_previous = connection;
+        dp->live = connection;
+        dp->live_count++;
+    }
+}
+
+static void remove_live(struct dp *dp, struct connection *connection)
+{
+    if (connection->live_previous)
+        connection->live_previous->live_next = connection->live_next;
+    else
+        dp->live = connection->live_next;
+    if (connection->live_next)
+        connection->live_next->live_previous = connection->live_previous;
+    dp->live_count--;
+}
+
+/* Moves both inboxes to the control thread's own lists. The closed ones first: whoever is among
+ * them was announced as opened before, so the second exchange cannot miss it. */
+static void take_inboxes(struct dp *dp)
+{
+    struct connection *closed = atomic_exchange_explicit(&dp->closed, NULL, memory_order_acquire);
+    struct connection **tail = &dp->to_report;
+    struct connection *in_order = NULL;
+
+    take_opened(dp);
+    while (closed) { /* the inbox is a stack: newest first */
+        struct connection *next = closed->next_closed;
+
+        remove_live(dp, closed);
+        closed->next_closed = in_order;
+        in_order = closed;
+        closed = next;
+    }
+    while (*tail)
+        tail = &(*tail)->next_closed;
+    *tail = in_order;
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+size_t dp_take_closed(struct dp *dp, struct dp_record *records, size_t max)
+{
+    uint64_t count;
+    size_t taken = 0;
+
+    if (read(dp->event, &count, sizeof count) < 0)
+        count = 0; /* nobody announced anything: look all the same */
+    take_inboxes(dp);
+    for (; taken < max && dp->to_report; taken++) {
+        struct connection *connection = dp->to_report;
+
+        dp->to_report = connection->next_closed;
+        connection_describe(connection, 0, &records[taken]);
+        connection_free(connection);
+    }
+    atomic_fetch_sub_explicit(&dp->unreported, taken, memory_order_relaxed);
+    return taken;
+}
+
+size_t dp_snapshot(struct dp *dp, struct dp_record *records, size_t max)
+{
+    uint64_t now = now_ns();
+    size_t stored = 0;
+
+    take_inboxes(dp);
+    for (struct connection *connection = dp->live; connection && stored < max;
+         connection = connection->live_next)
+        connection_describe(connection, now, &records[stored++]);
+    return dp->live_count;
+}
+
+void dp_read_counters(struct dp *dp, struct dp_counters *sum)
+{
+    memset(sum, 0, sizeof *sum);
+    for (uint32_t i = 0; i < dp->worker_count; i++) {
+        const struct counters *counters = &dp->workers[i].counters;
+
+        sum->accepted += atomic_load_explicit(&counters->accepted, memory_order_relaxed);
+        sum->closed += atomic_load_explicit(&counters->closed, memory_order_relaxed);
+        sum->bytes_sent += atomic_load_explicit(&counters->bytes[DOWNSTREAM], memory_order_relaxed);
+        sum->bytes_received +=
+            atomic_load_explicit(&counters->bytes[UPSTREAM], memory_order_relaxed);
+        sum->bytes_spliced += atomic_load_explicit(&counters->bytes_spliced, memory_order_relaxed);
+        sum->connect_failures +=
+            atomic_load_explicit(&counters->connect_failures, memory_order_relaxed);
+        sum->accept_pauses += atomic_load_explicit(&counters->accept_pauses, memory_order_relaxed);
+        sum->buffers += atomic_load_explicit(&counters->buffers, memory_order_relaxed);
+    }
+    sum->connection_bytes = sizeof(struct connection);
+}

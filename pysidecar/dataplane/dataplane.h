@@ -1,0 +1,160 @@
+/* The data plane's interface to the control plane. Python reads this header through cffi.
+ *
+ * Ownership: a connection belongs to the worker thread that accepted it from its first byte until
+ * the worker hands it over as closed; the control side then reports and frees it. So the control
+ * side may read the counters of any live connection without a lock. All dp_* functions are for one
+ * control thread; none blocks, except dp_stop.
+ */
+#ifndef PYSIDECAR_DATAPLANE_H
+#define PYSIDECAR_DATAPLANE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "contract.h"
+
+enum dp_transport {
+    DP_TRANSPORT_UNIX = 0,
+    DP_TRANSPORT_HEADER = 1,
+};
+
+enum dp_direction {
+    DP_OUTBOUND = 0,
+    DP_INBOUND = 1,
+};
+
+enum dp_action {
+    DP_RELAY = 0,
+    DP_REFUSE = 1,
+};
+
+enum dp_balance {
+    DP_ROUND_ROBIN = 0,
+    DP_LEAST_CONNECTIONS = 1,
+};
+
+/* Why a connection ended. Everything but DP_END_EOF is an error in the access log. */
+enum dp_end {
+    DP_END_NONE = 0,           /* still open */
+    DP_END_EOF,                /* both directions closed in order */
+    DP_END_REFUSED_BY_ROUTE,   /* a route says refuse */
+    DP_END_UPSTREAM_CONNECT,   /* no endpoint could be connected; error is the last one's errno */
+    DP_END_UPSTREAM_TIMEOUT,   /* no endpoint answered within the connect timeout */
+    DP_END_DOWNSTREAM_RESET,   /* the application's side aborted */
+    DP_END_UPSTREAM_RESET,     /* the upstream aborted */
+    DP_END_IDLE_TIMEOUT,
+    DP_END_HEADER_TIMEOUT,     /* PROXY header or control request not complete in time */
+    DP_END_HEADER_TRUNCATED,   /* closed before the header was complete */
+    DP_END_HEADER_MALFORMED,   /* not a PROXY v2 header, or a wrong request */
+    DP_END_HEADER_NO_ADDRESS,  /* PROXY v2 LOCAL or UNSPEC: no original destination */
+    DP_END_LOOP,               /* the original destination is one of our own listeners */
+    DP_END_DOWNSTREAM_GONE,    /* the application gave its socket up before the upstream answered */
+    DP_END_NO_RESOURCES,       /* out of fds, ports or memory; error says which */
+    DP_END_DRAIN_LIMIT,        /* still open when the drain limit was reached */
+};
+
+/* What the control plane knows of one connection. */
+struct dp_record {
+    uint64_t id;           /* unique in this process, in the order of accepting */
+    uint64_t opened_ns;    /* CLOCK_REALTIME */
+    uint64_t duration_ns;  /* until closed, or until now */
+    uint64_t bytes_sent;     /* application to upstream */
+    uint64_t bytes_received; /* upstream to application */
+    struct mosnhook_address source;
+    struct mosnhook_address original_destination; /* port 0 while unknown */
+    struct mosnhook_address upstream;             /* port 0 while there is none */
+    uint32_t pid; /* 0 where unknown */
+    uint32_t uid; /* UINT32_MAX where unknown */
+    uint32_t route; /* index of the route that matched, UINT32_MAX for none */
+    int32_t error;  /* errno, 0 for none */
+    uint16_t transport; /* enum dp_transport */
+    uint16_t direction; /* enum dp_direction */
+    uint16_t action;    /* enum dp_action */
+    uint16_t end;       /* enum dp_end */
+    char command[MOSNHOOK_COMMAND_SIZE]; /* NUL-padded; "" where unknown */
+};
+
+/* One route of the table; `rules` numbers index these. */
+struct dp_route {
+    uint32_t action;         /* enum dp_action */
+    uint32_t balance;        /* enum dp_balance */
+    uint32_t first_endpoint; /* index into the endpoints */
+    uint32_t endpoint_count; /* 0: the original destination */
+};
+
+/* Milliseconds, each at least 1. */
+struct dp_timeouts {
+    uint32_t connect_ms; /* for each endpoint */
+    uint32_t idle_ms;    /* without a byte in either direction */
+    uint32_t header_ms;  /* for the whole PROXY header or control request */
+};
+
+/* Sums since the start, over all workers. */
+struct dp_counters {
+    uint64_t accepted;
+    uint64_t closed;
+    uint64_t bytes_sent;
+    uint64_t bytes_received;
+    uint64_t bytes_spliced;  /* part of both sums that took the splice path */
+    uint64_t connect_failures; /* endpoints that could not be connected */
+    uint64_t accept_pauses;    /* times that accepting paused for lack of fds */
+    uint64_t buffers;          /* relay buffers and pipes in use now */
+    uint64_t connection_bytes; /* user memory of one idle connection, bytes */
+};
+
+struct dp;
+
+/* Returns NULL with errno set. `workers` threads, at least 1, start with dp_start. */
+struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts);
+
+/* Adds a listening, non-blocking socket; the data plane owns the fd from here on, also on failure.
+ * 0 or -errno. Before dp_start only. */
+int dp_add_header_listener(struct dp *dp, int fd);
+int dp_add_control_listener(struct dp *dp, int fd);
+
+/* Opens a park (see contract.h) on `address` (its port is ignored) and stores where it is.
+ * 0 or -errno. Before dp_start only. */
+int dp_add_park(struct dp *dp, struct mosnhook_address *address);
+
+/* Addresses that are never an upstream by original destination (a loop): the own listeners. */
+int dp_set_own_addresses(struct dp *dp, const struct mosnhook_address *addresses, size_t count);
+
+/* Whether this kernel completes a parked socket by simultaneous open: tried on `address`.
+ * 1, 0, or -errno. */
+int dp_parking_works(const struct mosnhook_address *address);
+
+/* The page whose alive_ns and failures the data plane maintains; it must stay mapped until
+ * dp_stop. Before dp_start only. */
+void dp_set_page(struct dp *dp, struct mosnhook_page *page);
+
+/* Replaces the route table; all arrays are copied. 0 or -errno (-EINVAL: inconsistent table). */
+int dp_set_routes(struct dp *dp, const struct mosnhook_rules *rules, const struct dp_route *routes,
+                  size_t route_count, const struct mosnhook_address *endpoints,
+                  size_t endpoint_count);
+
+void dp_set_timeouts(struct dp *dp, const struct dp_timeouts *timeouts);
+
+/* 0 or -errno. */
+int dp_start(struct dp *dp);
+
+/* Readable when there is something to take; dp_take_closed clears it. */
+int dp_event_fd(struct dp *dp);
+
+/* Stores at most `max` connections that closed; each is reported once. Returns their number. */
+size_t dp_take_closed(struct dp *dp, struct dp_record *records, size_t max);
+
+/* Stores at most `max` live connections. Returns the number of all live ones. */
+size_t dp_snapshot(struct dp *dp, struct dp_record *records, size_t max);
+
+void dp_read_counters(struct dp *dp, struct dp_counters *counters);
+
+/* Closes the listeners; live connections go on. */
+void dp_drain(struct dp *dp);
+
+/* Aborts what is left and joins the workers. Closed connections can still be taken. */
+void dp_stop(struct dp *dp);
+
+/* After dp_stop (or before dp_start). */
+void dp_destroy(struct dp *dp);
+
+#endif

@@ -1,0 +1,322 @@
+/* What the files of the data plane share. One file, one idea:
+ *
+ *   dataplane.c  the interface of dataplane.h, called by the control thread
+ *   worker.c     one thread: epoll loop, accepting, timers
+ *   header.c     downstream side: connections that begin with a PROXY v2 header
+ *   control.c    downstream side: requests of the connect hook on the control socket
+ *   park.c       sockets that wait in SYN_SENT, and how they are completed or failed
+ *   upstream.c   route, endpoints, connecting
+ *   relay.c      moving bytes
+ *   routes.c     the route table
+ *   connection.c a connection's life, and its way to the control thread
+ *   timers.c     deadlines
+ *   address.c    addresses
+ *
+ * Threads: a worker and its connections are touched by the worker's own thread only. What crosses
+ * threads is atomic and marked so below.
+ */
+#ifndef PYSIDECAR_DATAPLANE_INTERNAL_H
+#define PYSIDECAR_DATAPLANE_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <sys/socket.h>
+
+#include "dataplane.h"
+
+enum {
+    SCRATCH_SIZE = 64 * 1024,  /* bytes of one recv: a worker's, not a connection's */
+    PIPE_SIZE = 256 * 1024,    /* bytes of a splice pipe */
+    POOLED_PIPES = 32,         /* empty pipes that a worker keeps open */
+    ACCEPT_BATCH = 32,         /* connections accepted before others get their turn */
+    RELAY_BATCH = 16,          /* reads of one direction before others get their turn */
+    MAX_LISTENERS = 64,        /* of each kind */
+    MAX_UNREPORTED = 1 << 18,  /* closed connections that the control thread has not taken */
+    ACCEPT_PAUSE_MS = 20,
+    FDS_PER_REQUEST = 4,       /* control socket, the application's socket, upstream, downstream */
+    FDS_PER_HEADER = 2,        /* downstream, upstream */
+    FDS_SPARE = 64,            /* left for the control plane */
+};
+
+struct connection;
+struct worker;
+
+/* ---- addresses ---- */
+
+/* Returns the length of the socket address. */
+socklen_t address_to_socket(const struct mosnhook_address *address,
+                            struct sockaddr_storage *socket_address);
+/* Leaves a zero address for families other than IPv4 and IPv6. */
+void address_from_socket(struct mosnhook_address *address,
+                         const struct sockaddr_storage *socket_address);
+bool address_equal(const struct mosnhook_address *a, const struct mosnhook_address *b);
+bool address_is_ipv4(const struct mosnhook_address *address);
+bool address_is_loopback(const struct mosnhook_address *address);
+bool address_is_unspecified(const struct mosnhook_address *address);
+/* 0 or -errno. */
+int address_of_local(int fd, struct mosnhook_address *address);
+int address_of_peer(int fd, struct mosnhook_address *address);
+
+/* ---- epoll ---- */
+
+enum watch_kind {
+    WATCH_HEADER_LISTENER,
+    WATCH_CONTROL_LISTENER,
+    WATCH_MAIL,
+    WATCH_REQUEST,
+    WATCH_DOWNSTREAM,
+    WATCH_UPSTREAM,
+};
+
+/* What epoll hands back; embedded in what it belongs to. */
+struct watch {
+    int fd; /* -1: none */
+    enum watch_kind kind;
+};
+
+/* ---- route table ---- */
+
+struct endpoint {
+    struct mosnhook_address address;
+    atomic_uint active; /* connections that have it now */
+};
+
+struct route {
+    enum dp_action action;
+    enum dp_balance balance;
+    uint32_t first_endpoint;
+    uint32_t endpoint_count;
+    atomic_uint next; /* round robin */
+};
+
+/* Immutable but for the atomics. Referenced by workers and by connections that use an endpoint. */
+struct table {
+    atomic_size_t references;
+    struct mosnhook_rules *rules;
+    struct route *routes;
+    size_t route_count;
+    struct endpoint *endpoints;
+    size_t endpoint_count;
+};
+
+/* A table with one reference, or NULL with errno set. */
+struct table *table_create(const struct mosnhook_rules *rules, const struct dp_route *routes,
+                           size_t route_count, const struct mosnhook_address *endpoints,
+                           size_t endpoint_count);
+struct table *table_reference(struct table *table);
+void table_release(struct table *table); /* NULL is allowed */
+/* The index of the first route that matches, or MOSNHOOK_NO_RULE. */
+uint32_t table_match(const struct table *table, const struct mosnhook_address *destination);
+/* The index in the route (not in the table) of the endpoint to try first. */
+uint32_t route_pick(struct table *table, struct route *route);
+
+/* ---- connections ---- */
+
+enum phase {
+    PHASE_REQUEST,    /* the hook's request has not come */
+    PHASE_HEADER,     /* the PROXY header is not complete */
+    PHASE_CONNECTING, /* to the upstream */
+    PHASE_COMPLETING, /* the parked socket */
+    PHASE_RELAYING,
+    PHASE_CLOSED,
+};
+
+enum { DOWNSTREAM = 0, UPSTREAM = 1 };
+
+struct side {
+    struct watch watch;
+    bool readable; /* until recv says otherwise (edge-triggered) */
+    bool writable; /* until send says otherwise */
+    bool hung_up;  /* EPOLLRDHUP came: there is an end to read */
+    bool ended;    /* its end was read */
+    bool finished; /* its write side was shut down */
+};
+
+struct chunk {
+    uint32_t start, end;
+    uint8_t data[];
+};
+
+struct pipe {
+    struct pipe *next;
+    int read_end, write_end;
+    size_t held; /* bytes in it */
+};
+
+/* One direction, named by the side that it reads. At most one of chunk and pipe holds bytes. */
+struct flow {
+    _Atomic uint64_t bytes; /* passed on; written by the worker, read by the control thread */
+    struct chunk *chunk;    /* read but not sent; NULL when everything was sent */
+    struct pipe *pipe;
+    uint8_t streak; /* consecutive full reads, or small ones while splicing */
+    bool splicing;
+};
+
+/* `phase` is stored with release order after the fields that the control thread may read from then
+ * on: source from the start; destination, process, route from PHASE_CONNECTING; upstream from
+ * PHASE_RELAYING; everything once closed. */
+struct connection {
+    struct worker *worker;
+    struct connection *next_opened;   /* the control thread's inbox */
+    struct connection *next_closed;   /* the worker's list of this turn, then the inbox */
+    struct connection *next_runnable; /* the worker's queue of connections that used their batch */
+    struct connection *live_next, *live_previous; /* the control thread's list */
+
+    uint64_t id;
+    uint64_t opened_real_ns, opened_ns, closed_ns;
+    uint64_t last_active_ms;
+    uint64_t deadline_ms;
+    int32_t timer_index; /* in the worker's heap, -1: no deadline */
+
+    struct side side[2];
+    struct flow flow[2];
+    struct watch request; /* the control socket, until answered */
+    int application;      /* the application's own socket, until completed */
+    uint64_t cookie;      /* its SO_COOKIE */
+
+    struct mosnhook_address source, original_destination, upstream;
+    struct mosnhook_address park;
+
+    struct table *table; /* set with `endpoint` */
+    struct endpoint *endpoint;
+    uint32_t first_endpoint, attempts; /* in the route; endpoints tried */
+
+    uint32_t pid, uid, route;
+    int32_t error;
+    _Atomic uint8_t phase; /* enum phase */
+    uint8_t transport, direction, action, end;
+    uint8_t fds_reserved;
+    bool waits, parked, runnable;
+    char command[MOSNHOOK_COMMAND_SIZE];
+};
+
+/* A new connection that is known to the control thread, or NULL (out of memory). */
+struct connection *connection_open(struct worker *worker, enum dp_transport transport,
+                                   enum phase phase, uint8_t fds_reserved);
+/* Closes everything it holds; the control thread gets it after this turn of the loop. Further calls
+ * change nothing. Sides that have not ended in order are reset. */
+void connection_close(struct connection *connection, enum dp_end end, int error);
+/* Tells the application that its connect failed, then closes. */
+void connection_refuse(struct connection *connection, enum dp_end end, int error);
+void connection_enter(struct connection *connection, enum phase phase);
+void connection_release_fds(struct connection *connection, uint8_t keep);
+/* Hands the connections that closed in this turn to the control thread. */
+void connections_hand_over(struct worker *worker);
+void connection_describe(const struct connection *connection, uint64_t now_ns,
+                         struct dp_record *record);
+void connection_free(struct connection *connection);
+
+/* ---- timers: a heap by deadline ---- */
+
+struct timers {
+    struct connection **heap;
+    size_t count, capacity;
+};
+
+/* Sets or moves the connection's only deadline. False when out of memory. */
+bool timer_set(struct timers *timers, struct connection *connection, uint64_t deadline_ms);
+void timer_cancel(struct timers *timers, struct connection *connection);
+/* The connection whose deadline has come (its timer is cancelled), or NULL. */
+struct connection *timer_expired(struct timers *timers, uint64_t now_ms);
+
+/* ---- workers ---- */
+
+struct counters {
+    _Atomic uint64_t accepted, closed, bytes[2], bytes_spliced, connect_failures, accept_pauses;
+    _Atomic uint64_t buffers;
+};
+
+struct worker {
+    struct dp *dp;
+    pthread_t thread;
+    bool started;
+    unsigned index;
+    int epoll;
+    struct watch mail; /* eventfd */
+    _Atomic(struct table *) new_table;
+    struct table *table;
+    bool accepting, drained;
+    uint64_t accept_again_ms;
+    uint64_t now_ns, now_ms; /* CLOCK_MONOTONIC at the start of this turn */
+    struct timers timers;
+    struct connection *closed;
+    struct connection *runnable_head, **runnable_tail;
+    struct pipe *pipes;
+    unsigned pooled_pipes;
+    int private_listener[2]; /* IPv4, IPv6: for sockets that cannot be parked; -1: not open */
+    struct counters counters;
+    uint8_t scratch[SCRATCH_SIZE];
+};
+
+struct dp {
+    struct worker *workers;
+    uint32_t worker_count;
+    bool started, joined;
+
+    struct watch header_listeners[MAX_LISTENERS], control_listeners[MAX_LISTENERS];
+    size_t header_listener_count, control_listener_count;
+    struct mosnhook_address parks[MOSNHOOK_MAX_PARKS];
+    int park_listeners[MOSNHOOK_MAX_PARKS];
+    size_t park_count;
+    struct mosnhook_address *own;
+    size_t own_count;
+    struct mosnhook_address refuser[2]; /* IPv4, IPv6: bound but not listening, answers RST */
+    int refuser_fds[2];
+    struct mosnhook_page *page;
+
+    _Atomic uint32_t connect_ms, idle_ms, header_ms;
+    atomic_bool draining, stopping;
+    atomic_uint undrained; /* workers that still accept */
+    _Atomic uint64_t next_id;
+    atomic_int fds_reserved;
+    int fds_budget;
+
+    /* Inboxes of the control thread: stacks to which any worker pushes. */
+    _Atomic(struct connection *) opened, closed;
+    atomic_size_t unreported;
+    int event;
+    /* The control thread's own. */
+    struct connection *to_report, *live;
+    size_t live_count;
+};
+
+void *worker_run(void *worker);
+/* Stops accepting for good; the last worker to do so closes the listeners. */
+void worker_leave_listeners(struct worker *worker);
+int worker_watch(struct worker *worker, struct watch *watch, uint32_t events);
+struct table *worker_table(struct worker *worker);
+void worker_count(_Atomic uint64_t *counter, int64_t change);
+void worker_add_runnable(struct worker *worker, struct connection *connection);
+
+/* ---- the stations of a connection ---- */
+
+void header_accept(struct worker *worker, int listener);
+void header_event(struct connection *connection, uint32_t events);
+void control_accept(struct worker *worker, int listener);
+void control_event(struct connection *connection);
+
+/* Routes and connects; expects source and original_destination to be set. */
+void upstream_start(struct connection *connection);
+void upstream_event(struct connection *connection, uint32_t events);
+/* The connect timeout of the endpoint that is being tried. */
+void upstream_timeout(struct connection *connection);
+void upstream_release(struct connection *connection);
+
+int park_open(struct mosnhook_address *address); /* the listener's fd or -errno */
+/* Whether the application's socket is parked at one of ours; sets source, park and cookie. */
+bool park_inspect(struct connection *connection);
+/* Connects the parked (or unparked) socket of the application to us: PHASE_COMPLETING. */
+void park_complete(struct connection *connection);
+void park_completing_event(struct connection *connection, uint32_t events);
+void park_fail(struct connection *connection, int error);
+
+void relay_start(struct connection *connection);
+void relay_event(struct connection *connection, int side, uint32_t events);
+void relay_run(struct connection *connection);
+void relay_release(struct connection *connection); /* frees buffers */
+void relay_close_pool(struct worker *worker);
+
+int tune_socket(int fd); /* TCP_NODELAY and keepalive; 0 or -errno */
+
+#endif

@@ -1,0 +1,292 @@
+/* Sockets of applications that wait in SYN_SENT for their upstream (see contract.h).
+ *
+ * An application's socket S is connected to a park: a listener whose socket filter drops every
+ * segment. To complete S, a socket bound to the same address connects to S: the crossed SYNs
+ * establish both (simultaneous open, RFC 9293 figure 7). To fail S it is disconnected, and connected
+ * to a port that answers with RST, which leaves ECONNREFUSED for the application to find. */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+enum {
+    COMPLETE_MS = 2000, /* a simultaneous open on loopback takes microseconds */
+};
+
+int park_open(struct mosnhook_address *address)
+{
+    static struct sock_filter drop_all = BPF_STMT(BPF_RET | BPF_K, 0);
+    static const struct sock_fprog program = {1, &drop_all};
+    struct sockaddr_storage name;
+    socklen_t length;
+    int one = 1, result;
+    int fd;
+
+    address->port = 0;
+    length = address_to_socket(address, &name);
+    fd = socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
+    if (fd < 0)
+        return -errno;
+    if (setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) < 0 ||
+        setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0 ||
+        bind(fd, (struct sockaddr *)&name, length) < 0 || listen(fd, 1) < 0)
+        result = -errno;
+    else
+        result = address_of_local(fd, address);
+    if (result < 0) {
+        close(fd);
+        return result;
+    }
+    return fd;
+}
+
+static bool is_park(const struct dp *dp, const struct mosnhook_address *address)
+{
+    for (size_t i = 0; i < dp->park_count; i++)
+        if (address_equal(&dp->parks[i], address))
+            return true;
+    return false;
+}
+
+/* The state is what the kernel says, never what the request claims: S may have been given another
+ * purpose while the request waited. getpeername answers ENOTCONN in SYN_SENT, SO_PEERNAME does not. */
+static bool read_parked(const struct dp *dp, int fd, struct mosnhook_address *source,
+                        struct mosnhook_address *park)
+{
+    struct sockaddr_storage name;
+    struct tcp_info info;
+    socklen_t length = sizeof info;
+
+    memset(&info, 0, sizeof info);
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) < 0 ||
+        info.tcpi_state != TCP_SYN_SENT)
+        return false;
+    memset(&name, 0, sizeof name);
+    length = sizeof name;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERNAME, &name, &length) < 0)
+        return false;
+    address_from_socket(park, &name);
+    return is_park(dp, park) && address_of_local(fd, source) == 0;
+}
+
+bool park_inspect(struct connection *connection)
+{
+    socklen_t length = sizeof connection->cookie;
+
+    getsockopt(connection->application, SOL_SOCKET, SO_COOKIE, &connection->cookie, &length);
+    return read_parked(connection->worker->dp, connection->application, &connection->source,
+                       &connection->park);
+}
+
+static bool is_still_parked(const struct connection *connection)
+{
+    struct mosnhook_address source, park;
+
+    return read_parked(connection->worker->dp, connection->application, &source, &park) &&
+           address_equal(&source, &connection->source) && address_equal(&park, &connection->park);
+}
+
+/* A socket that connects to a parked one. Its fd or -errno. */
+static int open_crossing(const struct mosnhook_address *park,
+                         const struct mosnhook_address *source)
+{
+    struct sockaddr_storage name;
+    socklen_t length = address_to_socket(park, &name);
+    int one = 1, result = 0;
+    int fd = socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
+
+    if (fd < 0)
+        return -errno;
+    if (setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) < 0 ||
+        bind(fd, (struct sockaddr *)&name, length) < 0)
+        result = -errno;
+    length = address_to_socket(source, &name);
+    if (result == 0 && connect(fd, (struct sockaddr *)&name, length) < 0 && errno != EINPROGRESS)
+        result = -errno;
+    if (result < 0) {
+        close(fd);
+        return result;
+    }
+    return fd;
+}
+
+/* A listener of this worker for sockets that cannot be parked. Its fd or -errno. */
+static int private_listener(struct worker *worker, bool ipv4)
+{
+    struct mosnhook_address address = worker->dp->refuser[ipv4 ? 0 : 1];
+    int *listener = &worker->private_listener[ipv4 ? 0 : 1];
+    struct sockaddr_storage name;
+    socklen_t length;
+
+    if (*listener >= 0)
+        return *listener;
+    address.port = 0;
+    length = address_to_socket(&address, &name);
+    *listener = socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
+    if (*listener < 0)
+        return -errno;
+    if (bind(*listener, (struct sockaddr *)&name, length) < 0 || listen(*listener, SOMAXCONN) < 0) {
+        int error = errno;
+
+        close(*listener);
+        *listener = -1;
+        return -error;
+    }
+    return *listener;
+}
+
+/* Connects an unconnected socket of a waiting application (MPTCP) to this worker and accepts it: the
+ * socket may be a blocking one, but on loopback with an empty accept queue connect returns at once.
+ * The accepted fd or -errno. */
+static int connect_unparked(struct connection *connection)
+{
+    struct worker *worker = connection->worker;
+    struct mosnhook_address address, peer;
+    struct sockaddr_storage name;
+    socklen_t length = sizeof(int);
+    int domain, listener, fd;
+
+    if (getsockopt(connection->application, SOL_SOCKET, SO_DOMAIN, &domain, &length) < 0)
+        return -errno;
+    listener = private_listener(worker, domain == AF_INET);
+    if (listener < 0)
+        return listener;
+    while ((fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) >= 0)
+        close(fd); /* strangers: nobody else has business here */
+    if (address_of_local(listener, &address) < 0)
+        return -EBADF;
+    length = address_to_socket(&address, &name);
+    if (connect(connection->application, (struct sockaddr *)&name, length) < 0 &&
+        errno != EINPROGRESS)
+        return -errno;
+    if (address_of_local(connection->application, &connection->source) < 0)
+        return -ENOTCONN;
+    while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
+        if (address_of_peer(fd, &peer) == 0 && address_equal(&peer, &connection->source))
+            return fd;
+        close(fd);
+    }
+    return -errno;
+}
+
+void park_complete(struct connection *connection)
+{
+    struct worker *worker = connection->worker;
+    struct watch *watch = &connection->side[DOWNSTREAM].watch;
+    int fd;
+
+    if (connection->parked && !is_still_parked(connection)) {
+        connection_close(connection, DP_END_DOWNSTREAM_GONE, 0);
+        return;
+    }
+    fd = connection->parked ? open_crossing(&connection->park, &connection->source)
+                            : connect_unparked(connection);
+    if (fd >= 0) {
+        watch->fd = fd;
+        connection_enter(connection, PHASE_COMPLETING);
+        tune_socket(fd);
+        if (!timer_set(&worker->timers, connection, worker->now_ms + COMPLETE_MS) ||
+            worker_watch(worker, watch, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET) < 0)
+            fd = -ENOMEM;
+    }
+    if (fd < 0)
+        connection_refuse(connection, DP_END_NO_RESOURCES, -fd);
+}
+
+void park_completing_event(struct connection *connection, uint32_t events)
+{
+    struct mosnhook_answer answer = {
+        .magic = MOSNHOOK_MAGIC,
+        .version = MOSNHOOK_VERSION,
+        .action = MOSNHOOK_RELAY,
+    };
+    struct side *downstream = &connection->side[DOWNSTREAM];
+
+    if (events & EPOLLERR) {
+        connection_close(connection, DP_END_DOWNSTREAM_GONE, ECONNRESET);
+        return;
+    }
+    if (!(events & EPOLLOUT))
+        return;
+    downstream->readable = true;
+    downstream->writable = true;
+    downstream->hung_up = events & EPOLLRDHUP;
+    timer_cancel(&connection->worker->timers, connection);
+    /* A caller that no longer waits finds its socket connected. */
+    if (connection->waits)
+        (void)send(connection->request.fd, &answer, sizeof answer, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (connection->request.fd >= 0)
+        close(connection->request.fd);
+    connection->request.fd = -1;
+    /* Our copy must go, or the application's close would not be seen. */
+    close(connection->application);
+    connection->application = -1;
+    connection_release_fds(connection, FDS_PER_HEADER);
+    relay_start(connection);
+}
+
+void park_fail(struct connection *connection, int error)
+{
+    struct mosnhook_page *page = connection->worker->dp->page;
+    int fd = connection->application;
+    struct sockaddr unconnected = {.sa_family = AF_UNSPEC};
+    struct sockaddr_storage name;
+    socklen_t length;
+
+    if (!connection->parked || !is_still_parked(connection))
+        return;
+    if (page)
+        __atomic_store_n(&page->failures[connection->cookie % MOSNHOOK_FAILURES],
+                         connection->cookie << 16 | (uint16_t)error, __ATOMIC_RELEASE);
+    if (connect(fd, &unconnected, sizeof unconnected) < 0)
+        return;
+    /* Left at this a pending ECONNRESET tells the application. For a blocking socket that has to
+     * do: to connect it here would take the error away with it. */
+    if (!(fcntl(fd, F_GETFL) & O_NONBLOCK))
+        return;
+    length = address_to_socket(
+        &connection->worker->dp->refuser[address_is_ipv4(&connection->park) ? 0 : 1], &name);
+    (void)connect(fd, (struct sockaddr *)&name, length);
+}
+
+int dp_parking_works(const struct mosnhook_address *address)
+{
+    struct mosnhook_address park = *address, source;
+    struct sockaddr_storage name;
+    struct pollfd wait[2];
+    socklen_t length;
+    int listener = park_open(&park);
+    int parked, crossing, result;
+
+    if (listener < 0)
+        return listener;
+    length = address_to_socket(&park, &name);
+    parked = socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
+    if (parked < 0) {
+        result = -errno;
+        close(listener);
+        return result;
+    }
+    result = 0;
+    if (connect(parked, (struct sockaddr *)&name, length) < 0 && errno == EINPROGRESS &&
+        address_of_local(parked, &source) == 0) {
+        crossing = open_crossing(&park, &source);
+        wait[0] = (struct pollfd){.fd = parked, .events = POLLOUT};
+        wait[1] = (struct pollfd){.fd = crossing, .events = POLLOUT};
+        if (crossing >= 0 && poll(&wait[0], 1, COMPLETE_MS) == 1 &&
+            poll(&wait[1], 1, COMPLETE_MS) == 1)
+            result = wait[0].revents == POLLOUT && wait[1].revents == POLLOUT;
+        if (crossing >= 0)
+            close(crossing);
+    }
+    close(parked);
+    close(listener);
+    return result;
+}

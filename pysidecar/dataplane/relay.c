@@ -1,0 +1,386 @@
+/* Moving bytes between the two sides of a connection.
+ *
+ * Small traffic goes through the worker's scratch memory (recv, send), bulk through a pipe (splice):
+ * which one is chosen by what the direction does, not once for all. Bytes that were read and could
+ * not be sent wait in a chunk or in the pipe; until they are gone nothing more is read (that is the
+ * backpressure), and a direction that waits for nothing holds no memory.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+enum {
+    FULL_READS_TO_SPLICE = 4,   /* consecutive reads that filled the scratch memory */
+    SMALL_SPLICES_TO_COPY = 8,  /* consecutive splices below SMALL_SPLICE */
+    SMALL_SPLICE = 16 * 1024,
+};
+
+enum progress {
+    PROGRESS_BLOCKED, /* nothing more to do until an event */
+    PROGRESS_BATCH,   /* there is more to do, but others first */
+    PROGRESS_DONE,    /* everything was passed on, the end included */
+    PROGRESS_FAILED,  /* a side was reset; connection->error says how */
+};
+
+/* ---- pipes ---- */
+
+static struct pipe *pipe_acquire(struct worker *worker)
+{
+    struct pipe *pipe = worker->pipes;
+    struct dp *dp = worker->dp;
+    int ends[2];
+
+    if (pipe) {
+        worker->pipes = pipe->next;
+        worker->pooled_pipes--;
+        worker_count(&worker->counters.buffers, 1);
+        return pipe;
+    }
+    /* Copying works without fds: the last of them are for connections. */
+    if (atomic_fetch_add_explicit(&dp->fds_reserved, 2, memory_order_relaxed) + 2 >
+        dp->fds_budget / 8 * 7)
+        goto no_fds;
+    pipe = calloc(1, sizeof *pipe);
+    if (!pipe || pipe2(ends, O_NONBLOCK | O_CLOEXEC) < 0) {
+        free(pipe);
+        goto no_fds;
+    }
+    /* An unprivileged user may have used up his pipe pages: a small pipe works too. */
+    (void)fcntl(ends[1], F_SETPIPE_SZ, PIPE_SIZE);
+    pipe->read_end = ends[0];
+    pipe->write_end = ends[1];
+    worker_count(&worker->counters.buffers, 1);
+    return pipe;
+
+no_fds:
+    atomic_fetch_sub_explicit(&dp->fds_reserved, 2, memory_order_relaxed);
+    return NULL;
+}
+
+static void pipe_close(struct worker *worker, struct pipe *pipe)
+{
+    close(pipe->read_end);
+    close(pipe->write_end);
+    free(pipe);
+    atomic_fetch_sub_explicit(&worker->dp->fds_reserved, 2, memory_order_relaxed);
+}
+
+static void pipe_release(struct worker *worker, struct pipe *pipe)
+{
+    worker_count(&worker->counters.buffers, -1);
+    if (pipe->held > 0 || worker->pooled_pipes == POOLED_PIPES) {
+        pipe_close(worker, pipe);
+        return;
+    }
+    pipe->next = worker->pipes;
+    worker->pipes = pipe;
+    worker->pooled_pipes++;
+}
+
+void relay_close_pool(struct worker *worker)
+{
+    while (worker->pipes) {
+        struct pipe *pipe = worker->pipes;
+
+        worker->pipes = pipe->next;
+        pipe_close(worker, pipe);
+    }
+    worker->pooled_pipes = 0;
+}
+
+/* ---- one direction ---- */
+
+static void flow_release(struct worker *worker, struct flow *flow)
+{
+    if (flow->chunk) {
+        free(flow->chunk);
+        flow->chunk = NULL;
+        worker_count(&worker->counters.buffers, -1);
+    }
+    if (flow->pipe) {
+        pipe_release(worker, flow->pipe);
+        flow->pipe = NULL;
+    }
+}
+
+static void count_bytes(struct connection *connection, int from, size_t bytes)
+{
+    struct flow *flow = &connection->flow[from];
+    uint64_t sum = atomic_load_explicit(&flow->bytes, memory_order_relaxed) + bytes;
+
+    atomic_store_explicit(&flow->bytes, sum, memory_order_relaxed);
+    worker_count(&connection->worker->counters.bytes[from], (int64_t)bytes);
+    connection->last_active_ms = connection->worker->now_ms;
+}
+
+/* The side `index` was reset, as an operation on it told. */
+static enum progress side_failed(struct connection *connection, int index, int error)
+{
+    connection->end = index == DOWNSTREAM ? DP_END_DOWNSTREAM_RESET : DP_END_UPSTREAM_RESET;
+    connection->error = error == EPIPE ? ECONNRESET : error;
+    return PROGRESS_FAILED;
+}
+
+/* Sends the flow's chunk. True when it is gone; else `progress` says why not. */
+static bool flush_chunk(struct connection *connection, int from, enum progress *progress)
+{
+    struct flow *flow = &connection->flow[from];
+    struct side *to = &connection->side[!from];
+    struct chunk *chunk = flow->chunk;
+    ssize_t sent =
+        send(to->watch.fd, chunk->data + chunk->start, chunk->end - chunk->start, MSG_NOSIGNAL);
+
+    if (sent < 0 && errno != EAGAIN && errno != EINTR) {
+        *progress = side_failed(connection, !from, errno);
+        return false;
+    }
+    if (sent > 0) {
+        count_bytes(connection, from, (size_t)sent);
+        chunk->start += (uint32_t)sent;
+    }
+    if (chunk->start < chunk->end) {
+        to->writable = false;
+        *progress = PROGRESS_BLOCKED;
+        return false;
+    }
+    flow_release(connection->worker, flow);
+    return true;
+}
+
+/* Sends what the flow's pipe holds. As flush_chunk. */
+static bool flush_pipe(struct connection *connection, int from, enum progress *progress)
+{
+    struct flow *flow = &connection->flow[from];
+    struct side *to = &connection->side[!from];
+
+    while (flow->pipe->held > 0) {
+        ssize_t sent = splice(flow->pipe->read_end, NULL, to->watch.fd, NULL, flow->pipe->held,
+                              SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+
+        if (sent < 0 && errno != EAGAIN && errno != EINTR) {
+            *progress = side_failed(connection, !from, errno);
+            return false;
+        }
+        if (sent <= 0) {
+            to->writable = false;
+            *progress = PROGRESS_BLOCKED;
+            return false;
+        }
+        flow->pipe->held -= (size_t)sent;
+        count_bytes(connection, from, (size_t)sent);
+        worker_count(&connection->worker->counters.bytes_spliced, sent);
+    }
+    return true;
+}
+
+/* What to do after a read of `count` bytes, where `wanted` were asked for: false when the side has
+ * nothing more for now. A short read means that the socket was empty; only an end that is already
+ * there would not be announced again, so then reading goes on to it. */
+static bool after_read(struct connection *connection, int from, ssize_t count, size_t wanted,
+                       enum progress *progress)
+{
+    struct side *side = &connection->side[from];
+
+    if (count == 0) {
+        side->ended = true;
+        return true;
+    }
+    if (count < 0 && errno == EINTR)
+        return true;
+    if (count < 0 && errno != EAGAIN) {
+        *progress = side_failed(connection, from, errno);
+        return false;
+    }
+    if (count < 0 || ((size_t)count < wanted && !side->hung_up))
+        side->readable = false;
+    *progress = PROGRESS_BLOCKED;
+    return count > 0;
+}
+
+/* Reads once and passes on what can be passed on. False when this direction cannot go on. */
+static bool copy_once(struct connection *connection, int from, enum progress *progress)
+{
+    struct worker *worker = connection->worker;
+    struct flow *flow = &connection->flow[from];
+    struct side *to = &connection->side[!from];
+    ssize_t count = recv(connection->side[from].watch.fd, worker->scratch, SCRATCH_SIZE, 0);
+    ssize_t sent;
+
+    if (!after_read(connection, from, count, SCRATCH_SIZE, progress))
+        return false;
+    if (count <= 0)
+        return true;
+    flow->streak = count == SCRATCH_SIZE ? flow->streak + 1 : 0;
+    if (flow->streak >= FULL_READS_TO_SPLICE) {
+        flow->splicing = true;
+        flow->streak = 0;
+    }
+    sent = send(to->watch.fd, worker->scratch, (size_t)count, MSG_NOSIGNAL);
+    if (sent < 0 && errno != EAGAIN && errno != EINTR) {
+        *progress = side_failed(connection, !from, errno);
+        return false;
+    }
+    if (sent > 0)
+        count_bytes(connection, from, (size_t)sent);
+    else
+        sent = 0;
+    if (sent == count)
+        return true;
+    flow->chunk = malloc(sizeof *flow->chunk + (size_t)(count - sent));
+    if (!flow->chunk) {
+        *progress = side_failed(connection, from, ENOMEM);
+        return false;
+    }
+    worker_count(&worker->counters.buffers, 1);
+    flow->chunk->start = 0;
+    flow->chunk->end = (uint32_t)(count - sent);
+    memcpy(flow->chunk->data, worker->scratch + sent, (size_t)(count - sent));
+    to->writable = false;
+    *progress = PROGRESS_BLOCKED;
+    return false;
+}
+
+/* As copy_once. */
+static bool splice_once(struct connection *connection, int from, enum progress *progress)
+{
+    struct flow *flow = &connection->flow[from];
+    ssize_t count;
+
+    if (!flow->pipe) {
+        flow->pipe = pipe_acquire(connection->worker);
+        if (!flow->pipe) {
+            flow->splicing = false;
+            return true;
+        }
+    }
+    count = splice(connection->side[from].watch.fd, NULL, flow->pipe->write_end, NULL, PIPE_SIZE,
+                   SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+    /* A full pipe and an empty socket look alike, but the pipe is empty here. And a short splice
+     * says nothing about the socket: the pipe may have run out of slots. */
+    if (!after_read(connection, from, count, 0, progress))
+        return false;
+    if (count <= 0)
+        return true;
+    flow->pipe->held += (size_t)count;
+    flow->streak = count < SMALL_SPLICE ? flow->streak + 1 : 0;
+    if (flow->streak >= SMALL_SPLICES_TO_COPY) {
+        flow->splicing = false;
+        flow->streak = 0;
+    }
+    return flush_pipe(connection, from, progress);
+}
+
+/* Moves what can be moved now. `pass_end`: whether an end that is read is passed on. */
+static enum progress run_flow(struct connection *connection, int from, bool pass_end)
+{
+    struct flow *flow = &connection->flow[from];
+    struct side *side = &connection->side[from], *to = &connection->side[!from];
+    enum progress progress = PROGRESS_BLOCKED;
+
+    if (to->finished)
+        return PROGRESS_DONE;
+    if ((flow->chunk || (flow->pipe && flow->pipe->held)) && !to->writable)
+        return PROGRESS_BLOCKED;
+    if (flow->chunk && !flush_chunk(connection, from, &progress))
+        return progress;
+    if (flow->pipe && !flush_pipe(connection, from, &progress))
+        return progress;
+    for (int i = 0; side->readable && !side->ended; i++) {
+        if (i == RELAY_BATCH)
+            return PROGRESS_BATCH;
+        if (!(flow->splicing ? splice_once(connection, from, &progress)
+                             : copy_once(connection, from, &progress)))
+            break;
+    }
+    if (flow->pipe && flow->pipe->held == 0)
+        flow_release(connection->worker, flow);
+    if (progress == PROGRESS_FAILED || !side->ended || flow->chunk || flow->pipe || !pass_end)
+        return progress;
+    if (shutdown(to->watch.fd, SHUT_WR) < 0)
+        return side_failed(connection, !from, errno);
+    to->finished = true;
+    return PROGRESS_DONE;
+}
+
+/* ---- both directions ---- */
+
+/* A side was reset. What it sent before the reset is still to be delivered as far as the other one
+ * takes it at once; then the other one is reset too, without an end before: that would look as if
+ * everything had arrived. */
+static void fail(struct connection *connection)
+{
+    enum dp_end end = connection->end;
+    int error = connection->error;
+    int failed = end == DP_END_DOWNSTREAM_RESET ? DOWNSTREAM : UPSTREAM;
+
+    connection->side[failed].readable = true;
+    while (run_flow(connection, failed, false) == PROGRESS_BATCH)
+        ;
+    connection_close(connection, end, error);
+}
+
+void relay_run(struct connection *connection)
+{
+    enum progress progress[2];
+
+    for (int from = DOWNSTREAM; from <= UPSTREAM; from++) {
+        progress[from] = run_flow(connection, from, true);
+        if (progress[from] == PROGRESS_FAILED) {
+            fail(connection);
+            return;
+        }
+    }
+    if (progress[DOWNSTREAM] == PROGRESS_DONE && progress[UPSTREAM] == PROGRESS_DONE)
+        connection_close(connection, DP_END_EOF, 0);
+    else if (progress[DOWNSTREAM] == PROGRESS_BATCH || progress[UPSTREAM] == PROGRESS_BATCH)
+        worker_add_runnable(connection->worker, connection);
+}
+
+void relay_start(struct connection *connection)
+{
+    struct worker *worker = connection->worker;
+    uint32_t idle_ms = atomic_load_explicit(&worker->dp->idle_ms, memory_order_relaxed);
+
+    connection->last_active_ms = worker->now_ms;
+    if (!timer_set(&worker->timers, connection, worker->now_ms + idle_ms)) {
+        connection_close(connection, DP_END_NO_RESOURCES, ENOMEM);
+        return;
+    }
+    connection_enter(connection, PHASE_RELAYING);
+    relay_run(connection);
+}
+
+void relay_event(struct connection *connection, int index, uint32_t events)
+{
+    struct side *side = &connection->side[index];
+    int error = 0;
+    socklen_t length = sizeof error;
+
+    if (events & (EPOLLIN | EPOLLHUP | EPOLLRDHUP))
+        side->readable = true;
+    if (events & EPOLLRDHUP)
+        side->hung_up = true;
+    if (events & EPOLLOUT)
+        side->writable = true;
+    if (events & EPOLLERR) {
+        /* Also where backpressure keeps us from reading this side: a reset does not wait. */
+        if (getsockopt(side->watch.fd, SOL_SOCKET, SO_ERROR, &error, &length) < 0)
+            error = errno;
+        side_failed(connection, index, error ? error : ECONNRESET);
+        fail(connection);
+        return;
+    }
+    relay_run(connection);
+}
+
+void relay_release(struct connection *connection)
+{
+    flow_release(connection->worker, &connection->flow[DOWNSTREAM]);
+    flow_release(connection->worker, &connection->flow[UPSTREAM]);
+}

@@ -1,0 +1,103 @@
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+#include "rules.h"
+
+static bool table_is_consistent(const struct mosnhook_rules *rules, const struct dp_route *routes,
+                                size_t route_count, size_t endpoint_count)
+{
+    const struct mosnhook_boundary *boundaries = (const void *)(rules + 1);
+    const struct mosnhook_prefix *prefixes = (const void *)(boundaries + rules->boundary_count);
+    const struct mosnhook_segment *segments = (const void *)(prefixes + rules->prefix_count);
+
+    if (!mosnhook_rules_fit(rules, UINT32_MAX))
+        return false;
+    for (uint32_t i = 0; i < rules->segment_count; i++)
+        if (segments[i].rule >= route_count)
+            return false;
+    for (size_t i = 0; i < route_count; i++)
+        if (routes[i].action > DP_REFUSE || routes[i].balance > DP_LEAST_CONNECTIONS ||
+            routes[i].first_endpoint > endpoint_count ||
+            routes[i].endpoint_count > endpoint_count - routes[i].first_endpoint)
+            return false;
+    return true;
+}
+
+struct table *table_create(const struct mosnhook_rules *rules, const struct dp_route *routes,
+                           size_t route_count, const struct mosnhook_address *endpoints,
+                           size_t endpoint_count)
+{
+    struct table *table;
+
+    if (!table_is_consistent(rules, routes, route_count, endpoint_count)) {
+        errno = EINVAL;
+        return NULL;
+    }
+    table = calloc(1, sizeof *table);
+    if (!table)
+        return NULL;
+    atomic_init(&table->references, 1);
+    table->rules = malloc(rules->size);
+    table->routes = calloc(route_count ? route_count : 1, sizeof *table->routes);
+    table->endpoints = calloc(endpoint_count ? endpoint_count : 1, sizeof *table->endpoints);
+    if (!table->rules || !table->routes || !table->endpoints) {
+        table_release(table);
+        errno = ENOMEM;
+        return NULL;
+    }
+    memcpy(table->rules, rules, rules->size);
+    table->route_count = route_count;
+    table->endpoint_count = endpoint_count;
+    for (size_t i = 0; i < route_count; i++) {
+        table->routes[i].action = routes[i].action;
+        table->routes[i].balance = routes[i].balance;
+        table->routes[i].first_endpoint = routes[i].first_endpoint;
+        table->routes[i].endpoint_count = routes[i].endpoint_count;
+    }
+    for (size_t i = 0; i < endpoint_count; i++)
+        table->endpoints[i].address = endpoints[i];
+    return table;
+}
+
+struct table *table_reference(struct table *table)
+{
+    atomic_fetch_add_explicit(&table->references, 1, memory_order_relaxed);
+    return table;
+}
+
+void table_release(struct table *table)
+{
+    if (!table || atomic_fetch_sub_explicit(&table->references, 1, memory_order_acq_rel) > 1)
+        return;
+    free(table->rules);
+    free(table->routes);
+    free(table->endpoints);
+    free(table);
+}
+
+uint32_t table_match(const struct table *table, const struct mosnhook_address *destination)
+{
+    return mosnhook_match(table->rules, table->rules + 1, destination);
+}
+
+uint32_t route_pick(struct table *table, struct route *route)
+{
+    struct endpoint *endpoints = table->endpoints + route->first_endpoint;
+    uint32_t start = atomic_fetch_add_explicit(&route->next, 1, memory_order_relaxed) %
+                     route->endpoint_count;
+    uint32_t best = start;
+
+    if (route->balance == DP_ROUND_ROBIN)
+        return start;
+    /* Beginning at a moving start, so that equally loaded endpoints take turns. */
+    for (uint32_t i = 1; i < route->endpoint_count; i++) {
+        uint32_t candidate = (start + i) % route->endpoint_count;
+
+        if (atomic_load_explicit(&endpoints[candidate].active, memory_order_relaxed) <
+            atomic_load_explicit(&endpoints[best].active, memory_order_relaxed))
+            best = candidate;
+    }
+    return best;
+}

@@ -1,0 +1,217 @@
+/* From the original destination to a connected upstream: route, endpoint, connect, and the next
+ * endpoint when one does not answer. */
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "internal.h"
+#include "rules.h"
+
+enum {
+    KEEPALIVE_IDLE_S = 60,
+    KEEPALIVE_INTERVAL_S = 15,
+    KEEPALIVE_PROBES = 4,
+};
+
+static void try_endpoints(struct connection *connection, int error);
+
+int tune_socket(int fd)
+{
+    static const struct {
+        int level, name, value;
+    } options[] = {
+        {IPPROTO_TCP, TCP_NODELAY, 1},
+        {SOL_SOCKET, SO_KEEPALIVE, 1},
+        {IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE_S},
+        {IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S},
+        {IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES},
+    };
+
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
+        if (setsockopt(fd, options[i].level, options[i].name, &options[i].value, sizeof(int)) < 0)
+            return -errno;
+    return 0;
+}
+
+static bool is_own(const struct dp *dp, const struct mosnhook_address *address)
+{
+    for (size_t i = 0; i < dp->own_count; i++) {
+        const struct mosnhook_address *own = &dp->own[i];
+
+        if (address_equal(own, address) ||
+            (own->port == address->port && address_is_unspecified(own) &&
+             address_is_loopback(address)))
+            return true;
+    }
+    return false;
+}
+
+void upstream_start(struct connection *connection)
+{
+    struct table *table = worker_table(connection->worker);
+    struct route *route = NULL;
+    enum dp_end end = DP_END_NONE;
+
+    connection->route = table_match(table, &connection->original_destination);
+    if (connection->route != MOSNHOOK_NO_RULE)
+        route = &table->routes[connection->route];
+    if (route && route->action == DP_REFUSE) {
+        connection->action = DP_REFUSE;
+        end = DP_END_REFUSED_BY_ROUTE;
+    } else if (route && route->endpoint_count > 0) {
+        connection->table = table_reference(table);
+        connection->first_endpoint = route_pick(table, route);
+    } else if (is_own(connection->worker->dp, &connection->original_destination)) {
+        end = DP_END_LOOP;
+    }
+    connection_enter(connection, PHASE_CONNECTING);
+    if (end != DP_END_NONE)
+        connection_refuse(connection, end, ECONNREFUSED);
+    else
+        try_endpoints(connection, 0);
+}
+
+void upstream_release(struct connection *connection)
+{
+    if (connection->endpoint)
+        atomic_fetch_sub_explicit(&connection->endpoint->active, 1, memory_order_relaxed);
+    connection->endpoint = NULL;
+    table_release(connection->table);
+    connection->table = NULL;
+}
+
+/* An application that chose a source address (to pick an interface) keeps it. */
+static int bind_source(const struct connection *connection, int fd)
+{
+    struct mosnhook_address source = connection->source;
+    struct sockaddr_storage name;
+    socklen_t length;
+    int one = 1;
+
+    if (connection->transport != DP_TRANSPORT_UNIX || address_is_loopback(&source) ||
+        address_is_loopback(&connection->upstream) ||
+        address_is_ipv4(&source) != address_is_ipv4(&connection->upstream))
+        return 0;
+    source.port = 0;
+    length = address_to_socket(&source, &name);
+    setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
+    return bind(fd, (struct sockaddr *)&name, length) < 0 ? -errno : 0;
+}
+
+/* Begins to connect to connection->upstream. 0 or -errno. */
+static int begin_connect(struct connection *connection)
+{
+    struct worker *worker = connection->worker;
+    struct watch *watch = &connection->side[UPSTREAM].watch;
+    struct sockaddr_storage name;
+    socklen_t length = address_to_socket(&connection->upstream, &name);
+    int result;
+
+    watch->fd = socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
+    if (watch->fd < 0)
+        return -errno;
+    result = tune_socket(watch->fd);
+    if (result == 0)
+        result = bind_source(connection, watch->fd);
+    if (result == 0 && connect(watch->fd, (struct sockaddr *)&name, length) < 0 &&
+        errno != EINPROGRESS)
+        result = -errno;
+    if (result == 0)
+        result = worker_watch(worker, watch, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
+    if (result == 0 &&
+        !timer_set(&worker->timers, connection,
+                   worker->now_ms + atomic_load_explicit(&worker->dp->connect_ms,
+                                                         memory_order_relaxed)))
+        result = -ENOMEM;
+    if (result < 0) {
+        close(watch->fd);
+        watch->fd = -1;
+    }
+    return result;
+}
+
+/* Picks the next endpoint that has not been tried: false when there is none. */
+static bool next_endpoint(struct connection *connection)
+{
+    struct table *table = connection->table;
+    struct route *route;
+    uint32_t index;
+
+    if (connection->endpoint)
+        atomic_fetch_sub_explicit(&connection->endpoint->active, 1, memory_order_relaxed);
+    connection->endpoint = NULL;
+    if (!table) {
+        connection->upstream = connection->original_destination;
+        return connection->attempts++ == 0;
+    }
+    route = &table->routes[connection->route];
+    if (connection->attempts == route->endpoint_count)
+        return false;
+    index = (connection->first_endpoint + connection->attempts++) % route->endpoint_count;
+    connection->endpoint = &table->endpoints[route->first_endpoint + index];
+    atomic_fetch_add_explicit(&connection->endpoint->active, 1, memory_order_relaxed);
+    connection->upstream = connection->endpoint->address;
+    return true;
+}
+
+static bool is_local_shortage(int error)
+{
+    return error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOBUFS;
+}
+
+/* Goes through the endpoints until one is connecting; `error` is the last one's. */
+static void try_endpoints(struct connection *connection, int error)
+{
+    while (next_endpoint(connection)) {
+        error = -begin_connect(connection);
+        if (error == 0)
+            return;
+        worker_count(&connection->worker->counters.connect_failures, 1);
+    }
+    connection_refuse(connection,
+                      is_local_shortage(error) ? DP_END_NO_RESOURCES
+                      : error == ETIMEDOUT     ? DP_END_UPSTREAM_TIMEOUT
+                                               : DP_END_UPSTREAM_CONNECT,
+                      error);
+}
+
+static void endpoint_failed(struct connection *connection, int error)
+{
+    struct watch *watch = &connection->side[UPSTREAM].watch;
+
+    worker_count(&connection->worker->counters.connect_failures, 1);
+    close(watch->fd);
+    watch->fd = -1;
+    try_endpoints(connection, error);
+}
+
+void upstream_timeout(struct connection *connection)
+{
+    endpoint_failed(connection, ETIMEDOUT);
+}
+
+void upstream_event(struct connection *connection, uint32_t events)
+{
+    struct side *upstream = &connection->side[UPSTREAM];
+    int error = 0;
+    socklen_t length = sizeof error;
+
+    if (!(events & (EPOLLOUT | EPOLLERR | EPOLLHUP)))
+        return;
+    if (getsockopt(upstream->watch.fd, SOL_SOCKET, SO_ERROR, &error, &length) < 0)
+        error = errno;
+    if (error) {
+        endpoint_failed(connection, error);
+        return;
+    }
+    upstream->readable = true;
+    upstream->writable = true;
+    upstream->hung_up = events & EPOLLRDHUP;
+    timer_cancel(&connection->worker->timers, connection);
+    if (connection->application >= 0)
+        park_complete(connection);
+    else
+        relay_start(connection);
+}

@@ -1,0 +1,293 @@
+#include <errno.h>
+#include <sys/epoll.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+enum { EVENT_BATCH = 256 };
+
+/* Single writer, so a plain addition; atomic for the control thread that reads. */
+void worker_count(_Atomic uint64_t *counter, int64_t change)
+{
+    atomic_store_explicit(counter,
+                          atomic_load_explicit(counter, memory_order_relaxed) + (uint64_t)change,
+                          memory_order_relaxed);
+}
+
+int worker_watch(struct worker *worker, struct watch *watch, uint32_t events)
+{
+    struct epoll_event event = {.events = events, .data.ptr = watch};
+
+    return epoll_ctl(worker->epoll, EPOLL_CTL_ADD, watch->fd, &event) < 0 ? -errno : 0;
+}
+
+/* The newest table: a route change holds for every lookup that begins after dp_set_routes. */
+struct table *worker_table(struct worker *worker)
+{
+    struct table *table;
+
+    if (!atomic_load_explicit(&worker->new_table, memory_order_relaxed))
+        return worker->table;
+    table = atomic_exchange_explicit(&worker->new_table, NULL, memory_order_acq_rel);
+    if (table) {
+        table_release(worker->table);
+        worker->table = table;
+    }
+    return worker->table;
+}
+
+void worker_add_runnable(struct worker *worker, struct connection *connection)
+{
+    if (connection->runnable)
+        return;
+    connection->runnable = true;
+    connection->next_runnable = NULL;
+    *worker->runnable_tail = connection;
+    worker->runnable_tail = &connection->next_runnable;
+}
+
+static void update_clock(struct worker *worker)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    worker->now_ns = (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+    worker->now_ms = worker->now_ns / 1000000u;
+}
+
+/* ---- accepting ---- */
+
+static void watch_listeners(struct worker *worker, struct watch *listeners, size_t count, bool on)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (on)
+            /* Only one of the workers is woken for a connection. */
+            worker_watch(worker, &listeners[i], EPOLLIN | EPOLLEXCLUSIVE);
+        else
+            epoll_ctl(worker->epoll, EPOLL_CTL_DEL, listeners[i].fd, NULL);
+    }
+}
+
+static void set_accepting(struct worker *worker, bool on)
+{
+    struct dp *dp = worker->dp;
+
+    if (worker->accepting == on)
+        return;
+    worker->accepting = on;
+    watch_listeners(worker, dp->header_listeners, dp->header_listener_count, on);
+    watch_listeners(worker, dp->control_listeners, dp->control_listener_count, on);
+}
+
+/* Out of fds or memory, or the control thread is far behind: the listeners are not watched for a
+ * while, since a listener that is ready and cannot be served would spin. */
+static void pause_accepting(struct worker *worker)
+{
+    set_accepting(worker, false);
+    worker->accept_again_ms = worker->now_ms + ACCEPT_PAUSE_MS;
+    worker_count(&worker->counters.accept_pauses, 1);
+}
+
+/* False when there are not enough fds for one more connection. */
+static bool reserve_fds(struct dp *dp, int count)
+{
+    if (atomic_fetch_add_explicit(&dp->fds_reserved, count, memory_order_relaxed) + count <=
+        dp->fds_budget)
+        return true;
+    atomic_fetch_sub_explicit(&dp->fds_reserved, count, memory_order_relaxed);
+    return false;
+}
+
+static void accept_batch(struct worker *worker, const struct watch *listener)
+{
+    struct dp *dp = worker->dp;
+    bool header = listener->kind == WATCH_HEADER_LISTENER;
+    int fds = header ? FDS_PER_HEADER : FDS_PER_REQUEST;
+
+    for (int i = 0; i < ACCEPT_BATCH && worker->accepting; i++) {
+        int fd;
+
+        if (atomic_load_explicit(&dp->unreported, memory_order_relaxed) > MAX_UNREPORTED ||
+            !reserve_fds(dp, fds)) {
+            pause_accepting(worker);
+            return;
+        }
+        fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd >= 0) {
+            (header ? header_accept : control_accept)(worker, fd);
+            continue;
+        }
+        atomic_fetch_sub_explicit(&dp->fds_reserved, fds, memory_order_relaxed);
+        if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS)
+            pause_accepting(worker);
+        if (errno != ECONNABORTED && errno != EINTR)
+            return;
+    }
+}
+
+void worker_leave_listeners(struct worker *worker)
+{
+    struct dp *dp = worker->dp;
+
+    if (worker->drained)
+        return;
+    set_accepting(worker, false);
+    worker->drained = true;
+    if (atomic_fetch_sub_explicit(&dp->undrained, 1, memory_order_acq_rel) > 1)
+        return;
+    for (size_t i = 0; i < dp->control_listener_count; i++)
+        close(dp->control_listeners[i].fd);
+    for (size_t i = 0; i < dp->header_listener_count; i++)
+        close(dp->header_listeners[i].fd);
+}
+
+/* Takes what the listeners still hold (those clients believe to be served), then lets go. */
+static void drain_listeners(struct worker *worker)
+{
+    struct dp *dp = worker->dp;
+
+    if (worker->drained || !atomic_load_explicit(&dp->draining, memory_order_acquire))
+        return;
+    for (size_t i = 0; i < dp->control_listener_count; i++)
+        accept_batch(worker, &dp->control_listeners[i]);
+    for (size_t i = 0; i < dp->header_listener_count; i++)
+        accept_batch(worker, &dp->header_listeners[i]);
+    worker_leave_listeners(worker);
+}
+
+/* ---- the loop ---- */
+
+static void dispatch(struct worker *worker, struct watch *watch, uint32_t events)
+{
+    struct connection *connection = NULL;
+    enum phase phase;
+    uint64_t count;
+
+    switch (watch->kind) {
+    case WATCH_HEADER_LISTENER:
+    case WATCH_CONTROL_LISTENER:
+        accept_batch(worker, watch);
+        return;
+    case WATCH_MAIL:
+        if (read(watch->fd, &count, sizeof count) < 0)
+            return; /* another turn took it */
+        return;
+    case WATCH_REQUEST:
+        connection = (void *)((char *)watch - offsetof(struct connection, request));
+        break;
+    case WATCH_DOWNSTREAM:
+        connection = (void *)((char *)watch - offsetof(struct connection, side[DOWNSTREAM].watch));
+        break;
+    case WATCH_UPSTREAM:
+        connection = (void *)((char *)watch - offsetof(struct connection, side[UPSTREAM].watch));
+        break;
+    }
+    /* An earlier event of the same turn may have closed it, or replaced the upstream. */
+    phase = atomic_load_explicit(&connection->phase, memory_order_relaxed);
+    if (phase == PHASE_CLOSED || watch->fd < 0)
+        return;
+    if (watch->kind == WATCH_REQUEST)
+        control_event(connection);
+    else if (phase == PHASE_RELAYING)
+        relay_event(connection, watch->kind == WATCH_UPSTREAM ? UPSTREAM : DOWNSTREAM, events);
+    else if (watch->kind == WATCH_UPSTREAM && phase == PHASE_CONNECTING)
+        upstream_event(connection, events);
+    else if (watch->kind == WATCH_UPSTREAM)
+        connection->side[UPSTREAM].hung_up |= !!(events & EPOLLRDHUP);
+    else if (phase == PHASE_COMPLETING)
+        park_completing_event(connection, events);
+    else
+        header_event(connection, events);
+}
+
+static void expire(struct connection *connection)
+{
+    struct worker *worker = connection->worker;
+    uint32_t idle_ms = atomic_load_explicit(&worker->dp->idle_ms, memory_order_relaxed);
+    uint64_t idle_deadline = connection->last_active_ms + idle_ms;
+
+    switch (atomic_load_explicit(&connection->phase, memory_order_relaxed)) {
+    case PHASE_REQUEST:
+    case PHASE_HEADER:
+        connection_close(connection, DP_END_HEADER_TIMEOUT, 0);
+        break;
+    case PHASE_CONNECTING:
+        upstream_timeout(connection);
+        break;
+    case PHASE_COMPLETING:
+        connection_refuse(connection, DP_END_DOWNSTREAM_GONE, ETIMEDOUT);
+        break;
+    default:
+        if (idle_deadline > worker->now_ms)
+            timer_set(&worker->timers, connection, idle_deadline);
+        else
+            connection_close(connection, DP_END_IDLE_TIMEOUT, 0);
+    }
+}
+
+static void run_runnable(struct worker *worker)
+{
+    struct connection *connection = worker->runnable_head;
+
+    worker->runnable_head = NULL;
+    worker->runnable_tail = &worker->runnable_head;
+    while (connection) {
+        struct connection *next = connection->next_runnable;
+
+        connection->runnable = false;
+        if (atomic_load_explicit(&connection->phase, memory_order_relaxed) == PHASE_RELAYING)
+            relay_run(connection);
+        connection = next;
+    }
+}
+
+static int time_to_wait(const struct worker *worker)
+{
+    uint64_t until = worker->now_ms + 60000;
+
+    if (worker->runnable_head)
+        return 0;
+    if (worker->index == 0 && worker->dp->page)
+        until = worker->now_ms + MOSNHOOK_ALIVE_INTERVAL_MS;
+    if (worker->timers.count > 0 && worker->timers.heap[0]->deadline_ms < until)
+        until = worker->timers.heap[0]->deadline_ms;
+    if (!worker->accepting && !worker->drained && worker->accept_again_ms < until)
+        until = worker->accept_again_ms;
+    return until > worker->now_ms ? (int)(until - worker->now_ms) : 0;
+}
+
+static void show_sign_of_life(const struct worker *worker)
+{
+    if (worker->index == 0 && worker->dp->page)
+        __atomic_store_n(&worker->dp->page->alive_ns, worker->now_ns, __ATOMIC_RELEASE);
+}
+
+void *worker_run(void *argument)
+{
+    struct worker *worker = argument;
+    struct dp *dp = worker->dp;
+    struct epoll_event events[EVENT_BATCH];
+    struct connection *connection;
+
+    update_clock(worker);
+    set_accepting(worker, true);
+    while (!atomic_load_explicit(&dp->stopping, memory_order_acquire)) {
+        int count;
+
+        show_sign_of_life(worker);
+        count = epoll_wait(worker->epoll, events, EVENT_BATCH, time_to_wait(worker));
+        update_clock(worker);
+        worker_table(worker);
+        for (int i = 0; i < count; i++)
+            dispatch(worker, events[i].data.ptr, events[i].events);
+        run_runnable(worker);
+        while ((connection = timer_expired(&worker->timers, worker->now_ms)))
+            expire(connection);
+        if (!worker->accepting && !worker->drained && worker->now_ms >= worker->accept_again_ms)
+            set_accepting(worker, true);
+        drain_listeners(worker);
+        connections_hand_over(worker);
+    }
+    return NULL;
+}
