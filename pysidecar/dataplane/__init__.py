@@ -305,7 +305,9 @@ class DataPlane:
 
 def parking_works(host: str) -> bool:
     """Whether this kernel completes a parked socket on this loopback address, by trying it."""
-    result = lib.dp_parking_works(ffi.new("struct mosnhook_address *", Address(host, 0).to_native()))
+    result = lib.dp_parking_works(
+        ffi.new("struct mosnhook_address *", Address(host, 0).to_native())
+    )
     _check(min(result, 0), f"cannot try parking on {host}")
     return bool(result)
 
@@ -349,4 +351,3 @@ def _record(raw: Any) -> ConnectionRecord:
         route=None if raw.route == _NO_ROUTE else raw.route,
         errno=raw.error,
     )
-

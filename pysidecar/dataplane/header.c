@@ -195,6 +195,8 @@ void header_accept(struct worker *worker, int fd)
     if (error == 0)
         error = worker_watch(worker, &connection->side[DOWNSTREAM].watch,
                              EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
-    if (error < 0)
+    if (error == -ENOTCONN) /* reset while it waited to be accepted */
+        connection_close(connection, DP_END_DOWNSTREAM_RESET, ECONNRESET);
+    else if (error < 0)
         connection_close(connection, DP_END_NO_RESOURCES, -error);
 }

@@ -56,7 +56,8 @@ static bool is_park(const struct dp *dp, const struct mosnhook_address *address)
 }
 
 /* The state is what the kernel says, never what the request claims: S may have been given another
- * purpose while the request waited. getpeername answers ENOTCONN in SYN_SENT, SO_PEERNAME does not. */
+ * purpose while the request waited. getpeername answers ENOTCONN in SYN_SENT, SO_PEERNAME does not;
+ * it wants to be asked for exactly the bytes of the family's address. */
 static bool read_parked(const struct dp *dp, int fd, struct mosnhook_address *source,
                         struct mosnhook_address *park)
 {
@@ -70,10 +71,13 @@ static bool read_parked(const struct dp *dp, int fd, struct mosnhook_address *so
         return false;
     memset(&name, 0, sizeof name);
     length = sizeof name;
+    if (getsockname(fd, (struct sockaddr *)&name, &length) < 0)
+        return false;
+    address_from_socket(source, &name);
     if (getsockopt(fd, SOL_SOCKET, SO_PEERNAME, &name, &length) < 0)
         return false;
     address_from_socket(park, &name);
-    return is_park(dp, park) && address_of_local(fd, source) == 0;
+    return is_park(dp, park);
 }
 
 bool park_inspect(struct connection *connection)

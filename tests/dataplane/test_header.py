@@ -1,0 +1,188 @@
+"""Connections that begin with a PROXY v2 header."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from pysidecar.address import Address
+from pysidecar.dataplane import End, Timeouts, Transport
+from tests.dataplane.support import (
+    SIGNATURE,
+    Plane,
+    Server,
+    closed_address,
+    linger_reset,
+    proxy_header,
+    tcp_address,
+)
+
+
+def test_a_connection_reaches_its_original_destination(plane: Plane, server: Server) -> None:
+    client = plane.through(server.address)
+    upstream = server.accept()
+    client.sendall(b"question")
+    assert upstream.recv(100) == b"question"
+    upstream.sendall(b"the answer")
+    assert client.recv(100) == b"the answer"
+    client.close()
+    assert upstream.recv(100) == b""
+    upstream.close()
+
+    record = plane.next_closed()
+    assert record.end is End.EOF
+    assert record.error is None
+    assert record.transport is Transport.HEADER
+    assert record.source == Address("127.0.0.1", 4321)
+    assert record.original_destination == record.upstream == server.address
+    assert (record.bytes_sent, record.bytes_received) == (8, 10)
+
+
+def test_ipv6(plane: Plane) -> None:
+    with Server("::1") as server, plane.through(server.address) as client:
+        upstream = server.accept()
+        upstream.sendall(b"hello")
+        upstream.close()
+        assert client.recv(100) == b"hello"
+        assert client.recv(100) == b""
+    assert plane.next_closed().original_destination == server.address
+
+
+def test_the_tlvs_name_the_process(plane: Plane, server: Server) -> None:
+    tlvs = (
+        struct.pack("!BHI", 0xE0, 4, 77)
+        + struct.pack("!BHI", 0xE1, 4, 1000)
+        + struct.pack("!BH", 0xE2, 4)
+        + b"curl"
+        + struct.pack("!BH", 0x04, 7)  # PP2_TYPE_NOOP: unknown ones are skipped
+        + b"ignored"
+    )
+    plane.through(server.address, tlvs=tlvs).close()
+    server.accept().close()
+    record = plane.next_closed()
+    assert (record.pid, record.uid, record.process) == (77, 1000, "curl")
+
+
+def test_a_header_may_come_byte_by_byte_and_with_data_behind(plane: Plane, server: Server) -> None:
+    client = plane.connect()
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for byte in proxy_header(server.address):
+        client.sendall(bytes([byte]))
+    client.sendall(b"data")
+    assert server.accept().recv(100) == b"data"
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "end"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", End.HEADER_MALFORMED),
+        (b"\r\n\r\nX", End.HEADER_MALFORMED),
+        (b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n", End.HEADER_MALFORMED),
+        (SIGNATURE + b"\x11", End.HEADER_MALFORMED),  # version 1 in a v2 header
+        (SIGNATURE + b"\x21\x11\x00\x0b" + bytes(11), End.HEADER_MALFORMED),  # addresses too short
+        (SIGNATURE + b"\x21\x11\xff\xff", End.HEADER_MALFORMED),  # absurdly long
+        (proxy_header(Address("127.0.0.1", 0)), End.HEADER_MALFORMED),
+        (proxy_header(Address("0.0.0.0", 80)), End.HEADER_MALFORMED),
+        (proxy_header(Address("10.0.0.1", 1), tlvs=b"\xe0\x00"), End.HEADER_MALFORMED),
+        (proxy_header(Address("10.0.0.1", 1), tlvs=b"\xe0\x00\x09abc"), End.HEADER_MALFORMED),
+        (SIGNATURE + b"\x20\x00\x00\x00", End.HEADER_NO_ADDRESS),  # LOCAL: a health check
+        (SIGNATURE + b"\x21\x00\x00\x00", End.HEADER_NO_ADDRESS),  # UNSPEC
+        (SIGNATURE + b"\x21\x12\x00\x0c" + bytes(12), End.HEADER_NO_ADDRESS),  # UDP
+    ],
+)
+def test_a_malformed_header_closes_that_connection_and_no_other(
+    plane: Plane, server: Server, sent: bytes, end: End
+) -> None:
+    with plane.through(server.address) as other, server.accept() as upstream:
+        client = plane.connect()
+        client.sendall(sent)
+        with pytest.raises(ConnectionResetError):
+            assert client.recv(1) != b""
+        assert plane.next_closed().end is end
+        other.sendall(b"still here")
+        assert upstream.recv(100) == b"still here"
+
+
+@pytest.mark.parametrize("length", [0, 5, 20])
+def test_a_truncated_header_closes_the_connection(
+    plane: Plane, server: Server, length: int
+) -> None:
+    client = plane.connect()
+    client.sendall(proxy_header(server.address)[:length])
+    client.shutdown(socket.SHUT_WR)
+    with pytest.raises(ConnectionResetError):
+        assert client.recv(1) != b""
+    assert plane.next_closed().end is End.HEADER_TRUNCATED
+
+
+def test_a_slow_header_is_given_up_in_time(make_plane: Callable[..., Plane]) -> None:
+    plane = make_plane(timeouts=Timeouts(header=0.2))
+    client = plane.connect()
+    client.sendall(SIGNATURE[:3])
+    with pytest.raises(ConnectionResetError):
+        assert client.recv(1) != b""
+    record = plane.next_closed()
+    assert record.end is End.HEADER_TIMEOUT
+    assert 150 < record.duration_ms < 5000
+
+
+def test_an_upstream_that_refuses_resets_the_application(plane: Plane) -> None:
+    client = plane.through(closed_address())
+    with pytest.raises(ConnectionResetError):
+        assert client.recv(1) != b""
+    record = plane.next_closed()
+    assert record.end is End.UPSTREAM_CONNECT
+    assert record.error == "upstream connect failed: ECONNREFUSED"
+
+
+def test_an_original_destination_that_is_ourselves_is_no_loop(plane: Plane) -> None:
+    client = plane.through(plane.header_address)
+    with pytest.raises(ConnectionResetError):
+        assert client.recv(1) != b""
+    assert plane.next_closed().end is End.LOOP
+
+
+def test_an_application_that_gives_up_while_connecting(make_plane: Callable[..., Plane]) -> None:
+    plane = make_plane(timeouts=Timeouts(connect=30))
+    full = socket.socket()  # a listener whose queue is full does not answer
+    full.bind(("127.0.0.1", 0))
+    full.listen(0)
+    fillers = [socket.socket() for _ in range(4)]
+    for filler in fillers:
+        filler.setblocking(False)
+        filler.connect_ex(full.getsockname())
+    client = plane.through(tcp_address(full))
+    assert plane.data.live == 1 or plane.closed()
+    linger_reset(client)
+    assert plane.next_closed().end is End.DOWNSTREAM_RESET
+    for filler in fillers:
+        filler.close()
+    full.close()
+
+
+def test_many_clients_at_once(plane: Plane, server: Server) -> None:
+    count = 300
+
+    def serve() -> None:
+        for _ in range(count):
+            with server.accept() as upstream:
+                upstream.sendall(upstream.recv(100))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    clients = [plane.through(server.address) for _ in range(count)]
+    for number, client in enumerate(clients):
+        client.sendall(str(number).encode())
+    assert [client.recv(100) for client in clients] == [str(n).encode() for n in range(count)]
+    thread.join()
+    for client in clients:
+        client.close()
+    records = [plane.next_closed() for _ in range(count)]
+    assert len({record.id for record in records}) == count
+    assert {record.end for record in records} == {End.EOF}
+    assert plane.data.live == 0

@@ -1,0 +1,97 @@
+"""Running out of things, and many of them."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+
+import pytest
+
+from pysidecar.dataplane import End
+from tests.dataplane.support import Plane, Server, eventually, linger_reset
+
+
+@pytest.fixture
+def many_fds() -> Iterator[None]:
+    """As many fds as this process may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_out_of_fds_accepting_pauses_without_spinning_and_recovers() -> None:
+    """In a process of its own, whose limit and processor time are its own."""
+    script = """
+        import resource, socket, time
+        from tests.dataplane.support import Plane, Server, eventually
+
+        clients = []
+        with Server() as server:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (220, 1000))
+            with Plane(workers=2) as plane:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 1000))
+                budget = 200
+                clients = [plane.through(server.address) for _ in range(budget)]
+                eventually(lambda: plane.data.counters().accept_pauses, "a pause")
+                accepted = eventually(lambda: plane.data.counters().accepted, "connections")
+                assert accepted < budget, accepted
+
+                used, start = time.process_time(), time.monotonic()
+                time.sleep(1)
+                share = (time.process_time() - used) / (time.monotonic() - start)
+                assert share < 0.2, f"{share:.0%} of a processor while paused"
+                assert plane.data.counters().accepted == accepted
+
+                for client in clients:
+                    client.close()
+                for _ in range(accepted):
+                    server.accept().close()
+                for _ in range(budget - accepted):
+                    server.accept().close()
+                eventually(lambda: plane.data.counters().closed == budget, "all to be served")
+                client = plane.through(server.address)
+                server.accept().sendall(b"recovered")
+                assert client.recv(100) == b"recovered"
+        print("ok")
+    """
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore::ResourceWarning", "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert result.stdout == "ok\n", result.stderr
+
+
+def test_reports_are_never_lost(plane: Plane, server: Server) -> None:
+    """Not even when nobody takes them for a while, and each comes once and in order."""
+    count = 1000  # what the server's queue holds
+    for _ in range(count):
+        linger_reset(plane.through(server.address))
+    eventually(lambda: plane.data.counters().closed == count, "all to close")
+    records = plane.closed()
+    assert len(records) == len({record.id for record in records}) == count
+    assert plane.data.take_closed() == []
+    assert plane.data.live == 0
+    assert {record.end for record in records} <= {End.DOWNSTREAM_RESET, End.EOF}
+
+
+def test_a_snapshot_shows_every_live_connection_once(
+    many_fds: None, plane: Plane, server: Server
+) -> None:
+    clients = []
+    for _ in range(1000):
+        clients.append(plane.through(server.address))
+        server.accept()
+    snapshot = plane.data.snapshot()
+    assert len(snapshot) == plane.data.live == 1000
+    assert len({record.id for record in snapshot}) == 1000
+    assert all(record.upstream == server.address for record in snapshot)
+    for client in clients:
+        client.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,260 @@
+"""Connections that the connect hook asks for on the control socket."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from pysidecar.address import Address
+from pysidecar.dataplane import Action, End, Route, Timeouts, Transport, ffi, lib, parking_works
+from tests.dataplane.support import (
+    Answer,
+    Parked,
+    Plane,
+    Server,
+    closed_address,
+    eventually,
+)
+from tests.dataplane.test_routing import table
+
+# TCP cannot be broadcast: the kernel says ENETUNREACH and sends nothing.
+UNREACHABLE = Address("255.255.255.255", 80)
+HOSTS = ["127.0.0.1", "::1"]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_this_kernel_completes_parked_sockets(host: str) -> None:
+    assert parking_works(host)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_parked_socket_is_connected_when_the_upstream_is(plane: Plane, host: str) -> None:
+    with Server(host) as server, Parked(plane, host=host) as application:
+        assert not application.is_writable(0)
+        application.ask(server.address, command=b"curl")
+        assert application.is_writable()
+        assert application.error() == 0
+        client = application.blocking()
+        client.sendall(b"question")
+        upstream = server.accept()
+        assert upstream.recv(100) == b"question"
+        upstream.sendall(b"answer")
+        assert client.recv(100) == b"answer"
+        upstream.close()
+        assert client.recv(100) == b""
+        source = Address(*client.getsockname()[:2])
+        client.close()
+    record = plane.next_closed()
+    assert record.end is End.EOF
+    assert record.transport is Transport.UNIX
+    assert record.source == source
+    assert record.original_destination == server.address
+    assert (record.pid, record.uid, record.process) == (os.getpid(), os.getuid(), "curl")
+
+
+def test_a_server_may_speak_first(plane: Plane, server: Server) -> None:
+    with Parked(plane) as application:
+        application.ask(server.address)
+        upstream = server.accept()
+        upstream.sendall(b"220 ready")
+        assert application.blocking().recv(100) == b"220 ready"
+        upstream.close()
+
+
+def test_a_waiting_caller_is_answered_when_its_socket_is_connected(
+    plane: Plane, server: Server
+) -> None:
+    with Parked(plane) as application:
+        application.ask(server.address, waits=True)
+        assert application.answer() == Answer(lib.MOSNHOOK_RELAY, 0)
+        application.socket.send(b"at once")  # would be EAGAIN in SYN_SENT
+        assert server.accept().recv(100) == b"at once"
+        assert application.answer() is None
+
+
+def test_a_refusing_upstream_shows_as_so_error(plane: Plane) -> None:
+    with Parked(plane) as application:
+        application.ask(closed_address())
+        assert eventually(application.error, "an error") == errno.ECONNREFUSED
+    assert plane.next_closed().error == "upstream connect failed: ECONNREFUSED"
+
+
+def test_a_waiting_caller_learns_the_true_errno(plane: Plane) -> None:
+    with Parked(plane) as application:
+        application.ask(closed_address(), waits=True)
+        assert application.answer() == Answer(lib.MOSNHOOK_REFUSE, errno.ECONNREFUSED)
+        # Its socket is its own to disconnect.
+        assert application.socket.connect_ex(("127.0.0.1", 9)) == errno.EALREADY
+
+
+def test_an_unreachable_upstream_is_told_as_such(plane: Plane) -> None:
+    with Parked(plane) as application:
+        application.ask(UNREACHABLE, waits=True)
+        answer = application.answer()
+    assert answer == Answer(lib.MOSNHOOK_REFUSE, errno.ENETUNREACH)
+
+
+def test_the_page_keeps_the_true_errno_of_a_non_blocking_failure(plane: Plane) -> None:
+    with Parked(plane) as application:
+        cookie = int.from_bytes(
+            application.socket.getsockopt(socket.SOL_SOCKET, 57, 8),
+            "little",  # SO_COOKIE
+        )
+        application.ask(UNREACHABLE)
+        assert eventually(application.error, "an error") == errno.ECONNREFUSED
+        page = ffi.from_buffer("struct mosnhook_page *", plane.page)
+        slot = page.failures[cookie % lib.MOSNHOOK_FAILURES]
+        assert slot >> 16 == cookie
+        assert slot & 0xFFFF == plane.next_closed().errno == errno.ENETUNREACH
+
+
+def test_a_silent_upstream_times_out(make_plane: Callable[..., Plane]) -> None:
+    plane = make_plane(timeouts=Timeouts(connect=0.2))
+    full = socket.socket()
+    full.bind(("127.0.0.1", 0))
+    full.listen(0)
+    with full, socket.create_connection(full.getsockname()), Parked(plane) as application:
+        application.ask(Address(*full.getsockname()), waits=True)
+        assert application.answer() == Answer(lib.MOSNHOOK_REFUSE, errno.ETIMEDOUT)
+    assert plane.next_closed().end is End.UPSTREAM_TIMEOUT
+
+
+def test_a_caller_that_no_longer_waits_finds_its_socket_connected(
+    plane: Plane, server: Server
+) -> None:
+    with Parked(plane) as application:
+        application.ask(server.address, waits=True)
+        assert application.control
+        application.control.close()
+        assert application.is_writable()
+        assert application.error() == 0
+
+
+def test_a_caller_that_no_longer_waits_finds_the_error_on_its_socket(
+    make_plane: Callable[..., Plane],
+) -> None:
+    plane = make_plane(timeouts=Timeouts(connect=0.3))
+    full = socket.socket()
+    full.bind(("127.0.0.1", 0))
+    full.listen(0)
+    with full, socket.create_connection(full.getsockname()), Parked(plane) as application:
+        application.ask(Address(*full.getsockname()), waits=True)
+        assert application.control
+        application.control.close()
+        assert eventually(application.error, "an error") == errno.ECONNREFUSED
+
+
+def test_an_application_that_disconnected_is_left_alone(
+    make_plane: Callable[..., Plane], server: Server
+) -> None:
+    """It may have connected elsewhere meanwhile: neither success nor failure may touch it."""
+    plane = make_plane(timeouts=Timeouts(connect=0.3))
+    full = socket.socket()
+    full.bind(("127.0.0.1", 0))
+    full.listen(0)
+    with full, socket.create_connection(full.getsockname()), Parked(plane) as application:
+        application.ask(Address(*full.getsockname()))
+        eventually(lambda: plane.data.live, "the request")
+        # connect(AF_UNSPEC), which Python's sockets do not offer, then to the server directly.
+        ctypes.CDLL(None).connect(application.socket.fileno(), bytes(16), 16)
+        application.socket.connect_ex((server.address.host, server.address.port))
+        upstream = server.accept()
+        assert plane.next_closed().end is End.UPSTREAM_TIMEOUT
+        application.blocking().sendall(b"direct")
+        assert upstream.recv(100) == b"direct"
+
+
+def test_a_socket_that_is_not_parked_here_is_refused_unharmed(plane: Plane, server: Server) -> None:
+    with Parked(plane) as application:
+        application.socket.close()
+        application.socket = plane.owned(
+            socket.create_connection((server.address.host, server.address.port))
+        )
+        upstream = server.accept()
+        application.ask(closed_address())
+        assert plane.next_closed().end is End.DOWNSTREAM_GONE
+        application.socket.sendall(b"alive")
+        assert upstream.recv(100) == b"alive"
+
+
+@pytest.mark.parametrize(
+    ("message", "sends_fd"),
+    [
+        (b"", False),
+        (b"nonsense", True),
+        (bytes(48), True),
+        (bytes(4096), True),
+        (bytes(48), False),
+    ],
+)
+def test_a_malformed_request_closes_that_connection_and_no_other(
+    plane: Plane, server: Server, message: bytes, sends_fd: bool
+) -> None:
+    with Parked(plane) as application, Parked(plane) as other:
+        application.control = plane.control()
+        if message:
+            application.send(message, [application.socket.fileno()] if sends_fd else [])
+        application.control.shutdown(socket.SHUT_WR)
+        assert application.answer() is None
+        assert plane.next_closed().end in {End.HEADER_MALFORMED, End.HEADER_TRUNCATED}
+        other.ask(server.address, waits=True)
+        assert other.answer() == Answer(lib.MOSNHOOK_RELAY, 0)
+
+
+def test_fds_that_do_not_belong_are_closed(plane: Plane) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for count in (2, 4, 7, 40):
+        with Parked(plane) as application:
+            application.control = plane.control()
+            application.send(bytes(48), [0] * count)
+            assert application.answer() is None
+            plane.next_closed()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_silent_caller_is_given_up_in_time(make_plane: Callable[..., Plane]) -> None:
+    plane = make_plane(timeouts=Timeouts(header=0.2))
+    with plane.control() as control:
+        assert control.recv(1) == b""
+    assert plane.next_closed().end is End.HEADER_TIMEOUT
+
+
+def test_an_unparked_socket_is_connected_for_its_caller(plane: Plane, server: Server) -> None:
+    """MPTCP knows no simultaneous open."""
+    with Parked(plane) as application:
+        application.socket.close()
+        application.socket = plane.owned(socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262))
+        request = ffi.new(
+            "struct mosnhook_request *",
+            {
+                "magic": lib.MOSNHOOK_MAGIC,
+                "version": lib.MOSNHOOK_VERSION,
+                "flags": lib.MOSNHOOK_WAITS,
+                "destination": server.address.to_native(),
+            },
+        )
+        application.control = plane.control()
+        application.send(bytes(ffi.buffer(request)), [application.socket.fileno()])
+        assert application.answer() == Answer(lib.MOSNHOOK_RELAY, 0)
+        application.blocking().sendall(b"through")
+        assert server.accept().recv(100) == b"through"
+
+
+def test_the_sign_of_life_goes_on(plane: Plane) -> None:
+    page = ffi.from_buffer("struct mosnhook_page *", plane.page)
+    first = eventually(lambda: page.alive_ns, "a sign of life")
+    eventually(lambda: page.alive_ns > first, "another sign of life")
+
+
+def test_a_refusing_route_fails_the_connect(plane: Plane, server: Server) -> None:
+    plane.data.set_routes(table(("0.0.0.0/0", None, Route(action=Action.REFUSE))))
+    with Parked(plane) as application:
+        application.ask(server.address, waits=True)
+        assert application.answer() == Answer(lib.MOSNHOOK_REFUSE, errno.ECONNREFUSED)
+    assert plane.next_closed().error == "refused by a route: ECONNREFUSED"
+    assert server.accepts_nothing()

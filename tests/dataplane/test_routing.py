@@ -1,0 +1,178 @@
+"""Which upstream a connection gets."""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+from collections import Counter
+from ipaddress import ip_network
+
+import pytest
+
+from pysidecar.address import Address
+from pysidecar.config.values import PortRange
+from pysidecar.dataplane import Action, Balance, End, Route, RouteTable
+from pysidecar.routing.rules import Rule, compile_rules
+from tests.dataplane.support import Plane, Server, closed_address, eventually
+
+Entry = tuple[str, tuple[int, int] | None, Route]
+ELSEWHERE = Address("10.11.12.13", 4711)
+
+
+def table(*entries: Entry) -> RouteTable:
+    """Routes in order: network, first and last port (None: all), route."""
+    return RouteTable(
+        rules=compile_rules(
+            Rule([ip_network(network)], [PortRange(*ports)] if ports else None, index)
+            for index, (network, ports, _) in enumerate(entries)
+        ),
+        routes=tuple(route for _, _, route in entries),
+    )
+
+
+def to(*servers: Server, balance: Balance = Balance.ROUND_ROBIN) -> Route:
+    return Route(balance=balance, endpoints=tuple(server.address for server in servers))
+
+
+def answered_by(plane: Plane, destination: Address, *servers: Server) -> int:
+    """Which server a connection reaches: its index. The connection is closed again."""
+    client = plane.through(destination)
+    client.sendall(b"x")
+    ready, _, _ = select.select([server.listener for server in servers], [], [], 10)
+    (listener,) = ready
+    connection, _ = listener.accept()
+    connection.close()
+    client.close()
+    return [server.listener for server in servers].index(listener)
+
+
+def test_the_first_match_in_the_order_of_the_file_wins(plane: Plane) -> None:
+    with Server() as narrow, Server() as wide, Server() as late:
+        plane.data.set_routes(
+            table(
+                ("10.1.0.0/16", (80, 80), to(narrow)),
+                ("10.0.0.0/8", None, to(wide)),
+                ("10.1.2.0/24", None, to(late)),  # hidden by the one above
+            )
+        )
+        servers = (narrow, wide, late)
+        assert answered_by(plane, Address("10.1.2.3", 80), *servers) == 0
+        assert answered_by(plane, Address("10.1.2.3", 81), *servers) == 1
+        assert answered_by(plane, Address("10.9.9.9", 80), *servers) == 1
+        plane.next_closed()
+        plane.next_closed()
+        record = plane.next_closed()
+        assert record.route == 1
+        assert record.original_destination == Address("10.9.9.9", 80)
+        assert record.upstream == wide.address
+
+
+def test_ipv6_prefixes_and_families_are_apart(plane: Plane) -> None:
+    with Server() as v4, Server("::1") as v6:
+        plane.data.set_routes(table(("::/0", None, to(v6)), ("0.0.0.0/0", None, to(v4))))
+        assert answered_by(plane, Address("2001:db8::7", 443), v4, v6) == 1
+        assert answered_by(plane, Address("10.0.0.1", 443), v4, v6) == 0
+
+
+def test_a_route_may_refuse(plane: Plane, server: Server) -> None:
+    plane.data.set_routes(table(("127.0.0.0/8", None, Route(action=Action.REFUSE))))
+    with pytest.raises(ConnectionResetError):
+        plane.through(server.address).recv(1)
+    record = plane.next_closed()
+    assert record.action is Action.REFUSE
+    assert record.end is End.REFUSED_BY_ROUTE
+    assert server.accepts_nothing()
+
+
+def test_round_robin_takes_turns(plane: Plane) -> None:
+    with Server() as a, Server() as b, Server() as c:
+        plane.data.set_routes(table(("10.0.0.0/8", None, to(a, b, c))))
+        turns = [answered_by(plane, ELSEWHERE, a, b, c) for _ in range(9)]
+        assert Counter(turns) == {0: 3, 1: 3, 2: 3}
+
+
+def test_least_connections_prefers_the_idle_one(plane: Plane) -> None:
+    with Server() as a, Server() as b:
+        route = to(a, b, balance=Balance.LEAST_CONNECTIONS)
+        plane.data.set_routes(table(("10.0.0.0/8", None, route)))
+
+        def loads() -> Counter[Address | None]:
+            return Counter(record.upstream for record in plane.data.snapshot())
+
+        def connect_until(count: int) -> None:
+            clients.append(plane.through(ELSEWHERE))
+            eventually(lambda: loads().total() - loads()[None] == count, "the upstream")
+
+        clients: list[socket.socket] = []
+        for count in range(1, 11):
+            connect_until(count)
+        assert loads() == {a.address: 5, b.address: 5}
+        for _ in range(4):
+            a.accept().close()
+        for client in clients:
+            if select.select([client], [], [], 0.01)[0]:
+                client.close()
+        eventually(lambda: loads()[a.address] == 1, "four connections to end")
+        for count in range(7, 11):
+            connect_until(count)
+        assert loads() == {a.address: 5, b.address: 5}
+
+
+def test_the_next_endpoint_is_tried_when_one_refuses(plane: Plane, server: Server) -> None:
+    dead = closed_address()
+    plane.data.set_routes(
+        table(("10.0.0.0/8", None, Route(endpoints=(dead, dead, server.address))))
+    )
+    for _ in range(6):
+        assert answered_by(plane, ELSEWHERE, server) == 0
+        assert plane.next_closed().upstream == server.address
+    assert plane.data.counters().connect_failures > 0
+
+
+def test_when_all_endpoints_refuse_the_connect_fails(plane: Plane) -> None:
+    dead = Route(endpoints=(closed_address(), closed_address()))
+    plane.data.set_routes(table(("10.0.0.0/8", None, dead)))
+    with pytest.raises(ConnectionResetError):
+        plane.through(ELSEWHERE).recv(1)
+    record = plane.next_closed()
+    assert record.end is End.UPSTREAM_CONNECT
+    assert record.errno == errno.ECONNREFUSED
+    assert plane.data.counters().connect_failures == 2
+
+
+def test_a_change_holds_for_every_later_connection_and_no_earlier_one(plane: Plane) -> None:
+    with Server() as old, Server() as new:
+        for turn in range(100):
+            before, after = (old, new) if turn % 2 else (new, old)
+            plane.data.set_routes(table(("10.0.0.0/8", None, to(before))))
+            client = plane.through(ELSEWHERE)
+            upstream = before.accept()
+            plane.data.set_routes(table(("10.0.0.0/8", None, to(after))))
+            assert answered_by(plane, ELSEWHERE, old, new) == (0 if after is old else 1)
+            client.sendall(b"still the same upstream")
+            assert upstream.recv(100) == b"still the same upstream"
+            upstream.close()
+            client.close()
+
+
+def test_ten_thousand_routes(plane: Plane, server: Server) -> None:
+    entries: list[Entry] = [
+        (f"10.{i >> 8}.{i & 255}.0/24", (1000, 1000 + i % 7), Route(action=Action.REFUSE))
+        for i in range(9_999)
+    ]
+    plane.data.set_routes(table(*entries, ("10.0.0.0/8", None, to(server))))
+    assert answered_by(plane, Address("10.3.4.5", 999), server) == 0
+    plane.next_closed()
+    plane.through(Address("10.3.4.5", 1000))
+    assert plane.next_closed().route == 3 * 256 + 4
+
+
+def test_an_inconsistent_table_is_refused_and_the_old_one_stays(
+    plane: Plane, server: Server
+) -> None:
+    good = table(("10.0.0.0/8", None, to(server)))
+    plane.data.set_routes(good)
+    with pytest.raises(OSError, match="Invalid argument"):
+        plane.data.set_routes(RouteTable(rules=good.rules, routes=()))
+    assert answered_by(plane, ELSEWHERE, server) == 0
