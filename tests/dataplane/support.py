@@ -9,7 +9,7 @@ import socket
 import struct
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 from types import TracebackType
@@ -99,6 +99,20 @@ def closed_address(host: str = "127.0.0.1") -> Address:
     """An address that refuses connections: its port was free a moment ago."""
     with Server(host) as server:
         return server.address
+
+
+@contextlib.contextmanager
+def silent_server() -> Iterator[Address]:
+    """An address that does not answer: the listener's accept queue is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(2):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield tcp_address(listener)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from tests.dataplane.support import (
     Plane,
     Server,
     closed_address,
+    eventually,
     linger_reset,
     proxy_header,
-    tcp_address,
+    silent_server,
 )
 
 
@@ -149,20 +150,14 @@ def test_an_original_destination_that_is_ourselves_is_no_loop(plane: Plane) -> N
 
 def test_an_application_that_gives_up_while_connecting(make_plane: Callable[..., Plane]) -> None:
     plane = make_plane(timeouts=Timeouts(connect=30))
-    full = socket.socket()  # a listener whose queue is full does not answer
-    full.bind(("127.0.0.1", 0))
-    full.listen(0)
-    fillers = [socket.socket() for _ in range(4)]
-    for filler in fillers:
-        filler.setblocking(False)
-        filler.connect_ex(full.getsockname())
-    client = plane.through(tcp_address(full))
-    assert plane.data.live == 1 or plane.closed()
-    linger_reset(client)
-    assert plane.next_closed().end is End.DOWNSTREAM_RESET
-    for filler in fillers:
-        filler.close()
-    full.close()
+    with silent_server() as silent:
+        client = plane.through(silent)
+        eventually(
+            lambda: [r.original_destination for r in plane.data.snapshot()] == [silent],
+            "the connect to begin",
+        )
+        linger_reset(client)
+        assert plane.next_closed().end is End.DOWNSTREAM_RESET
 
 
 def test_many_clients_at_once(plane: Plane, server: Server) -> None:

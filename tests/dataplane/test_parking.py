@@ -19,6 +19,7 @@ from tests.dataplane.support import (
     Server,
     closed_address,
     eventually,
+    silent_server,
 )
 from tests.dataplane.test_routing import table
 
@@ -115,11 +116,8 @@ def test_the_page_keeps_the_true_errno_of_a_non_blocking_failure(plane: Plane) -
 
 def test_a_silent_upstream_times_out(make_plane: Callable[..., Plane]) -> None:
     plane = make_plane(timeouts=Timeouts(connect=0.2))
-    full = socket.socket()
-    full.bind(("127.0.0.1", 0))
-    full.listen(0)
-    with full, socket.create_connection(full.getsockname()), Parked(plane) as application:
-        application.ask(Address(*full.getsockname()), waits=True)
+    with silent_server() as silent, Parked(plane) as application:
+        application.ask(silent, waits=True)
         assert application.answer() == Answer(lib.MOSNHOOK_REFUSE, errno.ETIMEDOUT)
     assert plane.next_closed().end is End.UPSTREAM_TIMEOUT
 
@@ -139,11 +137,8 @@ def test_a_caller_that_no_longer_waits_finds_the_error_on_its_socket(
     make_plane: Callable[..., Plane],
 ) -> None:
     plane = make_plane(timeouts=Timeouts(connect=0.3))
-    full = socket.socket()
-    full.bind(("127.0.0.1", 0))
-    full.listen(0)
-    with full, socket.create_connection(full.getsockname()), Parked(plane) as application:
-        application.ask(Address(*full.getsockname()), waits=True)
+    with silent_server() as silent, Parked(plane) as application:
+        application.ask(silent, waits=True)
         assert application.control
         application.control.close()
         assert eventually(application.error, "an error") == errno.ECONNREFUSED
@@ -154,11 +149,8 @@ def test_an_application_that_disconnected_is_left_alone(
 ) -> None:
     """It may have connected elsewhere meanwhile: neither success nor failure may touch it."""
     plane = make_plane(timeouts=Timeouts(connect=0.3))
-    full = socket.socket()
-    full.bind(("127.0.0.1", 0))
-    full.listen(0)
-    with full, socket.create_connection(full.getsockname()), Parked(plane) as application:
-        application.ask(Address(*full.getsockname()))
+    with silent_server() as silent, Parked(plane) as application:
+        application.ask(silent)
         eventually(lambda: plane.data.live, "the request")
         # connect(AF_UNSPEC), which Python's sockets do not offer, then to the server directly.
         ctypes.CDLL(None).connect(application.socket.fileno(), bytes(16), 16)
