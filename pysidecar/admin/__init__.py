@@ -1,0 +1,112 @@
+"""The HTTP interface for people and monitoring."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import ip_address
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from pysidecar.access_log import describe_connection
+from pysidecar.address import Address
+from pysidecar.admin.metrics import CONTENT_TYPE_LATEST, Metrics
+from pysidecar.config import Config
+from pysidecar.dataplane import ConnectionRecord
+
+__all__ = ["AdminServer", "Observed"]
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Observed(Protocol):
+    """What the admin interface shows of a sidecar."""
+
+    config: Config
+    metrics: Metrics
+
+    @property
+    def state(self) -> str:
+        """Such as ``serving``; only then the sidecar is ready."""
+
+    def connections(self) -> Sequence[ConnectionRecord]:
+        """The live ones."""
+
+    def closed_connections(self, limit: int) -> Sequence[ConnectionRecord]:
+        """The latest ones that closed, newest last."""
+
+
+class AdminServer:
+    """Serves `GET` requests on a listener that the caller opened."""
+
+    def __init__(self, observed: Observed, listener: socket.socket) -> None:
+        self._observed = observed
+        self.address = Address(*listener.getsockname()[:2])
+        self._listener = listener
+        application = web.Application(middlewares=[_only_addressed_to_us])
+        application.router.add_get("/", self._index)
+        application.router.add_get("/ready", self._ready)
+        application.router.add_get("/connections", self._connections)
+        application.router.add_get("/config", self._config)
+        application.router.add_get("/metrics", self._metrics)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+
+    async def start(self) -> None:
+        """Answers from here on."""
+        await self._runner.setup()
+        await web.SockSite(self._runner, self._listener).start()
+
+    async def stop(self) -> None:
+        """Ends within a second, also when a client is slow."""
+        await self._runner.cleanup()
+        self._listener.close()
+
+    async def _index(self, request: web.Request) -> web.Response:
+        return web.Response(
+            text="pysidecar\n"
+            "  /ready        200 while connections are accepted\n"
+            "  /connections  live connections; ?closed=N adds the N latest that closed\n"
+            "  /config       the configuration in effect\n"
+            "  /metrics      for Prometheus\n"
+        )
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        state = self._observed.state
+        return web.json_response({"state": state}, status=200 if state == "serving" else 503)
+
+    async def _connections(self, request: web.Request) -> web.Response:
+        asked = request.query.get("closed", "0")
+        if not (asked.isascii() and asked.isdigit()) or len(asked) > 9:
+            raise web.HTTPBadRequest(text=f"closed={asked}: expected a whole number\n")
+        entries = [_entry(record, "open") for record in self._observed.connections()]
+        entries += [
+            _entry(record, "closed") for record in self._observed.closed_connections(int(asked))
+        ]
+        return web.json_response(entries)
+
+    async def _config(self, request: web.Request) -> web.Response:
+        return web.json_response(self._observed.config.to_plain())
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(
+            body=self._observed.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+
+def _entry(record: ConnectionRecord, state: str) -> dict[str, Any]:
+    return {"id": record.id, "state": state, **describe_connection(record)}
+
+
+@web.middleware
+async def _only_addressed_to_us(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """A name in Host that is not ours is a web page that got our address under its own name (DNS
+    rebinding): it must not read along."""
+    host = request.url.host or ""
+    if host != "localhost":
+        with contextlib.suppress(ValueError):
+            ip_address(host)
+            return await handler(request)
+        raise web.HTTPForbidden(text=f"Host {host}: expected an IP address or localhost\n")
+    return await handler(request)

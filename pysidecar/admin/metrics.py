@@ -1,0 +1,142 @@
+"""Prometheus metrics: sums of the data plane, and what the closed connections add up to."""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from pysidecar.dataplane import ConnectionRecord, Counters
+
+__all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
+
+_LABELS = ("direction", "transport", "action")
+# Seconds: from a request on loopback to connections of a pool that live for a day.
+_DURATIONS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 600.0, 3600.0, 86400.0)
+
+
+def _labels(record: ConnectionRecord) -> tuple[str, str, str]:
+    return (
+        record.direction.name.lower(),
+        record.transport.name.lower(),
+        record.action.name.lower(),
+    )
+
+
+class Metrics:
+    """Counts closed connections as they are reported, and asks the rest when it is scraped."""
+
+    def __init__(
+        self,
+        *,
+        version: str,
+        counters: Callable[[], Counters],
+        live: Callable[[], Sequence[ConnectionRecord]],
+        lost_records: Callable[[], int],
+    ) -> None:
+        self._registry = CollectorRegistry()
+        self._closed = Counter(
+            "pysidecar_connections_closed",
+            "Connections that ended.",
+            _LABELS,
+            registry=self._registry,
+        )
+        self._errors = Counter(
+            "pysidecar_connection_errors",
+            "Connections that ended otherwise than by both sides closing them, by reason.",
+            ["reason"],
+            registry=self._registry,
+        )
+        self._durations = Histogram(
+            "pysidecar_connection_duration_seconds",
+            "How long connections were open.",
+            buckets=_DURATIONS,
+            registry=self._registry,
+        )
+        self._reloads = Counter(
+            "pysidecar_reloads",
+            "Reloads of the configuration.",
+            ["result"],
+            registry=self._registry,
+        )
+        ProcessCollector(registry=self._registry)
+        self._registry.register(_DataPlaneCollector(version, counters, live, lost_records))
+
+    def count_closed(self, records: Iterable[ConnectionRecord]) -> None:
+        """Adds connections that ended."""
+        for record in records:
+            self._closed.labels(*_labels(record)).inc()
+            self._durations.observe(record.duration_ms / 1000)
+            if record.error is not None:
+                self._errors.labels(record.end.name.lower()).inc()
+
+    def count_reload(self, *, applied: bool) -> None:
+        """Adds a reload that was applied or rejected."""
+        self._reloads.labels("applied" if applied else "rejected").inc()
+
+    def render(self) -> bytes:
+        """The exposition format of CONTENT_TYPE_LATEST."""
+        return generate_latest(self._registry)
+
+
+class _DataPlaneCollector(Collector):
+    def __init__(
+        self,
+        version: str,
+        counters: Callable[[], Counters],
+        live: Callable[[], Sequence[ConnectionRecord]],
+        lost_records: Callable[[], int],
+    ) -> None:
+        self._version = version
+        self._counters = counters
+        self._live = live
+        self._lost_records = lost_records
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # registering asks for nothing: there may be no data plane yet
+
+    def collect(self) -> Iterator[Metric]:
+        counters = self._counters()
+        for name, text, value in (
+            ("connections_opened", "Connections that were accepted.", counters.accepted),
+            ("sent_bytes", "Bytes from applications to upstreams.", counters.bytes_sent),
+            ("received_bytes", "Bytes from upstreams to applications.", counters.bytes_received),
+            ("spliced_bytes", "Part of both that was spliced.", counters.bytes_spliced),
+            (
+                "endpoint_connect_failures",
+                "Endpoints that could not be connected.",
+                counters.connect_failures,
+            ),
+            (
+                "accept_pauses",
+                "Times that accepting paused for lack of file descriptors.",
+                counters.accept_pauses,
+            ),
+            (
+                "access_log_lost_records",
+                "Records that the access log could not write.",
+                self._lost_records(),
+            ),
+        ):
+            yield CounterMetricFamily(f"pysidecar_{name}", text, value=value)
+        for name, text, value in (
+            ("relay_buffers", "Relay buffers and pipes in use.", counters.buffers),
+            (
+                "idle_connection_bytes",
+                "User memory of one idle connection.",
+                counters.connection_bytes,
+            ),
+        ):
+            yield GaugeMetricFamily(f"pysidecar_{name}", text, value=value)
+        active = GaugeMetricFamily(
+            "pysidecar_connections_active", "Connections that are open.", labels=_LABELS
+        )
+        for labels, count in Tally(_labels(record) for record in self._live()).items():
+            active.add_metric(labels, count)
+        yield active
+        yield InfoMetricFamily("pysidecar_build", "This build.", value={"version": self._version})

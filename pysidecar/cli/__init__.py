@@ -1,0 +1,274 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from pysidecar import hook_path
+from pysidecar.config import Config, ConfigError, json_schema, load
+from pysidecar.errors import StartError
+
+__all__ = ["main"]
+
+# What only some commands need (the data plane, aiohttp, rich) they import themselves, so that the
+# others answer at once.
+
+_NOT_FOUND = 127  # exit statuses of a shell for a command that cannot be run
+_NOT_EXECUTABLE = 126
+
+
+class _Paragraphs(click.Group):
+    """Help with the commands in the order of their first use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+_config_option = click.option(
+    "-c",
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="Configuration (YAML). Without it, the embedded defaults.",
+)
+
+
+@click.group(cls=_Paragraphs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pysidecar", message="%(prog)s %(version)s")
+def main() -> None:
+    """Gets an application's traffic through its sidecar, without changing the application.
+
+    \b
+    Terminal 1:  pysidecar run
+    Terminal 2:  pysidecar exec -- curl http://example.com/
+                 pysidecar connections
+    """
+
+
+@main.command()
+@_config_option
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+def run(config_file: Path | None, verbose: bool) -> None:
+    """Run a sidecar in the foreground.
+
+    It logs on standard error and writes the access log where the configuration says, by default to
+    standard output.
+
+    \b
+    SIGHUP            reloads the file; open connections go on
+    SIGTERM, SIGINT   drains: no new connections, the open ones may finish; once more aborts them
+    """
+    from pysidecar.sidecar import Sidecar, prepare_process
+
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    config = _load(config_file)
+    prepare_process()
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(Sidecar(config, source=config_file).run())
+    except (StartError, ConfigError) as error:
+        _fail(str(error))
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+@main.command(
+    "exec", context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False}
+)
+@_config_option
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_(config_file: Path | None, command: tuple[str, ...]) -> None:
+    """Run a command whose outbound connections go through the sidecar.
+
+    The command takes this process's place: signals and the exit status are its own. With the
+    sidecar's configuration file it finds that sidecar; without one, the default sidecar.
+
+    \b
+    pysidecar exec -- curl http://example.com/
+    pysidecar exec -c sidecar.yaml -- psql -h db
+    """
+    from pysidecar.interception.policy_page import page_path
+    from pysidecar.interception.preload import hooked_environment, unreachable_because
+
+    config = _load(config_file)
+    hook = hook_path()
+    if not hook.is_file():
+        _fail(f"{hook} is missing: pysidecar is not installed completely")
+    policy = page_path(config.outbound.control_path)
+    _warn_unless_serving(config, policy)
+    try:
+        environment = hooked_environment(
+            os.environ, hook=hook, policy=policy, when_away=config.outbound.when_away
+        )
+    except ValueError as error:
+        _fail(str(error))
+    for reason in unreachable_because(command[0], hook=hook):
+        _warn(reason)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execvpe(command[0], command, environment)
+    except FileNotFoundError:
+        _fail(f"{command[0]}: command not found", status=_NOT_FOUND)
+    except OSError as error:
+        _fail(f"{command[0]}: {error.strerror}", status=_NOT_EXECUTABLE)
+
+
+def _warn_unless_serving(config: Config, policy: Path) -> None:
+    from pysidecar.interception.policy_page import State, read_page
+
+    status = read_page(policy)
+    if status is not None and status.serving:
+        return
+    if status is None:
+        what = f"no sidecar serves here ({_unreadable(policy)})"
+    elif status.state is not State.SERVING:
+        what = f"the sidecar of {policy} is {status.state.name.lower()}"
+    else:
+        what = f"the sidecar of {policy} has shown no sign of life for {status.silent_for:.0f} s"
+    when_away = status.when_away if status else config.outbound.when_away
+    effect = {
+        "refuse": "until one does, connections fail with ECONNREFUSED",
+        "direct": "until one does, connections go directly to their destination",
+        "wait": f"connections wait for one ({when_away})",
+    }[when_away.mode]
+    _warn(f"{what}; start one with: pysidecar run. As when_away is {when_away}, {effect}")
+
+
+def _unreadable(policy: Path) -> str:
+    try:
+        with policy.open("rb"):
+            return f"{policy} is not a policy page of this version"
+    except FileNotFoundError:
+        return f"{policy} does not exist"
+    except OSError as error:
+        return f"{policy}: {error.strerror}"
+
+
+@main.command()
+@_config_option
+@click.option(
+    "--schema", is_flag=True, help="Print the JSON schema, for editors, and nothing else."
+)
+@click.option("--print", "show", is_flag=True, help="Print the configuration with all defaults.")
+def check(config_file: Path | None, schema: bool, show: bool) -> None:
+    """Validate a configuration file.
+
+    Prints OK, or every error with its line, key, value and what was expected (exit status 1).
+    """
+    if schema:
+        click.echo(json.dumps(json_schema(), indent=2))
+        return
+    from pysidecar.interception.hook import ConnectHook
+
+    if config_file is None and not show:
+        raise click.UsageError("expected -c FILE, the file to validate")
+    config = _load(config_file)
+    try:
+        ConnectHook(config).check(config)
+    except ValueError as error:
+        _fail(f"{config_file or 'configuration'}: {error}")
+    if show:
+        import yaml
+
+        click.echo(yaml.safe_dump(config.to_plain(), sort_keys=False), nl=False)
+    else:
+        click.echo("OK")
+
+
+@main.command("hook-path")
+def print_hook_path() -> None:
+    """Print the path of libmosnhook.so.
+
+    \b
+    LD_PRELOAD=$(pysidecar hook-path) ./app
+    """
+    click.echo(hook_path())
+
+
+@main.command()
+@_config_option
+@click.option("-w", "--watch", is_flag=True, help="Refresh until interrupted.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two looks.",
+)
+@click.option(
+    "--closed",
+    type=click.IntRange(0, 1000),
+    default=0,
+    metavar="N",
+    help="Also show the N latest connections that closed.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON as the admin API gives it.")
+@click.option("--admin", metavar="ADDRESS:PORT", help="Admin interface, if not the configured one.")
+def connections(
+    config_file: Path | None,
+    watch: bool,
+    interval: float,
+    closed: int,
+    as_json: bool,
+    admin: str | None,
+) -> None:
+    """Show the connections of a running sidecar.
+
+    A table on a terminal, plain lines in a pipe.
+    """
+    from pysidecar.cli.connections import AdminError, show_connections
+    from pysidecar.config.values import parse_endpoint
+
+    try:
+        address = parse_endpoint(admin) if admin else _load(config_file).admin.listen
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--admin") from None
+    try:
+        show_connections(
+            address, closed=closed, as_json=as_json, interval=interval if watch else None
+        )
+    except AdminError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:  # the reader of the pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _load(config_file: Path | None) -> Config:
+    try:
+        return load(config_file)
+    except ConfigError as error:
+        _fail(str(error))
+
+
+def _warn(message: str) -> None:
+    click.echo(f"pysidecar: {message}", err=True)
+
+
+def _fail(message: str, *, status: int = 1) -> NoReturn:
+    lines: Sequence[str] = message.splitlines()
+    for line in lines:
+        click.echo(f"pysidecar: {line}" if len(lines) == 1 else line, err=True)
+    raise SystemExit(status)

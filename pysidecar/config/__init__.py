@@ -1,0 +1,48 @@
+"""The configuration: its schema, and reading it from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+
+from pysidecar.config.loading import ConfigError, Problem, load, parse
+from pysidecar.config.schema import (
+    Config,
+    Exclude,
+    Match,
+    Outbound,
+    RouteEntry,
+    default_control_socket,
+    json_schema,
+    needs_restart,
+)
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Exclude",
+    "Match",
+    "Outbound",
+    "Problem",
+    "RouteEntry",
+    "default_control_socket",
+    "json_schema",
+    "load",
+    "parse",
+    "restart_keys",
+]
+
+
+def restart_keys(old: Config, new: Config) -> list[str]:
+    """The keys that differ and only count at the next start, such as ``outbound.listen``."""
+    return list(_restart_keys(old, new, ""))
+
+
+def _restart_keys(old: BaseModel, new: BaseModel, prefix: str) -> Iterator[str]:
+    for name, field in type(old).model_fields.items():
+        before, after = getattr(old, name), getattr(new, name)
+        if isinstance(before, BaseModel) and isinstance(after, BaseModel):
+            yield from _restart_keys(before, after, f"{prefix}{name}.")
+        elif before != after and needs_restart(field):
+            yield f"{prefix}{name}"

@@ -1,0 +1,57 @@
+"""Ways of getting an application's traffic here: one module a way, behind one interface."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+
+from pysidecar.address import Address
+from pysidecar.config import Config
+from pysidecar.dataplane import DataPlane
+
+__all__ = ["Interception"]
+
+
+class Interception(abc.ABC):
+    """One way. Its life: ``open``, ``attach``, ``serve``, any number of ``apply``, ``drain``,
+    ``close``. Whatever ``open`` made, ``close`` removes, however far the start came."""
+
+    @abc.abstractmethod
+    def open(self) -> None:
+        """Takes the addresses and files that it needs. Raises StartError with what is in the
+        way."""
+
+    @abc.abstractmethod
+    def attach(self, data_plane: DataPlane) -> None:
+        """Gives the listeners to a data plane that is not started yet."""
+
+    @property
+    @abc.abstractmethod
+    def own_addresses(self) -> Sequence[Address]:
+        """Where this way listens: as an original destination they would be a loop."""
+
+    @abc.abstractmethod
+    def serve(self, also_own: Sequence[Address]) -> None:
+        """The data plane accepts: lets traffic come. ``also_own`` are the sidecar's other
+        listeners, which are never captured."""
+
+    @abc.abstractmethod
+    def check(self, config: Config) -> None:
+        """Raises ValueError when ``apply`` could not take this configuration."""
+
+    @abc.abstractmethod
+    def apply(self, config: Config) -> None:
+        """A changed configuration takes effect."""
+
+    @abc.abstractmethod
+    def drain(self) -> None:
+        """Lets no new traffic come."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Removes everything. After a kill in the middle the next ``open`` copes with the rest."""
+
+    @property
+    @abc.abstractmethod
+    def description(self) -> Sequence[str]:
+        """For people: where it listens, a line each."""

@@ -1,0 +1,1 @@
+"""What happens to a connection: rules compiled for the hook and the data plane."""

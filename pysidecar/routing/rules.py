@@ -1,0 +1,163 @@
+"""Compiles an ordered list of rules to the blob that ``hook/contract.h`` describes: the first rule
+that matches (address, port) is found by two binary searches and a walk over at most 128 prefixes,
+however many rules there are."""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from itertools import pairwise
+
+from pysidecar.config.values import Network, PortRange
+from pysidecar.dataplane import ffi
+
+__all__ = ["Rule", "compile_rules"]
+
+_EVERY_PORT = (PortRange(0, 0xFFFF),)
+_MAPPED_START = 0xFFFF << 32  # ::ffff:0.0.0.0
+_MAPPED_END = _MAPPED_START + 0xFFFFFFFF
+_NO_PREFIX = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Matches an address in any of ``networks`` with a port in any of ``ports`` (None: every port).
+
+    ``number`` is what a lookup answers; the smallest one that matches wins, so it must grow in the
+    order of the rules.
+    """
+
+    networks: Sequence[Network]
+    ports: Sequence[PortRange] | None
+    number: int
+
+
+def compile_rules(rules: Iterable[Rule]) -> bytes:
+    """The blob, in the machine's byte order."""
+    claims: dict[Network, list[tuple[PortRange, int]]] = {}
+    for rule in rules:
+        for network in rule.networks:
+            claims.setdefault(network, []).extend(
+                (ports, rule.number) for ports in rule.ports or _EVERY_PORT
+            )
+    networks = sorted(claims, key=_order)
+    parents = _parents(networks)
+    prefixes: list[tuple[int, int, int]] = []
+    segments: list[tuple[int, int, int]] = []
+    for network, parent in zip(networks, parents, strict=True):
+        first = len(segments)
+        segments.extend(_segments(claims[network]))
+        prefixes.append((parent, first, len(segments) - first))
+    boundaries = _boundaries(networks, parents)
+    arrays = [
+        ffi.new("struct mosnhook_boundary[]", boundaries),
+        ffi.new("struct mosnhook_prefix[]", prefixes),
+        ffi.new("struct mosnhook_segment[]", segments),
+    ]
+    body = b"".join(bytes(ffi.buffer(array)) for array in arrays)
+    size = ffi.sizeof("struct mosnhook_rules") + len(body)
+    header = ffi.new(
+        "struct mosnhook_rules *", (size, len(boundaries), len(prefixes), len(segments))
+    )
+    return bytes(ffi.buffer(header)) + body
+
+
+def _span(network: Network) -> tuple[int, int]:
+    """First and last address as integers of 128 bits; IPv4 as v4-mapped."""
+    base = _MAPPED_START if isinstance(network, IPv4Network) else 0
+    return base + int(network.network_address), base + int(network.broadcast_address)
+
+
+def _order(network: Network) -> tuple[int, int, int]:
+    """Sorts by family, then so that a prefix stands directly before what it contains."""
+    return network.version, int(network.network_address), network.prefixlen
+
+
+def _parents(networks: Sequence[Network]) -> list[int]:
+    """For each network of the sorted list the index of the smallest that contains it."""
+    parents: list[int] = []
+    open_: list[tuple[int, int, int]] = []  # (version, last address, index) of those around
+    for index, network in enumerate(networks):
+        start, end = _span(network)
+        while open_ and (open_[-1][0] != network.version or open_[-1][1] < start):
+            open_.pop()
+        parents.append(open_[-1][2] if open_ else _NO_PREFIX)
+        open_.append((network.version, end, index))
+    return parents
+
+
+def _segments(claims: Sequence[tuple[PortRange, int]]) -> Iterator[tuple[int, int, int]]:
+    """Sorted, disjoint (first port, last port, rule), where overlapping claims go to the smallest
+    rule number. A sweep over the ports with a heap of the claims that are open there."""
+    by_start = sorted(claims, key=lambda claim: claim[0].first)
+    cuts = sorted({ports.first for ports, _ in claims} | {ports.last + 1 for ports, _ in claims})
+    open_: list[tuple[int, int]] = []  # (rule, last port)
+    pending = iter(by_start)
+    upcoming = next(pending, None)
+    first = last = rule = -1
+    for start, after in pairwise(cuts):
+        while upcoming is not None and upcoming[0].first == start:
+            heapq.heappush(open_, (upcoming[1], upcoming[0].last))
+            upcoming = next(pending, None)
+        while open_ and open_[0][1] < start:
+            heapq.heappop(open_)
+        if not open_:
+            continue
+        if rule == open_[0][0] and last + 1 == start:
+            last = after - 1
+            continue
+        if rule >= 0:
+            yield first, last, rule
+        first, last, rule = start, after - 1, open_[0][0]
+    if rule >= 0:
+        yield first, last, rule
+
+
+def _boundaries(networks: Sequence[Network], parents: Sequence[int]) -> list[tuple[bytes, int]]:
+    """Where the innermost prefix changes. The v4-mapped addresses form an island in the IPv6
+    space, to which no IPv6 prefix around it applies."""
+    v6 = _changes(networks, parents, IPv6Network)
+    v4 = _changes(networks, parents, IPv4Network)
+    starts = sorted(v6)
+    at = bisect_right(starts, _MAPPED_END)
+    around = v6[starts[at - 1]] if at else _NO_PREFIX  # no IPv6 prefix begins or ends on the island
+    merged = {start: prefix for start, prefix in v6.items() if start < _MAPPED_START}
+    merged[_MAPPED_START] = _NO_PREFIX
+    merged.update((start, prefix) for start, prefix in v4.items() if start <= _MAPPED_END)
+    merged[_MAPPED_END + 1] = around
+    merged.update((start, prefix) for start, prefix in v6.items() if start > _MAPPED_END)
+    boundaries: list[tuple[bytes, int]] = []
+    before = _NO_PREFIX
+    for start, prefix in sorted(merged.items()):
+        if prefix != before:
+            boundaries.append((start.to_bytes(16), prefix))
+            before = prefix
+    return boundaries
+
+
+def _changes(
+    networks: Sequence[Network], parents: Sequence[int], family: type[Network]
+) -> dict[int, int]:
+    """Start of each interval of one family and its innermost prefix."""
+    changes: dict[int, int] = {}
+    open_: list[tuple[int, int]] = []  # (last address, index)
+
+    def close() -> None:
+        end, index = open_.pop()
+        if end + 1 < 1 << 128:
+            changes[end + 1] = parents[index]
+
+    for index, network in enumerate(networks):
+        if not isinstance(network, family):
+            continue
+        start, end = _span(network)
+        while open_ and open_[-1][0] < start:
+            close()
+        changes[start] = index
+        open_.append((end, index))
+    while open_:
+        close()
+    return changes

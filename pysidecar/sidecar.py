@@ -1,0 +1,289 @@
+"""The composition root: every part is made, connected and taken down here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import importlib.metadata
+import logging
+import os
+import resource
+import shlex
+import signal
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pysidecar.access_log import AccessLog
+from pysidecar.address import Address
+from pysidecar.admin import AdminServer
+from pysidecar.admin.metrics import Metrics
+from pysidecar.config import Config, ConfigError, Problem, load, restart_keys
+from pysidecar.dataplane import ConnectionRecord, DataPlane, Timeouts
+from pysidecar.errors import StartError
+from pysidecar.interception.hook import ConnectHook
+from pysidecar.interception.preload import without_hook
+from pysidecar.listeners import open_listener
+from pysidecar.routing.table import route_table
+
+__all__ = ["Sidecar", "prepare_process"]
+
+log = logging.getLogger(__name__)
+
+_REPORT_PAUSE = 0.02  # seconds: so that reports come in batches and not one by one
+_RECENT_CLOSED = 1000  # connections that /connections?closed= can show
+_MOST_FDS = 1 << 20
+
+
+class Sidecar:
+    """One sidecar in an asyncio loop: ``start``, then ``reload`` at will, then ``drain`` and
+    ``stop``. ``run`` does all of it, driven by signals.
+
+    ``source`` is the file that a reload reads; None for the embedded defaults.
+    """
+
+    def __init__(self, config: Config, *, source: Path | None = None) -> None:
+        self.config = config
+        self.state = "starting"
+        self._source = source
+        self._stack = contextlib.AsyncExitStack()
+        self._recent: deque[ConnectionRecord] = deque(maxlen=_RECENT_CLOSED)
+        self._reported = asyncio.Event()
+        self._hook = ConnectHook(config)
+        self._data_plane: DataPlane
+        self._access_log: AccessLog
+        self._admin: AdminServer
+        self.metrics = Metrics(
+            version=importlib.metadata.version("pysidecar"),
+            counters=lambda: self._data_plane.counters(),
+            live=self.connections,
+            lost_records=lambda: self._access_log.lost_records,
+        )
+
+    # ---- What others see ----
+
+    @property
+    def admin_address(self) -> Address:
+        """Where the admin interface is, with the port that the kernel picked."""
+        return self._admin.address
+
+    @property
+    def listeners(self) -> Sequence[Address]:
+        """Where PROXY v2 connections are accepted."""
+        return self._hook.listeners
+
+    @property
+    def description(self) -> Sequence[str]:
+        """For people: where it listens, a line each."""
+        file = f" -c {shlex.quote(str(self._source))}" if self._source else ""
+        return [
+            *self._hook.description,
+            f"or: pysidecar exec{file} -- ./app",
+            f"admin: http://{self.admin_address}/",
+        ]
+
+    def connections(self) -> list[ConnectionRecord]:
+        """The live ones."""
+        return self._data_plane.snapshot()
+
+    def closed_connections(self, limit: int) -> list[ConnectionRecord]:
+        """The latest that closed, newest last; at most 1,000 are kept."""
+        self._take_reports()
+        return list(islice(self._recent, max(0, len(self._recent) - limit), None))
+
+    # ---- Life ----
+
+    async def start(self) -> None:
+        """Serves from here on. Raises StartError or ConfigError, and leaves nothing behind."""
+        async with contextlib.AsyncExitStack() as stack:
+            await self._start(stack)
+            self._stack = stack.pop_all()
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        config = self.config
+        self._check(config)
+        stack.callback(self._hook.close)
+        self._hook.open()
+        listener = open_listener(config.admin.listen, "admin.listen")
+        stack.callback(listener.close)
+        self._admin = AdminServer(self, listener)
+        self._access_log = self._open_access_log()
+        stack.callback(self._access_log.close)
+
+        data_plane = DataPlane(workers=config.worker_count, timeouts=_timeouts(config))
+        self._data_plane = data_plane
+        stack.callback(data_plane.close)
+        self._hook.attach(data_plane)
+        data_plane.set_own_addresses(self._hook.own_addresses)
+        data_plane.set_routes(route_table(config.outbound))
+        data_plane.start()
+        stack.callback(self._stop_data_plane)
+        asyncio.get_running_loop().add_reader(data_plane.event_fd, self._on_reports)
+        stack.callback(self._ignore_reports)
+
+        await self._admin.start()
+        stack.push_async_callback(self._admin.stop)
+        self._hook.serve(also_own=[self.admin_address])
+        self.state = "serving"
+
+    async def stop(self) -> None:
+        """Aborts what is still open and removes everything; ``drain`` first to be gentle."""
+        self.state = "stopped"
+        self._hook.drain()
+        await self._stack.aclose()
+
+    def reload(self, config: Config) -> None:
+        """Applies a changed configuration; open connections go on as they are. Raises ConfigError
+        when it cannot be applied as a whole, and changes nothing then."""
+        source = str(self._source or "configuration")
+        if keys := restart_keys(self.config, config):
+            raise ConfigError(
+                source,
+                [Problem(key, "expected no change: it takes effect at a restart") for key in keys],
+            )
+        self._check(config)
+        table = route_table(config.outbound)
+        try:
+            self._access_log.reopen(config.access_log.path)
+        except OSError as error:
+            raise ConfigError(
+                source,
+                [Problem("access_log.path", f"{config.access_log.path}: {error.strerror}")],
+            ) from None
+        self._data_plane.set_routes(table)
+        self._data_plane.set_timeouts(_timeouts(config))
+        self._hook.apply(config)
+        self.config = config
+
+    def begin_drain(self) -> None:
+        """No new connections from here on."""
+        self.state = "draining"
+        self._hook.drain()
+        self._data_plane.drain()
+
+    async def drained(self) -> None:
+        """Returns when no connection is left."""
+        while self._data_plane.live:
+            self._reported.clear()
+            await self._reported.wait()
+
+    async def run(self) -> None:
+        """Starts, and serves until SIGTERM or SIGINT; then drains, at most for
+        ``drain_timeout`` and until a second signal. SIGHUP reloads."""
+        loop = asyncio.get_running_loop()
+        first, second = asyncio.Event(), asyncio.Event()
+
+        def on_signal() -> None:
+            (second if first.is_set() else first).set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        await self.start()
+        try:
+            for line in self.description:
+                log.info("%s", line)
+            await first.wait()
+            self.begin_drain()
+            live = self._data_plane.live
+            if live:
+                log.info("draining: %d connections are open; a second signal aborts them", live)
+            await _first_of(self.drained(), second.wait(), asyncio.sleep(self.config.drain_timeout))
+            if left := self._data_plane.live:
+                log.warning("aborting %d connections that are still open", left)
+        finally:
+            await self.stop()
+        log.info("stopped")
+
+    def _on_hangup(self) -> None:
+        if self.state != "serving":
+            return
+        try:
+            self.reload(load(self._source))
+        except ConfigError as error:
+            self.metrics.count_reload(applied=False)
+            log.error("the running configuration stays, because of:\n%s", error)
+        else:
+            self.metrics.count_reload(applied=True)
+            log.info("reloaded %s", self._source or "the embedded defaults")
+
+    def _check(self, config: Config) -> None:
+        try:
+            self._hook.check(config)
+        except ValueError as error:
+            raise ConfigError(
+                str(self._source or "configuration"), [Problem("", str(error))]
+            ) from None
+
+    def _open_access_log(self) -> AccessLog:
+        path = self.config.access_log.path
+        try:
+            return AccessLog(path)
+        except OSError as error:
+            raise StartError(
+                f"cannot write the access log {path} (access_log.path): {error.strerror}"
+            ) from None
+
+    # ---- Reports of the data plane ----
+
+    def _on_reports(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._data_plane.event_fd)
+        self._take_reports()
+        loop.call_later(_REPORT_PAUSE, self._await_reports)
+
+    def _await_reports(self) -> None:
+        if self.state != "stopped":
+            asyncio.get_running_loop().add_reader(self._data_plane.event_fd, self._on_reports)
+
+    def _ignore_reports(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._data_plane.event_fd)
+
+    def _take_reports(self) -> None:
+        records = self._data_plane.take_closed()
+        self._recent.extend(records)
+        self.metrics.count_closed(records)
+        self._access_log.write(records)
+        self._reported.set()
+
+    def _stop_data_plane(self) -> None:
+        self._data_plane.stop()
+        self._take_reports()
+
+
+def prepare_process() -> None:
+    """For a process that is a sidecar and nothing else: as many file descriptors as allowed, and
+    no connect hook in itself."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).mosnhook_bypass(1)
+    if "LD_PRELOAD" in os.environ:
+        os.environ["LD_PRELOAD"] = without_hook(os.environ["LD_PRELOAD"])
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = hard if os.geteuid() else max(hard, _MOST_FDS)
+    with contextlib.suppress(OSError, ValueError):  # the kernel's fs.nr_open is lower
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+        return
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _timeouts(config: Config) -> Timeouts:
+    outbound = config.outbound
+    return Timeouts(
+        connect=outbound.connect_timeout,
+        idle=outbound.idle_timeout,
+        header=outbound.header_timeout,
+    )
+
+
+async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    """Returns when one of them is done, and gives the others up."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,124 @@
+"""The access log: whole lines, in order, and never in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pysidecar import access_log
+from pysidecar.access_log import AccessLog
+from pysidecar.address import Address
+from pysidecar.dataplane import Action, ConnectionRecord, Direction, End, Transport
+
+
+def record(number: int, end: End = End.EOF) -> ConnectionRecord:
+    return ConnectionRecord(
+        id=number,
+        opened=datetime(2024, 2, 3, 4, 5, 6, 789000, tzinfo=UTC),
+        duration_ms=1.5,
+        transport=Transport.UNIX,
+        direction=Direction.OUTBOUND,
+        action=Action.RELAY,
+        end=end,
+        source=Address("127.0.0.1", 40000),
+        original_destination=Address("2001:db8::1", 80),
+        upstream=None,
+        bytes_sent=number,
+        bytes_received=0,
+        pid=7,
+        uid=0,
+        process="a\nb",
+        route=None,
+        errno=111 if end is End.UPSTREAM_CONNECT else 0,
+    )
+
+
+def test_a_record_is_one_line_of_json(tmp_path: Path) -> None:
+    log = AccessLog(tmp_path / "log")
+    log.write([record(3, End.UPSTREAM_CONNECT)])
+    log.close()
+    assert json.loads((tmp_path / "log").read_text()) == {
+        "time": "2024-02-03T04:05:06.789Z",
+        "direction": "outbound",
+        "transport": "unix",
+        "source": "127.0.0.1:40000",
+        "original_destination": "[2001:db8::1]:80",
+        "upstream": None,
+        "action": "relay",
+        "bytes_sent": 3,
+        "bytes_received": 0,
+        "duration_ms": 1.5,
+        "pid": 7,
+        "process": "a\nb",
+        "error": "upstream connect failed: ECONNREFUSED",
+    }
+
+
+def test_everything_is_written_in_order_at_close(tmp_path: Path) -> None:
+    log = AccessLog(tmp_path / "log")
+    for start in range(0, 5000, 50):
+        log.write(record(number) for number in range(start, start + 50))
+    log.close()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [json.loads(line)["bytes_sent"] for line in lines] == list(range(5000))
+
+
+def test_it_goes_on_in_another_file(tmp_path: Path) -> None:
+    log = AccessLog(tmp_path / "a")
+    log.reopen(tmp_path / "unused")
+    log.reopen(tmp_path / "b")
+    log.write([record(1)])
+    with pytest.raises(IsADirectoryError):
+        log.reopen(tmp_path)
+    log.close()
+    assert len((tmp_path / "b").read_text().splitlines()) == 1
+
+
+def test_a_stalled_reader_costs_records_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_log, "_QUEUE_LIMIT", 100)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    log = AccessLog(pipe)
+    written = 0
+    while log.lost_records == 0:  # the pipe's 64 KiB and the queue are full at some time
+        log.write([record(written)])
+        written += 1
+    os.set_blocking(reader, True)
+    received = bytearray()
+
+    def drain() -> None:
+        while data := os.read(reader, 65536):
+            received.extend(data)
+
+    thread = threading.Thread(target=drain)
+    thread.start()
+    log.close()
+    thread.join()
+    os.close(reader)
+    lines = received.decode().splitlines()
+    assert len(lines) == written - log.lost_records
+    assert all(json.loads(line)["process"] == "a\nb" for line in lines)
+
+
+def test_a_failing_disk_is_reported_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    log = AccessLog(Path("/dev/full"))
+    log.write([record(1), record(2)])
+    log.write([record(3)])
+    log.close()
+    assert log.lost_records == 3
+    assert [entry.getMessage() for entry in caplog.records] == [
+        "access log /dev/full: No space left on device; records are lost"
+    ]
+
+
+def test_a_file_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        AccessLog(tmp_path / "missing" / "log")

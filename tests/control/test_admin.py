@@ -1,0 +1,100 @@
+"""The admin interface of a running sidecar."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pysidecar.address import Address
+from tests.control.conftest import RunningSidecar, eventually, exchange
+
+
+def metric(sidecar: RunningSidecar, name: str, **labels: str) -> float:
+    status, body = sidecar.get("/metrics")
+    assert status == 200
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(body)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+def test_ready(sidecar: RunningSidecar) -> None:
+    eventually(lambda: sidecar.get("/ready")[0] == 200)
+    assert sidecar.get_json("/ready") == {"state": "serving"}
+
+
+def test_config_is_the_one_in_effect(sidecar: RunningSidecar) -> None:
+    config = sidecar.get_json("/config")
+    assert config["outbound"]["control_socket"] == str(sidecar.control_socket)
+    assert config["outbound"]["idle_timeout"] == "1h"
+
+
+def test_metrics_count_connections(sidecar: RunningSidecar, echo: Address) -> None:
+    relayed = {"direction": "outbound", "transport": "header", "action": "relay"}
+    with sidecar.connect(echo) as client:
+        exchange(client, b"12345")
+        assert metric(sidecar, "pysidecar_connections_active", **relayed) == 1
+        assert metric(sidecar, "pysidecar_connections_opened_total") == 1
+        assert metric(sidecar, "pysidecar_connections_closed_total") == 0
+    eventually(lambda: metric(sidecar, "pysidecar_connections_closed_total", **relayed) == 1)
+    assert metric(sidecar, "pysidecar_connections_active") == 0
+    assert metric(sidecar, "pysidecar_sent_bytes_total") == 5
+    assert metric(sidecar, "pysidecar_received_bytes_total") == 5
+    assert metric(sidecar, "pysidecar_connection_duration_seconds_count") == 1
+    assert metric(sidecar, "pysidecar_connection_errors_total") == 0
+    assert metric(sidecar, "pysidecar_build_info") == 1
+
+
+def test_metrics_count_errors_by_reason(sidecar: RunningSidecar) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        # With transport header the answer comes after the upstream's: an abort or an end.
+        with (
+            sidecar.connect(Address(*closed.getsockname())) as client,
+            contextlib.suppress(ConnectionResetError),
+        ):
+            assert client.recv(1) == b""
+    eventually(
+        lambda: metric(sidecar, "pysidecar_connection_errors_total", reason="upstream_connect") == 1
+    )
+    assert metric(sidecar, "pysidecar_endpoint_connect_failures_total") == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:15000", 200),
+        ("[::1]:15000", 200),
+        ("localhost", 200),
+        ("evil.example:15000", 403),
+        ("127.0.0.1.evil.example", 403),
+    ],
+)
+def test_only_our_own_names_are_answered(sidecar: RunningSidecar, host: str, status: int) -> None:
+    assert sidecar.get("/connections", host=host)[0] == status
+
+
+def test_it_only_reads(sidecar: RunningSidecar) -> None:
+    assert sidecar.get("/connections", method="POST")[0] == 405
+    assert sidecar.get("/no-such-page")[0] == 404
+
+
+@pytest.mark.parametrize("closed", ["-1", "x", "", "9999999999", "%D9%A3"])
+def test_a_wrong_number_is_a_bad_request(sidecar: RunningSidecar, closed: str) -> None:
+    status, body = sidecar.get(f"/connections?closed={closed}")
+    assert status == 400
+    assert "expected a whole number" in body
+
+
+def test_closed_connections_are_the_latest(sidecar: RunningSidecar, echo: Address) -> None:
+    for size in (1, 2, 3):
+        with sidecar.connect(echo) as client:
+            exchange(client, b"x" * size)
+        sidecar.access_log(size)
+    sizes = [entry["bytes_sent"] for entry in sidecar.get_json("/connections?closed=2")]
+    assert sizes == [2, 3]

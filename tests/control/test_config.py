@@ -1,0 +1,281 @@
+"""What a configuration means, and what its errors say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pysidecar.address import Address
+from pysidecar.config import (
+    Config,
+    ConfigError,
+    default_control_socket,
+    json_schema,
+    load,
+    parse,
+    restart_keys,
+)
+from pysidecar.config.schema import MAX_LISTENERS
+from pysidecar.config.values import MAX_SOCKET_PATH, PortRange, WhenAway, format_duration
+from pysidecar.dataplane import lib
+
+ROOT = Path(__file__).resolve().parents[2]
+
+EVERYTHING = """
+admin: {listen: 127.0.0.1:15000}
+access_log: {path: access.jsonl}        # default: stdout
+outbound:
+  listen: ["127.0.0.1:15001", "[::1]:15001"]
+  control_socket: /run/pysidecar/hook.sock
+  control_socket_mode: 0660
+  transport: header
+  when_away: wait:5s
+  exclude: ["127.0.0.0/8", "::1/128", {destination: 10.0.0.53, ports: [53, 8000-8001]}]
+  connect_timeout: 500ms
+  idle_timeout: 1h
+  header_timeout: 1.5s
+  routes:
+    - match: {destination: 10.0.0.0/8, ports: [5432, 8000-8999]}
+      action: relay
+      endpoints: [127.0.0.1:5433]
+      balance: least_connections
+    - match: {destination: [192.0.2.0/24, "2001:db8::/32"]}
+      action: refuse
+workers: 3
+drain_timeout: 2m
+"""
+
+
+def test_every_key_is_read() -> None:
+    config = parse(EVERYTHING)
+    outbound = config.outbound
+    assert config.admin.listen == Address("127.0.0.1", 15000)
+    assert config.access_log.path == Path("access.jsonl").absolute()
+    assert outbound.listen == (Address("127.0.0.1", 15001), Address("::1", 15001))
+    assert outbound.control_path == Path("/run/pysidecar/hook.sock")
+    assert outbound.control_socket_mode == 0o660
+    assert outbound.when_away == WhenAway("wait", 5.0)
+    assert outbound.exclude[2].ports == (PortRange(53, 53), PortRange(8000, 8001))
+    timeouts = (outbound.connect_timeout, outbound.idle_timeout, outbound.header_timeout)
+    assert timeouts == (0.5, 3600.0, 1.5)
+    assert outbound.routes[0].endpoints == (Address("127.0.0.1", 5433),)
+    assert [str(network) for network in outbound.routes[1].match.destination] == [
+        "192.0.2.0/24",
+        "2001:db8::/32",
+    ]
+    assert (config.worker_count, config.drain_timeout) == (3, 120.0)
+
+
+def test_what_is_printed_reads_back() -> None:
+    config = parse(EVERYTHING)
+    assert parse(yaml.safe_dump(config.to_plain())) == config
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "outbound:\n  # routes: []\n"])
+def test_an_empty_file_is_the_defaults(text: str) -> None:
+    assert parse(text) == Config() == load(None)
+
+
+def errors(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, source="f.yaml")
+    return str(caught.value).splitlines()
+
+
+ADDRESS = "expected an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080"
+PORTS = "expected a port such as 5432 or a range such as 8000-8999"
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("outbond: {}", "outbond: unknown key; did you mean outbound?"),
+        (
+            "outbound: {zzz: 1}",
+            "outbound.zzz: unknown key; expected one of listen, control_socket, ",
+        ),
+        ("admin: {listen: localhost}", f"admin.listen: 'localhost': {ADDRESS}"),
+        ("admin: 5", "admin: 5: expected keys below it: listen"),
+        ("outbound: {listen: [0.0.0.0:1]}", "outbound.listen[0]: '0.0.0.0:1': expected a loopback"),
+        ("outbound: {listen: []}", "outbound.listen: []: expected at least one entry"),
+        ("outbound: {listen: 127.0.0.1:1}", "outbound.listen: '127.0.0.1:1': expected a list"),
+        (
+            "outbound: {listen: [127.0.0.1:1, 127.0.0.1:1]}",
+            "outbound: expected each address once in listen, not 127.0.0.1:1 again",
+        ),
+        (
+            "outbound: {transport: tcp}",
+            "outbound.transport: 'tcp': expected 'unix' or 'header'",
+        ),
+        ("outbound: {idle_timeout: 5}", "outbound.idle_timeout: 5: expected a duration such as"),
+        ("outbound: {idle_timeout: 0s}", "outbound.idle_timeout: '0s': expected a duration of at"),
+        ("outbound: {when_away: wait}", "outbound.when_away: 'wait': expected refuse, direct or"),
+        ("outbound: {when_away: wait:5}", "outbound.when_away: 'wait:5': after wait: expected a"),
+        (
+            "outbound: {control_socket_mode: 600}",
+            "outbound.control_socket_mode: 600: expected octal permissions",
+        ),
+        (
+            "outbound: {control_socket_mode: 0400}",
+            "outbound.control_socket_mode: '0400': expected permissions that let the owner",
+        ),
+        (
+            "outbound: {control_socket: /" + "x" * 107 + "}",
+            "expected a path of at most 107 bytes, the kernel's limit for Unix sockets; /xxx",
+        ),
+        (
+            "outbound: {exclude: [10.0.0.1/8]}",
+            "outbound.exclude[0]: '10.0.0.1/8': expected a network without host bits; did you mean "
+            "10.0.0.0/8?",
+        ),
+        ("outbound: {exclude: [{}]}", "outbound.exclude[0]: expected a network, or a mapping with"),
+        (
+            "outbound: {exclude: [{port: 1}]}",
+            "outbound.exclude[0].port: unknown key; did you mean ports?",
+        ),
+        (
+            "outbound: {exclude: [{ports: 0}]}",
+            f"outbound.exclude[0].ports: 0: {PORTS}, from 1 to 65535",
+        ),
+        (
+            "outbound: {routes: [{match: {ports: [9-8]}}]}",
+            "outbound.routes[0].match.ports[0]: '9-8': expected the smaller port first: 8-9",
+        ),
+        ("outbound: {routes: [{match: {ports: true}}]}", f"match.ports: True: {PORTS}"),
+        ("outbound: {routes: [{match: {ports: []}}]}", "match.ports: []: expected at least one"),
+        (
+            "outbound: {routes: [{match: {destination: x}}]}",
+            "outbound.routes[0].match.destination: 'x': expected an IPv4 or IPv6 network",
+        ),
+        (
+            "outbound: {routes: [{action: drop}]}",
+            "outbound.routes[0].action: 'drop': expected 'relay' or 'refuse'",
+        ),
+        (
+            "outbound: {routes: [{endpoints: [127.0.0.1:0]}]}",
+            "outbound.routes[0].endpoints[0]: '127.0.0.1:0': expected a port from 1 to 65535",
+        ),
+        (
+            "outbound: {routes: [{action: refuse, endpoints: [127.0.0.1:1]}]}",
+            "outbound.routes[0]: expected no endpoints in a route that refuses",
+        ),
+        (
+            "outbound: {routes: [{endpoints: [127.0.0.1:15001]}]}",
+            "expected other endpoints in routes[0]: 127.0.0.1:15001 is the sidecar's own listener",
+        ),
+        ("workers: 0", "workers: 0: expected greater than or equal to 1"),
+        ("workers: '2'", "workers: '2': expected a whole number"),
+        ("workers: yes", "workers: 'yes': expected a whole number"),
+        ("[1]", "expected keys such as outbound: at the top"),
+        ("a: [", "not YAML: while parsing a flow node"),
+        ("a: !!python/name:os.system x", "not YAML: could not determine a constructor"),
+        ("\x00", "not YAML:"),
+        ("&a [*a]", "expected keys such as outbound: at the top"),
+    ],
+)
+def test_an_error_names_the_key_the_value_and_what_was_expected(text: str, error: str) -> None:
+    [line] = errors(text)
+    assert line.startswith("f.yaml:")
+    assert error in line
+
+
+def test_all_errors_are_reported_at_once_with_their_lines() -> None:
+    found = errors(
+        "admin: {listen: x}\n"
+        "outbound:\n"
+        "  transport: unix\n"
+        "  transport: tcp\n"
+        "  routes:\n"
+        "    - match: {destination: 10.0.0.0/8}\n"
+        "      action: relay\n"
+        "      ballance: round_robin\n"
+    )
+    assert [line.split(": ", 2)[:2] for line in found] == [
+        ["f.yaml:1", "admin.listen"],
+        ["f.yaml:4", "outbound.transport"],
+        ["f.yaml:4", "outbound.transport"],
+        ["f.yaml:8", "outbound.routes[0].ballance"],
+    ]
+    assert "expected each key once; it is in line 3 already" in "".join(found)
+
+
+def test_an_unreadable_file_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no\.yaml: cannot be read: No such file or directory"):
+        load(tmp_path / "no.yaml")
+
+
+def test_v4_mapped_networks_are_ipv4() -> None:
+    config = parse("outbound: {exclude: ['::ffff:10.0.0.0/104']}")
+    assert str(config.outbound.exclude[0].destination[0]) == "10.0.0.0/8"
+
+
+@pytest.mark.parametrize("text", ["1ms", "1500ms", "1s", "90s", "2m", "1h", "36h", "2d"])
+def test_durations_are_spelled_as_they_are_read(text: str) -> None:
+    config = parse(f"drain_timeout: {text}")
+    assert format_duration(config.drain_timeout) == text
+
+
+@pytest.mark.parametrize(
+    ("when_away", "value"),
+    [("refuse", "refuse"), ("direct", "direct"), ("wait:5s", "wait:5"), ("wait:500ms", "wait:0.5")],
+)
+def test_when_away_as_the_hook_reads_it(when_away: str, value: str) -> None:
+    config = parse(f"outbound: {{when_away: '{when_away}'}}")
+    assert config.outbound.when_away.environment_value == value
+
+
+def test_the_default_control_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert default_control_socket() == tmp_path / "pysidecar" / "hook.sock"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "missing"))
+    elsewhere = default_control_socket()
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert default_control_socket() == elsewhere
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert default_control_socket() == Path("/run/pysidecar/hook.sock")
+    monkeypatch.setattr(os, "geteuid", lambda: 1234)
+    assert default_control_socket() == Path("/tmp/pysidecar-1234/hook.sock")
+
+
+def test_keys_that_need_a_restart_are_known() -> None:
+    changed = parse(EVERYTHING.replace("15001", "15101").replace("workers: 3", "workers: 4"))
+    assert restart_keys(parse(EVERYTHING), changed) == ["outbound.listen", "workers"]
+    reloadable = parse(EVERYTHING.replace("1h", "2h").replace("refuse", "relay"))
+    assert restart_keys(parse(EVERYTHING), reloadable) == []
+
+
+def test_limits_are_those_of_the_contract() -> None:
+    assert MAX_LISTENERS == lib.MOSNHOOK_MAX_LISTENERS
+    assert MAX_SOCKET_PATH == lib.MOSNHOOK_PATH_SIZE - 1
+
+
+def test_the_json_schema_has_every_key_with_its_default() -> None:
+    schema = json_schema()
+    outbound = schema["$defs"]["Outbound"]["properties"]
+    defaults: dict[str, Any] = {key: entry["default"] for key, entry in outbound.items()}
+    assert parse(json.dumps({"outbound": defaults})) == Config()
+    assert all(entry["description"] for entry in outbound.values())
+
+
+def test_the_documentation_is_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "generate_config_docs.py", "--check"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_examples_in_the_documentation_are_valid() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    blocks = text.split("```yaml\n")[1:]
+    assert blocks
+    for block in blocks:
+        parse(block.split("```")[0])
