@@ -135,9 +135,9 @@ struct mosnhook_page {
 
 /* ---- The control socket (SOCK_SEQPACKET): one request, at most one answer, then closed ----
  *
- * Parking. The application's socket S is connected, non-blocking, to a park: a listener whose
- * socket filter drops every SYN, so that S stays in SYN_SENT, as it would while a distant server
- * has not answered yet. The request carries S (SCM_RIGHTS). When the upstream is connected, the
+ * Parking. The application's socket S is connected, non-blocking, to a park: a listener that
+ * drops every SYN, so that S stays in SYN_SENT, as it would while a distant server has not answered
+ * yet. The request carries S (SCM_RIGHTS). When the upstream is connected, the
  * sidecar binds a socket to the park's address and connects it to S: a TCP simultaneous open (RFC
  * 9293, figure 7), after which S is established in the same instant. So a non-blocking application
  * sees writability exactly when the upstream is there, SO_ERROR when it is not, and no accept queue

@@ -26,6 +26,7 @@ __all__ = [
     "DataPlane",
     "Direction",
     "End",
+    "Listener",
     "Route",
     "RouteTable",
     "Timeouts",
@@ -41,10 +42,12 @@ _BATCH = 512
 
 
 class Transport(enum.IntEnum):
-    """How the original destination reached us."""
+    """How a connection reached us, and with it how it says where it wanted to go."""
 
     UNIX = lib.DP_TRANSPORT_UNIX
     HEADER = lib.DP_TRANSPORT_HEADER
+    REDIRECT = lib.DP_TRANSPORT_REDIRECT
+    TPROXY = lib.DP_TRANSPORT_TPROXY
 
 
 class Direction(enum.IntEnum):
@@ -100,7 +103,7 @@ _END_TEXT: dict[End, str] = {
     End.HEADER_TRUNCATED: "closed before the PROXY header or request was complete",
     End.HEADER_MALFORMED: "malformed PROXY header or request",
     End.HEADER_NO_ADDRESS: "PROXY header without an original destination",
-    End.LOOP: "the original destination is a listener of this sidecar",
+    End.LOOP: "the original destination is a listener of this sidecar itself",
     End.DOWNSTREAM_GONE: "the application gave up before the upstream answered",
     End.NO_RESOURCES: "out of resources",
     End.DRAIN_LIMIT: "closed at the drain limit",
@@ -114,6 +117,25 @@ class Timeouts:
     connect: float = 5.0
     idle: float = 3600.0
     header: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """What is true of all connections of a listener.
+
+    ``mark`` is the SO_MARK of the upstream sockets (0: none; needs CAP_NET_ADMIN).
+    Connections to the application, that is on loopback or at the original destination's address,
+    come from the client's address with ``preserve_source``, or else from ``application_sources``
+    (IPv4, IPv6); both need CAP_NET_ADMIN too. ``application`` replaces the address, not the port,
+    of original destinations.
+    """
+
+    transport: Transport
+    direction: Direction = Direction.OUTBOUND
+    mark: int = 0
+    preserve_source: bool = False
+    application_sources: tuple[str | None, str | None] = (None, None)
+    application: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,17 +218,21 @@ class DataPlane:
         self._records: Any = ffi.new("struct dp_record[]", _BATCH)
         self._page: Any = None
 
-    def add_header_listener(self, listener: socket.socket) -> None:
-        """Takes over a listening TCP socket whose connections begin with a PROXY v2 header."""
-        self._take(lib.dp_add_header_listener, listener)
-
-    def add_control_listener(self, listener: socket.socket) -> None:
-        """Takes over the listening SOCK_SEQPACKET control socket."""
-        self._take(lib.dp_add_control_listener, listener)
-
-    def _take(self, add: Any, listener: socket.socket) -> None:
+    def add_listener(self, listener: socket.socket, settings: Listener) -> None:
+        """Takes over a listening socket: SOCK_SEQPACKET for ``Transport.UNIX``, else TCP."""
         listener.setblocking(False)
-        _check(add(self._dp, listener.detach()), "cannot add a listener")
+        raw: dict[str, Any] = {
+            "transport": settings.transport,
+            "direction": settings.direction,
+            "mark": settings.mark,
+            "preserve_source": settings.preserve_source,
+            "application_source": [_host(source) for source in settings.application_sources],
+            "application": _host(settings.application),
+        }
+        _check(
+            lib.dp_add_listener(self._dp, listener.detach(), ffi.new("struct dp_listener *", raw)),
+            "cannot add a listener",
+        )
 
     def add_park(self, host: str) -> Address:
         """Opens a park on a free port of a loopback address and says where it is."""
@@ -226,8 +252,9 @@ class DataPlane:
         self._page = ffi.from_buffer("struct mosnhook_page *", page, require_writable=True)
         lib.dp_set_page(self._dp, self._page)
 
-    def set_routes(self, table: RouteTable) -> None:
-        """Replaces the route table; connections that are open keep the endpoint they have."""
+    def set_routes(self, table: RouteTable, direction: Direction = Direction.OUTBOUND) -> None:
+        """Replaces the route table of one direction; connections that are open keep the endpoint
+        they have."""
         routes: list[tuple[int, int, int, int]] = []
         endpoints: list[tuple[bytes, int, int, int]] = []
         for route in table.routes:
@@ -237,6 +264,7 @@ class DataPlane:
         _check(
             lib.dp_set_routes(
                 self._dp,
+                direction,
                 ffi.cast("struct mosnhook_rules *", rules),
                 ffi.new("struct dp_route[]", routes),
                 len(routes),
@@ -310,6 +338,11 @@ def parking_works(host: str) -> bool:
     )
     _check(min(result, 0), f"cannot try parking on {host}")
     return bool(result)
+
+
+def _host(host: str | None) -> tuple[bytes, int, int, int]:
+    """A ``struct mosnhook_address`` without a port; all zero for None."""
+    return Address(host, 0).to_native() if host is not None else (bytes(16), 0, 0, 0)
 
 
 def _check(result: int, what: str) -> None:

@@ -28,6 +28,13 @@ bool address_is_unspecified(const struct mosnhook_address *address)
            (address_is_ipv4(address) || memcmp(address->ip, zero, 12) == 0);
 }
 
+bool address_is_zero(const struct mosnhook_address *address)
+{
+    static const struct mosnhook_address zero;
+
+    return memcmp(address, &zero, sizeof zero) == 0;
+}
+
 bool address_equal(const struct mosnhook_address *a, const struct mosnhook_address *b)
 {
     return a->port == b->port && memcmp(a->ip, b->ip, sizeof a->ip) == 0;

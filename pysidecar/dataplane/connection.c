@@ -21,8 +21,8 @@ static void close_fd(int *fd)
     *fd = -1;
 }
 
-struct connection *connection_open(struct worker *worker, enum dp_transport transport,
-                                   enum phase phase, uint8_t fds_reserved)
+struct connection *connection_open(struct worker *worker, const struct listener *listener,
+                                   enum phase phase)
 {
     struct connection *connection = calloc(1, sizeof *connection);
     struct dp *dp = worker->dp;
@@ -30,6 +30,7 @@ struct connection *connection_open(struct worker *worker, enum dp_transport tran
     if (!connection)
         return NULL;
     connection->worker = worker;
+    connection->listener = listener;
     connection->id = atomic_fetch_add_explicit(&dp->next_id, 1, memory_order_relaxed) + 1;
     connection->opened_real_ns = clock_ns(CLOCK_REALTIME);
     connection->opened_ns = clock_ns(CLOCK_MONOTONIC);
@@ -41,8 +42,7 @@ struct connection *connection_open(struct worker *worker, enum dp_transport tran
     connection->application = -1;
     connection->uid = UINT32_MAX;
     connection->route = UINT32_MAX;
-    connection->transport = (uint8_t)transport;
-    connection->fds_reserved = fds_reserved;
+    connection->fds_reserved = listener_fds(listener);
     atomic_init(&connection->phase, phase);
     worker_count(&worker->counters.accepted, 1);
     connection->next_opened = atomic_load_explicit(&dp->opened, memory_order_relaxed);
@@ -160,8 +160,8 @@ void connection_describe(const struct connection *connection, uint64_t now_ns,
         atomic_load_explicit(&connection->flow[DOWNSTREAM].bytes, memory_order_relaxed);
     record->bytes_received =
         atomic_load_explicit(&connection->flow[UPSTREAM].bytes, memory_order_relaxed);
-    record->transport = connection->transport;
-    record->direction = connection->direction;
+    record->transport = (uint16_t)connection->listener->settings.transport;
+    record->direction = (uint16_t)connection->listener->settings.direction;
     record->uid = UINT32_MAX;
     record->route = UINT32_MAX;
     if (phase == PHASE_CLOSED || phase >= PHASE_CONNECTING) {

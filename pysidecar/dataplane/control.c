@@ -110,10 +110,9 @@ void control_event(struct connection *connection)
         read_request(connection);
 }
 
-void control_accept(struct worker *worker, int fd)
+void control_accept(struct worker *worker, const struct listener *listener, int fd)
 {
-    struct connection *connection =
-        connection_open(worker, DP_TRANSPORT_UNIX, PHASE_REQUEST, FDS_PER_REQUEST);
+    struct connection *connection = connection_open(worker, listener, PHASE_REQUEST);
     uint32_t header_ms = atomic_load_explicit(&worker->dp->header_ms, memory_order_relaxed);
 
     if (!connection) {

@@ -43,8 +43,10 @@ static void close_fd(int fd)
 
 static void worker_destroy(struct worker *worker)
 {
-    table_release(worker->table);
-    table_release(atomic_load(&worker->new_table));
+    for (int direction = 0; direction < DIRECTIONS; direction++) {
+        table_release(worker->tables[direction]);
+        table_release(atomic_load(&worker->new_tables[direction]));
+    }
     relay_close_pool(worker);
     free(worker->timers.heap);
     close_fd(worker->private_listener[0]);
@@ -108,13 +110,11 @@ void dp_destroy(struct dp *dp)
     for (uint32_t i = 0; i < dp->worker_count; i++)
         worker_destroy(&dp->workers[i]);
     if (!dp->started) {
-        for (size_t i = 0; i < dp->header_listener_count; i++)
-            close(dp->header_listeners[i].fd);
-        for (size_t i = 0; i < dp->control_listener_count; i++)
-            close(dp->control_listeners[i].fd);
+        for (size_t i = 0; i < dp->listener_count; i++)
+            close(dp->listeners[i].watch.fd);
     }
     for (size_t i = 0; i < dp->park_count; i++)
-        close(dp->park_listeners[i]);
+        park_close(&dp->parks[i]);
     close_fd(dp->refuser_fds[0]);
     close_fd(dp->refuser_fds[1]);
     close_fd(dp->event);
@@ -125,46 +125,38 @@ void dp_destroy(struct dp *dp)
 
 /* ---- set-up ---- */
 
-static int add_listener(struct watch *listeners, size_t *count, int fd, enum watch_kind kind)
+int dp_add_listener(struct dp *dp, int fd, const struct dp_listener *listener)
 {
-    if (*count == MAX_LISTENERS) {
-        close(fd);
-        return -ENOSPC;
-    }
-    listeners[(*count)++] = (struct watch){fd, kind};
-    return 0;
-}
+    int result = 0;
 
-int dp_add_header_listener(struct dp *dp, int fd)
-{
-    /* Accepted sockets inherit these. */
-    int result = tune_socket(fd);
-
+    if (dp->listener_count == MAX_LISTENERS)
+        result = -ENOSPC;
+    else if (listener->transport > DP_TRANSPORT_TPROXY || listener->direction >= DIRECTIONS)
+        result = -EINVAL;
+    else if (listener->transport != DP_TRANSPORT_UNIX)
+        result = tune_socket(fd); /* accepted sockets inherit it */
     if (result < 0) {
         close(fd);
         return result;
     }
-    return add_listener(dp->header_listeners, &dp->header_listener_count, fd,
-                        WATCH_HEADER_LISTENER);
-}
-
-int dp_add_control_listener(struct dp *dp, int fd)
-{
-    return add_listener(dp->control_listeners, &dp->control_listener_count, fd,
-                        WATCH_CONTROL_LISTENER);
+    dp->listeners[dp->listener_count++] =
+        (struct listener){.watch = {fd, WATCH_LISTENER}, .settings = *listener};
+    return 0;
 }
 
 int dp_add_park(struct dp *dp, struct mosnhook_address *address)
 {
-    int fd;
+    struct park *park = &dp->parks[dp->park_count];
+    int result;
 
     if (dp->park_count == MOSNHOOK_MAX_PARKS)
         return -ENOSPC;
-    fd = park_open(address);
-    if (fd < 0)
-        return fd;
-    dp->park_listeners[dp->park_count] = fd;
-    dp->parks[dp->park_count++] = *address;
+    park->address = *address;
+    result = park_open(park);
+    if (result < 0)
+        return result;
+    *address = park->address;
+    dp->park_count++;
     return 0;
 }
 
@@ -187,6 +179,17 @@ void dp_set_page(struct dp *dp, struct mosnhook_page *page)
     dp->page = page;
 }
 
+void dp_page_begin(struct mosnhook_page *page)
+{
+    __atomic_store_n(&page->sequence, page->sequence | 1, __ATOMIC_RELAXED);
+    __atomic_thread_fence(__ATOMIC_RELEASE);
+}
+
+void dp_page_end(struct mosnhook_page *page)
+{
+    __atomic_store_n(&page->sequence, (page->sequence | 1) + 1, __ATOMIC_RELEASE);
+}
+
 static void wake_workers(struct dp *dp)
 {
     uint64_t one = 1;
@@ -196,17 +199,20 @@ static void wake_workers(struct dp *dp)
             continue; /* at its limit it is readable all the same */
 }
 
-int dp_set_routes(struct dp *dp, const struct mosnhook_rules *rules, const struct dp_route *routes,
-                  size_t route_count, const struct mosnhook_address *endpoints,
-                  size_t endpoint_count)
+int dp_set_routes(struct dp *dp, uint32_t direction, const struct mosnhook_rules *rules,
+                  const struct dp_route *routes, size_t route_count,
+                  const struct mosnhook_address *endpoints, size_t endpoint_count)
 {
-    struct table *table = table_create(rules, routes, route_count, endpoints, endpoint_count);
+    struct table *table;
 
+    if (direction >= DIRECTIONS)
+        return -EINVAL;
+    table = table_create(rules, routes, route_count, endpoints, endpoint_count);
     if (!table)
         return -errno;
     for (uint32_t i = 0; i < dp->worker_count; i++)
-        table_release(atomic_exchange_explicit(&dp->workers[i].new_table, table_reference(table),
-                                               memory_order_acq_rel));
+        table_release(atomic_exchange_explicit(&dp->workers[i].new_tables[direction],
+                                               table_reference(table), memory_order_acq_rel));
     table_release(table);
     wake_workers(dp);
     return 0;
@@ -234,21 +240,23 @@ static int open_fds(void)
     return count;
 }
 
-/* Empty rules: every connection goes to its original destination. */
-static int ensure_table(struct dp *dp)
+/* Without routes every connection goes to its original destination. */
+static int ensure_tables(struct dp *dp)
 {
     static const struct mosnhook_rules none = {.size = sizeof none};
+    int result = 0;
 
-    if (atomic_load(&dp->workers[0].new_table))
-        return 0;
-    return dp_set_routes(dp, &none, NULL, 0, NULL, 0);
+    for (uint32_t direction = 0; direction < DIRECTIONS && result == 0; direction++)
+        if (!atomic_load(&dp->workers[0].new_tables[direction]))
+            result = dp_set_routes(dp, direction, &none, NULL, 0, NULL, 0);
+    return result;
 }
 
 int dp_start(struct dp *dp)
 {
     struct rlimit limit;
     sigset_t all, before;
-    int error = -ensure_table(dp);
+    int error = -ensure_tables(dp);
 
     if (error)
         return -error;

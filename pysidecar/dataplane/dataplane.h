@@ -13,9 +13,12 @@
 
 #include "contract.h"
 
+/* How a connection reached us, and with it how it says where it wanted to go. */
 enum dp_transport {
-    DP_TRANSPORT_UNIX = 0,
-    DP_TRANSPORT_HEADER = 1,
+    DP_TRANSPORT_UNIX = 0,     /* a request of the connect hook on the control socket */
+    DP_TRANSPORT_HEADER = 1,   /* a PROXY v2 header */
+    DP_TRANSPORT_REDIRECT = 2, /* netfilter REDIRECT: SO_ORIGINAL_DST */
+    DP_TRANSPORT_TPROXY = 3,   /* netfilter TPROXY: the accepted socket's own address */
 };
 
 enum dp_direction {
@@ -47,7 +50,8 @@ enum dp_end {
     DP_END_HEADER_TRUNCATED,   /* closed before the header was complete */
     DP_END_HEADER_MALFORMED,   /* not a PROXY v2 header, or a wrong request */
     DP_END_HEADER_NO_ADDRESS,  /* PROXY v2 LOCAL or UNSPEC: no original destination */
-    DP_END_LOOP,               /* the original destination is one of our own listeners */
+    DP_END_LOOP,               /* the original destination is one of our own listeners, or the
+                                * connection was not redirected to us but came by itself */
     DP_END_DOWNSTREAM_GONE,    /* the application gave its socket up before the upstream answered */
     DP_END_NO_RESOURCES,       /* out of fds, ports or memory; error says which */
     DP_END_DRAIN_LIMIT,        /* still open when the drain limit was reached */
@@ -72,6 +76,21 @@ struct dp_record {
     uint16_t action;    /* enum dp_action */
     uint16_t end;       /* enum dp_end */
     char command[MOSNHOOK_COMMAND_SIZE]; /* NUL-padded; "" where unknown */
+};
+
+/* What is true of all connections of a listener. */
+struct dp_listener {
+    uint32_t transport; /* enum dp_transport */
+    uint32_t direction; /* enum dp_direction: also which route table */
+    uint32_t mark;      /* SO_MARK of the upstream sockets, 0 for none (needs CAP_NET_ADMIN) */
+    /* Connections to the application (on loopback, or at the original destination's address) come
+     * from the client's address, or else from this one, by family of the application (0: IPv4,
+     * 1: IPv6; all zero: whatever the kernel picks). Both need IP_TRANSPARENT. The port is another
+     * one. */
+    uint32_t preserve_source;
+    struct mosnhook_address application_source[2];
+    /* Replaces the address (not the port) of original destinations; all zero: no. */
+    struct mosnhook_address application;
 };
 
 /* One route of the table; `rules` numbers index these. */
@@ -109,8 +128,7 @@ struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts);
 
 /* Adds a listening, non-blocking socket; the data plane owns the fd from here on, also on failure.
  * 0 or -errno. Before dp_start only. */
-int dp_add_header_listener(struct dp *dp, int fd);
-int dp_add_control_listener(struct dp *dp, int fd);
+int dp_add_listener(struct dp *dp, int fd, const struct dp_listener *listener);
 
 /* Opens a park (see contract.h) on `address` (its port is ignored) and stores where it is.
  * 0 or -errno. Before dp_start only. */
@@ -127,10 +145,16 @@ int dp_parking_works(const struct mosnhook_address *address);
  * dp_stop. Before dp_start only. */
 void dp_set_page(struct dp *dp, struct mosnhook_page *page);
 
-/* Replaces the route table; all arrays are copied. 0 or -errno (-EINVAL: inconsistent table). */
-int dp_set_routes(struct dp *dp, const struct mosnhook_rules *rules, const struct dp_route *routes,
-                  size_t route_count, const struct mosnhook_address *endpoints,
-                  size_t endpoint_count);
+/* Around every change of a page by its control plane: the seqlock of contract.h, with the memory
+ * order that Python cannot express. */
+void dp_page_begin(struct mosnhook_page *page);
+void dp_page_end(struct mosnhook_page *page);
+
+/* Replaces the route table of one direction; all arrays are copied. 0 or -errno (-EINVAL:
+ * inconsistent table). */
+int dp_set_routes(struct dp *dp, uint32_t direction, const struct mosnhook_rules *rules,
+                  const struct dp_route *routes, size_t route_count,
+                  const struct mosnhook_address *endpoints, size_t endpoint_count);
 
 void dp_set_timeouts(struct dp *dp, const struct dp_timeouts *timeouts);
 

@@ -176,10 +176,9 @@ void header_event(struct connection *connection, uint32_t events)
         connection_close(connection, DP_END_DOWNSTREAM_RESET, ECONNRESET);
 }
 
-void header_accept(struct worker *worker, int fd)
+void header_accept(struct worker *worker, const struct listener *listener, int fd)
 {
-    struct connection *connection =
-        connection_open(worker, DP_TRANSPORT_HEADER, PHASE_HEADER, FDS_PER_HEADER);
+    struct connection *connection = connection_open(worker, listener, PHASE_HEADER);
     uint32_t header_ms = atomic_load_explicit(&worker->dp->header_ms, memory_order_relaxed);
     int error;
 

@@ -3,6 +3,7 @@
  *   dataplane.c  the interface of dataplane.h, called by the control thread
  *   worker.c     one thread: epoll loop, accepting, timers
  *   header.c     downstream side: connections that begin with a PROXY v2 header
+ *   netfilter.c  downstream side: connections that REDIRECT or TPROXY rules brought here
  *   control.c    downstream side: requests of the connect hook on the control socket
  *   park.c       sockets that wait in SYN_SENT, and how they are completed or failed
  *   upstream.c   route, endpoints, connecting
@@ -31,11 +32,12 @@ enum {
     POOLED_PIPES = 32,         /* empty pipes that a worker keeps open */
     ACCEPT_BATCH = 32,         /* connections accepted before others get their turn */
     RELAY_BATCH = 16,          /* reads of one direction before others get their turn */
-    MAX_LISTENERS = 64,        /* of each kind */
+    MAX_LISTENERS = 64,
+    DIRECTIONS = 2,            /* enum dp_direction */
     MAX_UNREPORTED = 1 << 18,  /* closed connections that the control thread has not taken */
     ACCEPT_PAUSE_MS = 20,
     FDS_PER_REQUEST = 4,       /* control socket, the application's socket, upstream, downstream */
-    FDS_PER_HEADER = 2,        /* downstream, upstream */
+    FDS_PER_RELAY = 2,         /* downstream, upstream */
     FDS_SPARE = 64,            /* left for the control plane */
 };
 
@@ -54,6 +56,8 @@ bool address_equal(const struct mosnhook_address *a, const struct mosnhook_addre
 bool address_is_ipv4(const struct mosnhook_address *address);
 bool address_is_loopback(const struct mosnhook_address *address);
 bool address_is_unspecified(const struct mosnhook_address *address);
+/* Not an address at all: never set. (The unspecified IPv4 address is not zero, it is v4-mapped.) */
+bool address_is_zero(const struct mosnhook_address *address);
 /* 0 or -errno. */
 int address_of_local(int fd, struct mosnhook_address *address);
 int address_of_peer(int fd, struct mosnhook_address *address);
@@ -61,8 +65,7 @@ int address_of_peer(int fd, struct mosnhook_address *address);
 /* ---- epoll ---- */
 
 enum watch_kind {
-    WATCH_HEADER_LISTENER,
-    WATCH_CONTROL_LISTENER,
+    WATCH_LISTENER,
     WATCH_MAIL,
     WATCH_REQUEST,
     WATCH_DOWNSTREAM,
@@ -73,6 +76,17 @@ enum watch_kind {
 struct watch {
     int fd; /* -1: none */
     enum watch_kind kind;
+};
+
+struct listener {
+    struct watch watch;
+    struct dp_listener settings;
+};
+
+struct park {
+    struct mosnhook_address address;
+    int listener;
+    int filler; /* of its accept queue; -1: not needed */
 };
 
 /* ---- route table ---- */
@@ -158,6 +172,7 @@ struct flow {
  * PHASE_RELAYING; everything once closed. */
 struct connection {
     struct worker *worker;
+    const struct listener *listener;
     struct connection *next_opened;   /* the control thread's inbox */
     struct connection *next_closed;   /* the worker's list of this turn, then the inbox */
     struct connection *next_runnable; /* the worker's queue of connections that used their batch */
@@ -185,15 +200,15 @@ struct connection {
     uint32_t pid, uid, route;
     int32_t error;
     _Atomic uint8_t phase; /* enum phase */
-    uint8_t transport, direction, action, end;
+    uint8_t action, end;
     uint8_t fds_reserved;
     bool waits, parked, runnable;
     char command[MOSNHOOK_COMMAND_SIZE];
 };
 
 /* A new connection that is known to the control thread, or NULL (out of memory). */
-struct connection *connection_open(struct worker *worker, enum dp_transport transport,
-                                   enum phase phase, uint8_t fds_reserved);
+struct connection *connection_open(struct worker *worker, const struct listener *listener,
+                                   enum phase phase);
 /* Closes everything it holds; the control thread gets it after this turn of the loop. Further calls
  * change nothing. Sides that have not ended in order are reset. */
 void connection_close(struct connection *connection, enum dp_end end, int error);
@@ -234,8 +249,8 @@ struct worker {
     unsigned index;
     int epoll;
     struct watch mail; /* eventfd */
-    _Atomic(struct table *) new_table;
-    struct table *table;
+    _Atomic(struct table *) new_tables[DIRECTIONS];
+    struct table *tables[DIRECTIONS];
     bool accepting, drained;
     uint64_t accept_again_ms;
     uint64_t now_ns, now_ms; /* CLOCK_MONOTONIC at the start of this turn */
@@ -254,10 +269,9 @@ struct dp {
     uint32_t worker_count;
     bool started, joined;
 
-    struct watch header_listeners[MAX_LISTENERS], control_listeners[MAX_LISTENERS];
-    size_t header_listener_count, control_listener_count;
-    struct mosnhook_address parks[MOSNHOOK_MAX_PARKS];
-    int park_listeners[MOSNHOOK_MAX_PARKS];
+    struct listener listeners[MAX_LISTENERS];
+    size_t listener_count;
+    struct park parks[MOSNHOOK_MAX_PARKS];
     size_t park_count;
     struct mosnhook_address *own;
     size_t own_count;
@@ -285,16 +299,22 @@ void *worker_run(void *worker);
 /* Stops accepting for good; the last worker to do so closes the listeners. */
 void worker_leave_listeners(struct worker *worker);
 int worker_watch(struct worker *worker, struct watch *watch, uint32_t events);
-struct table *worker_table(struct worker *worker);
+struct table *worker_table(struct worker *worker, enum dp_direction direction);
 void worker_count(_Atomic uint64_t *counter, int64_t change);
 void worker_add_runnable(struct worker *worker, struct connection *connection);
 
 /* ---- the stations of a connection ---- */
 
-void header_accept(struct worker *worker, int listener);
-void header_event(struct connection *connection, uint32_t events);
-void control_accept(struct worker *worker, int listener);
+/* Each takes over the accepted fd. */
+void control_accept(struct worker *worker, const struct listener *listener, int fd);
+void header_accept(struct worker *worker, const struct listener *listener, int fd);
+void netfilter_accept(struct worker *worker, const struct listener *listener, int fd);
+
 void control_event(struct connection *connection);
+/* Of a downstream that has no upstream yet. */
+void header_event(struct connection *connection, uint32_t events);
+/* How many fds a connection of this kind may need at most. */
+uint8_t listener_fds(const struct listener *listener);
 
 /* Routes and connects; expects source and original_destination to be set. */
 void upstream_start(struct connection *connection);
@@ -303,7 +323,9 @@ void upstream_event(struct connection *connection, uint32_t events);
 void upstream_timeout(struct connection *connection);
 void upstream_release(struct connection *connection);
 
-int park_open(struct mosnhook_address *address); /* the listener's fd or -errno */
+/* Opens a park on park->address (its port is ignored), and stores where it is. 0 or -errno. */
+int park_open(struct park *park);
+void park_close(struct park *park);
 /* Whether the application's socket is parked at one of ours; sets source, park and cookie. */
 bool park_inspect(struct connection *connection);
 /* Connects the parked (or unparked) socket of the application to us: PHASE_COMPLETING. */

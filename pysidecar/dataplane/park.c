@@ -1,9 +1,9 @@
 /* Sockets of applications that wait in SYN_SENT for their upstream (see contract.h).
  *
- * An application's socket S is connected to a park: a listener whose socket filter drops every
- * segment. To complete S, a socket bound to the same address connects to S: the crossed SYNs
- * establish both (simultaneous open, RFC 9293 figure 7). To fail S it is disconnected, and connected
- * to a port that answers with RST, which leaves ECONNREFUSED for the application to find. */
+ * An application's socket S is connected to a park: a listener that drops every SYN. To complete S, a
+ * socket bound to the same address connects to S: the crossed SYNs establish both (simultaneous open,
+ * RFC 9293 figure 7). To fail S it is disconnected, and connected to a port that answers with RST,
+ * which leaves ECONNREFUSED for the application to find. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/filter.h>
@@ -20,37 +20,62 @@ enum {
     COMPLETE_MS = 2000, /* a simultaneous open on loopback takes microseconds */
 };
 
-int park_open(struct mosnhook_address *address)
+/* Without the privilege for a filter: one connection that is never accepted fills the accept queue,
+ * and a listener whose queue is full drops SYNs too. (It counts them as ListenOverflows, which a
+ * filter does not.) */
+static int fill_queue(struct park *park)
+{
+    struct sockaddr_storage name;
+    socklen_t length = address_to_socket(&park->address, &name);
+
+    park->filler = socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
+    if (park->filler < 0 || (connect(park->filler, (struct sockaddr *)&name, length) < 0 &&
+                             errno != EINPROGRESS))
+        return -errno;
+    return 0;
+}
+
+int park_open(struct park *park)
 {
     static struct sock_filter drop_all = BPF_STMT(BPF_RET | BPF_K, 0);
     static const struct sock_fprog program = {1, &drop_all};
     struct sockaddr_storage name;
     socklen_t length;
-    int one = 1, result;
-    int fd;
+    int one = 1, result = 0;
+    bool filtered;
 
-    address->port = 0;
-    length = address_to_socket(address, &name);
-    fd = socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
-    if (fd < 0)
+    park->address.port = 0;
+    park->filler = -1;
+    length = address_to_socket(&park->address, &name);
+    park->listener = socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
+    if (park->listener < 0)
         return -errno;
-    if (setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) < 0 ||
-        setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0 ||
-        bind(fd, (struct sockaddr *)&name, length) < 0 || listen(fd, 1) < 0)
+    filtered = setsockopt(park->listener, SOL_SOCKET, SO_ATTACH_FILTER, &program,
+                          sizeof program) == 0;
+    if (setsockopt(park->listener, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) < 0 ||
+        bind(park->listener, (struct sockaddr *)&name, length) < 0 || listen(park->listener, 0) < 0)
         result = -errno;
-    else
-        result = address_of_local(fd, address);
-    if (result < 0) {
-        close(fd);
-        return result;
-    }
-    return fd;
+    if (result == 0)
+        result = address_of_local(park->listener, &park->address);
+    if (result == 0 && !filtered)
+        result = fill_queue(park);
+    if (result < 0)
+        park_close(park);
+    return result;
+}
+
+void park_close(struct park *park)
+{
+    if (park->listener >= 0)
+        close(park->listener);
+    if (park->filler >= 0)
+        close(park->filler);
 }
 
 static bool is_park(const struct dp *dp, const struct mosnhook_address *address)
 {
     for (size_t i = 0; i < dp->park_count; i++)
-        if (address_equal(&dp->parks[i], address))
+        if (address_equal(&dp->parks[i].address, address))
             return true;
     return false;
 }
@@ -232,7 +257,7 @@ void park_completing_event(struct connection *connection, uint32_t events)
     /* Our copy must go, or the application's close would not be seen. */
     close(connection->application);
     connection->application = -1;
-    connection_release_fds(connection, FDS_PER_HEADER);
+    connection_release_fds(connection, FDS_PER_RELAY);
     relay_start(connection);
 }
 
@@ -262,35 +287,33 @@ void park_fail(struct connection *connection, int error)
 
 int dp_parking_works(const struct mosnhook_address *address)
 {
-    struct mosnhook_address park = *address, source;
+    struct park park = {.address = *address};
+    struct mosnhook_address source;
     struct sockaddr_storage name;
-    struct pollfd wait[2];
+    struct pollfd waits[2];
     socklen_t length;
-    int listener = park_open(&park);
-    int parked, crossing, result;
+    int parked, crossing = -1, result = park_open(&park);
 
-    if (listener < 0)
-        return listener;
-    length = address_to_socket(&park, &name);
+    if (result < 0)
+        return result;
+    length = address_to_socket(&park.address, &name);
     parked = socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
     if (parked < 0) {
         result = -errno;
-        close(listener);
+        park_close(&park);
         return result;
     }
-    result = 0;
+    waits[0] = (struct pollfd){.fd = parked, .events = POLLOUT};
     if (connect(parked, (struct sockaddr *)&name, length) < 0 && errno == EINPROGRESS &&
-        address_of_local(parked, &source) == 0) {
-        crossing = open_crossing(&park, &source);
-        wait[0] = (struct pollfd){.fd = parked, .events = POLLOUT};
-        wait[1] = (struct pollfd){.fd = crossing, .events = POLLOUT};
-        if (crossing >= 0 && poll(&wait[0], 1, COMPLETE_MS) == 1 &&
-            poll(&wait[1], 1, COMPLETE_MS) == 1)
-            result = wait[0].revents == POLLOUT && wait[1].revents == POLLOUT;
-        if (crossing >= 0)
-            close(crossing);
-    }
+        poll(&waits[0], 1, 0) == 0 && address_of_local(parked, &source) == 0)
+        crossing = open_crossing(&park.address, &source);
+    waits[1] = (struct pollfd){.fd = crossing, .events = POLLOUT};
+    result = crossing >= 0 && poll(&waits[0], 1, COMPLETE_MS) == 1 &&
+             poll(&waits[1], 1, COMPLETE_MS) == 1 && waits[0].revents == POLLOUT &&
+             waits[1].revents == POLLOUT;
+    if (crossing >= 0)
+        close(crossing);
     close(parked);
-    close(listener);
+    park_close(&park);
     return result;
 }

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
@@ -50,7 +51,8 @@ static bool is_own(const struct dp *dp, const struct mosnhook_address *address)
 
 void upstream_start(struct connection *connection)
 {
-    struct table *table = worker_table(connection->worker);
+    const struct dp_listener *listener = &connection->listener->settings;
+    struct table *table = worker_table(connection->worker, listener->direction);
     struct route *route = NULL;
     enum dp_end end = DP_END_NONE;
 
@@ -82,22 +84,60 @@ void upstream_release(struct connection *connection)
     connection->table = NULL;
 }
 
-/* An application that chose a source address (to pick an interface) keeps it. */
+/* The address that the upstream shall see, or NULL if that does not matter. Never one that the
+ * upstream could not answer to. */
+static const struct mosnhook_address *choose_source(const struct connection *connection)
+{
+    const struct dp_listener *listener = &connection->listener->settings;
+    const struct mosnhook_address *source = &connection->source;
+    const struct mosnhook_address *upstream = &connection->upstream;
+    bool ipv4 = address_is_ipv4(upstream);
+
+    /* An application that chose a source (to pick an interface) keeps it. */
+    if (listener->transport == DP_TRANSPORT_UNIX)
+        return address_is_loopback(upstream) ? NULL : source;
+    if (!address_is_loopback(upstream) &&
+        memcmp(upstream->ip, connection->original_destination.ip, sizeof upstream->ip) != 0)
+        return NULL;
+    if (listener->preserve_source)
+        return source;
+    return address_is_zero(&listener->application_source[ipv4 ? 0 : 1])
+               ? NULL
+               : &listener->application_source[ipv4 ? 0 : 1];
+}
+
 static int bind_source(const struct connection *connection, int fd)
 {
-    struct mosnhook_address source = connection->source;
+    const struct mosnhook_address *chosen = choose_source(connection);
+    bool transparent = connection->listener->settings.transport != DP_TRANSPORT_UNIX;
+    bool ipv4 = address_is_ipv4(&connection->upstream);
+    struct mosnhook_address source;
     struct sockaddr_storage name;
     socklen_t length;
     int one = 1;
 
-    if (connection->transport != DP_TRANSPORT_UNIX || address_is_loopback(&source) ||
-        address_is_loopback(&connection->upstream) ||
-        address_is_ipv4(&source) != address_is_ipv4(&connection->upstream))
+    if (!chosen || address_is_ipv4(chosen) != ipv4 ||
+        (chosen == &connection->source && address_is_loopback(chosen)))
         return 0;
+    if (transparent &&
+        setsockopt(fd, ipv4 ? IPPROTO_IP : IPPROTO_IPV6, ipv4 ? IP_TRANSPARENT : IPV6_TRANSPARENT,
+                   &one, sizeof one) < 0)
+        return -errno;
+    source = *chosen;
     source.port = 0;
     length = address_to_socket(&source, &name);
+    /* The port at connect, when the destination is known: else all share 28,000 ports. */
     setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
     return bind(fd, (struct sockaddr *)&name, length) < 0 ? -errno : 0;
+}
+
+static int set_mark(const struct connection *connection, int fd)
+{
+    uint32_t mark = connection->listener->settings.mark;
+
+    if (mark == 0 || setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof mark) == 0)
+        return 0;
+    return -errno;
 }
 
 /* Begins to connect to connection->upstream. 0 or -errno. */
@@ -113,6 +153,8 @@ static int begin_connect(struct connection *connection)
     if (watch->fd < 0)
         return -errno;
     result = tune_socket(watch->fd);
+    if (result == 0)
+        result = set_mark(connection, watch->fd);
     if (result == 0)
         result = bind_source(connection, watch->fd);
     if (result == 0 && connect(watch->fd, (struct sockaddr *)&name, length) < 0 &&
@@ -143,7 +185,13 @@ static bool next_endpoint(struct connection *connection)
         atomic_fetch_sub_explicit(&connection->endpoint->active, 1, memory_order_relaxed);
     connection->endpoint = NULL;
     if (!table) {
+        const struct mosnhook_address *application = &connection->listener->settings.application;
+
         connection->upstream = connection->original_destination;
+        if (!address_is_zero(application)) {
+            connection->upstream = *application;
+            connection->upstream.port = connection->original_destination.port;
+        }
         return connection->attempts++ == 0;
     }
     route = &table->routes[connection->route];

@@ -23,18 +23,18 @@ int worker_watch(struct worker *worker, struct watch *watch, uint32_t events)
 }
 
 /* The newest table: a route change holds for every lookup that begins after dp_set_routes. */
-struct table *worker_table(struct worker *worker)
+struct table *worker_table(struct worker *worker, enum dp_direction direction)
 {
     struct table *table;
 
-    if (!atomic_load_explicit(&worker->new_table, memory_order_relaxed))
-        return worker->table;
-    table = atomic_exchange_explicit(&worker->new_table, NULL, memory_order_acq_rel);
+    if (!atomic_load_explicit(&worker->new_tables[direction], memory_order_relaxed))
+        return worker->tables[direction];
+    table = atomic_exchange_explicit(&worker->new_tables[direction], NULL, memory_order_acq_rel);
     if (table) {
-        table_release(worker->table);
-        worker->table = table;
+        table_release(worker->tables[direction]);
+        worker->tables[direction] = table;
     }
-    return worker->table;
+    return worker->tables[direction];
 }
 
 void worker_add_runnable(struct worker *worker, struct connection *connection)
@@ -58,15 +58,19 @@ static void update_clock(struct worker *worker)
 
 /* ---- accepting ---- */
 
-static void watch_listeners(struct worker *worker, struct watch *listeners, size_t count, bool on)
+static const struct {
+    void (*accept)(struct worker *worker, const struct listener *listener, int fd);
+    uint8_t fds;
+} transports[] = {
+    [DP_TRANSPORT_UNIX] = {control_accept, FDS_PER_REQUEST},
+    [DP_TRANSPORT_HEADER] = {header_accept, FDS_PER_RELAY},
+    [DP_TRANSPORT_REDIRECT] = {netfilter_accept, FDS_PER_RELAY},
+    [DP_TRANSPORT_TPROXY] = {netfilter_accept, FDS_PER_RELAY},
+};
+
+uint8_t listener_fds(const struct listener *listener)
 {
-    for (size_t i = 0; i < count; i++) {
-        if (on)
-            /* Only one of the workers is woken for a connection. */
-            worker_watch(worker, &listeners[i], EPOLLIN | EPOLLEXCLUSIVE);
-        else
-            epoll_ctl(worker->epoll, EPOLL_CTL_DEL, listeners[i].fd, NULL);
-    }
+    return transports[listener->settings.transport].fds;
 }
 
 static void set_accepting(struct worker *worker, bool on)
@@ -76,8 +80,15 @@ static void set_accepting(struct worker *worker, bool on)
     if (worker->accepting == on)
         return;
     worker->accepting = on;
-    watch_listeners(worker, dp->header_listeners, dp->header_listener_count, on);
-    watch_listeners(worker, dp->control_listeners, dp->control_listener_count, on);
+    for (size_t i = 0; i < dp->listener_count; i++) {
+        struct watch *watch = &dp->listeners[i].watch;
+
+        if (on)
+            /* Only one of the workers is woken for a connection. */
+            worker_watch(worker, watch, EPOLLIN | EPOLLEXCLUSIVE);
+        else
+            epoll_ctl(worker->epoll, EPOLL_CTL_DEL, watch->fd, NULL);
+    }
 }
 
 /* Out of fds or memory, or the control thread is far behind: the listeners are not watched for a
@@ -99,11 +110,10 @@ static bool reserve_fds(struct dp *dp, int count)
     return false;
 }
 
-static void accept_batch(struct worker *worker, const struct watch *listener)
+static void accept_batch(struct worker *worker, const struct listener *listener)
 {
     struct dp *dp = worker->dp;
-    bool header = listener->kind == WATCH_HEADER_LISTENER;
-    int fds = header ? FDS_PER_HEADER : FDS_PER_REQUEST;
+    int fds = listener_fds(listener);
 
     for (int i = 0; i < ACCEPT_BATCH && worker->accepting; i++) {
         int fd;
@@ -113,9 +123,9 @@ static void accept_batch(struct worker *worker, const struct watch *listener)
             pause_accepting(worker);
             return;
         }
-        fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        fd = accept4(listener->watch.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
-            (header ? header_accept : control_accept)(worker, fd);
+            transports[listener->settings.transport].accept(worker, listener, fd);
             continue;
         }
         atomic_fetch_sub_explicit(&dp->fds_reserved, fds, memory_order_relaxed);
@@ -136,10 +146,8 @@ void worker_leave_listeners(struct worker *worker)
     worker->drained = true;
     if (atomic_fetch_sub_explicit(&dp->undrained, 1, memory_order_acq_rel) > 1)
         return;
-    for (size_t i = 0; i < dp->control_listener_count; i++)
-        close(dp->control_listeners[i].fd);
-    for (size_t i = 0; i < dp->header_listener_count; i++)
-        close(dp->header_listeners[i].fd);
+    for (size_t i = 0; i < dp->listener_count; i++)
+        close(dp->listeners[i].watch.fd);
 }
 
 /* Takes what the listeners still hold (those clients believe to be served), then lets go. */
@@ -149,10 +157,8 @@ static void drain_listeners(struct worker *worker)
 
     if (worker->drained || !atomic_load_explicit(&dp->draining, memory_order_acquire))
         return;
-    for (size_t i = 0; i < dp->control_listener_count; i++)
-        accept_batch(worker, &dp->control_listeners[i]);
-    for (size_t i = 0; i < dp->header_listener_count; i++)
-        accept_batch(worker, &dp->header_listeners[i]);
+    for (size_t i = 0; i < dp->listener_count; i++)
+        accept_batch(worker, &dp->listeners[i]);
     worker_leave_listeners(worker);
 }
 
@@ -165,9 +171,8 @@ static void dispatch(struct worker *worker, struct watch *watch, uint32_t events
     uint64_t count;
 
     switch (watch->kind) {
-    case WATCH_HEADER_LISTENER:
-    case WATCH_CONTROL_LISTENER:
-        accept_batch(worker, watch);
+    case WATCH_LISTENER:
+        accept_batch(worker, (void *)((char *)watch - offsetof(struct listener, watch)));
         return;
     case WATCH_MAIL:
         if (read(watch->fd, &count, sizeof count) < 0)
@@ -278,7 +283,8 @@ void *worker_run(void *argument)
         show_sign_of_life(worker);
         count = epoll_wait(worker->epoll, events, EVENT_BATCH, time_to_wait(worker));
         update_clock(worker);
-        worker_table(worker);
+        for (int direction = 0; direction < DIRECTIONS; direction++)
+            worker_table(worker, direction);
         for (int i = 0; i < count; i++)
             dispatch(worker, events[i].data.ptr, events[i].events);
         run_runnable(worker);

@@ -13,7 +13,7 @@ from typing_extensions import override
 from pysidecar import hook_path
 from pysidecar.address import Address
 from pysidecar.config import Config, default_control_socket
-from pysidecar.dataplane import DataPlane, parking_works
+from pysidecar.dataplane import DataPlane, Listener, Transport, parking_works
 from pysidecar.errors import StartError
 from pysidecar.interception import Interception
 from pysidecar.interception.control_socket import ControlSocket
@@ -88,8 +88,8 @@ class ConnectHook(Interception):
         assert self._control is not None
         assert self._page is not None
         for listener in self._listeners:
-            data_plane.add_header_listener(listener)
-        data_plane.add_control_listener(self._control.listener)
+            data_plane.add_listener(listener, Listener(Transport.HEADER))
+        data_plane.add_listener(self._control.listener, Listener(Transport.UNIX))
         obstacles: dict[str, str] = {}
         for host in _LOOPBACKS:
             if obstacle := _parking_obstacle(host):

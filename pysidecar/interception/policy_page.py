@@ -128,10 +128,9 @@ class PolicyPage:
     def _writing(self) -> Iterator[None]:
         """The seqlock: the sequence is odd in here. It is odd already where the writer before was
         killed half-way; everything is consistent again after our own writing, which is complete."""
-        sequence: int = self._page.sequence | 1
-        self._page.sequence = sequence
+        lib.dp_page_begin(self._page)
         yield
-        self._page.sequence = (sequence + 1) & _MAX_U32
+        lib.dp_page_end(self._page)
 
     def publish(self, policy: Policy, state: State) -> None:
         """Writes everything at once."""

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pysidecar.address import Address
-from pysidecar.dataplane import ConnectionRecord, DataPlane, Timeouts, ffi, lib
+from pysidecar.dataplane import ConnectionRecord, DataPlane, Listener, Timeouts, Transport, ffi, lib
 
 PATIENCE = 10.0
 """Seconds after which something that should have happened is taken as not happening."""
@@ -211,13 +211,13 @@ class Plane:
         self.data = DataPlane(workers=workers, timeouts=timeouts or Timeouts(connect=2, header=2))
         listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
         self.header_address = tcp_address(listener)
-        self.data.add_header_listener(listener)
+        self.data.add_listener(listener, Listener(Transport.HEADER))
         self._directory = tempfile.TemporaryDirectory(prefix="plane-")
         self.control_path = f"{self._directory.name}/hook.sock"
         control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         control.bind(self.control_path)
         control.listen(4096)
-        self.data.add_control_listener(control)
+        self.data.add_listener(control, Listener(Transport.UNIX))
         self.parks = {host: self.data.add_park(host) for host in ("127.0.0.1", "::1")}
         self.page = bytearray(ffi.sizeof("struct mosnhook_page"))
         self.data.set_page(self.page)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -31,6 +34,28 @@ HOSTS = ["127.0.0.1", "::1"]
 @pytest.mark.parametrize("host", HOSTS)
 def test_this_kernel_completes_parked_sockets(host: str) -> None:
     assert parking_works(host)
+
+
+def test_parking_needs_no_privilege() -> None:
+    """Without CAP_NET_ADMIN a socket filter is not to be had on every kernel."""
+    script = """
+from pysidecar.address import Address
+from tests.dataplane.support import Parked, Plane, Server
+with Plane() as plane:
+    for host in ("127.0.0.1", "::1"):
+        with Server(host) as server, Parked(plane, host=host) as application:
+            assert not application.is_writable(0.1)
+            application.ask(server.address)
+            assert application.is_writable()
+            assert application.error() == 0
+print(open("/proc/self/status").read())
+"""
+    command = [sys.executable, "-c", script]
+    if os.geteuid() == 0:
+        none = "--bounding-set=-all --inh-caps=-all --ambient-caps=-all --securebits=+noroot"
+        command = ["setpriv", *none.split(), *command]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert re.search(r"CapEff:\s0+\n", result.stdout), result.stderr
 
 
 @pytest.mark.parametrize("host", HOSTS)

@@ -279,9 +279,9 @@ def test_counters_of_a_live_connection_can_be_read(plane: Plane, server: Server)
     client, upstream = open_pair(plane, server, "header")
     client.sendall(b"12345")
     assert upstream.recv(5) == b"12345"
+    eventually(lambda: plane.data.snapshot()[0].bytes_sent == 5, "the bytes to be counted")
     (record,) = plane.data.snapshot()
     assert record.end is End.NONE
-    assert record.bytes_sent == 5
     assert record.original_destination == record.upstream == server.address
     client.close()
     upstream.close()
