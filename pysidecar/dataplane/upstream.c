@@ -119,9 +119,8 @@ static int bind_source(const struct connection *connection, int fd)
     if (!chosen || address_is_ipv4(chosen) != ipv4 ||
         (chosen == &connection->source && address_is_loopback(chosen)))
         return 0;
-    if (transparent &&
-        setsockopt(fd, ipv4 ? IPPROTO_IP : IPPROTO_IPV6, ipv4 ? IP_TRANSPARENT : IPV6_TRANSPARENT,
-                   &one, sizeof one) < 0)
+    if (transparent && setsockopt(fd, ipv4 ? IPPROTO_IP : IPPROTO_IPV6,
+                                  ipv4 ? IP_TRANSPARENT : IPV6_TRANSPARENT, &one, sizeof one) < 0)
         return -errno;
     source = *chosen;
     source.port = 0;
@@ -162,10 +161,9 @@ static int begin_connect(struct connection *connection)
         result = -errno;
     if (result == 0)
         result = worker_watch(worker, watch, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
-    if (result == 0 &&
-        !timer_set(&worker->timers, connection,
-                   worker->now_ms + atomic_load_explicit(&worker->dp->connect_ms,
-                                                         memory_order_relaxed)))
+    if (result == 0 && !timer_set(&worker->timers, connection,
+                                  worker->now_ms + atomic_load_explicit(&worker->dp->connect_ms,
+                                                                        memory_order_relaxed)))
         result = -ENOMEM;
     if (result < 0) {
         close(watch->fd);
