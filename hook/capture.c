@@ -120,6 +120,7 @@ int capture(int fd, const struct sockaddr *address, socklen_t length, int flags)
 {
     struct attempt attempt;
     int protocol, status, result, saved_errno;
+    bool repeated;
 
     if (address && length >= sizeof address->sa_family && address->sa_family == AF_UNSPEC &&
         peers_any())
@@ -152,13 +153,14 @@ int capture(int fd, const struct sockaddr *address, socklen_t length, int flags)
     if (attempt.fast_open)
         set_fast_open(&attempt, 0);
     result = ask_kernel(&attempt);
-    if (result == OUTCOME_NOT_OURS || result == OUTCOME_AWAY)
+    repeated = result != OUTCOME_NOT_OURS && result != OUTCOME_AWAY;
+    if (!repeated)
         result = until_decided(&attempt);
     if (attempt.fast_open && result == OUTCOME_DIRECT)
         set_fast_open(&attempt, 1);
     cancel_restore(&attempt);
 
-    log_decision(&attempt.destination, "captured", result);
+    log_decision(&attempt.destination, repeated ? "repeated" : "captured", result);
     set_errno(saved_errno);
     return result == OUTCOME_DIRECT ? OUTCOME_NOT_OURS : result;
 }

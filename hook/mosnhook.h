@@ -26,6 +26,11 @@ enum {
     HEARTBEAT_CHECK_MS = 250, /* how often a waiting call looks at the sign of life */
 };
 
+/* Signals that say "this instruction failed", as a mask. They do not interrupt calls that wait. */
+#define SYNCHRONOUS_SIGNALS                                                                       \
+    (1ull << (SIGSEGV - 1) | 1ull << (SIGBUS - 1) | 1ull << (SIGILL - 1) | 1ull << (SIGFPE - 1) | \
+     1ull << (SIGTRAP - 1) | 1ull << (SIGSYS - 1))
+
 struct msghdr;
 struct mmsghdr;
 struct pollfd;

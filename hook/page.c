@@ -102,7 +102,8 @@ static bool is_own(const struct mosnhook_address *own, uint32_t count,
 {
     for (uint32_t i = 0; i < count; i++)
         if (own[i].port == destination->port &&
-            (address_equal(&own[i], destination) || address_is_unspecified(&own[i])))
+            (address_equal(&own[i], destination) ||
+             (address_is_unspecified(&own[i]) && address_is_loopback(destination))))
             return true;
     return false;
 }

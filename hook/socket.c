@@ -7,24 +7,20 @@
 #include "mosnhook.h"
 #include "sys.h"
 
-/* Signals that say "this instruction failed". They are never held back: the kernel kills a process
- * that blocks one of them and then has it, and seccomp's SIGSYS handlers are such a case. */
-static const uint64_t synchronous_signals = 1ull << (SIGSEGV - 1) | 1ull << (SIGBUS - 1) |
-                                            1ull << (SIGILL - 1) | 1ull << (SIGFPE - 1) |
-                                            1ull << (SIGTRAP - 1) | 1ull << (SIGSYS - 1);
-
 static int real_connect(int fd, const void *address, socklen_t length)
 {
     return libc()->connect(fd, address, length) == 0 ? 0 : get_errno();
 }
 
 /* A blocking socket is non-blocking for this one call. No handler may run in between: it could
- * leave by longjmp, or use the socket. */
+ * leave by longjmp, or use the socket. Synchronous signals are not held back: the kernel kills a
+ * process that blocks one of them and then has it, and seccomp's SIGSYS handlers are such a case.
+ */
 int socket_connect_now(struct attempt *attempt, const struct mosnhook_address *to)
 {
     struct sockaddr_storage address;
     socklen_t length = address_to_sockaddr(to, attempt->family, &address);
-    uint64_t all = ~synchronous_signals, before = 0;
+    uint64_t all = ~SYNCHRONOUS_SIGNALS, before = 0;
     int flags, result;
 
     if (length == 0)

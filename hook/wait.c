@@ -70,7 +70,8 @@ static int cancellable_poll(struct attempt *attempt, struct pollfd *fds, unsigne
 
 /* Whether a connect() that a handler interrupted would have been restarted by the kernel. poll()
  * never is, and does not tell which handler it was: so only if all of them ask for it (SA_RESTART).
- * With SO_SNDTIMEO connect() is never restarted: see signal(7). */
+ * Handlers of synchronous signals, which many runtimes have, do not count. With SO_SNDTIMEO
+ * connect() is never restarted: see signal(7). */
 static bool restarts(const struct attempt *attempt)
 {
     if (attempt->deadline)
@@ -78,7 +79,8 @@ static bool restarts(const struct attempt *attempt)
     for (int number = 1; number <= LAST_SIGNAL; number++) {
         struct sys_sigaction action;
 
-        if (number >= FIRST_LIBC_SIGNAL && number <= LAST_LIBC_SIGNAL)
+        if ((number >= FIRST_LIBC_SIGNAL && number <= LAST_LIBC_SIGNAL) ||
+            SYNCHRONOUS_SIGNALS >> (number - 1) & 1)
             continue;
         if (sys_sigaction(number, &action) == 0 && action.handler != (uintptr_t)SIG_DFL &&
             action.handler != (uintptr_t)SIG_IGN && !(action.flags & SA_RESTART))

@@ -11,7 +11,6 @@ import array
 import contextlib
 import ctypes
 import errno
-import os
 import random
 import select
 import socket
@@ -46,8 +45,8 @@ _HOLD = "hold"
 _MAPPED = 0xFFFF << 32  # ::ffff:0.0.0.0
 
 Endpoint = tuple[str, int]
-# What to do for a destination: relay there, fail with this errno, "direct", "hold" (never answer), or
-# send these bytes as the answer.
+# What to do for a destination: relay there, fail with this errno, "direct", "hold" (never answer),
+# or send these bytes as the answer.
 Decision = Endpoint | int | str | bytes
 
 

@@ -35,8 +35,10 @@ class Programs:
             compiler = {"glibc": "gcc", "musl": "musl-gcc"}[libc]
             options = ["-shared", "-fPIC"] if name == "neighbour" else ["-pthread"]
             subprocess.run(
-                [compiler, "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", *options]
-                + ["-o", str(output), str(SOURCES / f"{name}.c")],
+                [
+                    *(compiler, "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", *options),
+                    *("-o", str(output), str(SOURCES / f"{name}.c")),
+                ],
                 check=True,
             )
         return output
@@ -59,8 +61,8 @@ class Result:
 
     @classmethod
     def parse(cls, output: str, errors: str = "", status: int = 0) -> Result:
-        lines = [line.split("=", 1) for line in output.splitlines() if "=" in line]
-        return cls({name: value for name, value in lines}, output, errors, status)
+        lines = [line.partition("=") for line in output.splitlines() if "=" in line]
+        return cls({name: value for name, _, value in lines}, output, errors, status)
 
 
 @dataclass
@@ -89,7 +91,7 @@ class Runner:
     def start(
         self,
         name: str,
-        *arguments: str | int,
+        *arguments: object,
         sidecar: Sidecar | None = None,
         pass_fds: tuple[int, ...] = (),
         **extra: str,
@@ -108,13 +110,13 @@ class Runner:
     def __call__(
         self,
         name: str,
-        *arguments: str | int,
+        *arguments: object,
         sidecar: Sidecar | None = None,
         timeout: float = 20,
         status: int = 0,
         **extra: str,
     ) -> Result:
-        with self.start(name, *arguments, sidecar=sidecar, **extra) as process:
+        with self.start(name, *arguments, sidecar=sidecar, pass_fds=(), **extra) as process:
             try:
                 output, errors = process.communicate(timeout=timeout)
             except subprocess.TimeoutExpired:
@@ -128,7 +130,7 @@ class Interactive:
     """``programs/connect.c`` that connects line by line."""
 
     def __init__(self, run: Runner, *arguments: str, sidecar: Sidecar | None, **extra: str) -> None:
-        self._process = run.start("connect", *arguments, sidecar=sidecar, **extra)
+        self._process = run.start("connect", *arguments, sidecar=sidecar, pass_fds=(), **extra)
 
     def __enter__(self) -> Interactive:
         return self

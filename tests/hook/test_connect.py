@@ -119,7 +119,7 @@ def test_connecting_a_connected_socket_says_so(
     transport: int,
     mode: str,
 ) -> None:
-    """As the kernel has it: a blocking one is done; a non-blocking one finishes by connect, once."""
+    """As the kernel has it: a blocking one is done, a non-blocking one ends by connect, once."""
     sidecar = make_sidecar(transport=transport, fallback=upstream.address)
     result = run("connect", "-e", *_mode(mode), "-a", PORT, V4, PORT, sidecar=sidecar)
     assert result.number("again") == (errno.EISCONN if mode == "blocking" else 0)
@@ -227,6 +227,9 @@ def test_signals_interrupt_only_if_they_would_natively(
     assert text.lstrip(b".\n") == f"fd=0 connect={error} stolen=0 blocking=1\n".encode()
 
 
+@pytest.mark.skipif(
+    SANITIZED, reason="ASan leaves the stack of a cancelled thread poisoned and then stumbles on it"
+)
 def test_cancelling_a_thread_in_connect_leaks_nothing(
     run: Runner, libc: str, sidecar: Sidecar
 ) -> None:
