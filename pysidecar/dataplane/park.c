@@ -133,6 +133,7 @@ static int open_crossing(const struct mosnhook_address *park, const struct mosnh
 
     if (fd < 0)
         return -errno;
+    tune_socket(fd);
     if (setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) < 0 ||
         bind(fd, (struct sockaddr *)&name, length) < 0)
         result = -errno;
@@ -161,6 +162,7 @@ static int private_listener(struct worker *worker, bool ipv4)
     *listener = socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
     if (*listener < 0)
         return -errno;
+    tune_socket(*listener); /* accepted sockets inherit it */
     if (bind(*listener, (struct sockaddr *)&name, length) < 0 || listen(*listener, SOMAXCONN) < 0) {
         int error = errno;
 
@@ -220,7 +222,6 @@ void park_complete(struct connection *connection)
     if (fd >= 0) {
         watch->fd = fd;
         connection_enter(connection, PHASE_COMPLETING);
-        tune_socket(fd);
         if (!timer_set(&worker->timers, connection, worker->now_ms + COMPLETE_MS) ||
             worker_watch(worker, watch, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET) < 0)
             fd = -ENOMEM;
