@@ -179,9 +179,7 @@ _Ids = Annotated[
 
 
 class Redirect(_Section):
-    """Outbound connections of programs that cannot be hooked, such as static ones and Go's, by NAT
-    rules (see docs/interception.md). `true` means the defaults; without this key there is none.
-    Connections within the host are left alone, and so is what `outbound.exclude` names."""
+    """Outbound connections of programs that cannot be hooked, by NAT rules."""
 
     listen: Annotated[
         tuple[LoopbackText, ...], Field(min_length=1, max_length=2, json_schema_extra=_AT_START)
@@ -264,7 +262,10 @@ class Outbound(_Section):
         Field(json_schema_extra=_AT_START),
     ] = None
     """Outbound connections of programs that cannot be hooked, such as static ones and Go's, by NAT
-    rules."""
+    rules (see `docs/interception.md`). `true` means the defaults of the keys below; without this
+    key there is none. Connections within the host are left alone, and so is what `exclude` names,
+    whose entries must then have either networks or ports. Without `manage_rules`, changing
+    `exclude` takes a new `pysidecar rules apply`."""
 
     connect_timeout: Duration = 5.0
     """For connecting to each endpoint; inbound too."""
@@ -335,8 +336,7 @@ _PortList = Annotated[
 
 
 class Inbound(_Section):
-    """The connections that others open to the application, brought here by rules in the kernel (see
-    docs/interception.md). Without this section there is no inbound interception."""
+    """The connections that others open to the application."""
 
     mode: Annotated[Literal["tproxy", "redirect"], Field(json_schema_extra=_AT_START)] = "tproxy"
     """How they get here. `tproxy`: unchanged, past connection tracking, for high load; the sidecar
@@ -365,13 +365,13 @@ class Inbound(_Section):
     ] = None
     """Where the application is, on the port that the client asked for: an address, or one of each
     family. Without it, the address that the client asked for, so that nobody reaches through the
-    sidecar what listens on loopback only."""
+    sidecar what listens on loopback only. On loopback with `redirect` the application cannot tell
+    its clients from programs on this host."""
 
     preserve_source: Annotated[bool, Field(strict=True, json_schema_extra=_AT_START)] = False
     """Whether the application sees the client's real address; the port is another one. Only with
-    `tproxy`, and either with `ports` or with an `application_address` on loopback: by these the
-    application's answers are told from its own connections. Endpoints of routes elsewhere see the
-    sidecar."""
+    `tproxy`, and with an `application_address` on loopback. Endpoints of routes that are not on
+    loopback see the sidecar."""
 
     routes: tuple[RouteEntry, ...] = ()
     """The first that matches decides, by the destination that the client asked for. Without one:
@@ -379,23 +379,36 @@ class Inbound(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Inbound:
-        settings = self.settings()
-        _check_endpoints(self.routes, list(self.addresses))
         hosts = self.application_address or ()
         if len({":" in host for host in hosts}) < len(hosts):
             raise ValueError("expected at most one application_address of each family")
         on_loopback = {ip_address(host).is_loopback for host in hosts}
         if len(on_loopback) > 1:
             raise ValueError("expected application_address all on loopback, or none of them")
-        if settings.preserve_source:
-            for address in self.addresses:
-                application = self.application(address.family)
-                if application is not None and (":" in application) != (":" in address.host):
-                    raise ValueError(
-                        "expected an application_address of each family that is listened on, since "
-                        "preserve_source cannot turn a client's address into the other one"
-                    )
+        if self.preserve_source:
+            self._check_preserved(on_loopback == {True})
+        self.settings()
+        _check_endpoints(self.routes, list(self.addresses))
         return self
+
+    def _check_preserved(self, on_loopback: bool) -> None:
+        if self.mode == "tproxy" and not on_loopback:
+            # On the address that the client asked for, the client's connection to the sidecar and
+            # the sidecar's to the application would differ in nothing but a port that the client
+            # may use, too, for its next one.
+            raise ValueError(
+                'expected application_address: [127.0.0.1, "::1"] for preserve_source: elsewhere '
+                "the client's own connections would get mixed up with those in its name"
+            )
+        families = {address.family for address in self.addresses}
+        if self.mode == "tproxy" and any(
+            (":" in str(self.application(family))) != (family == socket.AF_INET6)
+            for family in families
+        ):
+            raise ValueError(
+                "expected an application_address of each family that is listened on, since "
+                "preserve_source cannot turn a client's address into the other one"
+            )
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -440,7 +453,8 @@ class Config(_Section):
     """The connections that the application opens."""
 
     inbound: Annotated[Inbound | None, Field(json_schema_extra=_AT_START)] = None
-    """The connections that others open to the application."""
+    """The connections that others open to the application, brought here by rules in the kernel (see
+    `docs/interception.md`). Without this section there are none."""
 
     manage_rules: Annotated[bool, Field(strict=True, json_schema_extra=_AT_START)] = False
     """Whether `pysidecar run` applies the rules that `inbound` and `outbound.redirect` need, and

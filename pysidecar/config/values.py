@@ -286,7 +286,7 @@ def parse_cgroup(value: Any) -> str:
 
 
 CgroupPath = Annotated[
-    str, PlainValidator(parse_cgroup), WithJsonSchema({"type": "string", "kind": "cgroup"})
+    str, PlainValidator(parse_cgroup), WithJsonSchema({"type": "string", "kind": "path"})
 ]
 
 

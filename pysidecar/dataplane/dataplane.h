@@ -87,8 +87,8 @@ struct dp_listener {
      * from the client's address, or else from application_source, by family of the application
      * (0: IPv4, 1: IPv6; all zero: whatever the kernel picks). Both need IP_TRANSPARENT, and such
      * connections have the application_mark instead. The port is another one. The client's address
-     * is only preserved where the rules bring the answers back: on loopback if `application` is
-     * there, else with an unchanged port. */
+     * is only preserved on loopback, from where the rules bring the answers back; elsewhere these
+     * connections would be mistaken for the client's own. */
     uint32_t preserve_source;
     uint32_t application_mark;
     struct mosnhook_address application_source[2];

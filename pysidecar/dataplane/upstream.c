@@ -96,18 +96,6 @@ void upstream_release(struct connection *connection)
     connection->table = NULL;
 }
 
-/* Whether the client's address can be preserved: the rules bring answers back to us from an
- * application on loopback, or else from the port that the client asked for. */
-static bool answers_find_us(const struct connection *connection)
-{
-    const struct mosnhook_address *application = &connection->listener->settings.application;
-
-    if (address_is_loopback(application))
-        return address_is_loopback(&connection->upstream);
-    return connection->upstream.port == connection->original_destination.port &&
-           !address_is_loopback(&connection->upstream);
-}
-
 /* The address that the application on this host shall see, or NULL if the upstream is another one
  * or it does not matter. Never one that the application could not answer to. */
 static const struct mosnhook_address *source_for_application(const struct connection *connection)
@@ -121,7 +109,7 @@ static const struct mosnhook_address *source_for_application(const struct connec
         return NULL;
     if (!listener->preserve_source)
         source = &listener->application_source[address_is_ipv4(upstream) ? 0 : 1];
-    else if (answers_find_us(connection) && !address_is_loopback(&connection->source))
+    else if (address_is_loopback(upstream) && !address_is_loopback(&connection->source))
         source = &connection->source;
     else
         return NULL;

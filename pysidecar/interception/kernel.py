@@ -6,9 +6,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, TypeVar
 
 from typing_extensions import override
 
@@ -18,7 +19,7 @@ from pysidecar.dataplane import DataPlane, Listener, Transport
 from pysidecar.dataplane import Direction as DataPlaneDirection
 from pysidecar.errors import StartError
 from pysidecar.interception import Interception, rules
-from pysidecar.interception.base import Direction, OriginalDestination, Way
+from pysidecar.interception.base import Direction, OriginalDestination, Way, mark_option
 from pysidecar.interception.redirect import InboundRedirect, OutboundRedirect
 from pysidecar.interception.rules import InboundMode, RulesError, Ruleset
 from pysidecar.interception.rules.namespace import inside
@@ -26,6 +27,8 @@ from pysidecar.interception.tproxy import TransparentProxy
 from pysidecar.listeners import has_ipv6_loopback, open_listener
 
 __all__ = ["KernelInterception", "interceptions", "make_way", "remove_leftovers", "upstream_mark"]
+
+_Result = TypeVar("_Result")
 
 log = logging.getLogger(__name__)
 
@@ -83,11 +86,19 @@ def interceptions(config: Config) -> list[KernelInterception]:
     return [KernelInterception(config, direction, way) for direction, way in ways if way]
 
 
+def _outside_the_loop(work: Callable[[], _Result]) -> _Result:
+    """In another thread, because pyroute2 runs an event loop of its own and this thread may have
+    one running. Waits for it: what follows relies on the rules."""
+    with ThreadPoolExecutor(1, "rules") as executor:
+        return executor.submit(work).result()
+
+
 def remove_leftovers(wanted: Iterable[KernelInterception]) -> None:
     """Removes what a killed sidecar left in the directions that nobody wants now; the rules of the
     others are replaced. Raises RulesError."""
     unwanted = set(Direction) - {interception.direction for interception in wanted}
-    if unwanted and rules.delete(unwanted):
+    removed = _outside_the_loop(lambda: rules.delete(unwanted))
+    if removed:
         log.info("removed rules that an earlier sidecar left behind")
 
 
@@ -109,27 +120,36 @@ class KernelInterception(Interception):
 
     @override
     def open(self) -> None:
-        if self._config.manage_rules and (
-            found := self._way.problems(self._config.rules_backend)
-        ):
+        if self._config.manage_rules and (found := self._way.problems(self._config.rules_backend)):
             raise StartError(
                 f"cannot manage the {self.direction.value} rules (manage_rules): {'; '.join(found)}"
             )
+        self._check_mark()
         for listener in self._way.listeners:
-            opened = open_listener(
-                listener.address, _LISTEN_KEYS[self.direction], listener.options
-            )
+            opened = open_listener(listener.address, _LISTEN_KEYS[self.direction], listener.options)
             self._stack.callback(opened.close)
             self._listeners.append(opened)
+
+    def _check_mark(self) -> None:
+        """Otherwise it would be each connection that fails."""
+        mark = upstream_mark(self._config)
+        with socket.socket() as probe:
+            try:
+                if mark:
+                    mark_option(mark).set(probe)
+            except OSError as error:
+                raise StartError(
+                    f"cannot mark connections with {mark} (outbound.redirect.mark): "
+                    f"{error.strerror}; it needs the capability CAP_NET_ADMIN. Or set it to null, "
+                    "and let uids, gids or cgroup tell the sidecar"
+                ) from None
 
     @override
     def attach(self, data_plane: DataPlane) -> None:
         for opened, listener in zip(self._listeners, self._way.listeners, strict=True):
             data_plane.add_listener(
                 opened,
-                self._settings(
-                    _TRANSPORTS[listener.original_destination], listener.address.family
-                ),
+                self._settings(_TRANSPORTS[listener.original_destination], listener.address.family),
             )
 
     def _settings(self, transport: Transport, family: socket.AddressFamily) -> Listener:
@@ -160,7 +180,10 @@ class KernelInterception(Interception):
     def serve(self, also_own: Sequence[Address]) -> None:
         if self._config.manage_rules:
             self._applied = True
-            rules.apply(self.ruleset, self._config.rules_backend)
+            self._apply_rules(self._way)
+
+    def _apply_rules(self, way: Way[Any]) -> None:
+        _outside_the_loop(lambda: rules.apply(way.rules, self._config.rules_backend))
 
     @override
     def apply(self, config: Config) -> None:
@@ -168,7 +191,7 @@ class KernelInterception(Interception):
         assert way is not None  # a reload cannot take a direction away
         if way.rules != self.ruleset:
             if config.manage_rules:
-                rules.apply(way.rules, config.rules_backend)
+                self._apply_rules(way)
             else:
                 log.warning(
                     "the %s rules have to change too: pysidecar rules apply", self.direction.value
@@ -186,7 +209,7 @@ class KernelInterception(Interception):
         if self._applied:
             self._applied = False
             try:
-                rules.delete([self.direction])
+                _outside_the_loop(lambda: rules.delete([self.direction]))
             except RulesError as error:
                 log.error("the %s rules stay: %s", self.direction.value, error)
         self._stack.close()
