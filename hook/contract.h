@@ -16,7 +16,8 @@ enum mosnhook_constants {
     MOSNHOOK_MAGIC = 0x4b48534d, /* "MSHK" */
     MOSNHOOK_VERSION = 1,
 
-    MOSNHOOK_PAGE_SIZE = 1048576, /* bytes of the policy file; sparse, so unused rules cost nothing */
+    MOSNHOOK_PAGE_SIZE =
+        1048576, /* bytes of the policy file; sparse, so unused rules cost nothing */
     MOSNHOOK_MAX_LISTENERS = 16,
     MOSNHOOK_MAX_PARKS = 16,
     MOSNHOOK_MAX_OWN = 64,
@@ -101,8 +102,8 @@ enum mosnhook_verdict {
     MOSNHOOK_EXCLUDE = 1,
 };
 
-/* `sequence` is a seqlock over everything but `alive_ns` and `failures`: odd while the control plane
- * writes. It starts at a random even number, so that a page that replaces another one under a
+/* `sequence` is a seqlock over everything but `alive_ns` and `failures`: odd while the control
+ * plane writes. It starts at a random even number, so that a page that replaces another one under a
  * reader's eyes never looks like the same one. A reader that meets an odd number (a writer killed
  * half-way) gives up after a bounded number of tries and takes the sidecar as away. */
 struct mosnhook_page {
@@ -160,7 +161,8 @@ struct mosnhook_request {
 };
 
 enum mosnhook_action {
-    MOSNHOOK_RELAY = 0,  /* the socket is connected: to the sidecar, and the sidecar to the upstream */
+    MOSNHOOK_RELAY =
+        0, /* the socket is connected: to the sidecar, and the sidecar to the upstream */
     MOSNHOOK_DIRECT = 1, /* connect to the destination yourself */
     MOSNHOOK_REFUSE = 2, /* fail with `error` */
 };

@@ -49,8 +49,8 @@ static inline uint32_t mosnhook_match_port(const struct mosnhook_segment *segmen
 
 /* The first rule in file order that matches, or MOSNHOOK_NO_RULE.
  *
- * Safe on a blob that is being rewritten (the caller finds that out by its seqlock): `rules` must be
- * a private copy of the header that mosnhook_rules_fit approved, `arrays` what follows it in the
+ * Safe on a blob that is being rewritten (the caller finds that out by its seqlock): `rules` must
+ * be a private copy of the header that mosnhook_rules_fit approved, `arrays` what follows it in the
  * blob; every index is checked and parents must descend, so the walk always ends. */
 static inline uint32_t mosnhook_match(const struct mosnhook_rules *rules, const void *arrays,
                                       const struct mosnhook_address *address)

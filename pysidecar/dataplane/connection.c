@@ -46,9 +46,8 @@ struct connection *connection_open(struct worker *worker, const struct listener 
     atomic_init(&connection->phase, phase);
     worker_count(&worker->counters.accepted, 1);
     connection->next_opened = atomic_load_explicit(&dp->opened, memory_order_relaxed);
-    while (!atomic_compare_exchange_weak_explicit(&dp->opened, &connection->next_opened,
-                                                  connection, memory_order_release,
-                                                  memory_order_relaxed))
+    while (!atomic_compare_exchange_weak_explicit(&dp->opened, &connection->next_opened, connection,
+                                                  memory_order_release, memory_order_relaxed))
         ;
     return connection;
 }

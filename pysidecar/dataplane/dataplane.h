@@ -38,43 +38,43 @@ enum dp_balance {
 
 /* Why a connection ended. Everything but DP_END_EOF is an error in the access log. */
 enum dp_end {
-    DP_END_NONE = 0,           /* still open */
-    DP_END_EOF,                /* both directions closed in order */
-    DP_END_REFUSED_BY_ROUTE,   /* a route says refuse */
-    DP_END_UPSTREAM_CONNECT,   /* no endpoint could be connected; error is the last one's errno */
-    DP_END_UPSTREAM_TIMEOUT,   /* no endpoint answered within the connect timeout */
-    DP_END_DOWNSTREAM_RESET,   /* the application's side aborted */
-    DP_END_UPSTREAM_RESET,     /* the upstream aborted */
+    DP_END_NONE = 0,         /* still open */
+    DP_END_EOF,              /* both directions closed in order */
+    DP_END_REFUSED_BY_ROUTE, /* a route says refuse */
+    DP_END_UPSTREAM_CONNECT, /* no endpoint could be connected; error is the last one's errno */
+    DP_END_UPSTREAM_TIMEOUT, /* no endpoint answered within the connect timeout */
+    DP_END_DOWNSTREAM_RESET, /* the application's side aborted */
+    DP_END_UPSTREAM_RESET,   /* the upstream aborted */
     DP_END_IDLE_TIMEOUT,
-    DP_END_HEADER_TIMEOUT,     /* PROXY header or control request not complete in time */
-    DP_END_HEADER_TRUNCATED,   /* closed before the header was complete */
-    DP_END_HEADER_MALFORMED,   /* not a PROXY v2 header, or a wrong request */
-    DP_END_HEADER_NO_ADDRESS,  /* PROXY v2 LOCAL or UNSPEC: no original destination */
-    DP_END_LOOP,               /* the original destination is one of our own listeners, or the
-                                * connection was not redirected to us but came by itself */
-    DP_END_DOWNSTREAM_GONE,    /* the application gave its socket up before the upstream answered */
-    DP_END_NO_RESOURCES,       /* out of fds, ports or memory; error says which */
-    DP_END_DRAIN_LIMIT,        /* still open when the drain limit was reached */
+    DP_END_HEADER_TIMEOUT,    /* PROXY header or control request not complete in time */
+    DP_END_HEADER_TRUNCATED,  /* closed before the header was complete */
+    DP_END_HEADER_MALFORMED,  /* not a PROXY v2 header, or a wrong request */
+    DP_END_HEADER_NO_ADDRESS, /* PROXY v2 LOCAL or UNSPEC: no original destination */
+    DP_END_LOOP,              /* the original destination is one of our own listeners, or the
+                               * connection was not redirected to us but came by itself */
+    DP_END_DOWNSTREAM_GONE,   /* the application gave its socket up before the upstream answered */
+    DP_END_NO_RESOURCES,      /* out of fds, ports or memory; error says which */
+    DP_END_DRAIN_LIMIT,       /* still open when the drain limit was reached */
 };
 
 /* What the control plane knows of one connection. */
 struct dp_record {
-    uint64_t id;           /* unique in this process, in the order of accepting */
-    uint64_t opened_ns;    /* CLOCK_REALTIME */
-    uint64_t duration_ns;  /* until closed, or until now */
+    uint64_t id;             /* unique in this process, in the order of accepting */
+    uint64_t opened_ns;      /* CLOCK_REALTIME */
+    uint64_t duration_ns;    /* until closed, or until now */
     uint64_t bytes_sent;     /* application to upstream */
     uint64_t bytes_received; /* upstream to application */
     struct mosnhook_address source;
     struct mosnhook_address original_destination; /* port 0 while unknown */
     struct mosnhook_address upstream;             /* port 0 while there is none */
-    uint32_t pid; /* 0 where unknown */
-    uint32_t uid; /* UINT32_MAX where unknown */
-    uint32_t route; /* index of the route that matched, UINT32_MAX for none */
-    int32_t error;  /* errno, 0 for none */
-    uint16_t transport; /* enum dp_transport */
-    uint16_t direction; /* enum dp_direction */
-    uint16_t action;    /* enum dp_action */
-    uint16_t end;       /* enum dp_end */
+    uint32_t pid;                                 /* 0 where unknown */
+    uint32_t uid;                                 /* UINT32_MAX where unknown */
+    uint32_t route;                      /* index of the route that matched, UINT32_MAX for none */
+    int32_t error;                       /* errno, 0 for none */
+    uint16_t transport;                  /* enum dp_transport */
+    uint16_t direction;                  /* enum dp_direction */
+    uint16_t action;                     /* enum dp_action */
+    uint16_t end;                        /* enum dp_end */
     char command[MOSNHOOK_COMMAND_SIZE]; /* NUL-padded; "" where unknown */
 };
 
@@ -117,7 +117,7 @@ struct dp_counters {
     uint64_t closed;
     uint64_t bytes_sent;
     uint64_t bytes_received;
-    uint64_t bytes_spliced;  /* part of both sums that took the splice path */
+    uint64_t bytes_spliced;    /* part of both sums that took the splice path */
     uint64_t connect_failures; /* endpoints that could not be connected */
     uint64_t accept_pauses;    /* times that accepting paused for lack of fds */
     uint64_t buffers;          /* relay buffers and pipes in use now */

@@ -11,8 +11,8 @@
 #include "internal.h"
 
 enum {
-    PREFIX_SIZE = 16,        /* signature, version and command, family, length */
-    MAX_HEADER_SIZE = 4096,  /* the format allows 64 KiB; nobody sends that, so it is a mistake */
+    PREFIX_SIZE = 16,       /* signature, version and command, family, length */
+    MAX_HEADER_SIZE = 4096, /* the format allows 64 KiB; nobody sends that, so it is a mistake */
     COMMAND_LOCAL = 0x20,
     COMMAND_PROXY = 0x21,
     FAMILY_TCP4 = 0x11,
@@ -25,7 +25,7 @@ static const uint8_t signature[12] = "\r\n\r\n\0\r\nQUIT\n";
 
 /* What a header says. */
 struct header {
-    size_t size; /* bytes of the whole header; 0 while incomplete */
+    size_t size;     /* bytes of the whole header; 0 while incomplete */
     enum dp_end end; /* DP_END_NONE, or why it is of no use */
     struct mosnhook_address source, destination;
     uint32_t pid, uid;
@@ -188,8 +188,7 @@ void header_accept(struct worker *worker, const struct listener *listener, int f
     }
     connection->side[DOWNSTREAM].watch.fd = fd;
     error = address_of_peer(fd, &connection->source);
-    if (error == 0 &&
-        !timer_set(&worker->timers, connection, worker->now_ms + header_ms))
+    if (error == 0 && !timer_set(&worker->timers, connection, worker->now_ms + header_ms))
         error = -ENOMEM;
     if (error == 0)
         error = worker_watch(worker, &connection->side[DOWNSTREAM].watch,

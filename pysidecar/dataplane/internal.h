@@ -27,18 +27,18 @@
 #include "dataplane.h"
 
 enum {
-    SCRATCH_SIZE = 64 * 1024,  /* bytes of one recv: a worker's, not a connection's */
-    PIPE_SIZE = 256 * 1024,    /* bytes of a splice pipe */
-    POOLED_PIPES = 32,         /* empty pipes that a worker keeps open */
-    ACCEPT_BATCH = 32,         /* connections accepted before others get their turn */
-    RELAY_BATCH = 16,          /* reads of one direction before others get their turn */
+    SCRATCH_SIZE = 64 * 1024, /* bytes of one recv: a worker's, not a connection's */
+    PIPE_SIZE = 256 * 1024,   /* bytes of a splice pipe */
+    POOLED_PIPES = 32,        /* empty pipes that a worker keeps open */
+    ACCEPT_BATCH = 32,        /* connections accepted before others get their turn */
+    RELAY_BATCH = 16,         /* reads of one direction before others get their turn */
     MAX_LISTENERS = 64,
-    DIRECTIONS = 2,            /* enum dp_direction */
-    MAX_UNREPORTED = 1 << 18,  /* closed connections that the control thread has not taken */
+    DIRECTIONS = 2,           /* enum dp_direction */
+    MAX_UNREPORTED = 1 << 18, /* closed connections that the control thread has not taken */
     ACCEPT_PAUSE_MS = 20,
-    FDS_PER_REQUEST = 4,       /* control socket, the application's socket, upstream, downstream */
-    FDS_PER_RELAY = 2,         /* downstream, upstream */
-    FDS_SPARE = 64,            /* left for the control plane */
+    FDS_PER_REQUEST = 4, /* control socket, the application's socket, upstream, downstream */
+    FDS_PER_RELAY = 2,   /* downstream, upstream */
+    FDS_SPARE = 64,      /* left for the control plane */
 };
 
 struct connection;

@@ -1,5 +1,5 @@
-/* Downstream connections that netfilter rules brought here. With REDIRECT the original destination is
- * in the connection's conntrack entry; with TPROXY there is no translation at all: the accepted
+/* Downstream connections that netfilter rules brought here. With REDIRECT the original destination
+ * is in the connection's conntrack entry; with TPROXY there is no translation at all: the accepted
  * socket's own address is the original destination. */
 #include <errno.h>
 #include <netinet/in.h>

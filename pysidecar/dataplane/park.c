@@ -1,9 +1,9 @@
 /* Sockets of applications that wait in SYN_SENT for their upstream (see contract.h).
  *
- * An application's socket S is connected to a park: a listener that drops every SYN. To complete S, a
- * socket bound to the same address connects to S: the crossed SYNs establish both (simultaneous open,
- * RFC 9293 figure 7). To fail S it is disconnected, and connected to a port that answers with RST,
- * which leaves ECONNREFUSED for the application to find. */
+ * An application's socket S is connected to a park: a listener that drops every SYN. To complete S,
+ * a socket bound to the same address connects to S: the crossed SYNs establish both (simultaneous
+ * open, RFC 9293 figure 7). To fail S it is disconnected, and connected to a port that answers with
+ * RST, which leaves ECONNREFUSED for the application to find. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/filter.h>
@@ -29,8 +29,8 @@ static int fill_queue(struct park *park)
     socklen_t length = address_to_socket(&park->address, &name);
 
     park->filler = socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
-    if (park->filler < 0 || (connect(park->filler, (struct sockaddr *)&name, length) < 0 &&
-                             errno != EINPROGRESS))
+    if (park->filler < 0 ||
+        (connect(park->filler, (struct sockaddr *)&name, length) < 0 && errno != EINPROGRESS))
         return -errno;
     return 0;
 }
@@ -47,11 +47,12 @@ int park_open(struct park *park)
     park->address.port = 0;
     park->filler = -1;
     length = address_to_socket(&park->address, &name);
-    park->listener = socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
+    park->listener =
+        socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
     if (park->listener < 0)
         return -errno;
-    filtered = setsockopt(park->listener, SOL_SOCKET, SO_ATTACH_FILTER, &program,
-                          sizeof program) == 0;
+    filtered =
+        setsockopt(park->listener, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0;
     if (setsockopt(park->listener, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) < 0 ||
         bind(park->listener, (struct sockaddr *)&name, length) < 0 || listen(park->listener, 0) < 0)
         result = -errno;
@@ -123,8 +124,7 @@ static bool is_still_parked(const struct connection *connection)
 }
 
 /* A socket that connects to a parked one. Its fd or -errno. */
-static int open_crossing(const struct mosnhook_address *park,
-                         const struct mosnhook_address *source)
+static int open_crossing(const struct mosnhook_address *park, const struct mosnhook_address *source)
 {
     struct sockaddr_storage name;
     socklen_t length = address_to_socket(park, &name);
@@ -133,6 +133,7 @@ static int open_crossing(const struct mosnhook_address *park,
 
     if (fd < 0)
         return -errno;
+    tune_socket(fd);
     if (setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) < 0 ||
         bind(fd, (struct sockaddr *)&name, length) < 0)
         result = -errno;
@@ -161,6 +162,7 @@ static int private_listener(struct worker *worker, bool ipv4)
     *listener = socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
     if (*listener < 0)
         return -errno;
+    tune_socket(*listener); /* accepted sockets inherit it */
     if (bind(*listener, (struct sockaddr *)&name, length) < 0 || listen(*listener, SOMAXCONN) < 0) {
         int error = errno;
 
@@ -171,9 +173,9 @@ static int private_listener(struct worker *worker, bool ipv4)
     return *listener;
 }
 
-/* Connects an unconnected socket of a waiting application (MPTCP) to this worker and accepts it: the
- * socket may be a blocking one, but on loopback with an empty accept queue connect returns at once.
- * The accepted fd or -errno. */
+/* Connects an unconnected socket of a waiting application (MPTCP) to this worker and accepts it:
+ * the socket may be a blocking one, but on loopback with an empty accept queue connect returns at
+ * once. The accepted fd or -errno. */
 static int connect_unparked(struct connection *connection)
 {
     struct worker *worker = connection->worker;
@@ -220,7 +222,6 @@ void park_complete(struct connection *connection)
     if (fd >= 0) {
         watch->fd = fd;
         connection_enter(connection, PHASE_COMPLETING);
-        tune_socket(fd);
         if (!timer_set(&worker->timers, connection, worker->now_ms + COMPLETE_MS) ||
             worker_watch(worker, watch, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET) < 0)
             fd = -ENOMEM;

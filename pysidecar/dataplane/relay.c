@@ -1,9 +1,9 @@
 /* Moving bytes between the two sides of a connection.
  *
- * Small traffic goes through the worker's scratch memory (recv, send), bulk through a pipe (splice):
- * which one is chosen by what the direction does, not once for all. Bytes that were read and could
- * not be sent wait in a chunk or in the pipe; until they are gone nothing more is read (that is the
- * backpressure), and a direction that waits for nothing holds no memory.
+ * Small traffic goes through the worker's scratch memory (recv, send), bulk through a pipe
+ * (splice): which one is chosen by what the direction does, not once for all. Bytes that were read
+ * and could not be sent wait in a chunk or in the pipe; until they are gone nothing more is read
+ * (that is the backpressure), and a direction that waits for nothing holds no memory.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -16,8 +16,8 @@
 #include "internal.h"
 
 enum {
-    FULL_READS_TO_SPLICE = 4,   /* consecutive reads that filled the scratch memory */
-    SMALL_SPLICES_TO_COPY = 8,  /* consecutive splices below SMALL_SPLICE */
+    FULL_READS_TO_SPLICE = 4,  /* consecutive reads that filled the scratch memory */
+    SMALL_SPLICES_TO_COPY = 8, /* consecutive splices below SMALL_SPLICE */
     SMALL_SPLICE = 16 * 1024,
 };
 

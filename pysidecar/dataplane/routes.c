@@ -85,8 +85,8 @@ uint32_t table_match(const struct table *table, const struct mosnhook_address *d
 uint32_t route_pick(struct table *table, struct route *route)
 {
     struct endpoint *endpoints = table->endpoints + route->first_endpoint;
-    uint32_t start = atomic_fetch_add_explicit(&route->next, 1, memory_order_relaxed) %
-                     route->endpoint_count;
+    uint32_t start =
+        atomic_fetch_add_explicit(&route->next, 1, memory_order_relaxed) % route->endpoint_count;
     uint32_t best = start;
 
     if (route->balance == DP_ROUND_ROBIN)

@@ -192,10 +192,9 @@ static int begin_connect(struct connection *connection)
         result = -errno;
     if (result == 0)
         result = worker_watch(worker, watch, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
-    if (result == 0 &&
-        !timer_set(&worker->timers, connection,
-                   worker->now_ms + atomic_load_explicit(&worker->dp->connect_ms,
-                                                         memory_order_relaxed)))
+    if (result == 0 && !timer_set(&worker->timers, connection,
+                                  worker->now_ms + atomic_load_explicit(&worker->dp->connect_ms,
+                                                                        memory_order_relaxed)))
         result = -ENOMEM;
     if (result < 0) {
         close(watch->fd);

@@ -89,9 +89,11 @@ def test_a_snapshot_shows_every_live_connection_once(
     for _ in range(1000):
         clients.append(plane.through(server.address))
         server.accept()
+    eventually(
+        lambda: all(r.upstream == server.address for r in plane.data.snapshot()), "all to relay"
+    )
     snapshot = plane.data.snapshot()
     assert len(snapshot) == plane.data.live == 1000
     assert len({record.id for record in snapshot}) == 1000
-    assert all(record.upstream == server.address for record in snapshot)
     for client in clients:
         client.shutdown(socket.SHUT_RDWR)

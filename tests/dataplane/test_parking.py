@@ -176,7 +176,10 @@ def test_an_application_that_disconnected_is_left_alone(
     plane = make_plane(timeouts=Timeouts(connect=0.3))
     with silent_server() as silent, Parked(plane) as application:
         application.ask(silent)
-        eventually(lambda: plane.data.live, "the request")
+        eventually(
+            lambda: [r.original_destination for r in plane.data.snapshot()] == [silent],
+            "the connect to begin",
+        )
         # connect(AF_UNSPEC), which Python's sockets do not offer, then to the server directly.
         ctypes.CDLL(None).connect(application.socket.fileno(), bytes(16), 16)
         application.socket.connect_ex((server.address.host, server.address.port))

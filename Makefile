@@ -1,0 +1,50 @@
+# `make` lists the targets. Everything goes into .venv and build/.
+
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+.PHONY: setup
+setup: ## set up .venv with everything that is needed to run and develop
+	@python3 scripts/set_up.py
+
+.PHONY: setup-tests
+setup-tests: ## also the programs that the tests run (nginx, PostgreSQL, Node, …)
+	@python3 scripts/set_up.py --tests
+
+.PHONY: demo
+demo: ## send a curl to an nginx through a sidecar and show what happened
+	@python3 scripts/set_up.py --demo
+	@$(PYTHON) scripts/demo.py
+
+.PHONY: test
+test: setup-tests ## run all tests (under ten minutes)
+	@scripts/test
+
+.PHONY: test-quick
+test-quick: setup-tests ## run the tests without those of real applications
+	$(PYTHON) -m pytest -n auto -m "not exclusive" --ignore tests/interop
+
+.PHONY: test-sanitizers
+test-sanitizers: setup-tests ## run the tests of the C code under ASan and UBSan
+	@scripts/test-sanitizers
+
+.PHONY: lint
+lint: setup-tests ## check formatting, style, types and warnings
+	@scripts/lint
+
+.PHONY: format
+format: setup-tests ## format all code
+	@$(PYTHON) -m ruff check --fix --quiet .
+	@$(PYTHON) -m ruff format .
+	@find hook pysidecar tests -name node_modules -prune -o -name "*.[ch]" -print | xargs clang-format -i
+
+.PHONY: clean
+clean: ## remove everything that was built, .venv included
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf tests/interop/node/node_modules
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	find pysidecar -name '*.so' -delete

@@ -1,0 +1,166 @@
+/* The decision whether a connect() is captured, and its way if it is. */
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/time.h>
+
+#include "mosnhook.h"
+#include "sys.h"
+
+#ifndef IPPROTO_MPTCP
+#define IPPROTO_MPTCP 262
+#endif
+
+enum {
+    PAGES_MAX = 5, /* that one connect tries, if they change all the time */
+};
+
+static int read_option(int fd, int level, int name)
+{
+    int value = 0;
+    socklen_t length = sizeof value;
+    int result = sys_getsockopt(fd, level, name, &value, &length);
+
+    return result < 0 ? result : value;
+}
+
+/* When SO_SNDTIMEO ends a connect() that begins now; 0: never. */
+static int64_t send_deadline(int fd)
+{
+    struct timeval timeout = {0, 0};
+    socklen_t length = sizeof timeout;
+
+    if (sys_getsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, &length) < 0 ||
+        (timeout.tv_sec == 0 && timeout.tv_usec == 0))
+        return 0;
+    return now_ns() + (int64_t)timeout.tv_sec * 1000 * MS + (int64_t)timeout.tv_usec * 1000;
+}
+
+/* TCP_FASTOPEN_CONNECT would put the connect to the sidecar off until the first data. */
+static void set_fast_open(const struct attempt *attempt, int on)
+{
+    sys_setsockopt(attempt->fd, IPPROTO_TCP, TCP_FASTOPEN_CONNECT, &on, sizeof on);
+}
+
+/* One connect to the sidecar that the page speaks of. */
+static int through_sidecar(struct attempt *attempt)
+{
+    const struct page_view *view = &attempt->view;
+    int result = OUTCOME_OTHER_TRANSPORT;
+
+    if (!page_serving(view))
+        return OUTCOME_AWAY;
+    /* MPTCP has no simultaneous open, so it cannot be parked; see contract.h. */
+    if (view->transport == MOSNHOOK_TRANSPORT_UNIX && view->control_path[0] &&
+        (attempt->multipath ? attempt->waits : view->park_count > 0))
+        result = transport_unix(attempt);
+    if (result == OUTCOME_OTHER_TRANSPORT)
+        result = transport_header(attempt);
+    return result;
+}
+
+/* Tries, and does what the page (or the environment) says while the sidecar is away. */
+static int until_decided(struct attempt *attempt)
+{
+    struct page_view *view = &attempt->view;
+    int64_t began = now_ns();
+    int pages = 1;
+
+    for (;;) {
+        uint32_t tried = view->generation;
+        int result = through_sidecar(attempt);
+
+        if (result != OUTCOME_AWAY)
+            return result;
+        /* Another sidecar may have taken its place, or this one have something new to say. */
+        page_open();
+        page_look(&attempt->destination, view);
+        if (view->excluded)
+            return OUTCOME_DIRECT;
+        if (view->generation != tried && pages++ < PAGES_MAX)
+            continue;
+        if (view->when_away == MOSNHOOK_AWAY_DIRECT)
+            return OUTCOME_DIRECT;
+        if (view->when_away != MOSNHOOK_AWAY_WAIT ||
+            now_ns() - began >= (int64_t)view->wait_ms * MS)
+            return ECONNREFUSED;
+        result = wait_pause(attempt, AWAY_CHECK_MS);
+        if (result == EINPROGRESS) /* SO_SNDTIMEO: but nothing is in progress */
+            return ETIMEDOUT;
+        if (result != 0)
+            return result;
+    }
+}
+
+/* A socket that was captured before: what the kernel says of that connect. OUTCOME_NOT_OURS:
+ * nothing, this is a new one. */
+static int ask_kernel(struct attempt *attempt)
+{
+    struct peer peer;
+    int result, error;
+
+    if (!peers_any() || !peers_find(attempt->cookie, &peer))
+        return OUTCOME_NOT_OURS;
+    /* The sidecar makes a connect fail by disconnecting the socket, which leaves an error. */
+    error = socket_take_error(attempt->fd);
+    if (error) {
+        socket_disconnect(attempt);
+        return page_true_error(attempt->cookie, error);
+    }
+    result = socket_connect_now(attempt, &peer.via);
+    if (result == EINPROGRESS) { /* it was not connected: take that back */
+        socket_disconnect(attempt);
+        /* A failure that the application has read already is an abort to the kernel, once. */
+        return page_knows_failure(attempt->cookie) ? ECONNABORTED : OUTCOME_NOT_OURS;
+    }
+    return socket_settle(attempt, result, &peer.via);
+}
+
+int capture(int fd, const struct sockaddr *address, socklen_t length, int flags)
+{
+    struct attempt attempt;
+    int protocol, status, result, saved_errno;
+    bool repeated;
+
+    if (address && length >= sizeof address->sa_family && address->sa_family == AF_UNSPEC &&
+        peers_any())
+        peers_forget(socket_cookie(fd)); /* the application disconnects it */
+    if (!address_from_sockaddr(address, length, &attempt.destination))
+        return OUTCOME_NOT_OURS;
+    page_look(&attempt.destination, &attempt.view);
+    if (attempt.view.excluded) {
+        log_decision(&attempt.destination, "excluded", OUTCOME_NOT_OURS);
+        return OUTCOME_NOT_OURS;
+    }
+    protocol = read_option(fd, SOL_SOCKET, SO_PROTOCOL);
+    if (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
+        return OUTCOME_NOT_OURS;
+    status = sys_fcntl(fd, F_GETFL, 0);
+    if (status < 0)
+        return OUTCOME_NOT_OURS;
+
+    saved_errno = get_errno();
+    attempt.fd = fd;
+    attempt.family = address->sa_family;
+    attempt.blocking = !(status & O_NONBLOCK);
+    attempt.waits = attempt.blocking && !(flags & CAPTURE_CONNECT_DONT_WAIT);
+    attempt.multipath = protocol == IPPROTO_MPTCP;
+    attempt.cookie = socket_cookie(fd);
+    attempt.deadline = attempt.waits ? send_deadline(fd) : 0;
+    attempt.fast_open = read_option(fd, IPPROTO_TCP, TCP_FASTOPEN_CONNECT) > 0;
+
+    cancel_disable(&attempt);
+    if (attempt.fast_open)
+        set_fast_open(&attempt, 0);
+    result = ask_kernel(&attempt);
+    repeated = result != OUTCOME_NOT_OURS && result != OUTCOME_AWAY;
+    if (!repeated)
+        result = until_decided(&attempt);
+    if (attempt.fast_open && result == OUTCOME_DIRECT)
+        set_fast_open(&attempt, 1);
+    cancel_restore(&attempt);
+
+    log_decision(&attempt.destination, repeated ? "repeated" : "captured", result);
+    set_errno(saved_errno);
+    return result == OUTCOME_DIRECT ? OUTCOME_NOT_OURS : result;
+}

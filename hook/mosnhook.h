@@ -1,0 +1,260 @@
+/* The connect hook's own parts, from the bottom up. See docs/hook.md for what it does.
+ *
+ * All of it runs inside of somebody else's connect(): nothing here allocates, takes a lock, uses
+ * thread-local storage or calls what is not async-signal-safe. */
+#ifndef MOSNHOOK_H
+#define MOSNHOOK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+
+#include "contract.h"
+
+#define MOSNHOOK_EXPORT __attribute__((visibility("default")))
+
+enum {
+    MS = 1000000, /* nanoseconds */
+
+    /* How long a sidecar that is alive, but whose queues are full, gets to make room. */
+    FULL_BUDGET_MS = 1000,
+    FULL_BUDGET_NONBLOCKING_MS = 100,
+
+    AWAY_CHECK_MS = 20,       /* how often `wait` looks whether the sidecar has come */
+    HEARTBEAT_CHECK_MS = 250, /* how often a waiting call looks at the sign of life */
+};
+
+/* Signals that say "this instruction failed", as a mask. They do not interrupt calls that wait. */
+#define SYNCHRONOUS_SIGNALS                                                                       \
+    (1ull << (SIGSEGV - 1) | 1ull << (SIGBUS - 1) | 1ull << (SIGILL - 1) | 1ull << (SIGFPE - 1) | \
+     1ull << (SIGTRAP - 1) | 1ull << (SIGSYS - 1))
+
+struct msghdr;
+struct mmsghdr;
+struct pollfd;
+struct timespec;
+
+/* ---- libc.c: the functions that the hook stands before, as the next library has them ---- */
+
+struct libc {
+    int (*connect)(int, const struct sockaddr *, socklen_t);
+    int (*getpeername)(int, struct sockaddr *, socklen_t *);
+    int (*getsockopt)(int, int, int, void *, socklen_t *);
+    ssize_t (*sendto)(int, const void *, size_t, int, const struct sockaddr *, socklen_t);
+    ssize_t (*sendmsg)(int, const struct msghdr *, int);
+    int (*sendmmsg)(int, struct mmsghdr *, unsigned, int);
+
+    int (*execve)(const char *, char *const[], char *const[]);
+    int (*execvpe)(const char *, char *const[], char *const[]);
+    int (*fexecve)(int, char *const[], char *const[]);
+    int (*execveat)(int, const char *, char *const[], char *const[], int);
+    int (*posix_spawn)(pid_t *, const char *, const void *, const void *, char *const[],
+                       char *const[]);
+    int (*posix_spawnp)(pid_t *, const char *, const void *, const void *, char *const[],
+                        char *const[]);
+
+    int (*poll)(struct pollfd *, unsigned long, int); /* a cancellation point, as connect is one */
+    int (*clock_gettime)(int, struct timespec *);     /* the vDSO's: no system call */
+
+    /* NULL where libc has none. */
+    int (*pthread_setcancelstate)(int, int *);
+    void (*pthread_cleanup_push)(void *, void (*)(void *), void *);
+    void (*pthread_cleanup_pop)(void *, int);
+};
+
+/* The table, filled at the first call of all (which is the constructor's, as a rule). */
+const struct libc *libc(void);
+
+void set_errno(int error);
+int get_errno(void);
+
+/* Sets errno and returns -1, unless `error` is 0. */
+int errno_result(int error);
+
+/* CLOCK_MONOTONIC, nanoseconds. */
+int64_t now_ns(void);
+
+/* ---- environment.c: MOSNHOOK_* variables, read once at start-up ---- */
+
+struct environment {
+    bool disabled;
+    bool inherit;
+    uint32_t when_away; /* enum mosnhook_when_away */
+    uint32_t wait_ms;
+    const char *policy; /* NULL: the usual places */
+    const char *log;    /* NULL: silent */
+    const char *runtime_directory;
+    const char *preload; /* our entry of LD_PRELOAD, NULL if we came another way */
+    /* "NAME=value" of every MOSNHOOK_* variable, for children */
+    const char *variables[16];
+    size_t variable_count;
+    char command[MOSNHOOK_COMMAND_SIZE];
+};
+
+extern struct environment environment;
+
+void environment_read(char *const entries[]);
+
+/* The value if `entry` is "name=value", else NULL. */
+const char *environment_value(const char *entry, const char *name);
+
+/* The first entry of an LD_PRELOAD list that is this library; its length, or 0. */
+size_t environment_find_hook(const char *list, const char **entry);
+
+bool text_equal(const char *a, const char *b);
+
+/* Whether the hook is to do anything at all. */
+bool hook_active(void);
+
+/* ---- address.c ---- */
+
+/* What connect() would go to, with the unspecified address as loopback. False if it is not an IPv4
+ * or IPv6 address. */
+bool address_from_sockaddr(const struct sockaddr *from, socklen_t length,
+                           struct mosnhook_address *to);
+
+/* For a socket of this family: IPv4 becomes v4-mapped on AF_INET6. Returns the length; 0 for an
+ * IPv6 address on AF_INET. */
+socklen_t address_to_sockaddr(const struct mosnhook_address *from, int family,
+                              struct sockaddr_storage *to);
+
+bool address_is_ipv4(const struct mosnhook_address *address);
+bool address_is_loopback(const struct mosnhook_address *address);
+bool address_is_unspecified(const struct mosnhook_address *address);
+bool address_equal(const struct mosnhook_address *a, const struct mosnhook_address *b);
+
+/* ---- page.c: the policy page ---- */
+
+/* What the page says about one destination, at one moment. */
+struct page_view {
+    bool known;          /* the page could be read; else the environment decides */
+    bool excluded;       /* not to be captured */
+    uint32_t generation; /* another one: the page has changed, or is another one */
+    uint32_t state;
+    uint32_t transport;
+    uint32_t when_away;
+    uint32_t wait_ms;
+    uint32_t listener_count;
+    uint32_t park_count;
+    struct mosnhook_address listeners[MOSNHOOK_MAX_LISTENERS];
+    struct mosnhook_address parks[MOSNHOOK_MAX_PARKS];
+    char control_path[MOSNHOOK_PATH_SIZE];
+};
+
+/* Maps the page, or the file that has taken its place. */
+void page_open(void);
+
+/* Without a system call, unless the page is just being written. */
+void page_look(const struct mosnhook_address *destination, struct page_view *view);
+
+/* Whether there is a recent sign of life. */
+bool page_heartbeat(void);
+
+/* Whether new connections can be sent there. */
+bool page_serving(const struct page_view *view);
+
+/* The true errno of a socket whose connect failed with `error`, as far as the page knows it. */
+int page_true_error(uint64_t cookie, int error);
+
+/* Whether the page has a failure of this socket. */
+bool page_knows_failure(uint64_t cookie);
+
+/* ---- peers.c: where captured sockets really wanted to go ---- */
+
+struct peer {
+    struct mosnhook_address destination; /* the application's */
+    struct mosnhook_address via; /* the sidecar's address that the socket was connected to */
+};
+
+void peers_remember(uint64_t cookie, const struct peer *peer);
+bool peers_find(uint64_t cookie, struct peer *peer);
+void peers_forget(uint64_t cookie);
+
+/* False while there is nothing to find: spares asking for a cookie. */
+bool peers_any(void);
+
+/* SO_COOKIE, 0 if it has none. */
+uint64_t socket_cookie(int fd);
+
+/* ---- capture.c: the decision, and the way of a captured connect ---- */
+
+enum {
+    CAPTURE_CONNECT_DONT_WAIT = 1, /* MSG_DONTWAIT: as if the socket were non-blocking */
+};
+
+/* Results besides 0 (connected) and an errno. */
+enum {
+    OUTCOME_NOT_OURS = -1,        /* to be left to the real connect */
+    OUTCOME_AWAY = -2,            /* no sidecar there */
+    OUTCOME_DIRECT = -3,          /* the sidecar says: connect yourself */
+    OUTCOME_OTHER_TRANSPORT = -4, /* unix is no way for this socket or process */
+};
+
+/* One connect() on its way. */
+struct attempt {
+    int fd;
+    int family;
+    bool blocking;  /* O_NONBLOCK is not set */
+    bool waits;     /* the caller blocks until there is a result */
+    bool multipath; /* MPTCP */
+    bool fast_open; /* TCP_FASTOPEN_CONNECT was set (and was switched off by us) */
+    uint64_t cookie;
+    int64_t deadline; /* by SO_SNDTIMEO, on now_ns's clock; 0: none */
+    int cancel_state; /* the thread's, which is off while we hold something */
+    struct mosnhook_address destination;
+    struct page_view view;
+};
+
+int capture(int fd, const struct sockaddr *address, socklen_t length, int flags);
+
+/* ---- socket.c: steps on the application's socket that both transports take ---- */
+
+/* connect() to one of the sidecar's addresses, without waiting, whatever kind of socket it is. */
+int socket_connect_now(struct attempt *attempt, const struct mosnhook_address *to);
+
+/* SO_ERROR, which clears it; 0 if there is none. */
+int socket_take_error(int fd);
+
+/* Makes it a socket that was never connected (keeping what it is bound to). */
+void socket_disconnect(struct attempt *attempt);
+
+/* The result of a connect() that found another one under way or finished: the kernel's own, for
+ * which a blocking caller waits. */
+int socket_settle(struct attempt *attempt, int result, const struct mosnhook_address *via);
+
+/* The sidecar's addresses that this socket can be connected to, the best first, each socket
+ * beginning elsewhere. Stores indices, returns their number. */
+size_t socket_order(const struct attempt *attempt, const struct mosnhook_address *addresses,
+                    size_t count, uint8_t order[MOSNHOOK_MAX_LISTENERS]);
+
+/* ---- wait.c ---- */
+
+/* Until `fd` is ready or has hung up. 0, EINPROGRESS (SO_SNDTIMEO is over), EINTR, or OUTCOME_AWAY.
+ * A cancellation point; a cancelled thread closes `owned` (-1: nothing). */
+int wait_ready(struct attempt *attempt, int fd, short events, int owned);
+
+/* 0, or EINTR or EINPROGRESS as above. A cancellation point if the caller waits. */
+int wait_pause(struct attempt *attempt, int ms);
+
+/* Short, neither interruptible nor a cancellation point. */
+void wait_briefly(int ms);
+
+/* When a sidecar that is alive, but full, is to be given up, on now_ns's clock. */
+int64_t wait_full_deadline(const struct attempt *attempt);
+
+void cancel_disable(struct attempt *attempt);
+void cancel_restore(struct attempt *attempt);
+
+/* ---- transport_unix.c, transport_header.c: 0, an errno, or an outcome ---- */
+
+int transport_unix(struct attempt *attempt);
+int transport_header(struct attempt *attempt);
+
+/* ---- log.c ---- */
+
+/* One line about a decision, if MOSNHOOK_LOG asks. `error` is a result as above. */
+void log_decision(const struct mosnhook_address *destination, const char *what, int error);
+
+#endif

@@ -1,0 +1,224 @@
+/* The policy page: mapped read-only, so that a change is seen at once and looking costs nothing.
+ *
+ * The mapping has its place in our own .bss: zeros there, no page yet. A newer file is mapped over
+ * the older one (MAP_FIXED replaces it in one step under the eyes of other threads), and the
+ * sequence's random start tells a reader in the middle that it is another page. */
+#include <errno.h>
+#include <sys/mman.h>
+
+#include "mosnhook.h"
+#include "rules.h"
+#include "sys.h"
+
+enum {
+    SPINS = 100,  /* a writer that is running needs less */
+    PAUSES = 100, /* of 1 ms: a writer that lost its processor comes back within them */
+    PATH_ROOM = 512,
+};
+
+/* 64 KiB is the largest page size of the supported machines. */
+static _Alignas(65536) struct {
+    struct mosnhook_page page;
+    char rest[MOSNHOOK_PAGE_SIZE - sizeof(struct mosnhook_page)];
+} area;
+
+_Static_assert(sizeof area == MOSNHOOK_PAGE_SIZE, "the mapping fills its place");
+
+/* Behind a pointer that the compiler cannot see through: the kernel and another process change it.
+ */
+static const struct mosnhook_page *page(void)
+{
+    const struct mosnhook_page *at = &area.page;
+
+    __asm__("" : "+r"(at));
+    return at;
+}
+
+/* ---- Finding the file ---- */
+
+/* Maps the file if it is a policy page that may be trusted. `named`: the user chose it, so the
+ * owner is the user's affair. */
+static bool map_file(const char *path, bool named)
+{
+    int fd = sys_open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0);
+    struct stat status;
+    bool mapped = false;
+
+    if (fd < 0)
+        return false;
+    /* A shorter file would be a SIGBUS in the middle of the program. */
+    if (sys_fstat(fd, &status) == 0 && S_ISREG(status.st_mode) &&
+        status.st_size == MOSNHOOK_PAGE_SIZE &&
+        (named || status.st_uid == 0 || status.st_uid == sys_geteuid()) &&
+        (named || !(status.st_mode & S_IWOTH)))
+        mapped = sys_mmap(&area, sizeof area, PROT_READ, MAP_SHARED | MAP_FIXED, fd) == (long)&area;
+    sys_close(fd);
+    return mapped;
+}
+
+static bool join(char path[PATH_ROOM], const char *a, const char *b, const char *c)
+{
+    const char *parts[] = {a, b, c};
+    size_t size = 0;
+
+    for (int i = 0; i < 3; i++)
+        for (const char *at = parts[i]; *at; at++) {
+            if (size == PATH_ROOM - 1)
+                return false;
+            path[size++] = *at;
+        }
+    path[size] = 0;
+    return true;
+}
+
+void page_open(void)
+{
+    char path[PATH_ROOM], digits[12], *digit = digits + sizeof digits - 1;
+    unsigned uid = sys_geteuid();
+
+    if (environment.policy) {
+        map_file(environment.policy, true);
+        return;
+    }
+    if (environment.runtime_directory && environment.runtime_directory[0] == '/' &&
+        join(path, environment.runtime_directory, "/pysidecar/hook.policy", "") &&
+        map_file(path, false))
+        return;
+    /* Only root can make /run/pysidecar, so who owns what is in it is root's decision. */
+    if (map_file("/run/pysidecar/hook.policy", true))
+        return;
+    *digit = 0;
+    do
+        *--digit = (char)('0' + uid % 10);
+    while (uid /= 10);
+    if (join(path, "/tmp/pysidecar-", digit, "/hook.policy"))
+        map_file(path, false);
+}
+
+/* ---- Reading ---- */
+
+static bool is_own(const struct mosnhook_address *own, uint32_t count,
+                   const struct mosnhook_address *destination)
+{
+    for (uint32_t i = 0; i < count; i++)
+        if (own[i].port == destination->port &&
+            (address_equal(&own[i], destination) ||
+             (address_is_unspecified(&own[i]) && address_is_loopback(destination))))
+            return true;
+    return false;
+}
+
+static uint32_t at_most(uint32_t count, uint32_t limit)
+{
+    return count < limit ? count : limit;
+}
+
+/* Copies what matters to `view`. Garbage if the page is written meanwhile, but never out of bounds.
+ */
+static void copy(const struct mosnhook_page *from, const struct mosnhook_address *destination,
+                 struct page_view *view)
+{
+    struct mosnhook_rules rules = from->rules;
+    uint64_t room = MOSNHOOK_PAGE_SIZE - offsetof(struct mosnhook_page, rules);
+
+    view->state = from->state;
+    view->transport = from->transport;
+    view->when_away = from->when_away;
+    view->wait_ms = from->wait_ms;
+    view->listener_count = at_most(from->listener_count, MOSNHOOK_MAX_LISTENERS);
+    view->park_count = at_most(from->park_count, MOSNHOOK_MAX_PARKS);
+    __builtin_memcpy(view->listeners, from->listeners,
+                     view->listener_count * sizeof *view->listeners);
+    __builtin_memcpy(view->parks, from->parks, view->park_count * sizeof *view->parks);
+    __builtin_memcpy(view->control_path, from->control_path, sizeof view->control_path);
+    view->control_path[sizeof view->control_path - 1] = 0;
+
+    view->excluded = is_own(view->listeners, view->listener_count, destination) ||
+                     is_own(view->parks, view->park_count, destination) ||
+                     is_own(from->own, at_most(from->own_count, MOSNHOOK_MAX_OWN), destination);
+    if (!view->excluded && mosnhook_rules_fit(&rules, room)) {
+        uint32_t rule = mosnhook_match(&rules, &from->rules + 1, destination);
+
+        view->excluded = rule != MOSNHOOK_NO_RULE && (rule & 1) == MOSNHOOK_EXCLUDE;
+    }
+}
+
+/* One try of the seqlock; `*sequence` is what was met. */
+static bool try_to_read(const struct mosnhook_address *destination, struct page_view *view,
+                        uint32_t *sequence)
+{
+    const struct mosnhook_page *from = page();
+
+    *sequence = __atomic_load_n(&from->sequence, __ATOMIC_ACQUIRE);
+    if (*sequence & 1)
+        return false;
+    copy(from, destination, view);
+    view->generation = *sequence;
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    return __atomic_load_n(&from->sequence, __ATOMIC_RELAXED) == *sequence;
+}
+
+static bool read_page(const struct mosnhook_address *destination, struct page_view *view)
+{
+    /* The odd number at which patience ended before: its writer is dead. */
+    static uint32_t given_up;
+    uint32_t sequence = 0;
+
+    if (page()->magic != MOSNHOOK_MAGIC || page()->version != MOSNHOOK_VERSION)
+        return false;
+    for (int i = 0; i < SPINS + PAUSES; i++) {
+        if (try_to_read(destination, view, &sequence))
+            return true;
+        if ((sequence & 1) && sequence == __atomic_load_n(&given_up, __ATOMIC_RELAXED))
+            return false;
+        if (i >= SPINS)
+            wait_briefly(1);
+    }
+    __atomic_store_n(&given_up, sequence, __ATOMIC_RELAXED);
+    return false;
+}
+
+void page_look(const struct mosnhook_address *destination, struct page_view *view)
+{
+    view->known = read_page(destination, view);
+    if (view->known)
+        return;
+    view->generation = 1; /* odd, which no page that could be read is */
+    view->excluded = address_is_loopback(destination);
+    view->when_away = environment.when_away;
+    view->wait_ms = environment.wait_ms;
+}
+
+bool page_heartbeat(void)
+{
+    int64_t alive = (int64_t)__atomic_load_n(&page()->alive_ns, __ATOMIC_RELAXED);
+
+    return now_ns() - alive <= (int64_t)MOSNHOOK_STALE_AFTER_MS * MS;
+}
+
+bool page_serving(const struct page_view *view)
+{
+    return view->known && view->state == MOSNHOOK_STATE_SERVING && page_heartbeat();
+}
+
+/* The errno, or 0. */
+static int find_failure(uint64_t cookie)
+{
+    uint64_t failure =
+        __atomic_load_n(&page()->failures[cookie % MOSNHOOK_FAILURES], __ATOMIC_RELAXED);
+
+    return cookie && failure >> 16 == (cookie & (UINT64_MAX >> 16)) ? (int)(failure & 0xffff) : 0;
+}
+
+bool page_knows_failure(uint64_t cookie)
+{
+    return find_failure(cookie) != 0;
+}
+
+int page_true_error(uint64_t cookie, int error)
+{
+    int failure = find_failure(cookie);
+
+    /* What the sidecar can do to a socket leaves one of these two. */
+    return failure && (error == ECONNRESET || error == ECONNREFUSED) ? failure : error;
+}

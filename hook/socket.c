@@ -1,0 +1,96 @@
+/* Steps on the application's own socket. The state of a connect lives in the kernel's socket and
+ * nowhere else: what the application does with it later behaves as without the hook. */
+#include <errno.h>
+#include <netinet/in.h>
+#include <signal.h>
+
+#include "mosnhook.h"
+#include "sys.h"
+
+static int real_connect(int fd, const void *address, socklen_t length)
+{
+    return libc()->connect(fd, address, length) == 0 ? 0 : get_errno();
+}
+
+/* A blocking socket is non-blocking for this one call. No handler may run in between: it could
+ * leave by longjmp, or use the socket. Synchronous signals are not held back: the kernel kills a
+ * process that blocks one of them and then has it, and seccomp's SIGSYS handlers are such a case.
+ */
+int socket_connect_now(struct attempt *attempt, const struct mosnhook_address *to)
+{
+    struct sockaddr_storage address;
+    socklen_t length = address_to_sockaddr(to, attempt->family, &address);
+    uint64_t all = ~SYNCHRONOUS_SIGNALS, before = 0;
+    int flags, result;
+
+    if (length == 0)
+        return EAFNOSUPPORT;
+    if (!attempt->blocking)
+        return real_connect(attempt->fd, &address, length);
+    sys_sigprocmask(SIG_SETMASK, &all, &before);
+    flags = sys_fcntl(attempt->fd, F_GETFL, 0);
+    if (flags >= 0 && sys_fcntl(attempt->fd, F_SETFL, flags | O_NONBLOCK) == 0) {
+        result = real_connect(attempt->fd, &address, length);
+        sys_fcntl(attempt->fd, F_SETFL, flags);
+    } else {
+        result = EBADF;
+    }
+    sys_sigprocmask(SIG_SETMASK, &before, NULL);
+    return result;
+}
+
+int socket_take_error(int fd)
+{
+    int error = 0;
+    socklen_t length = sizeof error;
+
+    return sys_getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) == 0 ? error : 0;
+}
+
+void socket_disconnect(struct attempt *attempt)
+{
+    static const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+
+    real_connect(attempt->fd, &nowhere, sizeof nowhere);
+    /* To leave SYN_SENT leaves an ECONNRESET behind, which would be found instead of the result. */
+    socket_take_error(attempt->fd);
+    peers_forget(attempt->cookie);
+}
+
+int socket_settle(struct attempt *attempt, int result, const struct mosnhook_address *via)
+{
+    while (result == EALREADY && attempt->waits) {
+        result = wait_ready(attempt, attempt->fd, POLLOUT, -1);
+        if (result == OUTCOME_AWAY)
+            socket_disconnect(attempt);
+        if (result ==
+            EINPROGRESS) /* the time is up: what the kernel calls it at a second connect */
+            return EALREADY;
+        if (result != 0)
+            return result;
+        result = socket_connect_now(attempt, via);
+    }
+    if (result != 0 && result != EISCONN && result != EALREADY) {
+        peers_forget(attempt->cookie);
+        result = page_true_error(attempt->cookie, result);
+    }
+    return result;
+}
+
+/* An IPv4 destination prefers IPv4, an IPv6 one IPv6: the socket may be bound to a source of that
+ * version. An AF_INET6 socket can use the other one too. */
+size_t socket_order(const struct attempt *attempt, const struct mosnhook_address *addresses,
+                    size_t count, uint8_t order[MOSNHOOK_MAX_LISTENERS])
+{
+    bool ipv4 = address_is_ipv4(&attempt->destination);
+    size_t found = 0;
+
+    for (int pass = 0; pass < (attempt->family == AF_INET6 ? 2 : 1); pass++)
+        for (size_t i = 0; i < count; i++) {
+            uint8_t at = (uint8_t)((attempt->cookie + i) % count);
+
+            if (address_is_ipv4(&addresses[at]) == (pass == 0 ? ipv4 : !ipv4))
+                order[found++] = at;
+        }
+    return found;
+}

@@ -1,0 +1,193 @@
+/* The `unix` transport: the socket is parked, and handed to the sidecar with its destination.
+ * See contract.h for the protocol. */
+#include <errno.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/un.h>
+
+#include "mosnhook.h"
+#include "sys.h"
+
+enum {
+    BACKLOG_CHECK_MS = 5,
+    ERRNO_MAX = 4095,
+    FIRST_FREE_FD = 3, /* the program may have closed its stdio */
+};
+
+/* A control socket that is connected: its descriptor, or an outcome (negative). */
+static int open_control(const struct attempt *attempt)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int64_t give_up = 0;
+    int fd = sys_socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+    if (fd >= 0 && fd < FIRST_FREE_FD) {
+        int higher = sys_fcntl(fd, F_DUPFD_CLOEXEC, FIRST_FREE_FD);
+
+        sys_close(fd);
+        fd = higher;
+    }
+    if (fd < 0) /* no descriptor left, or a sandbox that allows no such socket */
+        return OUTCOME_OTHER_TRANSPORT;
+    __builtin_memcpy(address.sun_path, attempt->view.control_path, sizeof address.sun_path);
+    for (;;) {
+        int result = sys_connect(fd, &address, sizeof address);
+
+        if (result == 0)
+            return fd;
+        if (result == -EINTR)
+            continue;
+        if (result != -EAGAIN) { /* not listening: dead; not to be seen from here: chroot, rights */
+            sys_close(fd);
+            return result == -ECONNREFUSED ? OUTCOME_AWAY : OUTCOME_OTHER_TRANSPORT;
+        }
+        /* The backlog is full. */
+        if (!give_up)
+            give_up = wait_full_deadline(attempt);
+        if (now_ns() >= give_up || !page_serving(&attempt->view)) {
+            sys_close(fd);
+            return OUTCOME_AWAY;
+        }
+        wait_briefly(BACKLOG_CHECK_MS);
+    }
+}
+
+/* Only an IPv6 socket without IPv4 parks to go to: lets it speak IPv4 too, if it is not bound. */
+static bool allow_ipv4(const struct attempt *attempt)
+{
+    int off = 0;
+
+    return attempt->family == AF_INET6 &&
+           sys_setsockopt(attempt->fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off) == 0;
+}
+
+/* EINPROGRESS when the socket is parked at `*via`; else what connect() said, which is its answer to
+ * an application that connects again. */
+static int park(struct attempt *attempt, struct mosnhook_address *via)
+{
+    const struct page_view *view = &attempt->view;
+    uint8_t order[MOSNHOOK_MAX_PARKS];
+    size_t count = socket_order(attempt, view->parks, view->park_count, order);
+    int result = OUTCOME_OTHER_TRANSPORT;
+
+    for (size_t i = 0; i < count; i++) {
+        *via = view->parks[order[i]];
+        result = socket_connect_now(attempt, via);
+        if (result == ENETUNREACH && address_is_ipv4(via) &&
+            !address_is_ipv4(&attempt->destination)) /* IPV6_V6ONLY */
+            result = allow_ipv4(attempt) ? socket_connect_now(attempt, via) : EADDRNOTAVAIL;
+        if (result != EADDRNOTAVAIL) /* else its ports are used up, the next one has others */
+            break;
+    }
+    /* Nobody parks there any more: the page is a dead sidecar's, though it looks alive (and the
+     * control socket may be its successor's). */
+    if (result == EINPROGRESS && socket_take_error(attempt->fd)) {
+        socket_disconnect(attempt);
+        return OUTCOME_AWAY;
+    }
+    return result;
+}
+
+static int send_request(int control, const struct attempt *attempt)
+{
+    struct mosnhook_request request = {
+        .magic = MOSNHOOK_MAGIC,
+        .version = MOSNHOOK_VERSION,
+        .flags = (uint16_t)((attempt->waits ? MOSNHOOK_WAITS : 0) |
+                            (attempt->multipath ? 0 : MOSNHOOK_PARKED)),
+        .destination = attempt->destination,
+    };
+    struct iovec bytes = {&request, sizeof request};
+    _Alignas(struct cmsghdr) char rights[CMSG_SPACE(sizeof(int))] = {0};
+    struct msghdr message = {
+        .msg_iov = &bytes, .msg_iovlen = 1, .msg_control = rights, .msg_controllen = sizeof rights};
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    long result;
+
+    __builtin_memcpy(request.command, environment.command, sizeof request.command);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    __builtin_memcpy(CMSG_DATA(header), &attempt->fd, sizeof attempt->fd);
+    do
+        result = sys_sendmsg(control, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    while (result == -EINTR);
+    return result == sizeof request ? 0 : OUTCOME_AWAY;
+}
+
+/* Waits for the answer and closes the control socket. */
+static int receive_answer(int control, struct attempt *attempt)
+{
+    struct mosnhook_answer answer = {.magic = 0};
+    int result;
+    long size = 0;
+
+    do {
+        result = wait_ready(attempt, control, POLLIN, control);
+        if (result == 0)
+            size = sys_recv(control, &answer, sizeof answer, MSG_DONTWAIT);
+    } while (result == 0 && (size == -EAGAIN || size == -EINTR));
+    sys_close(control);
+    if (result != 0)
+        return result;
+    if (size <= 0) /* hung up without an answer */
+        return OUTCOME_AWAY;
+    if (size == sizeof answer && answer.magic == MOSNHOOK_MAGIC &&
+        answer.version == MOSNHOOK_VERSION) {
+        if (answer.action == MOSNHOOK_RELAY)
+            return 0;
+        if (answer.action == MOSNHOOK_DIRECT)
+            return OUTCOME_DIRECT;
+        if (answer.action == MOSNHOOK_REFUSE && answer.error > 0 && answer.error <= ERRNO_MAX)
+            return answer.error;
+    }
+    return ECONNREFUSED;
+}
+
+/* The sidecar says that the socket is connected. */
+static int finish(struct attempt *attempt, struct peer *peer)
+{
+    struct sockaddr_storage address = {.ss_family = AF_UNSPEC};
+    socklen_t length = sizeof address;
+    int result;
+
+    if (attempt->multipath) { /* where to, was the sidecar's choice */
+        if (sys_getpeername(attempt->fd, &address, &length) < 0 ||
+            !address_from_sockaddr((struct sockaddr *)&address, length, &peer->via))
+            return ECONNREFUSED;
+        peers_remember(attempt->cookie, peer);
+        return 0;
+    }
+    /* A second connect() completes the first one in the kernel's eyes, so that a third says EISCONN
+     * as it should; and a failure that the sidecar does not know of comes out. */
+    result = socket_settle(attempt, socket_connect_now(attempt, &peer->via), &peer->via);
+    return result == EISCONN ? 0 : result;
+}
+
+int transport_unix(struct attempt *attempt)
+{
+    struct peer peer = {.destination = attempt->destination};
+    int control = open_control(attempt), result;
+
+    if (control < 0)
+        return control;
+    if (!attempt->multipath) {
+        result = park(attempt, &peer.via);
+        if (result != EINPROGRESS) {
+            sys_close(control);
+            return result < 0 ? result : socket_settle(attempt, result, &peer.via);
+        }
+        peers_remember(attempt->cookie, &peer);
+    }
+    result = send_request(control, attempt);
+    if (result != 0 || !attempt->waits)
+        sys_close(control);
+    else
+        result = receive_answer(control, attempt);
+    if (result == 0)
+        return attempt->waits ? finish(attempt, &peer) : EINPROGRESS;
+    /* Timed out or interrupted: as with any connect(), it goes on without the caller. */
+    if (result != EINPROGRESS && result != EINTR)
+        socket_disconnect(attempt);
+    return result;
+}

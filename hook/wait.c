@@ -1,0 +1,143 @@
+/* Waiting as connect() waits: SO_SNDTIMEO, signals, cancellation, and besides an eye on the
+ * sidecar.
+ *
+ * Cancellation is off while the hook holds a descriptor or has the socket half-way, except here,
+ * where a handler closes the descriptor. Handlers are registered by _pthread_cleanup_push, the
+ * function behind the macro, because the macro would need libc's headers' private names. */
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <time.h>
+
+#include "mosnhook.h"
+#include "sys.h"
+
+enum {
+    CANCEL_DISABLE = 1,       /* PTHREAD_CANCEL_DISABLE of glibc and musl */
+    CLEANUP_BUFFER_SIZE = 64, /* struct _pthread_cleanup_buffer: 32 in glibc, 24 in musl */
+
+    /* Signals that libc keeps for itself and whose handlers the program has no part in. */
+    FIRST_LIBC_SIGNAL = 32,
+    LAST_LIBC_SIGNAL = 33,
+    LAST_SIGNAL = 64,
+};
+
+void cancel_disable(struct attempt *attempt)
+{
+    if (libc()->pthread_setcancelstate)
+        libc()->pthread_setcancelstate(CANCEL_DISABLE, &attempt->cancel_state);
+}
+
+void cancel_restore(struct attempt *attempt)
+{
+    int ours;
+
+    if (libc()->pthread_setcancelstate)
+        libc()->pthread_setcancelstate(attempt->cancel_state, &ours);
+}
+
+void wait_briefly(int ms)
+{
+    sys_poll(NULL, 0, ms);
+}
+
+static void close_owned(void *owned)
+{
+    sys_close(*(int *)owned);
+}
+
+/* poll() in which the thread can be cancelled. */
+static int cancellable_poll(struct attempt *attempt, struct pollfd *fds, unsigned long count,
+                            int timeout_ms, int owned)
+{
+    _Alignas(16) char buffer[CLEANUP_BUFFER_SIZE];
+    const struct libc *table = libc();
+    bool guarded = owned >= 0 && table->pthread_cleanup_push && table->pthread_cleanup_pop;
+    int result;
+
+    if (owned >= 0 && !guarded) /* better a late cancellation than a leak */
+        return sys_poll(fds, count, timeout_ms);
+    if (guarded)
+        table->pthread_cleanup_push(buffer, close_owned, &owned);
+    cancel_restore(attempt);
+    result = table->poll(fds, count, timeout_ms);
+    result = result < 0 ? -get_errno() : result;
+    cancel_disable(attempt);
+    if (guarded)
+        table->pthread_cleanup_pop(buffer, 0);
+    return result;
+}
+
+/* Whether a connect() that a handler interrupted would have been restarted by the kernel. poll()
+ * never is, and does not tell which handler it was: so only if all of them ask for it (SA_RESTART).
+ * Handlers of synchronous signals, which many runtimes have, do not count. With SO_SNDTIMEO
+ * connect() is never restarted: see signal(7). */
+static bool restarts(const struct attempt *attempt)
+{
+    if (attempt->deadline)
+        return false;
+    for (int number = 1; number <= LAST_SIGNAL; number++) {
+        struct sys_sigaction action;
+
+        if ((number >= FIRST_LIBC_SIGNAL && number <= LAST_LIBC_SIGNAL) ||
+            SYNCHRONOUS_SIGNALS >> (number - 1) & 1)
+            continue;
+        if (sys_sigaction(number, &action) == 0 && action.handler != (uintptr_t)SIG_DFL &&
+            action.handler != (uintptr_t)SIG_IGN && !(action.flags & SA_RESTART))
+            return false;
+    }
+    return true;
+}
+
+/* One slice: at most `ms`, and not beyond the deadline. The number of ready fds, EINTR or
+ * EINPROGRESS negative. */
+static int slice(struct attempt *attempt, struct pollfd *fds, unsigned long count, int ms,
+                 int owned)
+{
+    int result;
+
+    if (attempt->deadline) {
+        int64_t left = attempt->deadline - now_ns();
+
+        if (left <= 0)
+            return -EINPROGRESS;
+        if (left < (int64_t)ms * MS)
+            ms = (int)((left + MS - 1) / MS);
+    }
+    if (!attempt->waits) {
+        wait_briefly(ms);
+        return 0;
+    }
+    result = cancellable_poll(attempt, fds, count, ms, owned);
+    return result == -EINTR && restarts(attempt) ? 0 : result;
+}
+
+int wait_ready(struct attempt *attempt, int fd, short events, int owned)
+{
+    for (;;) {
+        struct pollfd polled = {.fd = fd, .events = events};
+        int result = slice(attempt, &polled, 1, HEARTBEAT_CHECK_MS, owned);
+
+        if (result > 0)
+            return 0;
+        if (result < 0)
+            return -result;
+        if (!page_heartbeat())
+            return OUTCOME_AWAY;
+    }
+}
+
+int wait_pause(struct attempt *attempt, int ms)
+{
+    int result = slice(attempt, NULL, 0, ms, -1);
+
+    return result < 0 ? -result : 0;
+}
+
+int64_t wait_full_deadline(const struct attempt *attempt)
+{
+    int64_t budget = attempt->waits ? FULL_BUDGET_MS : FULL_BUDGET_NONBLOCKING_MS;
+    int64_t deadline = now_ns() + budget * MS;
+
+    return attempt->deadline && attempt->deadline < deadline ? attempt->deadline : deadline;
+}

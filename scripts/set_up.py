@@ -1,0 +1,275 @@
+#!/usr/bin/env python3
+"""Sets up the development environment; with ``--tests`` also the programs that the tests run.
+
+Needs only Python's standard library: it runs before anything is installed. What is already there is
+left alone, so that a second call takes a moment: Debian packages are installed only for what is
+missing, Python packages and compiled code only when their content hash changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import glob
+import hashlib
+import importlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+VENV_PYTHON = VENV / "bin" / "python"
+STAMPS = VENV / "stamps"
+NODE = ROOT / "tests" / "interop" / "node"
+POLICY_RC = Path("/usr/sbin/policy-rc.d")
+# Servers live in sbin, which is not on every user's PATH.
+PROGRAM_PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
+
+
+class SetupError(Exception):
+    """Something that the user has to do; printed without a traceback."""
+
+
+def say(text: str) -> None:
+    print(f"==> {text}", flush=True)
+
+
+# ---- Debian packages ----
+
+
+def program(*names: str) -> Callable[[], bool]:
+    return lambda: all(shutil.which(name, path=PROGRAM_PATH) for name in names)
+
+
+def file(pattern: str) -> Callable[[], bool]:
+    return lambda: bool(glob.glob(pattern))
+
+
+def python_header() -> bool:
+    return Path(sysconfig.get_path("include"), "Python.h").exists()
+
+
+def python_module(name: str) -> Callable[[], bool]:
+    return lambda: importlib.util.find_spec(name) is not None
+
+
+Requirement = tuple[str, Callable[[], bool]]  # Debian package, whether it is there already
+
+TO_BUILD: list[Requirement] = [
+    ("gcc", program("gcc")),
+    ("libc6-dev", file("/usr/include/stdio.h")),
+    ("python3-venv", python_module("ensurepip")),
+    ("python3-dev", python_header),
+]
+TO_DEMO: list[Requirement] = [
+    ("nginx-light", program("nginx")),
+    ("curl", program("curl")),
+]
+TO_TEST: list[Requirement] = [
+    *TO_DEMO,
+    ("clang-format", program("clang-format")),
+    ("default-jdk-headless", program("java", "javac")),
+    ("fcgiwrap", program("fcgiwrap")),
+    ("git", program("git")),
+    ("golang-go", program("go")),
+    ("haproxy", program("haproxy")),
+    ("iproute2", program("ip", "ss")),
+    ("musl-tools", program("musl-gcc")),
+    ("nftables", program("nft")),
+    ("nodejs", program("node")),
+    ("npm", program("npm")),
+    ("openssl", program("openssl")),
+    ("perl", program("perl")),
+    ("postgresql", file("/usr/lib/postgresql/*/bin/pgbench")),
+    ("postgresql-client", program("psql")),
+    ("redis-server", program("redis-server")),
+    ("redis-tools", program("redis-benchmark", "redis-cli")),
+    ("wget", program("wget")),
+]
+
+
+def install_packages(requirements: Sequence[Requirement]) -> None:
+    missing = [package for package, is_there in requirements if not is_there()]
+    if not missing:
+        return
+    if shutil.which("apt-get") is None:
+        raise SetupError(f"missing, and this is not Debian (no apt-get): {' '.join(missing)}")
+    if os.geteuid() != 0:
+        raise SetupError(
+            "missing Debian packages; please run:\n"
+            f"    sudo apt-get install --no-install-recommends {' '.join(missing)}"
+        )
+    say(f"installing Debian packages: {' '.join(missing)}")
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    options = ["-q", "-y", "-o", "Acquire::Retries=3", "-o", "DPkg::Lock::Timeout=300"]
+    install = ["apt-get", "install", *options, "--no-install-recommends", *missing]
+    # The list of packages may be missing or older than the archive, which then has other files.
+    subprocess.run(["apt-get", "update", *options], check=True, env=environment)
+    with services_held_back():
+        subprocess.run(install, check=True, env=environment)
+    importlib.invalidate_caches()
+    still_missing = [package for package, is_there in requirements if not is_there()]
+    if still_missing:
+        raise SetupError(
+            f"installed, but not found where expected: {' '.join(still_missing)}"
+            + (
+                "\nThis python3 is not Debian's: its own headers and ensurepip are needed."
+                if "python3-dev" in still_missing or "python3-venv" in still_missing
+                else ""
+            )
+        )
+
+
+@contextlib.contextmanager
+def services_held_back() -> Iterator[None]:
+    """Keeps Debian from starting the servers that it installs: tests start their own.
+
+    invoke-rc.d asks policy-rc.d, where 101 means "not allowed".
+    """
+    if POLICY_RC.exists():  # a container's or the administrator's own: theirs to decide
+        yield
+        return
+    POLICY_RC.write_text("#!/bin/sh\nexit 101\n")
+    POLICY_RC.chmod(0o755)
+    try:
+        yield
+    finally:
+        POLICY_RC.unlink()
+
+
+# ---- Python packages and compiled code, in .venv ----
+
+
+def content_hash(paths: Sequence[Path], *more: str) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(f"{path.relative_to(ROOT)}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    digest.update("\0".join(more).encode())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def when_changed(name: str, content: str, *products: Path) -> Iterator[bool]:
+    """Whether `content` is new or a product is missing; remembered if the body succeeds."""
+    stamp = STAMPS / name
+    changed = (
+        not stamp.exists()
+        or stamp.read_text() != content
+        or not all(product.exists() for product in products)
+    )
+    yield changed
+    if changed:
+        STAMPS.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(content)
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> None:
+    subprocess.run(command, check=True, cwd=cwd)
+
+
+def make_venv() -> None:
+    """Makes `.venv` from the running interpreter, anew when that has changed."""
+    interpreter = f"{sys.version}\0{os.path.realpath(sys.executable)}\0{ROOT}"
+    with when_changed("interpreter", interpreter, VENV_PYTHON) as changed:
+        if changed:
+            say(f"making .venv with Python {sys.version.split()[0]}")
+            shutil.rmtree(STAMPS, ignore_errors=True)
+            run(sys.executable, "-m", "venv", "--clear", VENV)
+
+
+def install_python_packages() -> None:
+    with when_changed("requirements", content_hash([ROOT / "pyproject.toml"])) as changed:
+        if changed:
+            say("installing Python packages")
+            pip = (VENV_PYTHON, "-m", "pip", "--quiet", "--disable-pip-version-check")
+            run(*pip, "install", "--upgrade", "pip>=25.1")  # the first with --group
+            run(*pip, "install", "--group", "build", "--group", "lint", "--group", "test")
+            # The dependencies, without building the package: that comes next.
+            run(*pip, "install", *dependencies())
+
+
+def dependencies() -> list[str]:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return list(project["dependencies"])
+
+
+def build_package() -> None:
+    sources = [
+        path
+        for pattern in ("hook/*", "pysidecar/dataplane/*.[ch]")
+        for path in ROOT.glob(pattern)
+        if path.is_file()
+    ]
+    how = [ROOT / "setup.py", ROOT / "pysidecar/dataplane/build_native.py"]
+    installed = VENV / "bin" / "pysidecar"
+    with when_changed(
+        "installed", content_hash([ROOT / "pyproject.toml", *how]), installed
+    ) as changed:
+        if changed:
+            say("installing pysidecar (editable)")
+            run(
+                # Errors only: setuptools warns of what an editable installation is.
+                *(VENV_PYTHON, "-m", "pip", "-qq", "--disable-pip-version-check", "install"),
+                *("--no-build-isolation", "--no-deps", "--editable", "."),
+            )
+    products = [ROOT / "pysidecar/libmosnhook.so"]
+    with when_changed("compiled", content_hash([*sources, *how]), *products) as changed:
+        if changed:
+            say("compiling the data plane and the hook")
+            run(
+                *(VENV_PYTHON, "setup.py", "--quiet", "build_clib", "build_ext", "--inplace"),
+                *("build_hook", "--inplace"),
+            )
+
+
+def install_node_packages() -> None:
+    """The packages that the Node tests use; their lock file names no registry."""
+    if not (NODE / "package.json").exists():
+        return
+    files = [NODE / "package.json", NODE / "package-lock.json"]
+    content = content_hash([path for path in files if path.exists()])
+    with when_changed("node", content, NODE / "node_modules") as changed:
+        if changed:
+            say("installing Node packages")
+            run("npm", "ci", "--no-audit", "--no-fund", "--loglevel=error", cwd=NODE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--demo", action="store_true", help="also what `make demo` runs")
+    parser.add_argument("--tests", action="store_true", help="also what the tests run")
+    arguments = parser.parse_args()
+    if sys.version_info < (3, 11):  # noqa: UP036 - this is who says so
+        raise SetupError(f"python3 is {sys.version.split()[0]}; expected 3.11 or newer")
+    with open(__file__) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two terminals, one .venv
+        requirements = list(TO_BUILD)
+        if arguments.tests:
+            requirements += TO_TEST
+        elif arguments.demo:
+            requirements += TO_DEMO
+        install_packages(requirements)
+        make_venv()
+        install_python_packages()
+        build_package()
+        if arguments.tests:
+            install_node_packages()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SetupError as error:
+        sys.exit(f"set-up: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"set-up: failed with status {error.returncode}: {' '.join(map(str, error.cmd))}")

@@ -1,0 +1,125 @@
+"""Builds the compiled parts: the data plane's library, its cffi module and the connect hook.
+
+With ``PYSIDECAR_SANITIZE=1`` in the environment, all of them with AddressSanitizer and
+UndefinedBehaviorSanitizer (see ``make sanitized``). Everything else is in ``pyproject.toml``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+from setuptools import Command, setup
+from setuptools.command.build import build
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+SANITIZE = os.environ.get("PYSIDECAR_SANITIZE") == "1"
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+def load(path: str) -> ModuleType:
+    """The module in a file: a build's own directory is not on its ``sys.path``."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+native = load("pysidecar/dataplane/build_native.py")
+
+
+class BuildHook(Command):
+    """Compiles ``libmosnhook.so`` into the package."""
+
+    description = "compile the connect hook"
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = [
+        ("build-lib=", None, "directory of the built package"),
+        ("inplace", "i", "put it into the source tree"),
+    ]
+    boolean_options: ClassVar[list[str]] = ["inplace"]
+
+    def initialize_options(self) -> None:
+        self.build_lib: str | None = None
+        self.inplace = False
+        self.editable_mode = False  # set by setuptools for `pip install -e`
+
+    def finalize_options(self) -> None:
+        self.set_undefined_options("build", ("build_lib", "build_lib"))
+
+    @property
+    def _built(self) -> Path:
+        assert self.build_lib is not None
+        return Path(self.build_lib, "pysidecar", "libmosnhook.so")
+
+    @property
+    def _in_tree(self) -> Path:
+        return Path("pysidecar", "libmosnhook.so")
+
+    def run(self) -> None:
+        output = self._in_tree if self.inplace or self.editable_mode else self._built
+        sources = self.get_source_files()
+        if output.exists() and output.stat().st_mtime >= max(
+            Path(source).stat().st_mtime for source in sources
+        ):
+            return
+        print(f"building {output}", file=sys.stderr)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        load("hook/build.py").build(output.resolve(), sanitize=SANITIZE)
+
+    def get_source_files(self) -> list[str]:
+        return sorted(str(path) for path in Path("hook").iterdir() if path.is_file())
+
+    def get_outputs(self) -> list[str]:
+        return [str(self._built)]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {str(self._built): str(self._in_tree)} if self.editable_mode else {}
+
+
+class BuildExt(build_ext):
+    """Links the sanitizers' runtime where they are asked for."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if SANITIZE:
+            for extension in self.extensions:
+                extension.extra_compile_args += SANITIZERS
+                extension.extra_link_args += SANITIZERS
+
+
+class Build(build):
+    """The usual steps, and the hook."""
+
+    sub_commands: ClassVar = [*build.sub_commands, ("build_hook", None)]
+
+
+data_plane: Any = {
+    "sources": native.SOURCES,
+    "obj_deps": {"": native.HEADERS},
+    "include_dirs": native.INCLUDE_DIRS,
+    "cflags": [
+        *(
+            "-std=gnu11",
+            "-D_GNU_SOURCE",
+            "-O2",
+            "-g",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-fvisibility=hidden",
+        ),
+        *(SANITIZERS if SANITIZE else []),
+    ],
+}
+setup(
+    libraries=[("pysidecar_dataplane", data_plane)],
+    cffi_modules=["pysidecar/dataplane/build_native.py:ffibuilder"],
+    cmdclass={"build": Build, "build_ext": BuildExt, "build_hook": BuildHook},
+)

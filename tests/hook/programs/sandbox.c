@@ -1,0 +1,88 @@
+/* connect() with few system calls left.
+ *
+ * sandbox quiet|network|no-unix IP PORT
+ *
+ * quiet    any system call but connect kills, between two marks
+ * network  what a program with sockets cannot do without is allowed, the rest kills
+ * no-unix  socket(AF_UNIX) fails, as under systemd's RestrictAddressFamilies= */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <netinet/in.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static const int quiet[] = {SYS_connect, SYS_write, SYS_exit_group};
+static const int network[] = {
+    SYS_connect, SYS_write,      SYS_exit_group,    SYS_socket,         SYS_close,
+    SYS_fcntl,   SYS_getsockopt, SYS_setsockopt,    SYS_getsockname,    SYS_getpeername,
+    SYS_sendmsg, SYS_sendto,     SYS_recvfrom,      SYS_rt_sigprocmask, SYS_rt_sigaction,
+    SYS_getpid,  SYS_geteuid,    SYS_clock_gettime,
+#ifdef SYS_poll
+    SYS_poll,
+#else
+    SYS_ppoll,
+#endif
+};
+
+static void allow_only(const int *calls, size_t count)
+{
+    struct sock_filter filter[2 * 32 + 2];
+    struct sock_fprog program = {0, filter};
+
+    filter[program.len++] =
+        (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
+    for (size_t i = 0; i < count; i++) {
+        filter[program.len++] =
+            (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)calls[i], 0, 1);
+        filter[program.len++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    }
+    filter[program.len++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
+    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
+        _exit(4);
+}
+
+static void no_unix_sockets(void)
+{
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_socket, 0, 3),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AF_UNIX, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EAFNOSUPPORT),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
+
+    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
+        _exit(4);
+}
+
+int main(int count, char **arguments)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET};
+    char line[32];
+    int fd = socket(AF_INET, SOCK_STREAM, 0), result, size;
+
+    if (count != 4 || inet_pton(AF_INET, arguments[2], &address.sin_addr) != 1)
+        return 2;
+    address.sin_port = htons((uint16_t)atoi(arguments[3]));
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+        return 4;
+    if (strcmp(arguments[1], "quiet") == 0)
+        allow_only(quiet, sizeof quiet / sizeof *quiet);
+    else if (strcmp(arguments[1], "network") == 0)
+        allow_only(network, sizeof network / sizeof *network);
+    else
+        no_unix_sockets();
+    result = connect(fd, (struct sockaddr *)&address, sizeof address);
+    size = snprintf(line, sizeof line, "connect=%d\n", result < 0 ? errno : 0);
+    return write(1, line, (size_t)size) != size ? 3 : (_exit(0), 0);
+}

@@ -1,0 +1,280 @@
+"""What happens while there is no sidecar, or one that does not move."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hook.reference import (
+    DIRECT,
+    DRAINING,
+    GONE,
+    HEADER,
+    REFUSE,
+    STARTING,
+    UNIX,
+    WAIT,
+    Sidecar,
+)
+from tests.hook.support import PORT, V4, EchoServer, Interactive, Result, Runner
+
+MakeSidecar = Callable[..., Sidecar]
+
+MODES = ["blocking", "nonblocking"]
+
+
+def _mode(name: str) -> list[str]:
+    return ["-n"] if name == "nonblocking" else []
+
+
+def _assert_refused(result: Result, below_ms: int = 1000) -> None:
+    assert result.number("connect") == errno.ECONNREFUSED
+    assert result.number("ms") < below_ms
+
+
+# ---- No page was ever seen: the environment decides ----
+
+
+@pytest.mark.parametrize("when_away", ["", "refuse", "nonsense", "wait:x", "DIRECT"])
+def test_without_a_page_connects_are_refused(
+    run: Runner, libc: str, tmp_path: Path, when_away: str
+) -> None:
+    run.libc = libc
+    policy = str(tmp_path / "none")
+    result = run("connect", V4, PORT, MOSNHOOK_POLICY=policy, MOSNHOOK_WHEN_AWAY=when_away)
+    _assert_refused(result)
+
+
+def test_without_a_page_loopback_is_excluded(
+    run: Runner, tmp_path: Path, upstream: EchoServer
+) -> None:
+    result = run("connect", "-e", *upstream.address, MOSNHOOK_POLICY=str(tmp_path / "none"))
+    assert result["echo"] == "hello"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("wait:0.3", 0.3), ("wait:1", 1), ("wait:.2s", 0.2)])
+@pytest.mark.parametrize("mode", MODES)
+def test_without_a_page_it_waits_as_long_as_told(
+    run: Runner, tmp_path: Path, text: str, seconds: float, mode: str
+) -> None:
+    policy = str(tmp_path / "none")
+    result = run("connect", *_mode(mode), V4, PORT, MOSNHOOK_POLICY=policy, MOSNHOOK_WHEN_AWAY=text)
+    assert result.number("connect") == errno.ECONNREFUSED
+    assert seconds * 1000 <= result.number("ms") < seconds * 1000 + 700
+
+
+def test_a_program_may_start_before_its_sidecar(
+    run: Runner, tmp_path: Path, make_sidecar: MakeSidecar, upstream: EchoServer
+) -> None:
+    policy = str(tmp_path / "hook.policy")
+    extra = {"MOSNHOOK_POLICY": policy, "MOSNHOOK_WHEN_AWAY": "wait:10"}
+    with Interactive(run, "-e", sidecar=None, **extra) as program:
+        program.send()
+        time.sleep(0.2)  # so that it does wait; sooner would be another, easier case
+        make_sidecar(fallback=upstream.address)
+        result = program.result()
+    assert (result["connect"], result["echo"]) == ("0", "hello")
+    assert result.number("ms") < 5000
+
+
+def test_send_timeout_shortens_the_wait(run: Runner, tmp_path: Path) -> None:
+    policy = str(tmp_path / "none")
+    result = run(
+        "connect",
+        *["-t", "200", V4, PORT],
+        MOSNHOOK_POLICY=policy,
+        MOSNHOOK_WHEN_AWAY="wait:10",
+    )
+    assert result.number("connect") == errno.ETIMEDOUT
+    assert 200 <= result.number("ms") < 900
+
+
+# ---- The page decides ----
+
+
+@pytest.mark.parametrize("state", [STARTING, DRAINING, GONE])
+@pytest.mark.parametrize("transport", [UNIX, HEADER])
+def test_a_sidecar_that_does_not_serve_is_away(
+    run: Runner, make_sidecar: MakeSidecar, upstream: EchoServer, transport: int, state: int
+) -> None:
+    sidecar = make_sidecar(transport=transport, fallback=upstream.address)
+    sidecar.state = state
+    sidecar.publish()
+    _assert_refused(run("connect", V4, PORT, sidecar=sidecar))
+    assert sidecar.requests == []
+
+
+@pytest.fixture(params=["killed", "killed long ago", "stopped"])
+def leave(request: pytest.FixtureRequest) -> Callable[[Sidecar], None]:
+    """Ways for a sidecar not to be there."""
+
+    def go(sidecar: Sidecar) -> None:
+        if request.param == "stopped":
+            sidecar.freeze()
+        else:
+            sidecar.kill()
+            sidecar.beat(seconds_ago=0 if request.param == "killed" else 10)
+
+    return go
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("transport", [UNIX, HEADER])
+def test_away_refuses(
+    run: Runner,
+    make_sidecar: MakeSidecar,
+    leave: Callable[[Sidecar], None],
+    transport: int,
+    mode: str,
+) -> None:
+    sidecar = make_sidecar(transport=transport, when_away=REFUSE, fallback="hold")
+    leave(sidecar)
+    _assert_refused(run("connect", *_mode(mode), V4, PORT, sidecar=sidecar))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("transport", [UNIX, HEADER])
+def test_away_connects_directly(
+    run: Runner,
+    make_sidecar: MakeSidecar,
+    leave: Callable[[Sidecar], None],
+    upstream: EchoServer,
+    transport: int,
+    mode: str,
+) -> None:
+    sidecar = make_sidecar(excluded=[], transport=transport, when_away=DIRECT, fallback="hold")
+    leave(sidecar)
+    result = run("connect", "-e", *_mode(mode), *upstream.address, sidecar=sidecar)
+    assert result["echo"] == "hello"
+    assert sidecar.requests == []
+    if mode == "nonblocking":
+        assert (result["ready"], result["so_error"]) == ("1", "0")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("transport", [UNIX, HEADER])
+def test_away_waits_and_then_refuses(
+    run: Runner,
+    make_sidecar: MakeSidecar,
+    leave: Callable[[Sidecar], None],
+    transport: int,
+    mode: str,
+) -> None:
+    sidecar = make_sidecar(transport=transport, when_away=WAIT, wait_ms=400, fallback="hold")
+    leave(sidecar)
+    result = run("connect", *_mode(mode), V4, PORT, sidecar=sidecar)
+    assert result.number("connect") == errno.ECONNREFUSED
+    assert 400 <= result.number("ms") < 1300
+
+
+@pytest.mark.parametrize("transport", [UNIX, HEADER])
+def test_a_sidecar_that_is_restarted_is_found(
+    run: Runner, libc: str, make_sidecar: MakeSidecar, upstream: EchoServer, transport: int
+) -> None:
+    """In a process that still maps the page of the one that was killed."""
+    run.libc = libc
+    first = make_sidecar(transport=transport, fallback=upstream.address)
+    with Interactive(run, "-e", sidecar=first) as program:
+        assert program.connect()["echo"] == "hello"
+        first.kill()
+        _assert_refused(program.connect())
+        second = make_sidecar(transport=transport, fallback=upstream.address)
+        assert program.connect()["echo"] == "hello"
+    assert len(second.wait_for_requests()) == 1
+
+
+def test_a_wait_ends_when_the_sidecar_is_back(
+    run: Runner, make_sidecar: MakeSidecar, upstream: EchoServer
+) -> None:
+    first = make_sidecar(when_away=WAIT, wait_ms=10000)
+    first.kill()
+    with Interactive(run, "-e", sidecar=first) as program:
+        program.send()
+        time.sleep(0.2)  # so that it does wait
+        make_sidecar(fallback=upstream.address)
+        result = program.result()
+    assert result["echo"] == "hello"
+    assert result.number("ms") < 5000
+
+
+# ---- It goes away while a connect waits ----
+
+
+def test_a_death_while_a_connect_waits_is_noticed(
+    run: Runner, libc: str, make_sidecar: MakeSidecar
+) -> None:
+    run.libc = libc
+    sidecar = make_sidecar(fallback="hold")
+    with Interactive(run, sidecar=sidecar) as program:
+        program.send()
+        sidecar.wait_for_requests(1)
+        sidecar.kill()
+        _assert_refused(program.result(), below_ms=5000)
+
+
+def test_a_stop_while_a_connect_waits_is_noticed(
+    run: Runner, make_sidecar: MakeSidecar, upstream: EchoServer
+) -> None:
+    sidecar = make_sidecar(excluded=[], when_away=DIRECT, fallback="hold")
+    with Interactive(run, "-e", sidecar=sidecar) as program:
+        program.send(*upstream.address)
+        sidecar.wait_for_requests(1)
+        sidecar.freeze()
+        result = program.result()
+    assert (result["connect"], result["echo"]) == ("0", "hello")
+    assert result["peer"] == "{} {}".format(*upstream.address)
+
+
+# ---- Full queues ----
+
+
+@contextlib.contextmanager
+def _fill(sidecar: Sidecar) -> Iterator[None]:
+    """Connects until nobody gets in any more."""
+    with contextlib.ExitStack() as stack:
+        for listener in [sidecar.control, *sidecar.listeners]:
+            for _ in range(8):
+                client = stack.enter_context(socket.socket(listener.family, listener.type))
+                client.settimeout(0.05)
+                try:
+                    client.connect(listener.getsockname())
+                except (TimeoutError, BlockingIOError):
+                    break
+            else:
+                pytest.fail("the queue does not fill")
+        yield
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("transport", [UNIX, HEADER])
+def test_full_queues_are_no_hang(
+    run: Runner, make_sidecar: MakeSidecar, transport: int, mode: str
+) -> None:
+    sidecar = make_sidecar(
+        transport=transport, listeners=["127.0.0.1", "127.0.0.2"], backlog=1, accepting=False
+    )
+    with _fill(sidecar):
+        result = run("connect", *_mode(mode), V4, PORT, sidecar=sidecar)
+    assert result.number("connect") == errno.ECONNREFUSED
+    budget = 1000 if mode == "blocking" else 100
+    assert result.number("ms") >= budget, "it gave the sidecar no time"
+    assert result.number("ms") < budget + 700
+
+
+def test_a_queue_that_empties_is_used(
+    run: Runner, make_sidecar: MakeSidecar, upstream: EchoServer
+) -> None:
+    sidecar = make_sidecar(backlog=1, accepting=False, fallback=upstream.address)
+    with Interactive(run, "-e", sidecar=sidecar) as program, _fill(sidecar):
+        program.send()
+        time.sleep(0.2)  # so that it meets the full queue
+        threading.Thread(target=sidecar.accept_all).start()
+        result = program.result()
+    assert (result["connect"], result["echo"]) == ("0", "hello")

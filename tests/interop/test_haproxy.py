@@ -1,0 +1,162 @@
+"""HAProxy as the sidecar: whatever accepts PROXY protocol v2 can stand behind the hook."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pysidecar import hook_path
+from pysidecar.address import Address
+from pysidecar.config.values import WhenAway
+from pysidecar.dataplane import DataPlane, Timeouts
+from pysidecar.interception.policy_page import Policy, PolicyPage, State
+from pysidecar.routing.rules import compile_rules
+from tests.interop import servers
+from tests.interop.clients import HTTP_CLIENTS, Compiled
+from tests.interop.mesh import WEB, WEB6, literal
+from tests.interop.servers import (
+    PATIENCE,
+    Nginx,
+    accepts,
+    free_port,
+    plain_environment,
+    program,
+    running,
+    wait_until,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _HAProxy:
+    """Ports that take PROXY headers."""
+
+    naming: int
+    """Leads to the web server, and names the original destination in a response header."""
+    transparent: int
+    """Leads to the original destination."""
+    log: Path
+
+    def wait_for(self, destination: str, count: int = 1) -> None:
+        """Until HAProxy logged `count` connections to `destination`."""
+        line = re.compile(rf"captured {re.escape(destination)}$", re.MULTILINE)
+        wait_until(
+            lambda: len(line.findall(self.log.read_text())) == count,
+            lambda: f"HAProxy logs {destination}, not {self.log.read_text()}",
+        )
+
+
+@pytest.fixture
+def haproxy(web: Nginx, tmp_path: Path) -> Iterator[_HAProxy]:
+    here = _HAProxy(free_port(), free_port(), tmp_path / "haproxy.log")
+    configuration = tmp_path / "haproxy.cfg"
+    configuration.write_text(
+        f"""
+global
+    maxconn 200
+    log stdout format raw local0
+defaults
+    log global
+    timeout connect {PATIENCE:g}s
+    timeout client {PATIENCE:g}s
+    timeout server {PATIENCE:g}s
+    log-format "captured %[dst]:%[dst_port]"
+frontend naming
+    mode http
+    bind 127.0.0.1:{here.naming} accept-proxy
+    http-response set-header X-Original-Destination "%[dst]:%[dst_port]"
+    default_backend web
+backend web
+    mode http
+    server web 127.0.0.1:{web.http}
+frontend transparent
+    mode tcp
+    bind 127.0.0.1:{here.transparent} accept-proxy
+    default_backend original
+backend original
+    mode tcp
+    # "0.0.0.0" without a port: to the address and port that the client wanted.
+    server original 0.0.0.0
+"""
+    )
+    command = [program("haproxy"), "-db", "-f", str(configuration)]
+    with running(command, log=here.log, ready=lambda: accepts(here.transparent)):
+        yield here
+
+
+@contextlib.contextmanager
+def _hook_to(port: int, page_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of programs that are hooked to a proxy that is not ours."""
+    page = PolicyPage(page_path, socket_mode=0o600)
+    # HAProxy gives no sign of life to the page; a data plane without listeners does nothing else.
+    heartbeat = DataPlane(workers=1, timeouts=Timeouts())
+    heartbeat.set_page(page.buffer)
+    heartbeat.start()
+    try:
+        page.publish(
+            Policy(
+                transport="header",
+                when_away=WhenAway("refuse"),
+                control_path=Path(),
+                listeners=[Address("127.0.0.1", port)],
+                parks=[],
+                own=[],
+                rules=compile_rules([]),
+            ),
+            State.SERVING,
+        )
+        yield plain_environment(LD_PRELOAD=str(hook_path()), MOSNHOOK_POLICY=str(page_path))
+    finally:
+        page.remove()
+        heartbeat.stop()
+        heartbeat.close()
+
+
+def _run(command: Sequence[str | Path], environment: dict[str, str]) -> str:
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("host", [WEB, WEB6])
+def test_haproxy_learns_the_original_destination(
+    haproxy: _HAProxy, tmp_path: Path, host: str
+) -> None:
+    with _hook_to(haproxy.naming, tmp_path / "hook.policy") as environment:
+        url = f"http://{literal(host, 8123)}/whoami"
+        output = _run([program("curl"), "-sS", "--globoff", "--include", url], environment)
+    # HAProxy writes IPv6 addresses without brackets.
+    assert f"x-original-destination: {host}:8123" in output.splitlines()
+    haproxy.wait_for(f"{host}:8123")
+
+
+@pytest.mark.parametrize("name", HTTP_CLIENTS)
+def test_clients_reach_their_destination_through_haproxy(
+    haproxy: _HAProxy, web: Nginx, compiled: Compiled, tmp_path: Path, name: str
+) -> None:
+    client = HTTP_CLIENTS[name]
+    with _hook_to(haproxy.transparent, tmp_path / "hook.policy") as environment:
+        output = _run(client.command(compiled, "127.0.0.1", web.http), environment)
+    client.check_output(output, "127.0.0.1", web.http)
+    haproxy.wait_for(f"127.0.0.1:{web.http}")
+
+
+def test_many_connections_are_told_apart_through_haproxy(
+    haproxy: _HAProxy, compiled: Compiled, tmp_path: Path
+) -> None:
+    addresses = [f"127.0.2.{i}" for i in range(1, 9)]
+    with (
+        servers.echo(compiled("load"), ["127.0.0.1", *addresses], tmp_path / "echo.log") as port,
+        _hook_to(haproxy.transparent, tmp_path / "hook.policy") as environment,
+    ):
+        command: list[str | Path] = [compiled("load"), "churn", "400", "16", str(port), *addresses]
+        assert _run(command, environment) == "churned 400 failed 0\n"
+    for address in addresses:
+        haproxy.wait_for(f"{address}:{port}", count=50)
