@@ -426,7 +426,6 @@ class Inbound(_Section):
     ) -> rules.InboundSettings:
         """What the rules do, ``listen`` being those of the listeners that are there (all, if not
         given). Raises ValueError for what cannot work."""
-        hosts = self.application_address or ()
         return rules.InboundSettings(
             mode=rules.InboundMode(self.mode),
             listen=tuple(listen) or self.addresses,
@@ -436,7 +435,6 @@ class Inbound(_Section):
                 *map(rules.PortRange.single, own_ports),
             ),
             preserve_source=self.preserve_source,
-            application_on_loopback=bool(hosts) and ip_address(hosts[0]).is_loopback,
         )
 
 

@@ -100,7 +100,7 @@ def test_the_rules_follow_from_the_configuration() -> None:
     assert inbound.captured == tuple(
         rules.PortRange(*ends) for ends in ((25, 25), (8000, 8079), (8081, 8999))
     )
-    assert (inbound.preserve_source, inbound.application_on_loopback) == (True, True)
+    assert inbound.preserve_source
     assert config.inbound.application(socket.AF_INET6) == "::1"
     outbound = config.outbound.redirect_settings()
     assert outbound.listen == (Address("127.0.0.1", 15002),)
