@@ -26,11 +26,15 @@ test: setup-tests ## run all tests (under ten minutes)
 
 .PHONY: test-quick
 test-quick: setup-tests ## run the tests without those of real applications
-	$(PYTHON) -m pytest -n auto -m "not exclusive" --ignore tests/interop
+	$(PYTHON) -m pytest -n auto -m "not exclusive and not soak" --ignore tests/interop
 
 .PHONY: test-sanitizers
 test-sanitizers: setup-tests ## run the tests of the C code under ASan and UBSan
 	@scripts/test-sanitizers
+
+.PHONY: soak
+soak: setup-tests ## run the long tests (minutes each)
+	$(PYTHON) -m pytest -m soak --timeout 1800
 
 .PHONY: lint
 lint: setup-tests ## check formatting, style, types and warnings

@@ -75,23 +75,27 @@ TO_DEMO: list[Requirement] = [
 TO_TEST: list[Requirement] = [
     *TO_DEMO,
     ("clang-format", program("clang-format")),
+    ("conntrack", program("conntrack")),
     ("default-jdk-headless", program("java", "javac")),
     ("fcgiwrap", program("fcgiwrap")),
     ("git", program("git")),
     ("golang-go", program("go")),
     ("haproxy", program("haproxy")),
     ("iproute2", program("ip", "ss")),
+    ("iptables", program("iptables-nft-restore", "iptables-legacy-restore")),
     ("musl-tools", program("musl-gcc")),
     ("nftables", program("nft")),
     ("nodejs", program("node")),
     ("npm", program("npm")),
     ("openssl", program("openssl")),
     ("perl", program("perl")),
+    ("procps", program("sysctl")),
     ("postgresql", file("/usr/lib/postgresql/*/bin/pgbench")),
     ("postgresql-client", program("psql")),
     ("redis-server", program("redis-server")),
     ("redis-tools", program("redis-benchmark", "redis-cli")),
     ("wget", program("wget")),
+    ("wrk", program("wrk")),
 ]
 
 

@@ -202,7 +202,8 @@ def test_connections_on_a_terminal_are_a_live_table(sidecar: RunningSidecar, ech
         exchange(client, b"x")
         arguments = ["connections", "--watch", "--interval", "0.1", "--admin", str(sidecar.admin)]
         watch = subprocess.Popen(
-            [*PYSIDECAR, *arguments],
+            # A shell in the background runs its commands with SIGINT ignored, which is inherited.
+            ["env", "--default-signal=INT", *PYSIDECAR, *arguments],
             stdout=theirs,
             stderr=theirs,
             env={**os.environ, "COLUMNS": "200", "TERM": "xterm"},

@@ -1,0 +1,490 @@
+"""The rules as iptables: chains of our own, and a jump to each from a built-in one.
+
+For hosts without nft. ``iptables-save`` and ``iptables-restore`` are the two forms that iptables
+offers to programs; each table changes in one commit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pysidecar.interception.rules import programs
+from pysidecar.interception.rules.model import (
+    APPLICATION_SOURCES,
+    LOOPBACKS,
+    REFUSE_MARK,
+    REPLY_MARK,
+    Direction,
+    InboundMode,
+    InboundSettings,
+    OutboundRedirectSettings,
+    PortRange,
+    RulesError,
+    Ruleset,
+    fingerprint,
+)
+
+__all__ = ["IpTables"]
+
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_PROGRAM = {socket.AF_INET: "iptables", socket.AF_INET6: "ip6tables"}
+_VARIANTS = ("", "-nft", "-legacy")
+_WAIT = ("-w", "20")  # seconds for the lock that all iptables programs share
+_PORTS_PER_RULE = 15  # of the multiport match; a range counts as two
+# The only chain where ours comes after what others have: what they send elsewhere is not for the
+# application here. In the others the sidecar is to learn what was asked for.
+_LAST = ("nat", "PREROUTING")
+_BUILT_IN = ("PREROUTING", "INPUT", "OUTPUT")
+_COMMENT = re.compile(r'--comment "?pysidecar(?: [0-9a-f]+)?: ([a-z]+)\b')
+_COUNTED = re.compile(r"^\[(\d+):(\d+)\] (-A .*)$")
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """``purpose`` begins with its counter's name if it has a ``counted``."""
+
+    text: str
+    purpose: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """``built_in`` is the chain that jumps here, if any."""
+
+    table: str
+    name: str
+    rules: tuple[_Rule, ...]
+    built_in: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """One of the programs that may be installed, such as ``ip6tables-legacy``."""
+
+    family: socket.AddressFamily
+    variant: str
+
+    @property
+    def save(self) -> str:
+        return f"{_PROGRAM[self.family]}{self.variant}-save"
+
+    @property
+    def restore(self) -> str:
+        return f"{_PROGRAM[self.family]}{self.variant}-restore"
+
+
+_Saved = dict[str, list[str]]
+"""Our lines of ``iptables-save``, by table."""
+
+
+class IpTables:
+    """Works in the network namespace of the calling thread.
+
+    ``variant`` chooses one of the two kinds of iptables, ``-nft`` or ``-legacy``; without it,
+    whatever the host calls ``iptables``.
+    """
+
+    name = "iptables"
+
+    def __init__(self, variant: str = "") -> None:
+        if variant not in _VARIANTS:
+            raise ValueError(f"expected one of {_VARIANTS}, not {variant!r}")
+        self._variant = variant
+
+    def render(self, ruleset: Ruleset) -> str:
+        """What ``apply`` sends to ``iptables-restore --noflush`` and ``ip6tables-restore``, where
+        nothing of ours is yet."""
+        parts = []
+        for family in ruleset.listen:
+            program = _Program(family, self._variant)
+            parts += [f"# {program.restore} --noflush\n", _render(ruleset, family)]
+        return "".join(parts)
+
+    def problems(self, ruleset: Ruleset) -> list[str]:
+        """What is missing on this host; tried with input that is not committed."""
+        found = []
+        for family in ruleset.listen:
+            program = _Program(family, self._variant)
+            missing = [p for p in (program.save, program.restore) if programs.find(p) is None]
+            if missing:
+                found.append(
+                    f"the program {' and '.join(missing)} is not installed, or not in PATH: "
+                    "install iptables, or use the backend nft"
+                )
+                continue
+            for table, lines in _tables(ruleset, family).items():
+                text = _commit(table, lines)
+                answer = programs.run([program.restore, *_WAIT, "--noflush", "--test"], text)
+                if answer.returncode != 0:
+                    found.append(
+                        f"{program.restore} does not accept the rules of table {table}: "
+                        f"{_reason(answer.stderr)}; the kernel may lack a module of netfilter"
+                    )
+        return found
+
+    def is_applied(self, ruleset: Ruleset) -> bool:
+        """Whether exactly these rules are there."""
+        for family in _FAMILIES:
+            saved = _save(_Program(family, self._variant), [ruleset.direction])
+            if family not in ruleset.listen:
+                if saved:
+                    return False
+                continue
+            wanted = _tables(ruleset, family)
+            if wanted.keys() != saved.keys():
+                return False
+            for table, lines in wanted.items():
+                if _names(lines) != _names(saved[table]):
+                    return False
+        return True
+
+    def apply(self, ruleset: Ruleset, lock: int) -> None:
+        """Makes the rules what they shall be. Raises RulesError, having put back what was there."""
+        before: list[tuple[_Program, _Saved]] = []
+        try:
+            for family in _FAMILIES:
+                program = _Program(family, self._variant)
+                saved = _save(program, [ruleset.direction])
+                before.append((program, saved))
+                wanted = _tables(ruleset, family) if family in ruleset.listen else {}
+                _replace(program, saved, wanted, lock)
+        except RulesError:
+            for program, saved in before:
+                _replace(program, _save(program, [ruleset.direction]), _restorable(saved), lock)
+            raise
+
+    def delete(
+        self, directions: Sequence[Direction], lock: int, *, others_only: bool = False
+    ) -> bool:
+        """Removes our chains and the jumps to them, from all kinds of iptables on this host, or
+        only from the kinds that are not this one. Returns whether there were any."""
+        this = {_identity(_Program(family, self._variant)) for family in _FAMILIES}
+        removed = False
+        for program in _installed():
+            if others_only and _identity(program) in this:
+                continue
+            saved = _save(program, directions)
+            if saved:
+                _replace(program, saved, {}, lock)
+                removed = True
+        return removed
+
+    def counters(self, direction: Direction) -> Mapping[str, tuple[int, int]]:
+        """Packets and bytes by purpose; empty without rules."""
+        sums: dict[str, tuple[int, int]] = {}
+        for family in _FAMILIES:
+            program = _Program(family, self._variant)
+            for lines in _save(program, [direction], "-c").values():
+                for line in lines:
+                    counted = _COUNTED.match(line)
+                    purpose = _COMMENT.search(line)
+                    if counted and purpose and purpose[1] in _COUNTERS:
+                        packets, size = sums.get(purpose[1], (0, 0))
+                        sums[purpose[1]] = (packets + int(counted[1]), size + int(counted[2]))
+        return sums
+
+
+_COUNTERS = ("connections", "refused", "sent", "answers", "own", "excluded")
+
+
+def _reason(stderr: str) -> str:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    return lines[0] if lines else "no reason given"
+
+
+def _identity(program: _Program) -> tuple[socket.AddressFamily, str] | None:
+    """The same for two names of one program: ``iptables`` is a link to one of the variants."""
+    path = programs.find(program.restore)
+    return None if path is None else (program.family, os.path.realpath(path))
+
+
+def _installed() -> list[_Program]:
+    found: dict[tuple[socket.AddressFamily, str], _Program] = {}
+    for family in _FAMILIES:
+        for variant in _VARIANTS:
+            program = _Program(family, variant)
+            identity = _identity(program)
+            if identity is not None and programs.find(program.save) is not None:
+                found.setdefault(identity, program)
+    return list(found.values())
+
+
+def _save(program: _Program, directions: Sequence[Direction], *options: str) -> _Saved:
+    """Our lines, exactly as they are printed."""
+    if programs.find(program.save) is None:
+        return {}
+    answer = programs.run([program.save, *options])
+    if answer.returncode != 0:
+        raise RulesError(f"{program.save} fails: {_reason(answer.stderr)}")
+    prefixes = [direction.chain_prefix for direction in directions]
+    saved: _Saved = {}
+    table = ""
+    for line in answer.stdout.splitlines():
+        if line.startswith("*"):
+            table = line[1:]
+        elif any(f" {prefix}" in line or line.startswith(f":{prefix}") for prefix in prefixes):
+            saved.setdefault(table, []).append(line)
+    return saved
+
+
+def _names(lines: Iterable[str]) -> list[str]:
+    """What must agree between rules as we write them and as they are printed: the chains, and each
+    rule's chain and comment; one of the comments has the fingerprint of it all."""
+    chains = sorted(line.split()[0] for line in lines if line.startswith(":"))
+    rules = [
+        " ".join([line.split()[1], *re.findall(r'--comment ("[^"]*"|\S+)', line)])
+        for line in lines
+        if line.startswith(("-A ", "-I "))
+    ]
+    # Jumps are printed before or after: the order of the chains is iptables' own.
+    return [*chains, *sorted(rules, key=lambda rule: rule.split()[0])]
+
+
+def _restorable(saved: _Saved) -> dict[str, list[str]]:
+    """Saved lines as input. A jump goes back to the end of its chain that it was made for."""
+
+    def restored(table: str, line: str) -> str:
+        chain = line.split()[1]
+        if line.startswith(":") or chain not in _BUILT_IN or (table, chain) == _LAST:
+            return line
+        return f"-I{line.removeprefix('-A')}"
+
+    return {table: [restored(table, line) for line in lines] for table, lines in saved.items()}
+
+
+def _replace(
+    program: _Program, present: _Saved, wanted: Mapping[str, Sequence[str]], lock: int
+) -> None:
+    """Removes what is present and makes what is wanted, in one commit for each table."""
+    text = ""
+    for table in dict.fromkeys([*wanted, *present]):
+        there = present.get(table, [])
+        jumps = [line for line in there if line.startswith(tuple(f"-A {b} " for b in _BUILT_IN))]
+        chains = [line[1:].split()[0] for line in there if line.startswith(":")]
+        lines = [f"-D {jump.removeprefix('-A ')}" for jump in jumps]
+        lines += [f"-F {chain}" for chain in chains] + [f"-X {chain}" for chain in chains]
+        text += _commit(table, [*lines, *wanted.get(table, [])])
+    if not text:
+        return
+    answer = programs.run([program.restore, *_WAIT, "--noflush"], text, lock=lock)
+    if answer.returncode != 0:
+        raise RulesError(f"{program.restore} refuses: {_reason(answer.stderr)}")
+
+
+def _commit(table: str, lines: Iterable[str]) -> str:
+    return "\n".join([f"*{table}", *lines, "COMMIT", ""])
+
+
+def _render(ruleset: Ruleset, family: socket.AddressFamily) -> str:
+    return "".join(_commit(table, lines) for table, lines in _tables(ruleset, family).items())
+
+
+def _tables(ruleset: Ruleset, family: socket.AddressFamily) -> dict[str, list[str]]:
+    """Lines for ``iptables-restore --noflush``, by table."""
+    chains = list(_chains(ruleset, family))
+    version = fingerprint(repr(chains))
+    tables: dict[str, list[str]] = {}
+    for chain in chains:
+        tables.setdefault(chain.table, []).append(f":{chain.name} - [0:0]")
+    for chain in chains:
+        lines = tables[chain.table]
+        for rule in chain.rules:
+            lines.append(_line("-A", chain.name, rule.text, f"pysidecar: {rule.purpose}"))
+    for chain in chains:
+        if chain.built_in is not None:
+            # The version is on each jump, which comes last: chains without one are not complete.
+            comment = f"pysidecar {version}: {ruleset.direction.value}"
+            command = "-A" if (chain.table, chain.built_in) == _LAST else "-I"
+            tables[chain.table].append(_line(command, chain.built_in, f"-j {chain.name}", comment))
+    return tables
+
+
+def _line(command: str, chain: str, text: str, comment: str) -> str:
+    match, _, target = text.rpartition("-j ")
+    return f'{command} {chain} {match}-m comment --comment "{comment}" -j {target}'
+
+
+def _chains(ruleset: Ruleset, family: socket.AddressFamily) -> Iterator[_Chain]:
+    settings = ruleset.settings
+    if isinstance(settings, OutboundRedirectSettings):
+        yield from _outbound_redirect(ruleset, settings, family)
+    elif settings.mode is InboundMode.REDIRECT:
+        yield from _inbound_redirect(ruleset, settings, family)
+    else:
+        yield from _tproxy(ruleset, settings, family)
+
+
+_NOT_OURS = (
+    _Rule("-i lo -j RETURN", "not what comes from this host"),
+    _Rule("! -p tcp -j RETURN", "not other protocols"),
+    _Rule("-m addrtype ! --dst-type LOCAL -j RETURN", "not what is forwarded"),
+)
+
+
+def _tproxy(
+    ruleset: Ruleset, settings: InboundSettings, family: socket.AddressFamily
+) -> Iterator[_Chain]:
+    """As with nft, but CT belongs to one table, TPROXY to another and REJECT to a third.
+
+    TPROXY silently drops what nobody listens for. So that such connections are refused all the
+    same, a first packet that comes again within 1.2 seconds (the kernel's first retransmission is
+    after one) is not given to TPROXY but rejected: the sidecar would have answered the first. And
+    it is not kept from conntrack, to which an answer to a packet never seen would be invalid.
+    """
+    prefix = ruleset.direction.chain_prefix
+    listen = ruleset.listen[family]
+    captured = settings.captured
+    seconds = "--hashlimit-above 50/minute --hashlimit-burst 1"
+    again = (
+        f"-p tcp -m hashlimit {seconds} --hashlimit-mode srcip,srcport,dstip,dstport "
+        "--hashlimit-name pysidecar --hashlimit-htable-max 262144 --hashlimit-htable-expire 2000"
+    )
+    tproxy = f"-j TPROXY --on-port {listen.port} --on-ip {listen.host} --tproxy-mark 0x0/0x0"
+    yield _Chain(
+        "raw",
+        f"{prefix}PREROUTING",
+        (
+            *_NOT_OURS,
+            *_for_ports(captured, f"--syn {{}} -j {prefix}FIRST", "to captured ports"),
+            _Rule(
+                "-p tcp ! --syn -m socket --transparent -j CT --notrack",
+                "to the sidecar, of a connection that is there",
+            ),
+        ),
+        "PREROUTING",
+    )
+    yield _Chain(
+        "raw",
+        f"{prefix}FIRST",
+        (
+            _Rule("-p tcp -m socket --transparent -j CT --notrack", "comes again, answered"),
+            _Rule("-p tcp -m socket --transparent -j RETURN", "comes again, answered"),
+            _Rule(f"{again} -j MARK --set-mark {REFUSE_MARK}", "comes again, unanswered"),
+            _Rule(f"-m mark --mark {REFUSE_MARK} -j RETURN", "comes again, unanswered"),
+            _Rule("-p tcp -j CT --notrack", "new"),
+        ),
+    )
+    yield _Chain(
+        "mangle",
+        f"{prefix}PREROUTING",
+        (*_NOT_OURS, *_for_ports(captured, f"{{}} -j {prefix}TAKE", "to captured ports")),
+        "PREROUTING",
+    )
+    yield _Chain(
+        "mangle",
+        f"{prefix}TAKE",
+        (
+            _Rule("-p tcp ! --syn -m socket -j RETURN", "belongs to a connection that is there"),
+            _Rule(f"-m mark --mark {REFUSE_MARK} -j RETURN", "to be refused"),
+            _Rule(f"-p tcp {tproxy}", "connections to the sidecar"),
+        ),
+    )
+    yield _Chain(
+        "filter",
+        f"{prefix}INPUT",
+        (
+            _Rule(
+                f"-p tcp -m mark --mark {REFUSE_MARK} -j REJECT --reject-with tcp-reset",
+                "refused because the sidecar does not listen",
+            ),
+        ),
+        "INPUT",
+    )
+    own = f"-p tcp -m mark --mark {settings.mark}"
+    purpose = "answers of the application to the sidecar"
+    raw = [
+        _Rule(f"{own} -j CT --notrack", "sent by the sidecar"),
+        _Rule(f"{own} -j RETURN", "by the sidecar"),
+    ]
+    notrack = "-j CT --notrack"
+    if not settings.preserve_source:
+        raw.append(_Rule(f"-p tcp -d {APPLICATION_SOURCES[family]} {notrack}", purpose))
+    elif settings.application_on_loopback:
+        loopback = LOOPBACKS[family]
+        raw.append(_Rule(f"-p tcp -s {loopback} ! -d {loopback} {notrack}", purpose))
+    else:
+        away = "-m addrtype ! --dst-type LOCAL"
+        raw += _for_ports(captured, f"{{}} {away} {notrack}", purpose, "sports")
+        yield _Chain(
+            "mangle",
+            f"{prefix}OUTPUT",
+            (
+                _Rule(f"{own} -j RETURN", "by the sidecar"),
+                *_for_ports(
+                    captured,
+                    f"{{}} {away} -j MARK --set-mark {REPLY_MARK}",
+                    "back to the sidecar",
+                    "sports",
+                ),
+            ),
+            "OUTPUT",
+        )
+    yield _Chain("raw", f"{prefix}OUTPUT", tuple(raw), "OUTPUT")
+
+
+def _inbound_redirect(
+    ruleset: Ruleset, settings: InboundSettings, family: socket.AddressFamily
+) -> Iterator[_Chain]:
+    port = ruleset.listen[family].port
+    target = f"{{}} -j REDIRECT --to-ports {port}"
+    yield _Chain(
+        "nat",
+        f"{ruleset.direction.chain_prefix}PREROUTING",
+        (*_NOT_OURS, *_for_ports(settings.captured, target, "connections to the sidecar")),
+        "PREROUTING",
+    )
+
+
+def _outbound_redirect(
+    ruleset: Ruleset, settings: OutboundRedirectSettings, family: socket.AddressFamily
+) -> Iterator[_Chain]:
+    own = settings.own
+    signs = [f"-m mark --mark {mark}" for mark in own.marks]
+    signs += [f"-m owner --uid-owner {uid}" for uid in own.uids]
+    signs += [f"-m owner --gid-owner {gid}" for gid in own.gids]
+    if path := own.cgroup_path:
+        signs.append(f'-m cgroup --path "{path}"')
+    rules = [
+        _Rule("! -p tcp -j RETURN", "not other protocols"),
+        *(_Rule(f"{sign} -j RETURN", "own, sent by the sidecar") for sign in signs),
+    ]
+    if not settings.include_local:
+        rules.append(_Rule("-m addrtype --dst-type LOCAL -j RETURN", "not what stays on this host"))
+    rules += [
+        _Rule(f"-d {network} -j RETURN", "excluded network")
+        for network in settings.excluded(family)
+    ]
+    target = f"{{}} -j REDIRECT --to-ports {ruleset.listen[family].port}"
+    rules += _for_ports(settings.captured, target, "connections to the sidecar")
+    yield _Chain(
+        "nat",
+        f"{ruleset.direction.chain_prefix}OUTPUT",
+        tuple(rules),
+        "OUTPUT",
+    )
+
+
+def _for_ports(
+    ranges: Sequence[PortRange], text: str, purpose: str, option: str = "dports"
+) -> Iterator[_Rule]:
+    """Rules with the match of the ports at ``{}``, as many as the match's limit needs."""
+    if ranges == (PortRange(1, 0xFFFF),):
+        yield _Rule("-p tcp " + " ".join(text.format("").split()), purpose)
+        return
+    portions: list[list[str]] = [[]]
+    used = 0
+    for port_range in ranges:
+        size = 1 if port_range.first == port_range.last else 2
+        if used + size > _PORTS_PER_RULE:
+            portions.append([])
+            used = 0
+        ends = dict.fromkeys((port_range.first, port_range.last))
+        portions[-1].append(":".join(map(str, ends)))
+        used += size
+    for portion in portions:
+        match = f"-m multiport --{option} {','.join(portion)}"
+        yield _Rule(f"-p tcp {text.format(match)}", purpose)
