@@ -6,11 +6,13 @@ import contextlib
 import errno
 import os
 import socket
+from collections.abc import Iterable
 
 import psutil
 
 from pysidecar.address import Address
 from pysidecar.errors import StartError
+from pysidecar.interception.base import SocketOption
 
 __all__ = ["describe_process", "has_ipv6_loopback", "open_listener"]
 
@@ -18,17 +20,24 @@ _BACKLOG = 65535  # the kernel's net.core.somaxconn is the real limit
 _MAX_COMMAND = 80  # characters of a command line in a message
 
 
-def open_listener(address: Address, key: str) -> socket.socket:
-    """A listening TCP socket, non-blocking. Raises StartError that names ``key`` and who is in
-    the way."""
+def open_listener(
+    address: Address, key: str, options: Iterable[SocketOption] = ()
+) -> socket.socket:
+    """A listening TCP socket with these options, non-blocking. Raises StartError that names ``key``
+    and who or what is in the way."""
     listener = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if address.family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        for option in options:
+            _set_option(listener, option, f"cannot listen on {address} ({key})")
         listener.bind((address.host, address.port))
         listener.listen(_BACKLOG)
         listener.setblocking(False)
+    except StartError:
+        listener.close()
+        raise
     except OSError as error:
         listener.close()
         reason = os.strerror(error.errno or 0)
@@ -41,6 +50,19 @@ def open_listener(address: Address, key: str) -> socket.socket:
             reason = "no permission for a port this low; configure one from 1024 on"
         raise StartError(f"cannot listen on {address} ({key}): {reason}") from None
     return listener
+
+
+def _set_option(listener: socket.socket, option: SocketOption, failure: str) -> None:
+    try:
+        option.set(listener)
+    except OSError as error:
+        reason = f"{option.symbol}: {error.strerror}"
+        if error.errno == errno.EPERM:
+            reason = (
+                f"setting {option.symbol} needs the capability CAP_NET_ADMIN: run as root, or give "
+                "it to the process"
+            )
+        raise StartError(f"{failure}: {reason}") from None
 
 
 def has_ipv6_loopback() -> bool:

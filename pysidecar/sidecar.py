@@ -20,11 +20,13 @@ from typing import Any
 from pysidecar.access_log import AccessLog
 from pysidecar.address import Address
 from pysidecar.admin import AdminServer
-from pysidecar.admin.metrics import Metrics
+from pysidecar.admin.metrics import Metrics, RuleCounters
 from pysidecar.config import Config, ConfigError, Problem, load, restart_keys
-from pysidecar.dataplane import ConnectionRecord, DataPlane, Timeouts
+from pysidecar.dataplane import ConnectionRecord, DataPlane, Direction, RouteTable, Timeouts
 from pysidecar.errors import StartError
+from pysidecar.interception import Interception, rules
 from pysidecar.interception.hook import ConnectHook
+from pysidecar.interception.kernel import interceptions, remove_leftovers
 from pysidecar.interception.preload import without_hook
 from pysidecar.listeners import open_listener
 from pysidecar.routing.table import route_table
@@ -53,6 +55,9 @@ class Sidecar:
         self._recent: deque[ConnectionRecord] = deque(maxlen=_RECENT_CLOSED)
         self._reported = asyncio.Event()
         self._hook = ConnectHook(config)
+        self._kernel = interceptions(config)
+        self._ways: Sequence[Interception] = [self._hook, *self._kernel]
+        self._rule_counters: RuleCounters = {}
         self._data_plane: DataPlane
         self._access_log: AccessLog
         self._admin: AdminServer
@@ -61,6 +66,8 @@ class Sidecar:
             counters=lambda: self._data_plane.counters(),
             live=self.connections,
             lost_records=lambda: self._access_log.lost_records,
+            rule_counters=lambda: self._rule_counters,
+            conntrack=rules.conntrack,
         )
 
     # ---- What others see ----
@@ -81,9 +88,38 @@ class Sidecar:
         file = f" -c {shlex.quote(str(self._source))}" if self._source else ""
         return [
             *self._hook.description,
+            *(line for way in self._kernel for line in way.description),
             f"or: pysidecar exec{file} -- ./app",
             f"admin: http://{self.admin_address}/",
         ]
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """What is in the kernel for us, or should be: by direction, line by line."""
+        backend = self.config.rules_backend
+        return {
+            way.ruleset.direction.value: {
+                "backend": backend,
+                "managed": self.config.manage_rules,
+                "lines": rules.show(way.ruleset, backend).splitlines(),
+            }
+            for way in self._kernel
+        }
+
+    async def refresh(self) -> None:
+        """Reads the counters of the rules, for the metrics: a program has to be run for that."""
+        self._rule_counters = await asyncio.to_thread(self._read_rule_counters)
+
+    def _read_rule_counters(self) -> RuleCounters:
+        counters: RuleCounters = {}
+        for way in self._kernel:
+            try:
+                counters[way.direction.value] = rules.counters(
+                    way.direction, self.config.rules_backend
+                )
+            except rules.RulesError as error:  # without the capability, if others manage them
+                log.debug("no counters of the %s rules: %s", way.direction.value, error)
+        return counters
 
     def connections(self) -> list[ConnectionRecord]:
         """The live ones."""
@@ -105,8 +141,9 @@ class Sidecar:
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.config
         self._check(config)
-        stack.callback(self._hook.close)
-        self._hook.open()
+        for way in self._ways:
+            stack.callback(way.close)
+            way.open()
         listener = open_listener(config.admin.listen, "admin.listen")
         stack.callback(listener.close)
         self._admin = AdminServer(self, listener)
@@ -116,9 +153,12 @@ class Sidecar:
         data_plane = DataPlane(workers=config.worker_count, timeouts=_timeouts(config))
         self._data_plane = data_plane
         stack.callback(data_plane.close)
-        self._hook.attach(data_plane)
-        data_plane.set_own_addresses(self._hook.own_addresses)
-        data_plane.set_routes(route_table(config.outbound))
+        for way in self._ways:
+            way.attach(data_plane)
+        data_plane.set_own_addresses(
+            [self.admin_address, *(own for way in self._ways for own in way.own_addresses)]
+        )
+        self._set_routes(*_route_tables(config))
         data_plane.start()
         stack.callback(self._stop_data_plane)
         asyncio.get_running_loop().add_reader(data_plane.event_fd, self._on_reports)
@@ -126,13 +166,17 @@ class Sidecar:
 
         await self._admin.start()
         stack.push_async_callback(self._admin.stop)
-        self._hook.serve(also_own=[self.admin_address])
+        if config.manage_rules:
+            remove_leftovers(self._kernel)
+        for way in self._ways:
+            way.serve(also_own=[self.admin_address])
         self.state = "serving"
 
     async def stop(self) -> None:
         """Aborts what is still open and removes everything; ``drain`` first to be gentle."""
         self.state = "stopped"
-        self._hook.drain()
+        for way in self._ways:
+            way.drain()
         await self._stack.aclose()
 
     def reload(self, config: Config) -> None:
@@ -145,7 +189,7 @@ class Sidecar:
                 [Problem(key, "expected no change: it takes effect at a restart") for key in keys],
             )
         self._check(config)
-        table = route_table(config.outbound)
+        tables = _route_tables(config)
         try:
             self._access_log.reopen(config.access_log.path)
         except OSError as error:
@@ -153,15 +197,24 @@ class Sidecar:
                 source,
                 [Problem("access_log.path", f"{config.access_log.path}: {error.strerror}")],
             ) from None
-        self._data_plane.set_routes(table)
+        try:
+            for way in reversed(self._ways):  # the rules can fail, the hook cannot
+                way.apply(config)
+        except StartError as error:
+            raise ConfigError(source, [Problem("", str(error))]) from None
+        self._set_routes(*tables)
         self._data_plane.set_timeouts(_timeouts(config))
-        self._hook.apply(config)
         self.config = config
+
+    def _set_routes(self, outbound: RouteTable, inbound: RouteTable) -> None:
+        self._data_plane.set_routes(outbound, Direction.OUTBOUND)
+        self._data_plane.set_routes(inbound, Direction.INBOUND)
 
     def begin_drain(self) -> None:
         """No new connections from here on."""
         self.state = "draining"
-        self._hook.drain()
+        for way in self._ways:
+            way.drain()
         self._data_plane.drain()
 
     async def drained(self) -> None:
@@ -212,7 +265,8 @@ class Sidecar:
 
     def _check(self, config: Config) -> None:
         try:
-            self._hook.check(config)
+            for way in self._ways:
+                way.check(config)
         except ValueError as error:
             raise ConfigError(
                 str(self._source or "configuration"), [Problem("", str(error))]
@@ -267,6 +321,12 @@ def prepare_process() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
         return
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _route_tables(config: Config) -> tuple[RouteTable, RouteTable]:
+    """Outbound and inbound."""
+    inbound = config.inbound.routes if config.inbound is not None else ()
+    return route_table(config.outbound.routes), route_table(inbound)
 
 
 def _timeouts(config: Config) -> Timeouts:

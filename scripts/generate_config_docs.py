@@ -25,7 +25,8 @@ outbound:
   control_socket: /run/pysidecar/hook.sock
   transport: unix
   when_away: refuse
-  exclude: ["127.0.0.0/8", "::1/128", {destination: 10.0.0.53, ports: 53}]
+  exclude: ["127.0.0.0/8", "::1/128", {ports: 53}]
+  redirect: true
   connect_timeout: 5s
   idle_timeout: 1h
   routes:
@@ -35,6 +36,15 @@ outbound:
       balance: least_connections
     - match: {destination: 192.0.2.0/24}
       action: refuse
+inbound:
+  mode: tproxy
+  ports: [8080, 9000-9099]
+  application_address: ["127.0.0.1", "::1"]
+  preserve_source: true
+  routes:
+    - match: {destination: 10.0.0.7, ports: 8080}
+      endpoints: [127.0.0.1:8081]
+manage_rules: true
 drain_timeout: 30s
 """
 
@@ -110,7 +120,7 @@ def document() -> str:
 def walk(section: dict[str, Any], definitions: dict[str, Any], prefix: str) -> Iterator[Key]:
     """Every key below a section of the schema, in its order."""
     for name, schema in section["properties"].items():
-        inner = resolve(schema, definitions)
+        inner = section_of(schema, definitions)
         entry = resolve(schema.get("items", {}), definitions)
         path = f"{prefix}{name}"
         is_section = "properties" in inner
@@ -120,6 +130,16 @@ def walk(section: dict[str, Any], definitions: dict[str, Any], prefix: str) -> I
             yield from walk(inner, definitions, f"{path}.")
         elif "properties" in entry:
             yield from walk(entry, definitions, f"{path}[].")
+
+
+def section_of(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """The section that a key holds, perhaps as one of its alternatives; else its own schema."""
+    found = resolve(schema, definitions)
+    for choice in found.get("anyOf", ()):
+        inner = section_of(choice, definitions)
+        if "properties" in inner:
+            return inner
+    return found
 
 
 def resolve(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +170,7 @@ def kind(schema: dict[str, Any]) -> str:
         ]
     if schema["type"] == "array":
         return f"list of: {kind(schema['items'])}"
-    return {"integer": "whole number"}[schema["type"]]
+    return {"integer": "whole number", "boolean": "`true` or `false`"}[schema["type"]]
 
 
 def default(schema: dict[str, Any]) -> str:

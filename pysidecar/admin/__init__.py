@@ -28,6 +28,13 @@ class Observed(Protocol):
     metrics: Metrics
 
     @property
+    def rules(self) -> dict[str, Any]:
+        """Those in the kernel that belong to it, by direction."""
+
+    async def refresh(self) -> None:
+        """Brings up to date what the metrics cannot ask for at once."""
+
+    @property
     def state(self) -> str:
         """Such as ``serving``; only then the sidecar is ready."""
 
@@ -68,7 +75,7 @@ class AdminServer:
             text="pysidecar\n"
             "  /ready        200 while connections are accepted\n"
             "  /connections  live connections; ?closed=N adds the N latest that closed\n"
-            "  /config       the configuration in effect\n"
+            "  /config       the configuration in effect, and the rules in the kernel\n"
             "  /metrics      for Prometheus\n"
         )
 
@@ -87,9 +94,11 @@ class AdminServer:
         return web.json_response(entries)
 
     async def _config(self, request: web.Request) -> web.Response:
-        return web.json_response(self._observed.config.to_plain())
+        plain = self._observed.config.to_plain()
+        return web.json_response({**plain, "rules": self._observed.rules})
 
     async def _metrics(self, request: web.Request) -> web.Response:
+        await self._observed.refresh()
         return web.Response(
             body=self._observed.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
@@ -12,8 +12,12 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from pysidecar.dataplane import ConnectionRecord, Counters
+from pysidecar.interception.rules import Conntrack
 
-__all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
+__all__ = ["CONTENT_TYPE_LATEST", "Metrics", "RuleCounters"]
+
+RuleCounters = dict[str, Mapping[str, tuple[int, int]]]
+"""Packets and bytes, by direction and purpose."""
 
 _LABELS = ("direction", "transport", "action")
 # Seconds: from a request on loopback to connections of a pool that live for a day.
@@ -38,6 +42,8 @@ class Metrics:
         counters: Callable[[], Counters],
         live: Callable[[], Sequence[ConnectionRecord]],
         lost_records: Callable[[], int],
+        rule_counters: Callable[[], RuleCounters],
+        conntrack: Callable[[], Conntrack | None],
     ) -> None:
         self._registry = CollectorRegistry()
         self._closed = Counter(
@@ -66,6 +72,7 @@ class Metrics:
         )
         ProcessCollector(registry=self._registry)
         self._registry.register(_DataPlaneCollector(version, counters, live, lost_records))
+        self._registry.register(_KernelCollector(rule_counters, conntrack))
 
     def count_closed(self, records: Iterable[ConnectionRecord]) -> None:
         """Adds connections that ended."""
@@ -140,3 +147,42 @@ class _DataPlaneCollector(Collector):
             active.add_metric(labels, count)
         yield active
         yield InfoMetricFamily("pysidecar_build", "This build.", value={"version": self._version})
+
+
+class _KernelCollector(Collector):
+    """What the ways of interception cost in the kernel."""
+
+    def __init__(
+        self,
+        rule_counters: Callable[[], RuleCounters],
+        conntrack: Callable[[], Conntrack | None],
+    ) -> None:
+        self._rule_counters = rule_counters
+        self._conntrack = conntrack
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ("direction", "purpose")
+        packets = CounterMetricFamily(
+            "pysidecar_rule_packets",
+            "Packets that our rules matched, by their purpose; connections, refused, own and "
+            "excluded count first packets only.",
+            labels=labels,
+        )
+        octets = CounterMetricFamily(
+            "pysidecar_rule_bytes", "Bytes of the packets that our rules matched.", labels=labels
+        )
+        for direction, counters in self._rule_counters().items():
+            for purpose, (packet_count, byte_count) in counters.items():
+                packets.add_metric((direction, purpose), packet_count)
+                octets.add_metric((direction, purpose), byte_count)
+        yield packets
+        yield octets
+        if (conntrack := self._conntrack()) is not None:
+            for name, text, value in (
+                ("entries", "Connections that this network namespace tracks.", conntrack.entries),
+                ("limit", "Most connections that can be tracked.", conntrack.limit),
+            ):
+                yield GaugeMetricFamily(f"pysidecar_conntrack_{name}", text, value=value)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -254,6 +255,117 @@ def connections(
         pass
     except BrokenPipeError:  # the reader of the pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@main.group("rules", cls=_Paragraphs)
+def rules_group() -> None:
+    """Show, apply or delete the rules in the kernel for inbound and outbound.redirect.
+
+    The configuration says which; --mode restricts it to one kind. Without a configuration file,
+    --mode tproxy means all inbound connections, and --mode redirect all of both directions.
+
+    \b
+    pysidecar rules show -c sidecar.yaml
+    pysidecar rules apply -c sidecar.yaml --netns pod1
+    pysidecar rules delete
+    """
+
+
+_mode_option = click.option(
+    "--mode", type=click.Choice(["tproxy", "redirect"]), help="Only rules of this kind."
+)
+_netns_option = click.option(
+    "--netns",
+    metavar="NAME",
+    help="Network namespace: a name of ip-netns, or a path such as /proc/PID/ns/net. Default: this "
+    "one.",
+)
+_backend_option = click.option(
+    "--backend",
+    type=click.Choice(["nft", "iptables", "iptables-nft", "iptables-legacy"]),
+    help="Default: rules_backend of the configuration.",
+)
+
+
+@rules_group.command("show")
+@_config_option
+@_mode_option
+@_netns_option
+@_backend_option
+def show_rules(
+    config_file: Path | None, mode: str | None, netns: str | None, backend: str | None
+) -> None:
+    """Print exactly what apply would send to the kernel's tools. Changes nothing."""
+    from pysidecar.cli.rules import chosen_rules
+    from pysidecar.interception import rules
+
+    config = _load_or_mode(config_file, mode)
+    with _start_errors():
+        for ruleset in chosen_rules(config, mode, netns):
+            click.echo(rules.show(ruleset, backend or config.rules_backend), nl=False)
+
+
+@rules_group.command("apply")
+@_config_option
+@_mode_option
+@_netns_option
+@_backend_option
+def apply_rules(
+    config_file: Path | None, mode: str | None, netns: str | None, backend: str | None
+) -> None:
+    """Bring the rules into force, all or none. Applying them again changes nothing."""
+    from pysidecar.cli.rules import apply_all, chosen_rules
+
+    config = _load_or_mode(config_file, mode)
+    with _start_errors():
+        wanted = chosen_rules(config, mode, netns)
+        for ruleset, changed in apply_all(wanted, backend or config.rules_backend, netns):
+            state = "applied" if changed else "in force already"
+            click.echo(f"{ruleset.direction.value} rules: {state}")
+
+
+@rules_group.command("delete")
+@_config_option
+@_mode_option
+@_netns_option
+@_backend_option
+def delete_rules(
+    config_file: Path | None, mode: str | None, netns: str | None, backend: str | None
+) -> None:
+    """Remove what was applied, by whichever backend, and nothing else.
+
+    Without a configuration file and --mode, all of it. Otherwise the directions that these have:
+    tproxy is inbound, redirect is both.
+    """
+    from pysidecar.cli.rules import chosen_rules
+    from pysidecar.interception import rules
+
+    del backend  # accepted so that all three take the same options
+    with _start_errors():
+        directions = tuple(rules.Direction)
+        if config_file is not None or mode is not None:
+            config = _load_or_mode(config_file, mode)
+            directions = tuple(wanted.direction for wanted in chosen_rules(config, mode, netns))
+        removed = rules.delete(directions, netns)
+        click.echo("rules: deleted" if removed else "rules: there were none")
+
+
+def _load_or_mode(config_file: Path | None, mode: str | None) -> Config:
+    if config_file is not None:
+        return _load(config_file)
+    if mode is None:
+        raise click.UsageError("expected -c FILE, or --mode for the default rules of a kind")
+    if mode == "tproxy":
+        return Config.model_validate({"inbound": {"mode": "tproxy"}})
+    return Config.model_validate({"inbound": {"mode": "redirect"}, "outbound": {"redirect": True}})
+
+
+@contextlib.contextmanager
+def _start_errors() -> Iterator[None]:
+    try:
+        yield
+    except StartError as error:
+        _fail(str(error))
 
 
 def _load(config_file: Path | None) -> Config:

@@ -211,6 +211,8 @@ def _message(detail: Any, path: KeyPath) -> str:
         expected = f"expected keys below it{_known(path)}"
     elif kind in ("tuple_type", "list_type"):
         expected = "expected a list"
+    elif kind == "bool_type":
+        expected = "expected true or false"
     elif kind == "too_short":
         expected = "expected at least one entry"
     elif kind == "too_long":

@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,26 +27,33 @@ from pydantic_core import CoreSchema
 from pysidecar.address import Address
 from pysidecar.config.values import (
     AddressText,
+    CgroupPath,
     Duration,
     EndpointText,
     FilePath,
+    HostText,
     LoopbackText,
     Mode,
+    Network,
     NetworkText,
+    PortRange,
     Ports,
     SocketPath,
     WhenAway,
     WhenAwayText,
     parse_network,
 )
+from pysidecar.interception.rules import model as rules
 
 __all__ = [
     "AccessLog",
     "Admin",
     "Config",
     "Exclude",
+    "Inbound",
     "Match",
     "Outbound",
+    "Redirect",
     "RouteEntry",
     "default_control_socket",
     "json_schema",
@@ -70,6 +80,10 @@ class _Section(BaseModel):
     @classmethod
     def _empty_is_default(cls, value: Any) -> Any:
         return {} if value is None else value  # a key whose lines are all commented out
+
+
+def _false_is_none(value: Any) -> Any:
+    return None if value is False else value
 
 
 class Admin(_Section):
@@ -148,8 +162,64 @@ class RouteEntry(_Section):
         return self
 
 
+def _check_endpoints(routes: tuple[RouteEntry, ...], own: list[Address]) -> None:
+    for index, route in enumerate(routes):
+        for endpoint in route.endpoints or ():
+            if endpoint in own:
+                raise ValueError(
+                    f"expected other endpoints in routes[{index}]: {endpoint} is the sidecar's "
+                    "own listener"
+                )
+
+
+_Id = Annotated[int, Field(strict=True, ge=0, le=0xFFFFFFFE)]
+_Ids = Annotated[
+    tuple[_Id, ...], BeforeValidator(_one_or_many, json_schema_input_type=_Id | list[_Id])
+]
+
+
+class Redirect(_Section):
+    """Outbound connections of programs that cannot be hooked, by NAT rules."""
+
+    listen: Annotated[
+        tuple[LoopbackText, ...], Field(min_length=1, max_length=2, json_schema_extra=_AT_START)
+    ] = (Address("127.0.0.1", 15002), Address("::1", 15002))
+    """Where the rules send connections: 127.0.0.1, [::1] or both. The default's IPv6 address is
+    left out where the host has none."""
+
+    mark: Annotated[
+        Annotated[int, Field(strict=True, ge=1, le=0xFFFFFFFF)] | None,
+        Field(json_schema_extra=_AT_START),
+    ] = rules.OUTBOUND_MARK
+    """SO_MARK of the sidecar's own connections, by which the rules leave them alone; setting it
+    needs CAP_NET_ADMIN. `null`: the sidecar is told by one of the following keys."""
+
+    uids: Annotated[_Ids, Field(json_schema_extra=_AT_START)] = ()
+    """Users whose connections are left alone, one number or a list: the sidecar runs as one of
+    them."""
+
+    gids: Annotated[_Ids, Field(json_schema_extra=_AT_START)] = ()
+    """Groups whose connections are left alone, one number or a list."""
+
+    cgroup: Annotated[CgroupPath | None, Field(json_schema_extra=_AT_START)] = None
+    """A cgroup (v2) whose connections are left alone, such as
+    `system.slice/pysidecar.service`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_default(cls, value: Any) -> Any:
+        return {} if value is True else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        mapping = handler.resolve_ref_schema(handler(schema))
+        return {"anyOf": [{"const": True}, mapping], "kind": "`true` or mapping"}
+
+
 class Outbound(_Section):
-    """The connections that hooked applications open."""
+    """The connections that the application opens."""
 
     listen: Annotated[
         tuple[LoopbackText, ...],
@@ -186,11 +256,22 @@ class Outbound(_Section):
     as in a route's `match`. `[]` captures loopback too; the sidecar's own listeners are never
     captured."""
 
+    redirect: Annotated[
+        Redirect | None,
+        BeforeValidator(_false_is_none),
+        Field(json_schema_extra=_AT_START),
+    ] = None
+    """Outbound connections of programs that cannot be hooked, such as static ones and Go's, by NAT
+    rules (see `docs/interception.md`). `true` means the defaults of the keys below; without this
+    key there is none. Connections within the host are left alone, and so is what `exclude` names,
+    whose entries must then have either networks or ports. Without `manage_rules`, changing
+    `exclude` takes a new `pysidecar rules apply`."""
+
     connect_timeout: Duration = 5.0
-    """For connecting to each endpoint."""
+    """For connecting to each endpoint; inbound too."""
 
     idle_timeout: Duration = 3600.0
-    """A connection without a byte in either direction for this long is closed."""
+    """A connection without a byte in either direction for this long is closed; inbound too."""
 
     header_timeout: Duration = 5.0
     """For the whole PROXY header or control request to arrive."""
@@ -204,19 +285,157 @@ class Outbound(_Section):
         for address in fixed:
             if fixed.count(address) > 1:
                 raise ValueError(f"expected each address once in listen, not {address} again")
-        for index, route in enumerate(self.routes):
-            for endpoint in route.endpoints or ():
-                if endpoint in fixed:
-                    raise ValueError(
-                        f"expected other endpoints in routes[{index}]: {endpoint} is the sidecar's "
-                        "own listener"
-                    )
+        _check_endpoints(self.routes, fixed)
+        if self.redirect is not None:
+            self.redirect_settings()
         return self
+
+    def redirect_settings(self, listen: Sequence[Address] = ()) -> rules.OutboundRedirectSettings:
+        """What the rules of ``redirect`` do, ``listen`` being those of its listeners that are there
+        (all, if not given). Raises ValueError for what cannot work."""
+        redirect = self.redirect
+        assert redirect is not None
+        networks: list[Network] = []
+        ports: list[rules.PortRange] = []
+        for index, exclude in enumerate(self.exclude):
+            if exclude.ports is None:
+                networks += exclude.destination
+            elif {*exclude.destination} >= {*Match().destination}:
+                ports += _rule_ports(exclude.ports)
+            else:
+                raise ValueError(
+                    f"expected either destination or ports in exclude[{index}]: redirect cannot "
+                    "exclude ports of some destinations only"
+                )
+        return rules.OutboundRedirectSettings(
+            listen=tuple(listen) or redirect.listen,
+            exclude_networks=tuple(networks),
+            exclude_ports=tuple(ports),
+            own=rules.OwnTraffic(
+                marks=(redirect.mark,) if redirect.mark is not None else (),
+                uids=redirect.uids,
+                gids=redirect.gids,
+                cgroup=redirect.cgroup,
+            ),
+        )
 
     @property
     def control_path(self) -> Path:
         """The control socket, configured or default."""
         return self.control_socket or default_control_socket()
+
+
+def _rule_ports(ports: tuple[PortRange, ...]) -> tuple[rules.PortRange, ...]:
+    return tuple(rules.PortRange(p.first, p.last) for p in ports)
+
+
+_PortList = Annotated[
+    Annotated[tuple[Ports, ...], Field(min_length=1)] | None,
+    BeforeValidator(_one_or_many, json_schema_input_type=Ports | list[Ports] | None),
+]
+
+
+class Inbound(_Section):
+    """The connections that others open to the application."""
+
+    mode: Annotated[Literal["tproxy", "redirect"], Field(json_schema_extra=_AT_START)] = "tproxy"
+    """How they get here. `tproxy`: unchanged, past connection tracking, for high load; the sidecar
+    needs CAP_NET_ADMIN. `redirect`: by NAT, which costs an entry of the connection tracking table
+    each; only changing the rules needs a capability."""
+
+    listen: Annotated[
+        Annotated[tuple[AddressText, ...], Field(min_length=1, max_length=2)] | None,
+        Field(json_schema_extra=_AT_START),
+    ] = None
+    """Where the rules send connections: one address of each family; a family without one is left
+    alone. Default: port 15006 on 127.0.0.1 and [::1] with `tproxy`, on 0.0.0.0 and [::] with
+    `redirect`, which needs all addresses. The default's IPv6 address is left out where the host has
+    none. Whoever connects to it directly is turned away."""
+
+    ports: Annotated[_PortList, Field(json_schema_extra=_AT_START)] = None
+    """Ports of the application whose connections are taken, one or a list. Without it, all."""
+
+    exclude_ports: Annotated[_PortList, Field(json_schema_extra=_AT_START)] = None
+    """Ports that are left alone, one or a list. The sidecar's own ones always are."""
+
+    application_address: Annotated[
+        Annotated[tuple[HostText, ...], Field(min_length=1, max_length=2)] | None,
+        BeforeValidator(_one_or_many, json_schema_input_type=HostText | list[HostText] | None),
+        Field(json_schema_extra=_AT_START),
+    ] = None
+    """Where the application is, on the port that the client asked for: an address, or one of each
+    family. Without it, the address that the client asked for, so that nobody reaches through the
+    sidecar what listens on loopback only. On loopback with `redirect` the application cannot tell
+    its clients from programs on this host."""
+
+    preserve_source: Annotated[bool, Field(strict=True, json_schema_extra=_AT_START)] = False
+    """Whether the application sees the client's real address; the port is another one. Only with
+    `tproxy`, and with an `application_address` on loopback. Endpoints of routes that are not on
+    loopback see the sidecar."""
+
+    routes: tuple[RouteEntry, ...] = ()
+    """The first that matches decides, by the destination that the client asked for. Without one:
+    relay to the application."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Inbound:
+        hosts = self.application_address or ()
+        if len({":" in host for host in hosts}) < len(hosts):
+            raise ValueError("expected at most one application_address of each family")
+        on_loopback = {ip_address(host).is_loopback for host in hosts}
+        if len(on_loopback) > 1:
+            raise ValueError("expected application_address all on loopback, or none of them")
+        if self.preserve_source:
+            self._check_preserved(on_loopback == {True})
+        self.settings()
+        _check_endpoints(self.routes, list(self.addresses))
+        return self
+
+    def _check_preserved(self, on_loopback: bool) -> None:
+        if self.mode == "tproxy" and not on_loopback:
+            # On the address that the client asked for, the client's connection to the sidecar and
+            # the sidecar's to the application would differ in nothing but a port that the client
+            # may use, too, for its next one.
+            raise ValueError(
+                'expected application_address: [127.0.0.1, "::1"] for preserve_source: elsewhere '
+                "the client's own connections would get mixed up with those in its name"
+            )
+        families = {address.family for address in self.addresses}
+        if self.mode == "tproxy" and any(
+            (":" in str(self.application(family))) != (family == socket.AF_INET6)
+            for family in families
+        ):
+            raise ValueError(
+                "expected an application_address of each family that is listened on, since "
+                "preserve_source cannot turn a client's address into the other one"
+            )
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The listeners, configured or default."""
+        return self.listen or rules.DEFAULT_INBOUND_LISTEN[rules.InboundMode(self.mode)]
+
+    def application(self, family: socket.AddressFamily) -> str | None:
+        """Where connections of this family go; None is where the client wanted to go."""
+        hosts = self.application_address or (None,)
+        same = [host for host in hosts if host and (":" in host) == (family == socket.AF_INET6)]
+        return same[0] if same else hosts[0]
+
+    def settings(
+        self, listen: Sequence[Address] = (), own_ports: Sequence[int] = ()
+    ) -> rules.InboundSettings:
+        """What the rules do, ``listen`` being those of the listeners that are there (all, if not
+        given). Raises ValueError for what cannot work."""
+        return rules.InboundSettings(
+            mode=rules.InboundMode(self.mode),
+            listen=tuple(listen) or self.addresses,
+            ports=_rule_ports(self.ports) if self.ports is not None else None,
+            exclude_ports=(
+                *_rule_ports(self.exclude_ports or ()),
+                *map(rules.PortRange.single, own_ports),
+            ),
+            preserve_source=self.preserve_source,
+        )
 
 
 class Config(_Section):
@@ -229,7 +448,24 @@ class Config(_Section):
     """One JSON object for each connection, written when it closes."""
 
     outbound: Outbound = Outbound()
-    """The connections that hooked applications open."""
+    """The connections that the application opens."""
+
+    inbound: Annotated[Inbound | None, Field(json_schema_extra=_AT_START)] = None
+    """The connections that others open to the application, brought here by rules in the kernel (see
+    `docs/interception.md`). Without this section there are none."""
+
+    manage_rules: Annotated[bool, Field(strict=True, json_schema_extra=_AT_START)] = False
+    """Whether `pysidecar run` applies the rules that `inbound` and `outbound.redirect` need, and
+    removes them when it stops; needs CAP_NET_ADMIN. It also removes, when it starts, what a killed
+    sidecar left in this network namespace. Otherwise `pysidecar rules apply` does it, for example
+    in an init container."""
+
+    rules_backend: Annotated[
+        Literal["nft", "iptables", "iptables-nft", "iptables-legacy"],
+        Field(json_schema_extra=_AT_START),
+    ] = "nft"
+    """The program that changes rules. `iptables` is for hosts without nft, and is whichever of the
+    two last ones the host calls so."""
 
     drain_timeout: Duration = 30.0
     """How long open connections may go on after SIGTERM."""
@@ -238,6 +474,23 @@ class Config(_Section):
         None
     )
     """Threads that move bytes. Default: the number of CPUs that the sidecar may use, at most 8."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        listeners: dict[Address, str] = {}
+        for key, addresses in (
+            ("admin.listen", [self.admin.listen]),
+            ("outbound.listen", self.outbound.listen),
+            ("outbound.redirect.listen", self.outbound.redirect and self.outbound.redirect.listen),
+            ("inbound.listen", self.inbound and self.inbound.addresses),
+        ):
+            for address in addresses or ():
+                if address.port and listeners.setdefault(address, key) != key:
+                    raise ValueError(
+                        f"expected another address in {key}: {address} is in {listeners[address]} "
+                        "already"
+                    )
+        return self
 
     @property
     def worker_count(self) -> int:
@@ -248,11 +501,13 @@ class Config(_Section):
         """As plain values, the way they are written in a file, with the defaults filled in."""
         plain: dict[str, Any] = self.model_dump(mode="json")
         plain["outbound"]["control_socket"] = str(self.outbound.control_path)
+        if self.inbound is not None:
+            plain["inbound"]["listen"] = [str(address) for address in self.inbound.addresses]
         plain["workers"] = self.worker_count
         return plain
 
 
-_NAMED_SECTIONS: list[type[BaseModel]] = [Admin, AccessLog, Outbound, RouteEntry, Match]
+_NAMED_SECTIONS: list[type[BaseModel]] = [Admin, AccessLog, Outbound, Inbound, RouteEntry, Match]
 
 
 def json_schema() -> dict[str, Any]:
@@ -262,6 +517,7 @@ def json_schema() -> dict[str, Any]:
     sections: list[tuple[type[BaseModel], dict[str, Any]]] = [
         (Config, schema),
         (Exclude, definitions["Exclude"]["anyOf"][1]),
+        (Redirect, definitions["Redirect"]["anyOf"][1]),
     ]
     sections += [(s, definitions[s.__name__]) for s in _NAMED_SECTIONS]
     for section, part in sections:

@@ -18,9 +18,11 @@ from pysidecar.address import Address
 
 __all__ = [
     "AddressText",
+    "CgroupPath",
     "Duration",
     "EndpointText",
     "FilePath",
+    "HostText",
     "LoopbackText",
     "Mode",
     "Network",
@@ -225,6 +227,19 @@ def parse_endpoint(value: Any) -> Address:
     return address
 
 
+def parse_host(value: Any) -> str:
+    """An IP address without a port, in its shortest form."""
+    try:
+        if not isinstance(value, str) or "%" in value:
+            raise ValueError
+        host = ip_address(value)
+    except ValueError:
+        raise ValueError("expected an IP address such as 127.0.0.1 or ::1") from None
+    if host.is_unspecified or host.is_multicast:
+        raise ValueError("expected an IP address that can be connected to")
+    return str(host)
+
+
 _ADDRESS_FORM = (
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"type": "string", "kind": "address"}),
@@ -232,6 +247,7 @@ _ADDRESS_FORM = (
 AddressText = Annotated[Address, PlainValidator(parse_address), *_ADDRESS_FORM]
 LoopbackText = Annotated[Address, PlainValidator(parse_loopback_address), *_ADDRESS_FORM]
 EndpointText = Annotated[Address, PlainValidator(parse_endpoint), *_ADDRESS_FORM]
+HostText = Annotated[str, PlainValidator(parse_host), *_ADDRESS_FORM]
 
 
 def parse_path(value: Any) -> Path:
@@ -259,6 +275,19 @@ _PATH_FORM = (
 )
 FilePath = Annotated[Path, PlainValidator(parse_path), *_PATH_FORM]
 SocketPath = Annotated[Path, PlainValidator(parse_socket_path), *_PATH_FORM]
+
+
+def parse_cgroup(value: Any) -> str:
+    """A path below the root of the cgroup v2 hierarchy, without slashes at its ends."""
+    path = value.strip("/") if isinstance(value, str) else ""
+    if not path or any(c in path for c in '"\\\n\0'):
+        raise ValueError("expected the path of a cgroup such as system.slice/pysidecar.service")
+    return path
+
+
+CgroupPath = Annotated[
+    str, PlainValidator(parse_cgroup), WithJsonSchema({"type": "string", "kind": "path"})
+]
 
 
 def parse_mode(value: Any) -> int:

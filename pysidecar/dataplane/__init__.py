@@ -126,14 +126,15 @@ class Listener:
     ``mark`` is the SO_MARK of the upstream sockets (0: none; needs CAP_NET_ADMIN).
     Connections to the application, that is on loopback or at the original destination's address,
     come from the client's address with ``preserve_source``, or else from ``application_sources``
-    (IPv4, IPv6); both need CAP_NET_ADMIN too. ``application`` replaces the address, not the port,
-    of original destinations.
+    (IPv4, IPv6), and then have the ``application_mark`` instead; both need CAP_NET_ADMIN too.
+    ``application`` replaces the address, not the port, of original destinations.
     """
 
     transport: Transport
     direction: Direction = Direction.OUTBOUND
     mark: int = 0
     preserve_source: bool = False
+    application_mark: int = 0
     application_sources: tuple[str | None, str | None] = (None, None)
     application: str | None = None
 
@@ -226,6 +227,7 @@ class DataPlane:
             "direction": settings.direction,
             "mark": settings.mark,
             "preserve_source": settings.preserve_source,
+            "application_mark": settings.application_mark,
             "application_source": [_host(source) for source in settings.application_sources],
             "application": _host(settings.application),
         }

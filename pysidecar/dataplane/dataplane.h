@@ -84,10 +84,13 @@ struct dp_listener {
     uint32_t direction; /* enum dp_direction: also which route table */
     uint32_t mark;      /* SO_MARK of the upstream sockets, 0 for none (needs CAP_NET_ADMIN) */
     /* Connections to the application (on loopback, or at the original destination's address) come
-     * from the client's address, or else from this one, by family of the application (0: IPv4,
-     * 1: IPv6; all zero: whatever the kernel picks). Both need IP_TRANSPARENT. The port is another
-     * one. */
+     * from the client's address, or else from application_source, by family of the application
+     * (0: IPv4, 1: IPv6; all zero: whatever the kernel picks). Both need IP_TRANSPARENT, and such
+     * connections have the application_mark instead. The port is another one. The client's address
+     * is only preserved on loopback, from where the rules bring the answers back; elsewhere these
+     * connections would be mistaken for the client's own. */
     uint32_t preserve_source;
+    uint32_t application_mark;
     struct mosnhook_address application_source[2];
     /* Replaces the address (not the port) of original destinations; all zero: no. */
     struct mosnhook_address application;

@@ -49,10 +49,22 @@ static bool is_own(const struct dp *dp, const struct mosnhook_address *address)
     return false;
 }
 
+/* Where a connection goes without an endpoint of its route. */
+static struct mosnhook_address default_upstream(const struct connection *connection)
+{
+    struct mosnhook_address upstream = connection->listener->settings.application;
+
+    if (address_is_zero(&upstream))
+        return connection->original_destination;
+    upstream.port = connection->original_destination.port;
+    return upstream;
+}
+
 void upstream_start(struct connection *connection)
 {
     const struct dp_listener *listener = &connection->listener->settings;
     struct table *table = worker_table(connection->worker, listener->direction);
+    struct mosnhook_address upstream = default_upstream(connection);
     struct route *route = NULL;
     enum dp_end end = DP_END_NONE;
 
@@ -65,7 +77,7 @@ void upstream_start(struct connection *connection)
     } else if (route && route->endpoint_count > 0) {
         connection->table = table_reference(table);
         connection->first_endpoint = route_pick(table, route);
-    } else if (is_own(connection->worker->dp, &connection->original_destination)) {
+    } else if (is_own(connection->worker->dp, &upstream)) {
         end = DP_END_LOOP;
     }
     connection_enter(connection, PHASE_CONNECTING);
@@ -84,45 +96,35 @@ void upstream_release(struct connection *connection)
     connection->table = NULL;
 }
 
-/* The address that the upstream shall see, or NULL if that does not matter. Never one that the
- * upstream could not answer to. */
-static const struct mosnhook_address *choose_source(const struct connection *connection)
+/* The address that the application on this host shall see, or NULL if the upstream is another one
+ * or it does not matter. Never one that the application could not answer to. */
+static const struct mosnhook_address *source_for_application(const struct connection *connection)
 {
     const struct dp_listener *listener = &connection->listener->settings;
-    const struct mosnhook_address *source = &connection->source;
     const struct mosnhook_address *upstream = &connection->upstream;
-    bool ipv4 = address_is_ipv4(upstream);
+    const struct mosnhook_address *source;
 
-    /* An application that chose a source (to pick an interface) keeps it. */
-    if (listener->transport == DP_TRANSPORT_UNIX)
-        return address_is_loopback(upstream) ? NULL : source;
     if (!address_is_loopback(upstream) &&
         memcmp(upstream->ip, connection->original_destination.ip, sizeof upstream->ip) != 0)
         return NULL;
-    if (listener->preserve_source)
-        return source;
-    return address_is_zero(&listener->application_source[ipv4 ? 0 : 1])
-               ? NULL
-               : &listener->application_source[ipv4 ? 0 : 1];
+    if (!listener->preserve_source)
+        source = &listener->application_source[address_is_ipv4(upstream) ? 0 : 1];
+    else if (address_is_loopback(upstream) && !address_is_loopback(&connection->source))
+        source = &connection->source;
+    else
+        return NULL;
+    if (address_is_zero(source) || address_is_ipv4(source) != address_is_ipv4(upstream))
+        return NULL;
+    return source;
 }
 
-static int bind_source(const struct connection *connection, int fd)
+static int bind_source(int fd, const struct mosnhook_address *chosen)
 {
-    const struct mosnhook_address *chosen = choose_source(connection);
-    bool transparent = connection->listener->settings.transport != DP_TRANSPORT_UNIX;
-    bool ipv4 = address_is_ipv4(&connection->upstream);
-    struct mosnhook_address source;
+    struct mosnhook_address source = *chosen;
     struct sockaddr_storage name;
     socklen_t length;
     int one = 1;
 
-    if (!chosen || address_is_ipv4(chosen) != ipv4 ||
-        (chosen == &connection->source && address_is_loopback(chosen)))
-        return 0;
-    if (transparent && setsockopt(fd, ipv4 ? IPPROTO_IP : IPPROTO_IPV6,
-                                  ipv4 ? IP_TRANSPARENT : IPV6_TRANSPARENT, &one, sizeof one) < 0)
-        return -errno;
-    source = *chosen;
     source.port = 0;
     length = address_to_socket(&source, &name);
     /* The port at connect, when the destination is known: else all share 28,000 ports. */
@@ -130,13 +132,46 @@ static int bind_source(const struct connection *connection, int fd)
     return bind(fd, (struct sockaddr *)&name, length) < 0 ? -errno : 0;
 }
 
-static int set_mark(const struct connection *connection, int fd)
+static int set_mark(int fd, uint32_t mark)
 {
-    uint32_t mark = connection->listener->settings.mark;
+    return mark == 0 || setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof mark) == 0 ? 0 : -errno;
+}
 
-    if (mark == 0 || setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof mark) == 0)
+/* An application that chose a source (to pick an interface) keeps it. */
+static int keep_source(const struct connection *connection, int fd)
+{
+    const struct mosnhook_address *source = &connection->source;
+    const struct mosnhook_address *upstream = &connection->upstream;
+
+    if (connection->listener->settings.transport != DP_TRANSPORT_UNIX ||
+        address_is_loopback(upstream) || address_is_loopback(source) ||
+        address_is_ipv4(source) != address_is_ipv4(upstream))
         return 0;
-    return -errno;
+    return bind_source(fd, source);
+}
+
+/* Marks the socket and gives it the address that the upstream shall see. 0 or -errno. */
+static int prepare_socket(const struct connection *connection, int fd)
+{
+    const struct dp_listener *listener = &connection->listener->settings;
+    const struct mosnhook_address *source = source_for_application(connection);
+    bool ipv4 = address_is_ipv4(&connection->upstream);
+    int result = tune_socket(fd);
+    int one = 1;
+
+    if (result < 0)
+        return result;
+    if (!source) {
+        result = set_mark(fd, listener->mark);
+        return result < 0 ? result : keep_source(connection, fd);
+    }
+    result = set_mark(fd, listener->application_mark);
+    if (result < 0)
+        return result;
+    if (setsockopt(fd, ipv4 ? IPPROTO_IP : IPPROTO_IPV6, ipv4 ? IP_TRANSPARENT : IPV6_TRANSPARENT,
+                   &one, sizeof one) < 0)
+        return -errno;
+    return bind_source(fd, source);
 }
 
 /* Begins to connect to connection->upstream. 0 or -errno. */
@@ -151,11 +186,7 @@ static int begin_connect(struct connection *connection)
     watch->fd = socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
     if (watch->fd < 0)
         return -errno;
-    result = tune_socket(watch->fd);
-    if (result == 0)
-        result = set_mark(connection, watch->fd);
-    if (result == 0)
-        result = bind_source(connection, watch->fd);
+    result = prepare_socket(connection, watch->fd);
     if (result == 0 && connect(watch->fd, (struct sockaddr *)&name, length) < 0 &&
         errno != EINPROGRESS)
         result = -errno;
@@ -183,13 +214,7 @@ static bool next_endpoint(struct connection *connection)
         atomic_fetch_sub_explicit(&connection->endpoint->active, 1, memory_order_relaxed);
     connection->endpoint = NULL;
     if (!table) {
-        const struct mosnhook_address *application = &connection->listener->settings.application;
-
-        connection->upstream = connection->original_destination;
-        if (!address_is_zero(application)) {
-            connection->upstream = *application;
-            connection->upstream.port = connection->original_destination.port;
-        }
+        connection->upstream = default_upstream(connection);
         return connection->attempts++ == 0;
     }
     route = &table->routes[connection->route];

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pysidecar.address import Address
-from pysidecar.config import Config
-from pysidecar.dataplane import DataPlane
+
+if TYPE_CHECKING:  # the configuration itself needs to know the rules
+    from pysidecar.config import Config
+    from pysidecar.dataplane import DataPlane
+    from pysidecar.interception.rules import Ruleset
 
 __all__ = ["Interception"]
 
@@ -33,15 +37,21 @@ class Interception(abc.ABC):
     @abc.abstractmethod
     def serve(self, also_own: Sequence[Address]) -> None:
         """The data plane accepts: lets traffic come. ``also_own`` are the sidecar's other
-        listeners, which are never captured."""
+        listeners, which are never captured. Raises StartError."""
 
-    @abc.abstractmethod
-    def check(self, config: Config) -> None:
+    @property
+    def ruleset(self) -> Ruleset | None:
+        """What it needs in the kernel, if anything; ``pysidecar.interception.rules`` shows, applies
+        and deletes it."""
+        return None
+
+    def check(self, config: Config) -> None:  # noqa: B027
         """Raises ValueError when ``apply`` could not take this configuration."""
 
     @abc.abstractmethod
     def apply(self, config: Config) -> None:
-        """A changed configuration takes effect."""
+        """A changed configuration takes effect. Raises StartError when it cannot, nothing having
+        changed."""
 
     @abc.abstractmethod
     def drain(self) -> None:

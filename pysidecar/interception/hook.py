@@ -17,6 +17,7 @@ from pysidecar.dataplane import DataPlane, Listener, Transport, parking_works
 from pysidecar.errors import StartError
 from pysidecar.interception import Interception
 from pysidecar.interception.control_socket import ControlSocket
+from pysidecar.interception.kernel import upstream_mark
 from pysidecar.interception.policy_page import (
     RULES_CAPACITY,
     Policy,
@@ -87,9 +88,10 @@ class ConnectHook(Interception):
     def attach(self, data_plane: DataPlane) -> None:
         assert self._control is not None
         assert self._page is not None
+        mark = upstream_mark(self._config)  # so that redirect leaves these connections alone
         for listener in self._listeners:
-            data_plane.add_listener(listener, Listener(Transport.HEADER))
-        data_plane.add_listener(self._control.listener, Listener(Transport.UNIX))
+            data_plane.add_listener(listener, Listener(Transport.HEADER, mark=mark))
+        data_plane.add_listener(self._control.listener, Listener(Transport.UNIX, mark=mark))
         obstacles: dict[str, str] = {}
         for host in _LOOPBACKS:
             if obstacle := _parking_obstacle(host):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from pysidecar.config import Outbound
+from collections.abc import Sequence
+
+from pysidecar.config import Outbound, RouteEntry
 from pysidecar.dataplane import Action, Balance, Route, RouteTable, lib
 from pysidecar.routing.rules import Rule, compile_rules
 
 __all__ = ["exclude_rules", "route_table"]
 
 
-def route_table(outbound: Outbound) -> RouteTable:
+def route_table(routes: Sequence[RouteEntry]) -> RouteTable:
     """The routes in the order of the file; a rule's number is its route's index."""
     return RouteTable(
         rules=compile_rules(
             Rule(route.match.destination, route.match.ports, index)
-            for index, route in enumerate(outbound.routes)
+            for index, route in enumerate(routes)
         ),
         routes=tuple(
             Route(
@@ -22,7 +24,7 @@ def route_table(outbound: Outbound) -> RouteTable:
                 balance=Balance[route.balance.upper()],
                 endpoints=route.endpoints or (),
             )
-            for route in outbound.routes
+            for route in routes
         ),
     )
 

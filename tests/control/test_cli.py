@@ -36,9 +36,12 @@ def run(
     )
 
 
-@pytest.mark.parametrize("command", ["", "run", "exec", "check", "hook-path", "connections"])
+@pytest.mark.parametrize(
+    "command",
+    ["", "run", "exec", "check", "hook-path", "connections", "rules", "rules apply"],
+)
 def test_every_command_explains_itself(command: str) -> None:
-    result = invoke(*filter(None, [command]), "--help")
+    result = invoke(*command.split(), "--help")
     assert result.exit_code == 0
     assert "Usage: " in result.output
 
@@ -251,3 +254,34 @@ def test_bytes_for_people(count: int, text: str) -> None:
 )
 def test_ages_for_people(seconds: float, text: str) -> None:
     assert format_age(seconds) == text
+
+
+def test_rules_show_what_a_configuration_asks_for(tmp_path: Path) -> None:
+    file = tmp_path / "f.yaml"
+    file.write_text("inbound: {ports: 8080}\noutbound: {redirect: true}\n")
+    both = invoke("rules", "show", "-c", file).output
+    assert "tcp dport != { 8080 } return" in both
+    assert "redirect to :15002" in both
+    inbound = invoke("rules", "show", "-c", file, "--mode", "tproxy").output
+    outbound = invoke("rules", "show", "-c", file, "--mode", "redirect").output
+    assert both == inbound + outbound
+    assert inbound
+    assert outbound
+    backend = invoke("rules", "show", "-c", file, "--backend", "iptables").output
+    assert "-j TPROXY --on-port 15006" in backend
+    file.write_text("inbound: {ports: 8080}\nrules_backend: iptables\n")
+    assert "-j TPROXY --on-port 15006" in invoke("rules", "show", "-c", file).output
+
+
+def test_rules_say_what_is_missing(tmp_path: Path) -> None:
+    result = invoke("rules", "show")
+    assert result.exit_code == 2
+    assert "expected -c FILE, or --mode" in result.output
+    file = tmp_path / "f.yaml"
+    file.write_text("inbound: {mode: redirect}\n")
+    result = invoke("rules", "show", "-c", file, "--mode", "tproxy")
+    assert result.exit_code == 1
+    assert "needs no rules of mode tproxy: expected inbound: {mode: tproxy}" in result.output
+    result = invoke("rules", "apply", "--mode", "tproxy", "--netns", "nobody-has-this")
+    assert result.exit_code == 1
+    assert "cannot open the network namespace nobody-has-this" in result.output

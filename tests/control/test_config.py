@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from pysidecar.address import Address
 from pysidecar.config import (
     Config,
     ConfigError,
+    Redirect,
     default_control_socket,
     json_schema,
     load,
@@ -25,6 +27,9 @@ from pysidecar.config import (
 from pysidecar.config.schema import MAX_LISTENERS
 from pysidecar.config.values import MAX_SOCKET_PATH, PortRange, WhenAway, format_duration
 from pysidecar.dataplane import lib
+from pysidecar.interception import rules
+from pysidecar.interception.kernel import make_way
+from pysidecar.interception.rules import Direction
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,7 +42,7 @@ outbound:
   control_socket_mode: 0660
   transport: header
   when_away: wait:5s
-  exclude: ["127.0.0.0/8", "::1/128", {destination: 10.0.0.53, ports: [53, 8000-8001]}]
+  exclude: ["127.0.0.0/8", "::1/128", 10.0.0.53, {ports: [53, 8000-8001]}]
   connect_timeout: 500ms
   idle_timeout: 1h
   header_timeout: 1.5s
@@ -48,6 +53,19 @@ outbound:
       balance: least_connections
     - match: {destination: [192.0.2.0/24, "2001:db8::/32"]}
       action: refuse
+  redirect: {listen: ['127.0.0.1:15002'], mark: null, uids: 1337, gids: [1, 2], cgroup: /a/b/}
+inbound:
+  mode: tproxy
+  listen: ["127.0.0.1:15006", "[::1]:15006"]
+  ports: [25, 8000-8999]
+  exclude_ports: 8080
+  application_address: [127.0.0.1, "::1"]
+  preserve_source: true
+  routes:
+    - match: {ports: 25}
+      endpoints: ["127.0.0.1:2525"]
+manage_rules: true
+rules_backend: iptables
 workers: 3
 drain_timeout: 2m
 """
@@ -62,7 +80,7 @@ def test_every_key_is_read() -> None:
     assert outbound.control_path == Path("/run/pysidecar/hook.sock")
     assert outbound.control_socket_mode == 0o660
     assert outbound.when_away == WhenAway("wait", 5.0)
-    assert outbound.exclude[2].ports == (PortRange(53, 53), PortRange(8000, 8001))
+    assert outbound.exclude[3].ports == (PortRange(53, 53), PortRange(8000, 8001))
     timeouts = (outbound.connect_timeout, outbound.idle_timeout, outbound.header_timeout)
     assert timeouts == (0.5, 3600.0, 1.5)
     assert outbound.routes[0].endpoints == (Address("127.0.0.1", 5433),)
@@ -71,6 +89,46 @@ def test_every_key_is_read() -> None:
         "2001:db8::/32",
     ]
     assert (config.worker_count, config.drain_timeout) == (3, 120.0)
+    assert (config.manage_rules, config.rules_backend) == (True, "iptables")
+
+
+def test_the_rules_follow_from_the_configuration() -> None:
+    config = parse(EVERYTHING.replace("mark: null, ", ""))
+    assert config.inbound is not None
+    inbound = config.inbound.settings()
+    assert inbound.mode is rules.InboundMode.TPROXY
+    assert inbound.captured == tuple(
+        rules.PortRange(*ends) for ends in ((25, 25), (8000, 8079), (8081, 8999))
+    )
+    assert inbound.preserve_source
+    assert config.inbound.application(socket.AF_INET6) == "::1"
+    outbound = config.outbound.redirect_settings()
+    assert outbound.listen == (Address("127.0.0.1", 15002),)
+    assert outbound.own == rules.OwnTraffic((15001,), uids=(1337,), gids=(1, 2), cgroup="a/b")
+    assert {str(n) for n in outbound.exclude_networks} == {"127.0.0.0/8", "::1/128", "10.0.0.53/32"}
+
+
+def test_redirect_is_a_word_or_a_section() -> None:
+    assert parse("outbound: {redirect: true}").outbound.redirect == Redirect()
+    assert parse("outbound: {redirect: {}}").outbound.redirect == Redirect()
+    for nothing in ("false", "null", ""):
+        assert parse(f"outbound: {{redirect: {nothing}}}") == Config()
+    assert parse("inbound:\n") == Config()
+
+
+def test_rules_are_not_for_the_admin_interface_that_others_reach() -> None:
+    config = parse("admin: {listen: 0.0.0.0:15000}\ninbound: {}")
+    way = make_way(config, Direction.INBOUND)
+    assert way is not None
+    assert not any(p.first <= 15000 <= p.last for p in way.settings.captured)
+
+
+def test_networks_and_ports_are_excluded_from_redirect() -> None:
+    settings = parse(
+        "outbound: {redirect: true, exclude: [{ports: 53}, 10.0.0.0/8]}"
+    ).outbound.redirect_settings()
+    assert settings.exclude_ports == (rules.PortRange(53, 53),)
+    assert [str(n) for n in settings.exclude_networks] == ["10.0.0.0/8"]
 
 
 def test_what_is_printed_reads_back() -> None:
@@ -170,6 +228,60 @@ PORTS = "expected a port such as 5432 or a range such as 8000-8999"
             "outbound: {routes: [{endpoints: [127.0.0.1:15001]}]}",
             "expected other endpoints in routes[0]: 127.0.0.1:15001 is the sidecar's own listener",
         ),
+        ("inbound: {mode: nat}", "inbound.mode: 'nat': expected 'tproxy' or 'redirect'"),
+        (
+            "inbound: {mode: redirect, listen: ['127.0.0.1:15006']}",
+            "inbound: expected 0.0.0.0 or [::] instead of 127.0.0.1:15006 for mode redirect",
+        ),
+        (
+            "inbound: {mode: redirect, preserve_source: true}",
+            "inbound: expected mode tproxy for preserve_source",
+        ),
+        (
+            "inbound: {preserve_source: true}",
+            'inbound: expected application_address: [127.0.0.1, "::1"] for preserve_source',
+        ),
+        (
+            "inbound: {preserve_source: true, application_address: 127.0.0.1}",
+            "inbound: expected an application_address of each family that is listened on",
+        ),
+        (
+            "inbound: {application_address: [127.0.0.1, 10.0.0.1]}",
+            "inbound: expected at most one application_address of each family",
+        ),
+        (
+            "inbound: {application_address: [127.0.0.1, 'fd00::1']}",
+            "inbound: expected application_address all on loopback, or none of them",
+        ),
+        (
+            "inbound: {application_address: localhost}",
+            "inbound.application_address: 'localhost': expected an IP address such as 127.0.0.1",
+        ),
+        ("inbound: {ports: 80, exclude_ports: 80}", "inbound: expected a port that is not excl"),
+        ("inbound: {ports: []}", "inbound.ports: []: expected at least one entry"),
+        (
+            "inbound: {routes: [{endpoints: ['127.0.0.1:15006']}]}",
+            "expected other endpoints in routes[0]: 127.0.0.1:15006 is the sidecar's own listener",
+        ),
+        (
+            "outbound: {redirect: {mark: null}}",
+            "outbound: expected a mark, uid, gid or cgroup that tells the sidecar's own traffic",
+        ),
+        (
+            "outbound: {redirect: {uid: 3}}",
+            "outbound.redirect.uid: unknown key; did you mean uids?",
+        ),
+        ("outbound: {redirect: {cgroup: /}}", "outbound.redirect.cgroup: '/': expected the path"),
+        (
+            "outbound: {redirect: true, exclude: [{destination: 10.0.0.1, ports: 53}]}",
+            "outbound: expected either destination or ports in exclude[0]",
+        ),
+        (
+            "outbound: {redirect: {listen: ['127.0.0.1:15001']}}",
+            "expected another address in outbound.redirect.listen: 127.0.0.1:15001 is in",
+        ),
+        ("rules_backend: ipfw", "rules_backend: 'ipfw': expected 'nft', 'iptables'"),
+        ("manage_rules: 1", "manage_rules: 1: expected true or false"),
         ("workers: 0", "workers: 0: expected greater than or equal to 1"),
         ("workers: '2'", "workers: '2': expected a whole number"),
         ("workers: yes", "workers: 'yes': expected a whole number"),
@@ -247,7 +359,14 @@ def test_the_default_control_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_keys_that_need_a_restart_are_known() -> None:
     changed = parse(EVERYTHING.replace("15001", "15101").replace("workers: 3", "workers: 4"))
     assert restart_keys(parse(EVERYTHING), changed) == ["outbound.listen", "workers"]
-    reloadable = parse(EVERYTHING.replace("1h", "2h").replace("refuse", "relay"))
+    changed = parse(
+        EVERYTHING.replace("8000-8999]\n  ex", "8000]\n  ex").replace("uids: 1337", "uids: 1")
+    )
+    assert restart_keys(parse(EVERYTHING), changed) == ["outbound.redirect.uids", "inbound.ports"]
+    assert restart_keys(parse(""), parse("inbound: {}")) == ["inbound"]
+    reloadable = parse(
+        EVERYTHING.replace("1h", "2h").replace("refuse", "relay").replace("2525", "2526")
+    )
     assert restart_keys(parse(EVERYTHING), reloadable) == []
 
 

@@ -188,7 +188,7 @@ def test_a_configuration_becomes_tables() -> None:
             - action: refuse
         """
     ).outbound
-    table = route_table(outbound)
+    table = route_table(outbound.routes)
     assert [route.action for route in table.routes] == [Action.RELAY, Action.REFUSE]
     assert table.routes[0].balance is Balance.LEAST_CONNECTIONS
     assert table.routes[0].endpoints == (Address("127.0.0.1", 5433), Address("::1", 5434))

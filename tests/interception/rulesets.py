@@ -28,15 +28,6 @@ RULESETS = {
             exclude_ports=(PortRange.single(22), PortRange(15000, 15005)),
         )
     ),
-    "tproxy_source_pod": Ruleset(
-        InboundSettings(
-            InboundMode.TPROXY,
-            _TPROXY,
-            ports=(PortRange.single(8080),),
-            preserve_source=True,
-            application_on_loopback=False,
-        )
-    ),
     "redirect": Ruleset(InboundSettings(InboundMode.REDIRECT, _REDIRECT)),
     "outbound": Ruleset(
         OutboundRedirectSettings(

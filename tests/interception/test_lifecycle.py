@@ -125,14 +125,8 @@ def test_a_direction_is_deleted_alone(pair: Pair) -> None:
     assert snapshot(pair.pod) == inbound
 
 
-@pytest.mark.parametrize(
-    ("backend", "rounds"),
-    [
-        ("nft", 12),
-        ("iptables-legacy", 6),
-        pytest.param("nft", 1000, marks=[pytest.mark.soak, pytest.mark.timeout(1800)]),
-    ],
-)
+@pytest.mark.parametrize(("backend", "rounds"), [("nft", 200), ("iptables-legacy", 20)])
+@pytest.mark.timeout(180)
 def test_many_rounds_leave_what_was(busy_pod: str, backend: str, rounds: int) -> None:
     before = everything(busy_pod)
     files = len(os.listdir("/proc/self/fd"))
@@ -228,7 +222,7 @@ def test_concurrent_changes_come_one_after_the_other(
     busy_pod: str, changing: Changing, backend: str
 ) -> None:
     before = everything(busy_pod)
-    names = ["tproxy", "tproxy_source", "redirect", "tproxy_source_pod"]
+    names = ["tproxy", "tproxy_source", "redirect", "tproxy_ipv4"]
     for name in names * 2:
         changing.start("apply", backend, busy_pod, name)
         changing.start("delete", backend, busy_pod)

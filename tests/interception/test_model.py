@@ -61,9 +61,8 @@ def test_ports_are_the_included_without_the_excluded(
         ({"listen": (Address("127.0.0.1", 1), Address("127.0.0.2", 1))}, "one address of each"),
         ({"ports": (PortRange(80, 90),), "exclude_ports": (PortRange(1, 99),)}, "not excluded"),
         ({"ports": (PortRange.single(15006),)}, "not excluded"),
-        ({"preserve_source": True, "application_on_loopback": False}, "a list of ports"),
         ({"mark": 0}, "a mark from 1"),
-        ({"mark": 15007}, "another mark"),
+        ({"mark": 15008}, "another mark"),
     ],
 )
 def test_inbound_settings_that_cannot_work(settings: dict[str, Any], said: str) -> None:

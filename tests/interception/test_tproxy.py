@@ -84,25 +84,6 @@ def test_the_sidecar_learns_the_destination_and_conntrack_nothing(
 
 @each_version
 @each_backend
-def test_the_application_sees_the_client_on_the_pods_own_address_too(
-    pair: Pair, backend: str, version: int
-) -> None:
-    way = tproxy(
-        preserve_source=True, application_on_loopback=False, ports=(PortRange.single(8080),)
-    )
-    upstream = to_application(pair.pod, way.application_leg, POD[version])
-    with (
-        application(pair.pod, Address(POD[version], 8080)),
-        sidecar(pair.pod, way.listeners, upstream),
-        applied(way, pair.pod, backend),
-    ):
-        answers = {ask(pair.client, Address(POD[version], 8080)) for _ in range(50)}
-        assert entries(pair.pod) == 0
-    assert answers == {f"application {CLIENT[version]}"}
-
-
-@each_version
-@each_backend
 def test_without_a_sidecar_connections_are_refused(pair: Pair, backend: str, version: int) -> None:
     way = tproxy()
     with application(pair.pod, *anywhere(8080)), applied(way, pair.pod, backend):

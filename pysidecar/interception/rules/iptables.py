@@ -17,7 +17,6 @@ from pysidecar.interception.rules.model import (
     APPLICATION_SOURCES,
     LOOPBACKS,
     REFUSE_MARK,
-    REPLY_MARK,
     Direction,
     InboundMode,
     InboundSettings,
@@ -403,26 +402,9 @@ def _tproxy(
     notrack = "-j CT --notrack"
     if not settings.preserve_source:
         raw.append(_Rule(f"-p tcp -d {APPLICATION_SOURCES[family]} {notrack}", purpose))
-    elif settings.application_on_loopback:
+    else:
         loopback = LOOPBACKS[family]
         raw.append(_Rule(f"-p tcp -s {loopback} ! -d {loopback} {notrack}", purpose))
-    else:
-        away = "-m addrtype ! --dst-type LOCAL"
-        raw += _for_ports(captured, f"{{}} {away} {notrack}", purpose, "sports")
-        yield _Chain(
-            "mangle",
-            f"{prefix}OUTPUT",
-            (
-                _Rule(f"{own} -j RETURN", "by the sidecar"),
-                *_for_ports(
-                    captured,
-                    f"{{}} {away} -j MARK --set-mark {REPLY_MARK}",
-                    "back to the sidecar",
-                    "sports",
-                ),
-            ),
-            "OUTPUT",
-        )
     yield _Chain("raw", f"{prefix}OUTPUT", tuple(raw), "OUTPUT")
 
 
@@ -468,9 +450,7 @@ def _outbound_redirect(
     )
 
 
-def _for_ports(
-    ranges: Sequence[PortRange], text: str, purpose: str, option: str = "dports"
-) -> Iterator[_Rule]:
+def _for_ports(ranges: Sequence[PortRange], text: str, purpose: str) -> Iterator[_Rule]:
     """Rules with the match of the ports at ``{}``, as many as the match's limit needs."""
     if ranges == (PortRange(1, 0xFFFF),):
         yield _Rule("-p tcp " + " ".join(text.format("").split()), purpose)
@@ -486,5 +466,5 @@ def _for_ports(
         portions[-1].append(":".join(map(str, ends)))
         used += size
     for portion in portions:
-        match = f"-m multiport --{option} {','.join(portion)}"
+        match = f"-m multiport --dports {','.join(portion)}"
         yield _Rule(f"-p tcp {text.format(match)}", purpose)

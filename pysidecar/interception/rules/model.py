@@ -25,7 +25,6 @@ __all__ = [
     "LOOPBACKS",
     "OUTBOUND_MARK",
     "REFUSE_MARK",
-    "REPLY_MARK",
     "ROUTE_PROTOCOL",
     "ROUTE_TABLE",
     "RULE_PRIORITY",
@@ -49,8 +48,6 @@ INBOUND_MARK = 15006
 """SO_MARK of the inbound listeners and of the sockets from there to the application (tproxy)."""
 OUTBOUND_MARK = 15001
 """SO_MARK of the sidecar's own connections, which outbound redirect leaves alone."""
-REPLY_MARK = 15007
-"""Packets of the application that answer a connection with a preserved source; set by rules."""
 REFUSE_MARK = 15008
 """First packets of connections that nobody takes; set and rejected by rules."""
 
@@ -180,9 +177,10 @@ class InboundSettings:
     work, saying what was expected.
 
     ``listen`` has at most one address of each family; a family without one is left alone.
-    ``ports`` of None are all. ``preserve_source`` and what follows are tproxy's alone.
-    ``application_on_loopback`` says that the sidecar connects to the application on 127.0.0.1 and
-    ::1, otherwise on the address that the client asked for.
+    ``ports`` of None are all. ``preserve_source`` and ``mark`` are tproxy's alone;
+    with ``preserve_source`` the sidecar connects to the application on loopback. (On the address
+    that the client asked for, the client's connections and those in its name would differ in
+    nothing but the client's port, which both pick at random: at times they would be the same.)
     """
 
     mode: InboundMode
@@ -190,13 +188,12 @@ class InboundSettings:
     ports: tuple[PortRange, ...] | None = None
     exclude_ports: tuple[PortRange, ...] = ()
     preserve_source: bool = False
-    application_on_loopback: bool = True
     mark: int = INBOUND_MARK
 
     def __post_init__(self) -> None:
         listen = _by_family(self.listen)
         _check_mark(self.mark)
-        if self.mark in (REPLY_MARK, REFUSE_MARK):
+        if self.mark == REFUSE_MARK:
             raise ValueError(f"expected another mark: {self.mark} has a meaning in the rules")
         if self.mode is InboundMode.REDIRECT:
             if self.preserve_source:
@@ -210,11 +207,6 @@ class InboundSettings:
                         "kernel sends the connections to the address of the interface that they "
                         "came through"
                     )
-        if self.preserve_source and not self.application_on_loopback and self.ports is None:
-            raise ValueError(
-                "expected a list of ports for preserve_source with an application that is not on "
-                "loopback: its answers are told from its own connections by their port"
-            )
         if not self.captured:
             raise ValueError("expected a port that is not excluded")
 
@@ -311,7 +303,6 @@ class PolicyRule:
     family: socket.AddressFamily
     source: str | None = None
     destination: str | None = None
-    mark: int | None = None
 
     def __str__(self) -> str:
         """As ``ip`` would be told."""
@@ -320,8 +311,6 @@ class PolicyRule:
             words += ["from", self.source]
         if self.destination is not None:
             words += ["to", self.destination]
-        if self.mark is not None:
-            words += ["fwmark", str(self.mark)]
         words += ["iif", "lo", "lookup", str(ROUTE_TABLE)]
         words += ["priority", str(RULE_PRIORITY), "protocol", str(ROUTE_PROTOCOL)]
         return " ".join(words)
@@ -359,9 +348,7 @@ class Ruleset:
                 for family in families
                 if _is_v6(family)
             )
-        if settings.application_on_loopback:
-            return tuple(PolicyRule(family, source=str(LOOPBACKS[family])) for family in families)
-        return tuple(PolicyRule(family, mark=REPLY_MARK) for family in families)
+        return tuple(PolicyRule(family, source=str(LOOPBACKS[family])) for family in families)
 
 
 def fingerprint(text: str) -> str:

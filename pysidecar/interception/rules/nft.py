@@ -14,7 +14,6 @@ from pysidecar.interception.rules.model import (
     APPLICATION_SOURCES,
     LOOPBACKS,
     REFUSE_MARK,
-    REPLY_MARK,
     Direction,
     InboundMode,
     InboundSettings,
@@ -240,24 +239,17 @@ def _tproxy_out(ruleset: Ruleset, settings: InboundSettings) -> _Chain:
             f"meta mark {settings.mark} notrack {{counter}} accept", "sent by the sidecar", "sent"
         ),
     ]
-    hook = "filter"
     purpose = "the application's answers to the sidecar"
     for family in ruleset.listen:
         ip = _IP[family]
         notrack = "meta l4proto tcp notrack {counter}"
         if not settings.preserve_source:
             match = f"{ip} daddr {APPLICATION_SOURCES[family]} {notrack}"
-        elif settings.application_on_loopback:
+        else:
             loopback = LOOPBACKS[family]
             match = f"{ip} saddr {_plain(loopback)} {ip} daddr != {_plain(loopback)} {notrack}"
-        else:
-            hook = "route"  # looks for a route again when the mark changed
-            match = (
-                f"meta nfproto {_NFPROTO[family]} tcp sport {_ports(settings.captured)} "
-                f"fib daddr type != local meta mark set {REPLY_MARK} notrack {{counter}}"
-            )
         rules.append(_Rule(f"{match} accept", purpose, "answers"))
-    return _Chain("output", f"{hook} hook output priority raw", tuple(rules))
+    return _Chain("output", "filter hook output priority raw", tuple(rules))
 
 
 def _inbound_redirect(ruleset: Ruleset, settings: InboundSettings) -> _Chain:
@@ -352,13 +344,6 @@ def _features(ruleset: Ruleset) -> Iterator[_Feature]:
             "meta l4proto tcp reject with tcp reset",
             "filter hook input priority filter",
         )
-        if settings.preserve_source and not settings.application_on_loopback:
-            yield (
-                "route chains",
-                "nf_tables_inet",
-                f"meta mark set {REPLY_MARK}",
-                "route hook output priority raw",
-            )
         return
     hook = "nat hook output priority -110"
     yield (

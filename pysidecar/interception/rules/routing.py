@@ -24,7 +24,6 @@ from pysidecar.interception.rules.model import (
 __all__ = ["Routing", "describe"]
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
-_FULL_MASK = 0xFFFFFFFF
 _RT_SCOPE_HOST = 254  # <linux/rtnetlink.h>; IPv6 routes have no scope
 
 
@@ -139,7 +138,6 @@ class Routing:
                 family,
                 source=source and _network(source, message["src_len"]),
                 destination=destination and _network(destination, message["dst_len"]),
-                mark=message.get_attr("FRA_FWMARK"),
             )
             arguments = _rule(rule)
             arguments["priority"] = message.get_attr("FRA_PRIORITY") or 0
@@ -198,7 +196,4 @@ def _rule(rule: PolicyRule) -> dict[str, Any]:
         arguments["src"] = rule.source
     if rule.destination is not None:
         arguments["dst"] = rule.destination
-    if rule.mark is not None:
-        arguments["fwmark"] = rule.mark
-        arguments["fwmask"] = _FULL_MASK
     return arguments
