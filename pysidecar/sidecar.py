@@ -223,9 +223,9 @@ class Sidecar:
             self._reported.clear()
             await self._reported.wait()
 
-    async def run(self) -> None:
-        """Starts, and serves until SIGTERM or SIGINT; then drains, at most for
-        ``drain_timeout`` and until a second signal. SIGHUP reloads."""
+    async def run(self, *, until_stdin_ends: bool = False) -> None:
+        """Starts, and serves until SIGTERM or SIGINT, or until standard input ends; then drains, at
+        most for ``drain_timeout`` and until a second signal. SIGHUP reloads."""
         loop = asyncio.get_running_loop()
         first, second = asyncio.Event(), asyncio.Event()
 
@@ -235,6 +235,14 @@ class Sidecar:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+
+        def on_stdin() -> None:
+            if not os.read(0, 4096):
+                loop.remove_reader(0)
+                first.set()
+
+        if until_stdin_ends:
+            loop.add_reader(0, on_stdin)
         await self.start()
         try:
             for line in self.description:

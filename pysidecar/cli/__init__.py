@@ -58,7 +58,13 @@ def main() -> None:
 @main.command()
 @_config_option
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
-def run(config_file: Path | None, verbose: bool) -> None:
+@click.option(
+    "--until-stdin-ends",
+    is_flag=True,
+    help="Drain, as at SIGTERM, when standard input ends: for programs that start a sidecar, "
+    "which then does not outlive them, however they end.",
+)
+def run(config_file: Path | None, verbose: bool, until_stdin_ends: bool) -> None:
     """Run a sidecar in the foreground.
 
     It logs on standard error and writes the access log where the configuration says, by default to
@@ -80,7 +86,8 @@ def run(config_file: Path | None, verbose: bool) -> None:
     prepare_process()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(Sidecar(config, source=config_file).run())
+            sidecar = Sidecar(config, source=config_file)
+            runner.run(sidecar.run(until_stdin_ends=until_stdin_ends))
     except (StartError, ConfigError) as error:
         _fail(str(error))
 

@@ -199,10 +199,13 @@ class Sidecar:
         environment["PYTHONSAFEPATH"] = "1"
         with self._log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pysidecar", "run", "-c", str(self.config_file)],
+                [
+                    *(sys.executable, "-m", "pysidecar", "run", "-c", str(self.config_file)),
+                    "--until-stdin-ends",  # also when this process is killed
+                ],
                 cwd=self.directory,
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # ^C is for pytest, which then stops it in order
@@ -234,6 +237,8 @@ class Sidecar:
             self._ended()
 
     def _ended(self) -> None:
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.close()
         self.process = None
         self._before_this_run = self._logged_connections()
 

@@ -172,6 +172,28 @@ def test_an_interrupt_ends_it_too(sidecar: RunningSidecar) -> None:
     assert list(sidecar.control_socket.parent.iterdir()) == []
 
 
+def test_it_can_end_with_its_standard_input(tmp_path: Path) -> None:
+    """So it does not outlive who started it, even if that was killed."""
+    control_socket = tmp_path / "hook.sock"
+    config = tmp_path / "sidecar.yaml"
+    config.write_text(
+        "admin: {listen: 127.0.0.1:0}\n"
+        f"outbound: {{listen: [127.0.0.1:0], control_socket: {control_socket}}}\n"
+    )
+    with subprocess.Popen(
+        [*PYSIDECAR, "run", "-c", str(config), "--until-stdin-ends"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdin
+        eventually(control_socket.exists)
+        process.stdin.write(b"what it says does not matter")
+        process.stdin.flush()
+        process.stdin.close()
+        assert process.wait(PATIENCE) == 0
+    assert not control_socket.exists()
+
+
 def test_the_drain_limit_aborts(sidecar: RunningSidecar, echo: Address) -> None:
     sidecar.write_config(top="drain_timeout: 100ms")
     sidecar.reload()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pysidecar.testing import Hooked, Sidecar, SidecarError
@@ -131,3 +133,20 @@ def test_it_starts_again_after_a_kill(greeter: Callable[[bytes], socket.socket])
         sidecar.kill()
         sidecar.start()
         assert sidecar.hooked.run(READ).stdout == "one"
+
+
+def test_a_sidecar_does_not_outlive_its_tests_even_if_they_are_killed() -> None:
+    script = """
+import signal
+from pysidecar.testing import Sidecar
+with Sidecar() as sidecar:
+    print(sidecar.pid, sidecar.control_socket, flush=True)
+    signal.pause()
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as tests:
+        assert tests.stdout
+        pid, control_socket = tests.stdout.readline().decode().split()
+        sidecar = psutil.Process(int(pid))
+        tests.kill()
+    sidecar.wait(10)
+    assert not Path(control_socket).exists()
