@@ -15,6 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from pysidecar.testing import Hooked, Sidecar
 
+_REPORTED_LINES = 100  # of an access log: load tests have many thousands
 _SIDECARS: pytest.StashKey[list[Sidecar]] = pytest.StashKey()
 
 
@@ -62,5 +63,13 @@ def pytest_runtest_makereport(
         for number, sidecar in enumerate(sidecars, 1):
             name = f"sidecar {number} ({report.when})"
             report.sections.append((f"{name}: log", sidecar.log))
-            report.sections.append((f"{name}: access log", sidecar.access_log))
+            report.sections.append((f"{name}: access log", _tail(sidecar.access_log)))
     return report
+
+
+def _tail(text: str) -> str:
+    lines = text.splitlines(keepends=True)
+    left_out = len(lines) - _REPORTED_LINES
+    if left_out <= 0:
+        return text
+    return f"({left_out} lines before these)\n" + "".join(lines[-_REPORTED_LINES:])

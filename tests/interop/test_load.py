@@ -33,8 +33,9 @@ _MAX_BYTES_PER_CONNECTION = 1024  # of the sidecar's own memory, Python's part i
 _WARM_UP = 50_000
 _IN_SEQUENCE = 100_000
 _WINDOW = 64
-# Even the smallest allocation for each connection, once forgotten, would be more.
-_MAX_GROWTH = 16 * _IN_SEQUENCE
+_ROUNDS = 4
+_MAX_LEAK = 4  # bytes for each connection: even the smallest forgotten allocation is more
+_MAX_GROWTH = 8 << 20  # bytes in all
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,13 @@ def test_a_hundred_thousand_connections_leave_nothing_behind(
 
     fds_before, bytes_before = churn(_WARM_UP)
     started = time.monotonic()
-    fds_after, bytes_after = churn(_IN_SEQUENCE)
-    assert fds_after <= fds_before
-    assert bytes_after - bytes_before < _MAX_GROWTH
+    growth = []
+    for _ in range(_ROUNDS):
+        fds_after, bytes_after = churn(_IN_SEQUENCE // _ROUNDS)
+        assert fds_after <= fds_before
+        growth.append(bytes_after - bytes_before)
+        bytes_before = bytes_after
+    # A burst may raise what the allocator keeps, now and then; a leak shows in every round.
+    assert min(growth) < _MAX_LEAK * _IN_SEQUENCE // _ROUNDS, growth
+    assert sum(growth) < _MAX_GROWTH, growth
     assert time.monotonic() - started < _PATIENCE
