@@ -125,8 +125,14 @@ def test_a_direction_is_deleted_alone(pair: Pair) -> None:
     assert snapshot(pair.pod) == inbound
 
 
-@pytest.mark.parametrize(("backend", "rounds"), [("nft", 200), ("iptables-legacy", 20)])
-@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("backend", "rounds"),
+    [
+        ("nft", 12),
+        ("iptables-legacy", 6),
+        pytest.param("nft", 1000, marks=[pytest.mark.soak, pytest.mark.timeout(1800)]),
+    ],
+)
 def test_many_rounds_leave_what_was(busy_pod: str, backend: str, rounds: int) -> None:
     before = everything(busy_pod)
     files = len(os.listdir("/proc/self/fd"))
