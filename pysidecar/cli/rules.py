@@ -17,7 +17,7 @@ def chosen_rules(config: Config, mode: str | None, netns: str | None) -> list[Ru
     """Those that a configuration asks for, or only those of a mode. Raises StartError when there
     are none."""
     ways = [way for direction in Direction if (way := make_way(config, direction, netns))]
-    chosen = [way.rules for way in ways if mode in (None, way.description.name)]
+    chosen = [way.rules for way in ways if mode in (None, way.name)]
     if not chosen:
         expected = {
             "tproxy": "inbound: {mode: tproxy}",

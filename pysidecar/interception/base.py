@@ -10,17 +10,21 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar
 
 from pysidecar.address import Address
-from pysidecar.interception.rules import Direction, Ruleset, problems
+from pysidecar.interception.rules import (
+    Direction,
+    InboundSettings,
+    OutboundRedirectSettings,
+    Ruleset,
+    problems,
+)
 
 __all__ = [
-    "HOOK",
     "ApplicationLeg",
     "Direction",
     "Listener",
     "OriginalDestination",
     "SocketOption",
     "Way",
-    "WayDescription",
 ]
 
 # <linux/in.h> and <linux/in6.h>; Python's socket module has none of them before 3.14.
@@ -78,40 +82,21 @@ class ApplicationLeg:
     sources: Mapping[socket.AddressFamily, str | None] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class WayDescription:
-    """What a way can do, said before it is tried."""
-
-    name: str
-    directions: frozenset[Direction]
-    original_destination: frozenset[OriginalDestination]
-    capabilities: tuple[str, ...] = ()
-    keeps_source: bool = False
-    uses_conntrack: bool = False
-
-
-HOOK = WayDescription(
-    name="hook",
-    directions=frozenset({Direction.OUTBOUND}),
-    original_destination=frozenset({OriginalDestination.HEADER, OriginalDestination.CONTROL}),
-)
-"""The connect hook: no rules, no capability. ``pysidecar.interception.hook`` is all of it."""
-
-_Settings = TypeVar("_Settings")
+_Settings = TypeVar("_Settings", bound=InboundSettings | OutboundRedirectSettings)
 
 
 class Way(abc.ABC, Generic[_Settings]):
     """One way that needs rules in the kernel."""
 
-    description: ClassVar[WayDescription]
+    name: ClassVar[str]
 
     def __init__(self, settings: _Settings) -> None:
         self.settings = settings
 
     @property
-    @abc.abstractmethod
     def rules(self) -> Ruleset:
         """What must be in the kernel."""
+        return Ruleset(self.settings)
 
     @property
     @abc.abstractmethod

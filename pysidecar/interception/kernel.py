@@ -219,4 +219,4 @@ class KernelInterception(Interception):
     def description(self) -> Sequence[str]:
         addresses = ", ".join(str(listener.address) for listener in self._way.listeners)
         hint = "" if self._config.manage_rules else "; its rules are made by: pysidecar rules apply"
-        return [f"{self.direction.value} {self._way.description.name}: {addresses}{hint}"]
+        return [f"{self.direction.value} {self._way.name}: {addresses}{hint}"]

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pysidecar.interception.base import (
-    Direction,
     Listener,
     OriginalDestination,
     SocketOption,
     Way,
-    WayDescription,
     mark_option,
 )
 from pysidecar.interception.rules import (
     InboundMode,
     InboundSettings,
     OutboundRedirectSettings,
-    Ruleset,
 )
 
 __all__ = ["InboundRedirect", "OutboundRedirect"]
@@ -24,22 +21,12 @@ __all__ = ["InboundRedirect", "OutboundRedirect"]
 class InboundRedirect(Way[InboundSettings]):
     """Inbound connections, at the price of a conntrack entry each."""
 
-    description = WayDescription(
-        name="redirect",
-        directions=frozenset({Direction.INBOUND}),
-        original_destination=frozenset({OriginalDestination.ORIGINAL_DST}),
-        uses_conntrack=True,
-    )
+    name = "redirect"
 
     def __init__(self, settings: InboundSettings) -> None:
         if settings.mode is not InboundMode.REDIRECT:
             raise ValueError("expected settings of mode redirect")
         super().__init__(settings)
-
-    @property
-    def rules(self) -> Ruleset:
-        """NAT rules of this direction."""
-        return Ruleset(self.settings)
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
@@ -52,17 +39,7 @@ class InboundRedirect(Way[InboundSettings]):
 class OutboundRedirect(Way[OutboundRedirectSettings]):
     """Outbound connections of programs that the hook does not reach, such as static ones."""
 
-    description = WayDescription(
-        name="redirect",
-        directions=frozenset({Direction.OUTBOUND}),
-        original_destination=frozenset({OriginalDestination.ORIGINAL_DST}),
-        uses_conntrack=True,
-    )
-
-    @property
-    def rules(self) -> Ruleset:
-        """NAT rules of this direction."""
-        return Ruleset(self.settings)
+    name = "redirect"
 
     @property
     def listeners(self) -> tuple[Listener, ...]:

@@ -9,17 +9,15 @@ import socket
 
 from pysidecar.interception.base import (
     ApplicationLeg,
-    Direction,
     Listener,
     OriginalDestination,
     SocketOption,
     Way,
-    WayDescription,
     late_port_option,
     mark_option,
     transparent_option,
 )
-from pysidecar.interception.rules import InboundMode, InboundSettings, Ruleset
+from pysidecar.interception.rules import InboundMode, InboundSettings
 from pysidecar.interception.rules.model import APPLICATION_SOURCES
 
 __all__ = ["TransparentProxy"]
@@ -28,23 +26,12 @@ __all__ = ["TransparentProxy"]
 class TransparentProxy(Way[InboundSettings]):
     """Inbound connections without conntrack, with the client's address if wanted."""
 
-    description = WayDescription(
-        name="tproxy",
-        directions=frozenset({Direction.INBOUND}),
-        original_destination=frozenset({OriginalDestination.LOCAL_ADDRESS}),
-        capabilities=("CAP_NET_ADMIN",),
-        keeps_source=True,
-    )
+    name = "tproxy"
 
     def __init__(self, settings: InboundSettings) -> None:
         if settings.mode is not InboundMode.TPROXY:
             raise ValueError("expected settings of mode tproxy")
         super().__init__(settings)
-
-    @property
-    def rules(self) -> Ruleset:
-        """Packet rules, and policy routing for the application's answers."""
-        return Ruleset(self.settings)
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
