@@ -36,6 +36,10 @@ test-sanitizers: setup-tests ## run the tests of the C code under ASan and UBSan
 soak: setup-tests ## run the long tests (minutes each)
 	$(PYTHON) -m pytest -m soak --timeout 1800
 
+.PHONY: bench
+bench: setup-tests ## measure what the sidecar costs, next to direct and HAProxy
+	@$(PYTHON) scripts/bench.py
+
 .PHONY: lint
 lint: setup-tests ## check formatting, style, types and warnings
 	@scripts/lint
