@@ -37,6 +37,16 @@ def sources() -> list[Path]:
     return sorted(HERE.glob("*.c"))
 
 
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise RuntimeError(f"cannot compile the hook: no compiler {command[0]!r}") from error
+    if done.returncode != 0:
+        raise RuntimeError(f"cannot compile the hook: {' '.join(command)}\n{done.stderr}")
+    return done.stdout
+
+
 def build(output: Path, *, sanitize: bool = False, cc: str | None = None) -> None:
     """Compiles the hook to ``output``.
 
@@ -44,11 +54,14 @@ def build(output: Path, *, sanitize: bool = False, cc: str | None = None) -> Non
     libasan preloaded before it. ``cc`` is the compiler, by default ``$CC`` or gcc. Raises
     ``RuntimeError`` with the compiler's own words.
     """
-    compiler = cc or os.environ.get("CC") or "gcc"
+    compiler = (cc or os.environ.get("CC") or "gcc").split()
+    kind = list(_SANITIZED if sanitize else _FREESTANDING)
+    if not sanitize and _run([*compiler, "-dumpmachine"]).startswith("aarch64"):
+        kind.append("-mno-outline-atomics")  # atomics as instructions, not as calls of libgcc
     command = [
-        *compiler.split(),
+        *compiler,
         *_COMMON,
-        *(_SANITIZED if sanitize else _FREESTANDING),
+        *kind,
         f"-Wl,--version-script={HERE / 'mosnhook.map'}",
         "-Wl,-soname,libmosnhook.so",
         "-o",
@@ -56,12 +69,7 @@ def build(output: Path, *, sanitize: bool = False, cc: str | None = None) -> Non
         *map(str, sources()),
     ]
     output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        raise RuntimeError(f"cannot compile the hook: no compiler {compiler!r}") from error
-    if done.returncode != 0:
-        raise RuntimeError(f"cannot compile the hook: {' '.join(command)}\n{done.stderr}")
+    _run(command)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,11 @@
 
 #include "internal.h"
 
+const struct mosnhook_address loopback_address[2] = {
+    {.ip = {[10] = 0xff, [11] = 0xff, [12] = 127, [15] = 1}},
+    {.ip = {[15] = 1}},
+};
+
 static const uint8_t v4_mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
 
 bool address_is_ipv4(const struct mosnhook_address *address)

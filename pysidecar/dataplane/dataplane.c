@@ -13,11 +13,6 @@
 
 #include "internal.h"
 
-static const struct mosnhook_address loopback[2] = {
-    {.ip = {[10] = 0xff, [11] = 0xff, [12] = 127, [15] = 1}},
-    {.ip = {[15] = 1}},
-};
-
 /* ---- creation ---- */
 
 static int worker_create(struct dp *dp, unsigned index)
@@ -55,21 +50,6 @@ static void worker_destroy(struct worker *worker)
     close_fd(worker->epoll);
 }
 
-/* A socket that is bound and does not listen: a connect to it is answered with RST. */
-static int open_refuser(struct mosnhook_address *address)
-{
-    struct sockaddr_storage name;
-    socklen_t length = address_to_socket(address, &name);
-    int fd = socket(name.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-    if (fd < 0 || bind(fd, (struct sockaddr *)&name, length) < 0) {
-        close_fd(fd);
-        return -1;
-    }
-    address_of_local(fd, address);
-    return fd;
-}
-
 struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts)
 {
     struct dp *dp;
@@ -85,10 +65,6 @@ struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts)
     dp->event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (dp->event < 0)
         error = errno;
-    for (int i = 0; i < 2; i++) {
-        dp->refuser[i] = loopback[i];
-        dp->refuser_fds[i] = open_refuser(&dp->refuser[i]); /* IPv6 may be absent */
-    }
     dp_set_timeouts(dp, timeouts);
     dp->workers = calloc(workers, sizeof *dp->workers);
     if (!dp->workers)
@@ -115,8 +91,6 @@ void dp_destroy(struct dp *dp)
     }
     for (size_t i = 0; i < dp->park_count; i++)
         park_close(&dp->parks[i]);
-    close_fd(dp->refuser_fds[0]);
-    close_fd(dp->refuser_fds[1]);
     close_fd(dp->event);
     free(dp->own);
     free(dp->workers);

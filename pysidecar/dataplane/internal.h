@@ -46,6 +46,8 @@ struct worker;
 
 /* ---- addresses ---- */
 
+extern const struct mosnhook_address loopback_address[2]; /* IPv4, IPv6; port 0 */
+
 /* Returns the length of the socket address. */
 socklen_t address_to_socket(const struct mosnhook_address *address,
                             struct sockaddr_storage *socket_address);
@@ -275,8 +277,6 @@ struct dp {
     size_t park_count;
     struct mosnhook_address *own;
     size_t own_count;
-    struct mosnhook_address refuser[2]; /* IPv4, IPv6: bound but not listening, answers RST */
-    int refuser_fds[2];
     struct mosnhook_page *page;
 
     _Atomic uint32_t connect_ms, idle_ms, header_ms;

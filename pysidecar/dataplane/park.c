@@ -2,10 +2,9 @@
  *
  * An application's socket S is connected to a park: a listener that drops every SYN. To complete S,
  * a socket bound to the same address connects to S: the crossed SYNs establish both (simultaneous
- * open, RFC 9293 figure 7). To fail S it is disconnected, and connected to a port that answers with
- * RST, which leaves ECONNREFUSED for the application to find. */
+ * open, RFC 9293 figure 7). To fail S it is disconnected,
+ * which leaves ECONNRESET for the application to find; the hook makes the true errno of it. */
 #include <errno.h>
-#include <fcntl.h>
 #include <linux/filter.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -150,14 +149,13 @@ static int open_crossing(const struct mosnhook_address *park, const struct mosnh
 /* A listener of this worker for sockets that cannot be parked. Its fd or -errno. */
 static int private_listener(struct worker *worker, bool ipv4)
 {
-    struct mosnhook_address address = worker->dp->refuser[ipv4 ? 0 : 1];
+    struct mosnhook_address address = loopback_address[ipv4 ? 0 : 1];
     int *listener = &worker->private_listener[ipv4 ? 0 : 1];
     struct sockaddr_storage name;
     socklen_t length;
 
     if (*listener >= 0)
         return *listener;
-    address.port = 0;
     length = address_to_socket(&address, &name);
     *listener = socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
     if (*listener < 0)
@@ -267,23 +265,16 @@ void park_fail(struct connection *connection, int error)
     struct mosnhook_page *page = connection->worker->dp->page;
     int fd = connection->application;
     struct sockaddr unconnected = {.sa_family = AF_UNSPEC};
-    struct sockaddr_storage name;
-    socklen_t length;
 
     if (!connection->parked || !is_still_parked(connection))
         return;
     if (page)
         __atomic_store_n(&page->failures[connection->cookie % MOSNHOOK_FAILURES],
                          connection->cookie << 16 | (uint16_t)error, __ATOMIC_RELEASE);
-    if (connect(fd, &unconnected, sizeof unconnected) < 0)
-        return;
-    /* Left at this a pending ECONNRESET tells the application. For a blocking socket that has to
-     * do: to connect it here would take the error away with it. */
-    if (!(fcntl(fd, F_GETFL) & O_NONBLOCK))
-        return;
-    length = address_to_socket(
-        &connection->worker->dp->refuser[address_is_ipv4(&connection->park) ? 0 : 1], &name);
-    (void)connect(fd, (struct sockaddr *)&name, length);
+    /* Leaves ECONNRESET, in one step; the hook makes the true errno of it. To go on and connect to
+     * a closed port, for ECONNREFUSED, would be a moment without an error in which the application,
+     * already woken up, finds itself connected. */
+    (void)connect(fd, &unconnected, sizeof unconnected);
 }
 
 int dp_parking_works(const struct mosnhook_address *address)

@@ -106,8 +106,18 @@ def test_a_waiting_caller_is_answered_when_its_socket_is_connected(
 def test_a_refusing_upstream_shows_as_so_error(plane: Plane) -> None:
     with Parked(plane) as application:
         application.ask(closed_address())
-        assert eventually(application.error, "an error") == errno.ECONNREFUSED
+        assert eventually(application.error, "an error") == errno.ECONNRESET
     assert plane.next_closed().error == "upstream connect failed: ECONNREFUSED"
+
+
+def test_an_application_is_never_woken_up_to_a_failed_socket_without_an_error(plane: Plane) -> None:
+    """It would take it for connected. What is to fail is failed in one step."""
+    closed = closed_address()
+    for _ in range(2000):
+        with Parked(plane) as application:
+            application.ask(closed)
+            assert application.is_writable()
+            assert application.error() != 0
 
 
 def test_a_waiting_caller_learns_the_true_errno(plane: Plane) -> None:
@@ -132,7 +142,7 @@ def test_the_page_keeps_the_true_errno_of_a_non_blocking_failure(plane: Plane) -
             "little",  # SO_COOKIE
         )
         application.ask(UNREACHABLE)
-        assert eventually(application.error, "an error") == errno.ECONNREFUSED
+        assert eventually(application.error, "an error") == errno.ECONNRESET
         page = ffi.from_buffer("struct mosnhook_page *", plane.page)
         slot = page.failures[cookie % lib.MOSNHOOK_FAILURES]
         assert slot >> 16 == cookie
@@ -166,7 +176,7 @@ def test_a_caller_that_no_longer_waits_finds_the_error_on_its_socket(
         application.ask(silent, waits=True)
         assert application.control
         application.control.close()
-        assert eventually(application.error, "an error") == errno.ECONNREFUSED
+        assert eventually(application.error, "an error") == errno.ECONNRESET
 
 
 def test_an_application_that_disconnected_is_left_alone(

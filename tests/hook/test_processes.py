@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 
@@ -84,6 +85,26 @@ def test_without_unix_sockets_it_sends_headers(
     assert [one.transport for one in sidecar.wait_for_requests()] == [HEADER]
 
 
-def test_bypass_is_for_the_sidecar_itself(library: Path) -> None:
-    """The whole of its interface: the symbol is there, and takes an int."""
-    assert b"mosnhook_bypass" in library.read_bytes()
+def test_bypass_switches_the_hook_off_and_on(
+    run: Runner, sidecar: Sidecar, upstream: EchoServer
+) -> None:
+    """As the sidecar does it in its own process, should it have been started hooked."""
+    sidecar.excluded = []
+    sidecar.fallback = errno.EDOM
+    sidecar.publish()
+    script = (
+        "import ctypes, socket, sys\n"
+        "for on in (1, 0):\n"
+        "    ctypes.CDLL(None).mosnhook_bypass(on)\n"
+        "    with socket.socket() as client:\n"
+        "        print(client.connect_ex(('127.0.0.1', int(sys.argv[1]))))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(upstream.address[1])],
+        env=run.environment(sidecar, {}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["0", str(errno.EDOM)]
+    assert [one.destination for one in sidecar.requests] == [upstream.address]
