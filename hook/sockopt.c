@@ -1,5 +1,5 @@
 /* getsockopt(SO_ERROR): the true errno of a non-blocking connect that failed at the upstream. The
- * sidecar can make a socket fail with ECONNREFUSED only, and leaves the rest in the page. */
+ * sidecar can make a socket fail with ECONNRESET only, and leaves the true one in the page. */
 #include "mosnhook.h"
 
 MOSNHOOK_EXPORT int getsockopt(int fd, int level, int name, void *value, socklen_t *length)

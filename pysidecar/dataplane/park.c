@@ -2,8 +2,8 @@
  *
  * An application's socket S is connected to a park: a listener that drops every SYN. To complete S,
  * a socket bound to the same address connects to S: the crossed SYNs establish both (simultaneous
- * open, RFC 9293 figure 7). To fail S it is disconnected,
- * which leaves ECONNRESET for the application to find; the hook makes the true errno of it. */
+ * open, RFC 9293 figure 7). To fail S it is disconnected, which leaves ECONNRESET for the
+ * application to find; the hook makes the true errno of it. */
 #include <errno.h>
 #include <linux/filter.h>
 #include <netinet/in.h>
