@@ -21,6 +21,7 @@ from pysidecar.dataplane._native import ffi, lib
 __all__ = [
     "Action",
     "Balance",
+    "ConnectionPath",
     "ConnectionRecord",
     "Counters",
     "DataPlane",
@@ -62,6 +63,15 @@ class Action(enum.IntEnum):
 
     RELAY = lib.DP_RELAY
     REFUSE = lib.DP_REFUSE
+
+
+class ConnectionPath(enum.IntEnum):
+    """The way that a connection's bytes take."""
+
+    RELAY = lib.DP_PATH_RELAY
+    LOCAL = lib.DP_PATH_LOCAL
+    FULL = lib.DP_PATH_FULL
+    DIRECT = lib.DP_PATH_DIRECT
 
 
 class Balance(enum.IntEnum):
@@ -159,7 +169,8 @@ class RouteTable:
 @dataclass(frozen=True, slots=True)
 class ConnectionRecord:
     """One connection, live (``end`` is ``NONE``) or closed. Bytes as the application sees them:
-    ``bytes_sent`` went to the upstream."""
+    ``bytes_sent`` went to the upstream. ``rtt_ms`` is the smoothed round-trip time to the upstream,
+    where it was measured."""
 
     id: int
     opened: datetime
@@ -167,12 +178,14 @@ class ConnectionRecord:
     transport: Transport
     direction: Direction
     action: Action
+    path: ConnectionPath
     end: End
     source: Address | None
     original_destination: Address | None
     upstream: Address | None
     bytes_sent: int
     bytes_received: int
+    rtt_ms: float | None
     pid: int | None
     uid: int | None
     process: str | None
@@ -374,12 +387,14 @@ def _record(raw: Any) -> ConnectionRecord:
         transport=Transport(raw.transport),
         direction=Direction(raw.direction),
         action=Action(raw.action),
+        path=ConnectionPath(raw.path),
         end=End(raw.end),
         source=Address.from_native(raw.source),
         original_destination=Address.from_native(raw.original_destination),
         upstream=Address.from_native(raw.upstream),
         bytes_sent=raw.bytes_sent,
         bytes_received=raw.bytes_received,
+        rtt_ms=raw.rtt_us / 1000 or None,
         pid=raw.pid or None,
         uid=None if raw.uid == _UNKNOWN_UID else raw.uid,
         process=ffi.string(raw.command, 16).decode("utf-8", "backslashreplace") or None,

@@ -161,6 +161,7 @@ void connection_describe(const struct connection *connection, uint64_t now_ns,
         atomic_load_explicit(&connection->flow[UPSTREAM].bytes, memory_order_relaxed);
     record->transport = (uint16_t)connection->listener->settings.transport;
     record->direction = (uint16_t)connection->listener->settings.direction;
+    record->path = atomic_load_explicit(&connection->path, memory_order_relaxed);
     record->uid = UINT32_MAX;
     record->route = UINT32_MAX;
     if (phase == PHASE_CLOSED || phase >= PHASE_CONNECTING) {

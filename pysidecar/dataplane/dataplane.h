@@ -31,6 +31,14 @@ enum dp_action {
     DP_REFUSE = 1,
 };
 
+/* The way that a connection's bytes take. */
+enum dp_path {
+    DP_PATH_RELAY = 0, /* through the data plane */
+    DP_PATH_LOCAL = 1, /* the same, with a short cut between application and data plane */
+    DP_PATH_FULL = 2,  /* from the application's socket to the upstream's and back, in the kernel */
+    DP_PATH_DIRECT = 3, /* the application is connected to the upstream itself */
+};
+
 enum dp_balance {
     DP_ROUND_ROBIN = 0,
     DP_LEAST_CONNECTIONS = 1,
@@ -75,6 +83,9 @@ struct dp_record {
     uint16_t direction;                  /* enum dp_direction */
     uint16_t action;                     /* enum dp_action */
     uint16_t end;                        /* enum dp_end */
+    uint16_t path;                       /* enum dp_path */
+    uint16_t reserved;                   /* 0 */
+    uint32_t rtt_us;                     /* smoothed round-trip time, 0 where it was not measured */
     char command[MOSNHOOK_COMMAND_SIZE]; /* NUL-padded; "" where unknown */
 };
 

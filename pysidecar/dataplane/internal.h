@@ -202,6 +202,7 @@ struct connection {
     uint32_t pid, uid, route;
     int32_t error;
     _Atomic uint8_t phase; /* enum phase */
+    _Atomic uint8_t path;  /* enum dp_path */
     uint8_t action, end;
     uint8_t fds_reserved;
     bool waits, parked, runnable;

@@ -13,7 +13,14 @@ import pytest
 from pysidecar import access_log
 from pysidecar.access_log import AccessLog
 from pysidecar.address import Address
-from pysidecar.dataplane import Action, ConnectionRecord, Direction, End, Transport
+from pysidecar.dataplane import (
+    Action,
+    ConnectionPath,
+    ConnectionRecord,
+    Direction,
+    End,
+    Transport,
+)
 
 
 def record(number: int, end: End = End.EOF) -> ConnectionRecord:
@@ -24,12 +31,14 @@ def record(number: int, end: End = End.EOF) -> ConnectionRecord:
         transport=Transport.UNIX,
         direction=Direction.OUTBOUND,
         action=Action.RELAY,
+        path=ConnectionPath.RELAY,
         end=end,
         source=Address("127.0.0.1", 40000),
         original_destination=Address("2001:db8::1", 80),
         upstream=None,
         bytes_sent=number,
         bytes_received=0,
+        rtt_ms=None,
         pid=7,
         uid=0,
         process="a\nb",
@@ -50,8 +59,10 @@ def test_a_record_is_one_line_of_json(tmp_path: Path) -> None:
         "original_destination": "[2001:db8::1]:80",
         "upstream": None,
         "action": "relay",
+        "path": "relay",
         "bytes_sent": 3,
         "bytes_received": 0,
+        "rtt_ms": None,
         "duration_ms": 1.5,
         "pid": 7,
         "process": "a\nb",

@@ -24,7 +24,7 @@ PRINT_ENVIRONMENT = (
 )
 FIELDS = [
     *("time", "direction", "transport", "source", "original_destination", "upstream", "action"),
-    *("bytes_sent", "bytes_received", "duration_ms", "pid", "process", "error"),
+    *("path", "bytes_sent", "bytes_received", "rtt_ms", "duration_ms", "pid", "process", "error"),
 ]
 
 
@@ -47,8 +47,10 @@ def test_a_connection_is_relayed_shown_and_logged(sidecar: RunningSidecar, echo:
         "original_destination": str(echo),
         "upstream": str(echo),
         "action": "relay",
+        "path": "relay",
         "bytes_sent": 5,
         "bytes_received": 5,
+        "rtt_ms": None,
         "pid": None,
         "process": None,
         "error": None,
