@@ -108,6 +108,10 @@ static int ask_kernel(struct attempt *attempt)
         return page_true_error(attempt->cookie, error);
     }
     result = socket_connect_now(attempt, &peer.via);
+    if (result == EALREADY && peer.direct) { /* the kernel itself waits, if it shall */
+        attempt->endpoint = peer.via;
+        return OUTCOME_DIRECT;
+    }
     if (result == EINPROGRESS) { /* it was not connected: take that back */
         socket_disconnect(attempt);
         /* A failure that the application has read already is an abort to the kernel, once. */
@@ -116,8 +120,10 @@ static int ask_kernel(struct attempt *attempt)
     return socket_settle(attempt, result, &peer.via);
 }
 
-int capture(int fd, const struct sockaddr *address, socklen_t length, int flags)
+int capture(int fd, struct target *target, int flags)
 {
+    const struct sockaddr *address = target->address;
+    socklen_t length = target->length;
     struct attempt attempt;
     int protocol, status, result, saved_errno;
     bool repeated;
@@ -149,6 +155,8 @@ int capture(int fd, const struct sockaddr *address, socklen_t length, int flags)
     attempt.deadline = attempt.waits ? send_deadline(fd) : 0;
     attempt.fast_open = read_option(fd, IPPROTO_TCP, TCP_FASTOPEN_CONNECT) > 0;
 
+    attempt.endpoint.port = 0;
+
     cancel_disable(&attempt);
     if (attempt.fast_open)
         set_fast_open(&attempt, 0);
@@ -162,5 +170,12 @@ int capture(int fd, const struct sockaddr *address, socklen_t length, int flags)
 
     log_decision(&attempt.destination, repeated ? "repeated" : "captured", result);
     set_errno(saved_errno);
-    return result == OUTCOME_DIRECT ? OUTCOME_NOT_OURS : result;
+    if (result != OUTCOME_DIRECT)
+        return result;
+    if (attempt.endpoint.port != 0) {
+        target->address = (struct sockaddr *)&target->replacement;
+        target->length =
+            address_to_sockaddr(&attempt.endpoint, attempt.family, &target->replacement);
+    }
+    return OUTCOME_NOT_OURS;
 }

@@ -3,9 +3,14 @@
 
 MOSNHOOK_EXPORT int connect(int fd, const struct sockaddr *address, socklen_t length)
 {
-    int result = hook_active() ? capture(fd, address, length, 0) : OUTCOME_NOT_OURS;
+    struct target target;
+    int result = OUTCOME_NOT_OURS;
 
+    target.address = address;
+    target.length = length;
+    if (hook_active())
+        result = capture(fd, &target, 0);
     if (result == OUTCOME_NOT_OURS)
-        return libc()->connect(fd, address, length);
+        return libc()->connect(fd, target.address, target.length);
     return errno_result(result);
 }

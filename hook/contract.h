@@ -14,7 +14,7 @@
 
 enum mosnhook_constants {
     MOSNHOOK_MAGIC = 0x4b48534d, /* "MSHK" */
-    MOSNHOOK_VERSION = 1,
+    MOSNHOOK_VERSION = 2,
 
     MOSNHOOK_PAGE_SIZE =
         1048576, /* bytes of the policy file; sparse, so unused rules cost nothing */
@@ -96,10 +96,12 @@ enum mosnhook_when_away {
     MOSNHOOK_AWAY_WAIT = 2, /* up to wait_ms, then refuse */
 };
 
-/* The rule numbers of the page's rules carry the verdict in their lowest bit. */
+/* The rule numbers of the page's rules carry the verdict in their two lowest bits. */
 enum mosnhook_verdict {
     MOSNHOOK_CAPTURE = 0, /* also where no rule matches */
     MOSNHOOK_EXCLUDE = 1,
+    MOSNHOOK_ASK = 2, /* captured, but the sidecar may say `direct`: see mosnhook_request */
+    MOSNHOOK_VERDICTS = 4,
 };
 
 /* `sequence` is a seqlock over everything but `alive_ns` and `failures`: odd while the control
@@ -136,6 +138,12 @@ struct mosnhook_page {
 
 /* ---- The control socket (SOCK_SEQPACKET): one request, at most one answer, then closed ----
  *
+ * Asking. Where the page says MOSNHOOK_ASK, a first request carries the socket as it is, neither
+ * parked nor connected, and is answered at once, whether its caller waits or not. After `direct`
+ * the application's socket is connected by its own connect() to the endpoint in the answer, and the
+ * sidecar is not in the way of its bytes. After `relay` the same connection of the control socket
+ * takes the ordinary request, as follows.
+ *
  * Parking. The application's socket S is connected, non-blocking, to a park: a listener that
  * drops every SYN, so that S stays in SYN_SENT, as it would while a distant server has not answered
  * yet. The request carries S (SCM_RIGHTS). When the upstream is connected, the
@@ -150,6 +158,7 @@ struct mosnhook_page {
 enum mosnhook_request_flags {
     MOSNHOOK_WAITS = 1,  /* the caller blocks until the answer */
     MOSNHOOK_PARKED = 2, /* the socket is parked (else: unconnected) */
+    MOSNHOOK_ASKS = 4,   /* only asks; the socket is unconnected */
 };
 
 struct mosnhook_request {
@@ -161,18 +170,20 @@ struct mosnhook_request {
 };
 
 enum mosnhook_action {
-    MOSNHOOK_RELAY =
-        0, /* the socket is connected: to the sidecar, and the sidecar to the upstream */
-    MOSNHOOK_DIRECT = 1, /* connect to the destination yourself */
+    /* The socket is connected: to the sidecar, and the sidecar to the upstream. To one who asks: it
+     * is to be handed over. */
+    MOSNHOOK_RELAY = 0,
+    MOSNHOOK_DIRECT = 1, /* connect it yourself, to the endpoint */
     MOSNHOOK_REFUSE = 2, /* fail with `error` */
 };
 
-/* Sent only to callers that wait. A failed socket is left to the caller to disconnect. */
+/* Sent only to callers that wait or ask. A failed socket is left to the caller to disconnect. */
 struct mosnhook_answer {
     uint32_t magic;
     uint16_t version;
-    uint16_t action; /* enum mosnhook_action */
-    int32_t error;   /* errno for MOSNHOOK_REFUSE, else 0 */
+    uint16_t action;                  /* enum mosnhook_action */
+    int32_t error;                    /* errno for MOSNHOOK_REFUSE, else 0 */
+    struct mosnhook_address endpoint; /* for MOSNHOOK_DIRECT; port 0: the destination */
 };
 
 /* ---- TLVs of the PROXY v2 header that the `header` transport sends ----

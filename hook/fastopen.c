@@ -1,60 +1,90 @@
 /* sendto(), sendmsg() and sendmmsg() with MSG_FASTOPEN, which connect and send in one call.
  *
  * A captured destination is connected first, then the data goes the ordinary way: to the kernel
- * that is a fast open without a cookie. */
+ * that is a fast open without a cookie. One that is connected directly stays a fast open, if to
+ * another address. */
 #include "mosnhook.h"
 
 /* The start of struct mmsghdr, which only _GNU_SOURCE shows. */
 struct first_message {
     struct msghdr header;
+    unsigned sent;
 };
 
 /* Whether there is nothing to do but to send without MSG_FASTOPEN. Else `*result` is what the call
- * returns, or OUTCOME_NOT_OURS. */
-static bool connected_first(int fd, const struct sockaddr *address, socklen_t length, int flags,
-                            int *result)
+ * returns, or OUTCOME_NOT_OURS: to be sent to the target. */
+static bool connected_first(int fd, struct target *target, int flags, int *result)
 {
     *result = OUTCOME_NOT_OURS;
-    if (!(flags & MSG_FASTOPEN) || !address || !hook_active())
+    if (!(flags & MSG_FASTOPEN) || !target->address || !hook_active())
         return false;
-    *result = capture(fd, address, length, (flags & MSG_DONTWAIT) ? CAPTURE_CONNECT_DONT_WAIT : 0);
+    *result = capture(fd, target, (flags & MSG_DONTWAIT) ? CAPTURE_CONNECT_DONT_WAIT : 0);
     return *result == 0;
 }
 
 MOSNHOOK_EXPORT ssize_t sendto(int fd, const void *bytes, size_t size, int flags,
                                const struct sockaddr *address, socklen_t length)
 {
+    struct target target;
     int result;
 
-    if (connected_first(fd, address, length, flags, &result))
+    target.address = address;
+    target.length = length;
+    if (connected_first(fd, &target, flags, &result))
         return libc()->sendto(fd, bytes, size, flags & ~MSG_FASTOPEN, NULL, 0);
     if (result == OUTCOME_NOT_OURS)
-        return libc()->sendto(fd, bytes, size, flags, address, length);
+        return libc()->sendto(fd, bytes, size, flags, target.address, target.length);
     return errno_result(result);
+}
+
+static ssize_t send_to_target(int fd, const struct msghdr *message, int flags,
+                              const struct target *target)
+{
+    struct msghdr led = *message;
+
+    led.msg_name = (void *)target->address;
+    led.msg_namelen = target->length;
+    return libc()->sendmsg(fd, &led, flags);
 }
 
 MOSNHOOK_EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 {
-    int result = OUTCOME_NOT_OURS;
+    struct target target;
+    int result;
 
+    if (!(flags & MSG_FASTOPEN) || !message)
+        return libc()->sendmsg(fd, message, flags);
+    target.address = message->msg_name;
+    target.length = message->msg_namelen;
     /* TCP looks at the name of a message with MSG_FASTOPEN only, so it can stay. */
-    if ((flags & MSG_FASTOPEN) && message &&
-        connected_first(fd, message->msg_name, message->msg_namelen, flags, &result))
+    if (connected_first(fd, &target, flags, &result))
         return libc()->sendmsg(fd, message, flags & ~MSG_FASTOPEN);
     if (result == OUTCOME_NOT_OURS)
-        return libc()->sendmsg(fd, message, flags);
+        return send_to_target(fd, message, flags, &target);
     return errno_result(result);
 }
 
 MOSNHOOK_EXPORT int sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
 {
-    int result = OUTCOME_NOT_OURS;
-    const struct msghdr *first = messages ? &((struct first_message *)messages)->header : NULL;
+    struct first_message *first = (struct first_message *)messages;
+    struct target target;
+    ssize_t sent;
+    int result;
 
-    if ((flags & MSG_FASTOPEN) && first && count > 0 &&
-        connected_first(fd, first->msg_name, first->msg_namelen, flags, &result))
-        return libc()->sendmmsg(fd, messages, count, flags & ~MSG_FASTOPEN);
-    if (result == OUTCOME_NOT_OURS)
+    if (!(flags & MSG_FASTOPEN) || !first || count == 0)
         return libc()->sendmmsg(fd, messages, count, flags);
-    return errno_result(result);
+    target.address = first->header.msg_name;
+    target.length = first->header.msg_namelen;
+    if (connected_first(fd, &target, flags, &result))
+        return libc()->sendmmsg(fd, messages, count, flags & ~MSG_FASTOPEN);
+    if (result != OUTCOME_NOT_OURS)
+        return errno_result(result);
+    if (target.address == first->header.msg_name)
+        return libc()->sendmmsg(fd, messages, count, flags);
+    /* The application's messages stay as they are: the first one alone, which sendmmsg may do. */
+    sent = send_to_target(fd, &first->header, flags, &target);
+    if (sent < 0)
+        return -1;
+    first->sent = (unsigned)sent;
+    return 1;
 }

@@ -22,8 +22,7 @@ MOSNHOOK_EXPORT int getpeername(int fd, struct sockaddr *address, socklen_t *len
         (address->sa_family != AF_INET && address->sa_family != AF_INET6))
         return result;
     if (libc()->getpeername(fd, (struct sockaddr *)&whole, &whole_length) != 0 ||
-        !address_from_sockaddr((struct sockaddr *)&whole, whole_length, &actual) ||
-        !address_is_loopback(&actual))
+        !address_from_sockaddr((struct sockaddr *)&whole, whole_length, &actual))
         return result;
     /* Connected to where we led it, and not elsewhere since? */
     if (peers_find(socket_cookie(fd), &peer) && address_equal(&peer.via, &actual)) {

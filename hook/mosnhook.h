@@ -131,6 +131,7 @@ bool address_equal(const struct mosnhook_address *a, const struct mosnhook_addre
 struct page_view {
     bool known;          /* the page could be read; else the environment decides */
     bool excluded;       /* not to be captured */
+    bool asks;           /* the sidecar may want it to be connected directly */
     uint32_t generation; /* another one: the page has changed, or is another one */
     uint32_t state;
     uint32_t transport;
@@ -165,7 +166,8 @@ bool page_knows_failure(uint64_t cookie);
 
 struct peer {
     struct mosnhook_address destination; /* the application's */
-    struct mosnhook_address via; /* the sidecar's address that the socket was connected to */
+    struct mosnhook_address via;         /* where the socket was connected to instead */
+    uint32_t direct;                     /* by itself, past the sidecar */
 };
 
 void peers_remember(uint64_t cookie, const struct peer *peer);
@@ -204,10 +206,19 @@ struct attempt {
     int64_t deadline; /* by SO_SNDTIMEO, on now_ns's clock; 0: none */
     int cancel_state; /* the thread's, which is off while we hold something */
     struct mosnhook_address destination;
+    struct mosnhook_address endpoint; /* with OUTCOME_DIRECT: where to, port 0: the destination */
     struct page_view view;
 };
 
-int capture(int fd, const struct sockaddr *address, socklen_t length, int flags);
+/* Where a connect goes: as the application says, or, after capture() answered OUTCOME_NOT_OURS, as
+ * the sidecar does. */
+struct target {
+    const struct sockaddr *address;
+    socklen_t length;
+    struct sockaddr_storage replacement; /* that `address` may point to */
+};
+
+int capture(int fd, struct target *target, int flags);
 
 /* ---- socket.c: steps on the application's socket that both transports take ---- */
 
@@ -237,6 +248,10 @@ int wait_ready(struct attempt *attempt, int fd, short events, int owned);
 
 /* 0, or EINTR or EINPROGRESS as above. A cancellation point if the caller waits. */
 int wait_pause(struct attempt *attempt, int ms);
+
+/* Until `fd` is ready or has hung up, for callers that must not block: for as long as a full
+ * sidecar gets. 0 or OUTCOME_AWAY. */
+int wait_shortly(const struct attempt *attempt, int fd, short events);
 
 /* Short, neither interruptible nor a cancellation point. */
 void wait_briefly(int ms);

@@ -133,13 +133,17 @@ static void copy(const struct mosnhook_page *from, const struct mosnhook_address
     __builtin_memcpy(view->control_path, from->control_path, sizeof view->control_path);
     view->control_path[sizeof view->control_path - 1] = 0;
 
+    view->asks = false;
     view->excluded = is_own(view->listeners, view->listener_count, destination) ||
                      is_own(view->parks, view->park_count, destination) ||
                      is_own(from->own, at_most(from->own_count, MOSNHOOK_MAX_OWN), destination);
     if (!view->excluded && mosnhook_rules_fit(&rules, room)) {
         uint32_t rule = mosnhook_match(&rules, &from->rules + 1, destination);
 
-        view->excluded = rule != MOSNHOOK_NO_RULE && (rule & 1) == MOSNHOOK_EXCLUDE;
+        if (rule != MOSNHOOK_NO_RULE) {
+            view->excluded = rule % MOSNHOOK_VERDICTS == MOSNHOOK_EXCLUDE;
+            view->asks = rule % MOSNHOOK_VERDICTS == MOSNHOOK_ASK;
+        }
     }
 }
 

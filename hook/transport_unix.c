@@ -88,13 +88,17 @@ static int park(struct attempt *attempt, struct mosnhook_address *via)
     return result;
 }
 
-static int send_request(int control, const struct attempt *attempt)
+static uint16_t ordinary_flags(const struct attempt *attempt)
+{
+    return (attempt->waits ? MOSNHOOK_WAITS : 0) | (attempt->multipath ? 0 : MOSNHOOK_PARKED);
+}
+
+static int send_request(int control, const struct attempt *attempt, uint16_t flags)
 {
     struct mosnhook_request request = {
         .magic = MOSNHOOK_MAGIC,
         .version = MOSNHOOK_VERSION,
-        .flags = (uint16_t)((attempt->waits ? MOSNHOOK_WAITS : 0) |
-                            (attempt->multipath ? 0 : MOSNHOOK_PARKED)),
+        .flags = flags,
         .destination = attempt->destination,
     };
     struct iovec bytes = {&request, sizeof request};
@@ -115,7 +119,7 @@ static int send_request(int control, const struct attempt *attempt)
     return result == sizeof request ? 0 : OUTCOME_AWAY;
 }
 
-/* Waits for the answer and closes the control socket. */
+/* Waits for the answer: 0 is `relay`. A cancelled thread closes the control socket. */
 static int receive_answer(int control, struct attempt *attempt)
 {
     struct mosnhook_answer answer = {.magic = 0};
@@ -123,11 +127,11 @@ static int receive_answer(int control, struct attempt *attempt)
     long size = 0;
 
     do {
-        result = wait_ready(attempt, control, POLLIN, control);
+        result = attempt->waits ? wait_ready(attempt, control, POLLIN, control)
+                                : wait_shortly(attempt, control, POLLIN);
         if (result == 0)
             size = sys_recv(control, &answer, sizeof answer, MSG_DONTWAIT);
     } while (result == 0 && (size == -EAGAIN || size == -EINTR));
-    sys_close(control);
     if (result != 0)
         return result;
     if (size <= 0) /* hung up without an answer */
@@ -136,12 +140,32 @@ static int receive_answer(int control, struct attempt *attempt)
         answer.version == MOSNHOOK_VERSION) {
         if (answer.action == MOSNHOOK_RELAY)
             return 0;
-        if (answer.action == MOSNHOOK_DIRECT)
+        if (answer.action == MOSNHOOK_DIRECT) {
+            attempt->endpoint = answer.endpoint;
             return OUTCOME_DIRECT;
+        }
         if (answer.action == MOSNHOOK_REFUSE && answer.error > 0 && answer.error <= ERRNO_MAX)
             return answer.error;
     }
     return ECONNREFUSED;
+}
+
+/* Whether the sidecar leaves the connection to us. 0: no, it is to be handed over. */
+static int ask(int control, struct attempt *attempt)
+{
+    struct peer peer = {.destination = attempt->destination, .direct = true};
+    int result = send_request(control, attempt, MOSNHOOK_ASKS);
+
+    if (result == 0)
+        result = receive_answer(control, attempt);
+    if (result == EINPROGRESS) /* SO_SNDTIMEO: but nothing is in progress */
+        return ETIMEDOUT;
+    if (result == OUTCOME_DIRECT) {
+        /* Also where nothing is replaced: a second connect() of this socket is not a new one. */
+        peer.via = attempt->endpoint.port ? attempt->endpoint : attempt->destination;
+        peers_remember(attempt->cookie, &peer);
+    }
+    return result;
 }
 
 /* The sidecar says that the socket is connected. */
@@ -171,6 +195,13 @@ int transport_unix(struct attempt *attempt)
 
     if (control < 0)
         return control;
+    if (attempt->view.asks && !attempt->multipath) {
+        result = ask(control, attempt);
+        if (result != 0) {
+            sys_close(control);
+            return result;
+        }
+    }
     if (!attempt->multipath) {
         result = park(attempt, &peer.via);
         if (result != EINPROGRESS) {
@@ -179,11 +210,10 @@ int transport_unix(struct attempt *attempt)
         }
         peers_remember(attempt->cookie, &peer);
     }
-    result = send_request(control, attempt);
-    if (result != 0 || !attempt->waits)
-        sys_close(control);
-    else
+    result = send_request(control, attempt, ordinary_flags(attempt));
+    if (result == 0 && attempt->waits)
         result = receive_answer(control, attempt);
+    sys_close(control);
     if (result == 0)
         return attempt->waits ? finish(attempt, &peer) : EINPROGRESS;
     /* Timed out or interrupted: as with any connect(), it goes on without the caller. */

@@ -134,6 +134,19 @@ int wait_pause(struct attempt *attempt, int ms)
     return result < 0 ? -result : 0;
 }
 
+int wait_shortly(const struct attempt *attempt, int fd, short events)
+{
+    int64_t deadline = wait_full_deadline(attempt), left;
+
+    while ((left = deadline - now_ns()) > 0) {
+        struct pollfd polled = {.fd = fd, .events = events};
+
+        if (sys_poll(&polled, 1, (int)((left + MS - 1) / MS)) > 0)
+            return 0;
+    }
+    return OUTCOME_AWAY;
+}
+
 int64_t wait_full_deadline(const struct attempt *attempt)
 {
     int64_t budget = attempt->waits ? FULL_BUDGET_MS : FULL_BUDGET_NONBLOCKING_MS;

@@ -218,8 +218,8 @@ class Sidecar:
         self._data_plane.drain()
 
     async def drained(self) -> None:
-        """Returns when no connection is left."""
-        while self._data_plane.live:
+        """Returns when no connection is left that goes through here."""
+        while self._data_plane.passing:
             self._reported.clear()
             await self._reported.wait()
 
@@ -249,11 +249,11 @@ class Sidecar:
                 log.info("%s", line)
             await first.wait()
             self.begin_drain()
-            live = self._data_plane.live
+            live = self._data_plane.passing
             if live:
                 log.info("draining: %d connections are open; a second signal aborts them", live)
             await _first_of(self.drained(), second.wait(), asyncio.sleep(self.config.drain_timeout))
-            if left := self._data_plane.live:
+            if left := self._data_plane.passing:
                 log.warning("aborting %d connections that are still open", left)
         finally:
             await self.stop()

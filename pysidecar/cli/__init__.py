@@ -196,6 +196,8 @@ def check(config_file: Path | None, schema: bool, show: bool) -> None:
         ConnectHook(config).check(config)
     except ValueError as error:
         _fail(f"{config_file or 'configuration'}: {error}")
+    if config.outbound.direct_routes and config.outbound.transport == "header":
+        _warn("routes with action direct relay, as outbound.transport is header")
     if show:
         import yaml
 

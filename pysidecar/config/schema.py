@@ -144,13 +144,16 @@ class RouteEntry(_Section):
     match: Match = Match()
     """Which connections; without it, all."""
 
-    action: Literal["relay", "refuse"] = "relay"
-    """`relay` connects to an endpoint. `refuse` lets the application's connect fail with
-    ECONNREFUSED."""
+    action: Literal["relay", "direct", "refuse"] = "relay"
+    """`relay` connects to an endpoint, and passes the bytes on. `direct` lets the application
+    connect itself to the endpoint that is chosen for it, so that nothing is in the way of its bytes;
+    the connection is shown and logged all the same (see `docs/architecture.md`). Only with transport
+    `unix`; connections that come another way are relayed. `refuse` lets the application's connect
+    fail with ECONNREFUSED."""
 
     endpoints: Annotated[tuple[EndpointText, ...], Field(min_length=1)] | None = None
-    """Where to connect; when one refuses, the next is tried. Without it, the original
-    destination."""
+    """Where to connect; when one refuses, the next is tried (not with `direct`). Without it, the
+    original destination."""
 
     balance: Literal["round_robin", "least_connections"] = "round_robin"
     """Which endpoint a connection tries first."""
@@ -320,6 +323,11 @@ class Outbound(_Section):
         )
 
     @property
+    def direct_routes(self) -> bool:
+        """Whether a route says `direct`."""
+        return any(route.action == "direct" for route in self.routes)
+
+    @property
     def control_path(self) -> Path:
         """The control socket, configured or default."""
         return self.control_socket or default_control_socket()
@@ -388,6 +396,12 @@ class Inbound(_Section):
         if self.preserve_source:
             self._check_preserved(on_loopback == {True})
         self.settings()
+        for index, route in enumerate(self.routes):
+            if route.action == "direct":
+                raise ValueError(
+                    f"expected relay or refuse in routes[{index}]: direct is for outbound "
+                    "connections"
+                )
         _check_endpoints(self.routes, list(self.addresses))
         return self
 

@@ -32,6 +32,7 @@ __all__ = [
     "RouteTable",
     "Timeouts",
     "Transport",
+    "direct_works",
     "ffi",
     "lib",
     "parking_works",
@@ -63,6 +64,7 @@ class Action(enum.IntEnum):
 
     RELAY = lib.DP_RELAY
     REFUSE = lib.DP_REFUSE
+    DIRECT = lib.DP_DIRECT
 
 
 class ConnectionPath(enum.IntEnum):
@@ -100,6 +102,8 @@ class End(enum.IntEnum):
     DOWNSTREAM_GONE = lib.DP_END_DOWNSTREAM_GONE
     NO_RESOURCES = lib.DP_END_NO_RESOURCES
     DRAIN_LIMIT = lib.DP_END_DRAIN_LIMIT
+    UNOBSERVED = lib.DP_END_UNOBSERVED
+    LEFT = lib.DP_END_LEFT
 
 
 _END_TEXT: dict[End, str] = {
@@ -117,6 +121,8 @@ _END_TEXT: dict[End, str] = {
     End.DOWNSTREAM_GONE: "the application gave up before the upstream answered",
     End.NO_RESOURCES: "out of resources",
     End.DRAIN_LIMIT: "closed at the drain limit",
+    End.UNOBSERVED: "ended unobserved; the bytes are those of the last look",
+    End.LEFT: "still open when the sidecar stopped; it goes on",
 }
 
 
@@ -324,6 +330,11 @@ class DataPlane:
         """The number of live connections."""
         return int(lib.dp_snapshot(self._dp, self._records, 0))
 
+    @property
+    def passing(self) -> int:
+        """The number of live connections whose bytes pass the data plane: not direct ones."""
+        return int(lib.dp_passing(self._dp))
+
     def counters(self) -> Counters:
         """Sums over all workers."""
         raw = ffi.new("struct dp_counters *")
@@ -353,6 +364,11 @@ def parking_works(host: str) -> bool:
     )
     _check(min(result, 0), f"cannot try parking on {host}")
     return bool(result)
+
+
+def direct_works() -> None:
+    """Raises OSError where the kernel does not say what becomes of direct connections."""
+    _check(lib.dp_direct_works(), "NETLINK_SOCK_DIAG")
 
 
 def _host(host: str | None) -> tuple[bytes, int, int, int]:

@@ -89,6 +89,7 @@ void connection_close(struct connection *connection, enum dp_end end, int error)
     connection->closed_ns = clock_ns(CLOCK_MONOTONIC);
     timer_cancel(&worker->timers, connection);
     relay_release(connection);
+    direct_release(connection);
     close_side(&connection->side[DOWNSTREAM], reset);
     close_side(&connection->side[UPSTREAM], reset);
     close_fd(&connection->request.fd);
@@ -172,6 +173,14 @@ void connection_describe(const struct connection *connection, uint64_t now_ns,
         record->route = connection->route;
         record->action = connection->action;
         memcpy(record->command, connection->command, sizeof record->command);
+    }
+    record->rtt_us = atomic_load_explicit(&connection->rtt_us, memory_order_relaxed);
+    if (phase == PHASE_DIRECT) {
+        record->source = connection->seen_source;
+        record->bytes_sent =
+            atomic_load_explicit(&connection->seen_bytes[DOWNSTREAM], memory_order_relaxed);
+        record->bytes_received =
+            atomic_load_explicit(&connection->seen_bytes[UPSTREAM], memory_order_relaxed);
     }
     if (phase >= PHASE_RELAYING)
         record->upstream = connection->upstream;

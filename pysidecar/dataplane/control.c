@@ -47,7 +47,7 @@ static bool request_is_valid(const struct mosnhook_request *request, ssize_t siz
     return size == sizeof *request && request->magic == MOSNHOOK_MAGIC &&
            request->version == MOSNHOOK_VERSION && request->destination.port != 0 &&
            !address_is_unspecified(&request->destination) &&
-           (request->flags & (MOSNHOOK_WAITS | MOSNHOOK_PARKED)) != 0;
+           (request->flags & (MOSNHOOK_WAITS | MOSNHOOK_PARKED | MOSNHOOK_ASKS)) != 0;
 }
 
 static void read_request(struct connection *connection)
@@ -93,6 +93,10 @@ static void read_request(struct connection *connection)
     connection->original_destination = request.destination;
     connection->original_destination.reserved = 0;
     memcpy(connection->command, request.command, sizeof connection->command);
+    if (request.flags & MOSNHOOK_ASKS) {
+        direct_ask(connection);
+        return;
+    }
     if (!connection->waits) {
         close(connection->request.fd);
         connection->request.fd = -1;

@@ -22,6 +22,7 @@ static int worker_create(struct dp *dp, unsigned index)
     worker->dp = dp;
     worker->index = index;
     worker->epoll = epoll_create1(EPOLL_CLOEXEC);
+    worker->freed = (struct watch){-1, WATCH_FREED};
     worker->mail = (struct watch){eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), WATCH_MAIL};
     worker->private_listener[0] = worker->private_listener[1] = -1;
     worker->runnable_tail = &worker->runnable_head;
@@ -43,6 +44,7 @@ static void worker_destroy(struct worker *worker)
         table_release(atomic_load(&worker->new_tables[direction]));
     }
     relay_close_pool(worker);
+    direct_close_table(worker);
     free(worker->timers.heap);
     close_fd(worker->private_listener[0]);
     close_fd(worker->private_listener[1]);
@@ -282,8 +284,12 @@ void dp_stop(struct dp *dp)
     dp->joined = true;
     /* The workers are gone: their connections are this thread's now. */
     take_opened(dp);
+    direct_look(dp);
     for (struct connection *connection = dp->live; connection; connection = connection->live_next)
-        connection_refuse(connection, DP_END_DRAIN_LIMIT, 0);
+        if (atomic_load(&connection->phase) == PHASE_DIRECT)
+            connection_close(connection, DP_END_LEFT, 0);
+        else
+            connection_refuse(connection, DP_END_DRAIN_LIMIT, 0);
     for (uint32_t i = 0; i < dp->worker_count; i++) {
         connections_hand_over(&dp->workers[i]);
         worker_leave_listeners(&dp->workers[i]);
@@ -373,10 +379,18 @@ size_t dp_snapshot(struct dp *dp, struct dp_record *records, size_t max)
     size_t stored = 0;
 
     take_inboxes(dp);
+    if (max > 0)
+        direct_look(dp);
     for (struct connection *connection = dp->live; connection && stored < max;
          connection = connection->live_next)
         connection_describe(connection, now, &records[stored++]);
     return dp->live_count;
+}
+
+size_t dp_passing(struct dp *dp)
+{
+    take_inboxes(dp);
+    return dp->live_count - direct_count(dp);
 }
 
 void dp_read_counters(struct dp *dp, struct dp_counters *sum)

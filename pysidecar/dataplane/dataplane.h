@@ -29,6 +29,9 @@ enum dp_direction {
 enum dp_action {
     DP_RELAY = 0,
     DP_REFUSE = 1,
+    /* The application connects itself to the endpoint. Of a connection for which that is no way, a
+     * relay. */
+    DP_DIRECT = 2,
 };
 
 /* The way that a connection's bytes take. */
@@ -63,6 +66,8 @@ enum dp_end {
     DP_END_DOWNSTREAM_GONE,   /* the application gave its socket up before the upstream answered */
     DP_END_NO_RESOURCES,      /* out of fds, ports or memory; error says which */
     DP_END_DRAIN_LIMIT,       /* still open when the drain limit was reached */
+    DP_END_UNOBSERVED, /* a direct connection that ended while the kernel's reports were lost */
+    DP_END_LEFT,       /* a direct connection that was open when the data plane stopped: goes on */
 };
 
 /* What the control plane knows of one connection. */
@@ -155,6 +160,10 @@ int dp_set_own_addresses(struct dp *dp, const struct mosnhook_address *addresses
  * 1, 0, or -errno. */
 int dp_parking_works(const struct mosnhook_address *address);
 
+/* Whether the kernel reports the end of connections that are not ours, without which there are no
+ * direct ones. 0 or -errno. */
+int dp_direct_works(void);
+
 /* The page whose alive_ns and failures the data plane maintains; it must stay mapped until
  * dp_stop. Before dp_start only. */
 void dp_set_page(struct dp *dp, struct mosnhook_page *page);
@@ -183,6 +192,9 @@ size_t dp_take_closed(struct dp *dp, struct dp_record *records, size_t max);
 
 /* Stores at most `max` live connections. Returns the number of all live ones. */
 size_t dp_snapshot(struct dp *dp, struct dp_record *records, size_t max);
+
+/* Live connections whose bytes pass the data plane: those that a drain waits for. */
+size_t dp_passing(struct dp *dp);
 
 void dp_read_counters(struct dp *dp, struct dp_counters *counters);
 

@@ -5,6 +5,8 @@
  *   header.c     downstream side: connections that begin with a PROXY v2 header
  *   netfilter.c  downstream side: connections that REDIRECT or TPROXY rules brought here
  *   control.c    downstream side: requests of the connect hook on the control socket
+ *   direct.c     connections that the application makes itself
+ *   diag.c       what the kernel says of their sockets
  *   park.c       sockets that wait in SYN_SENT, and how they are completed or failed
  *   upstream.c   route, endpoints, connecting
  *   relay.c      moving bytes
@@ -69,6 +71,7 @@ int address_of_peer(int fd, struct mosnhook_address *address);
 enum watch_kind {
     WATCH_LISTENER,
     WATCH_MAIL,
+    WATCH_FREED,
     WATCH_REQUEST,
     WATCH_DOWNSTREAM,
     WATCH_UPSTREAM,
@@ -135,6 +138,7 @@ enum phase {
     PHASE_CONNECTING, /* to the upstream */
     PHASE_COMPLETING, /* the parked socket */
     PHASE_RELAYING,
+    PHASE_DIRECT, /* not here: between the application and the upstream */
     PHASE_CLOSED,
 };
 
@@ -170,8 +174,8 @@ struct flow {
 };
 
 /* `phase` is stored with release order after the fields that the control thread may read from then
- * on: source from the start; destination, process, route from PHASE_CONNECTING; upstream from
- * PHASE_RELAYING; everything once closed. */
+ * on: source from the start (but not in PHASE_DIRECT); destination, process, route from
+ * PHASE_CONNECTING; upstream from PHASE_RELAYING; everything once closed. */
 struct connection {
     struct worker *worker;
     const struct listener *listener;
@@ -206,6 +210,11 @@ struct connection {
     uint8_t action, end;
     uint8_t fds_reserved;
     bool waits, parked, runnable;
+    bool present, counted; /* direct.c: was just seen; its bytes are final */
+    /* Of a direct connection when it was looked at last, by its worker or the control thread. */
+    _Atomic uint64_t seen_bytes[2];
+    _Atomic uint32_t rtt_us;
+    struct mosnhook_address seen_source; /* the control thread's */
     char command[MOSNHOOK_COMMAND_SIZE];
 };
 
@@ -240,6 +249,12 @@ struct connection *timer_expired(struct timers *timers, uint64_t now_ms);
 
 /* ---- workers ---- */
 
+/* Direct connections by their sockets' cookies. */
+struct cookies {
+    struct connection **slots;
+    size_t count, capacity;
+};
+
 struct counters {
     _Atomic uint64_t accepted, closed, bytes[2], bytes_spliced, connect_failures, accept_pauses;
     _Atomic uint64_t buffers;
@@ -251,7 +266,10 @@ struct worker {
     bool started;
     unsigned index;
     int epoll;
-    struct watch mail; /* eventfd */
+    struct watch mail;  /* eventfd */
+    struct watch freed; /* netlink: sockets that the kernel frees; -1: not listening */
+    struct cookies direct;
+    uint64_t direct_until_ms; /* when the last direct connection ended */
     _Atomic(struct table *) new_tables[DIRECTIONS];
     struct table *tables[DIRECTIONS];
     bool accepting, drained;
@@ -317,12 +335,29 @@ void header_event(struct connection *connection, uint32_t events);
 /* How many fds a connection of this kind may need at most. */
 uint8_t listener_fds(const struct listener *listener);
 
+/* Chooses route and endpoint; expects source and original_destination to be set. DP_END_NONE, or
+ * why it is refused. */
+enum dp_end upstream_route(struct connection *connection, bool *direct);
+/* Makes the next endpoint that has not been tried the upstream: false when there is none. */
+bool upstream_next_endpoint(struct connection *connection);
 /* Routes and connects; expects source and original_destination to be set. */
 void upstream_start(struct connection *connection);
 void upstream_event(struct connection *connection, uint32_t events);
 /* The connect timeout of the endpoint that is being tried. */
 void upstream_timeout(struct connection *connection);
 void upstream_release(struct connection *connection);
+
+/* A request that only asks. */
+void direct_ask(struct connection *connection);
+void direct_events(struct worker *worker);
+/* Since a direct connection has a deadline only while it may not have been made yet. */
+void direct_expire(struct connection *connection);
+void direct_release(struct connection *connection);
+void direct_unsubscribe(struct worker *worker);
+void direct_close_table(struct worker *worker);
+/* For the control thread: asks the kernel about the live ones, and counts them. */
+void direct_look(struct dp *dp);
+size_t direct_count(const struct dp *dp);
 
 /* Opens a park on park->address (its port is ignored), and stores where it is. 0 or -errno. */
 int park_open(struct park *park);

@@ -60,26 +60,36 @@ static struct mosnhook_address default_upstream(const struct connection *connect
     return upstream;
 }
 
-void upstream_start(struct connection *connection)
+enum dp_end upstream_route(struct connection *connection, bool *direct)
 {
     const struct dp_listener *listener = &connection->listener->settings;
     struct table *table = worker_table(connection->worker, listener->direction);
     struct mosnhook_address upstream = default_upstream(connection);
     struct route *route = NULL;
-    enum dp_end end = DP_END_NONE;
 
     connection->route = table_match(table, &connection->original_destination);
     if (connection->route != MOSNHOOK_NO_RULE)
         route = &table->routes[connection->route];
+    *direct = route && route->action == DP_DIRECT;
     if (route && route->action == DP_REFUSE) {
         connection->action = DP_REFUSE;
-        end = DP_END_REFUSED_BY_ROUTE;
-    } else if (route && route->endpoint_count > 0) {
+        return DP_END_REFUSED_BY_ROUTE;
+    }
+    if (route && route->endpoint_count > 0) {
         connection->table = table_reference(table);
         connection->first_endpoint = route_pick(table, route);
     } else if (is_own(connection->worker->dp, &upstream)) {
-        end = DP_END_LOOP;
+        return DP_END_LOOP;
     }
+    return DP_END_NONE;
+}
+
+/* Where the application cannot connect itself, `direct` is a relay. */
+void upstream_start(struct connection *connection)
+{
+    bool direct;
+    enum dp_end end = upstream_route(connection, &direct);
+
     connection_enter(connection, PHASE_CONNECTING);
     if (end != DP_END_NONE)
         connection_refuse(connection, end, ECONNREFUSED);
@@ -203,8 +213,7 @@ static int begin_connect(struct connection *connection)
     return result;
 }
 
-/* Picks the next endpoint that has not been tried: false when there is none. */
-static bool next_endpoint(struct connection *connection)
+bool upstream_next_endpoint(struct connection *connection)
 {
     struct table *table = connection->table;
     struct route *route;
@@ -235,7 +244,7 @@ static bool is_local_shortage(int error)
 /* Goes through the endpoints until one is connecting; `error` is the last one's. */
 static void try_endpoints(struct connection *connection, int error)
 {
-    while (next_endpoint(connection)) {
+    while (upstream_next_endpoint(connection)) {
         error = -begin_connect(connection);
         if (error == 0)
             return;

@@ -178,6 +178,9 @@ static void dispatch(struct worker *worker, struct watch *watch, uint32_t events
         if (read(watch->fd, &count, sizeof count) < 0)
             return; /* another turn took it */
         return;
+    case WATCH_FREED:
+        direct_events(worker);
+        return;
     case WATCH_REQUEST:
         connection = (void *)((char *)watch - offsetof(struct connection, request));
         break;
@@ -222,6 +225,9 @@ static void expire(struct connection *connection)
         break;
     case PHASE_COMPLETING:
         connection_refuse(connection, DP_END_DOWNSTREAM_GONE, ETIMEDOUT);
+        break;
+    case PHASE_DIRECT:
+        direct_expire(connection);
         break;
     default:
         if (idle_deadline > worker->now_ms)

@@ -13,7 +13,7 @@ from typing_extensions import override
 from pysidecar import hook_path
 from pysidecar.address import Address
 from pysidecar.config import Config, default_control_socket
-from pysidecar.dataplane import DataPlane, Listener, Transport, parking_works
+from pysidecar.dataplane import DataPlane, Listener, Transport, direct_works, parking_works
 from pysidecar.errors import StartError
 from pysidecar.interception import Interception
 from pysidecar.interception.control_socket import ControlSocket
@@ -26,7 +26,7 @@ from pysidecar.interception.policy_page import (
     page_path,
 )
 from pysidecar.listeners import has_ipv6_loopback, open_listener
-from pysidecar.routing.table import exclude_rules
+from pysidecar.routing.table import hook_rules
 
 __all__ = ["ConnectHook"]
 
@@ -51,6 +51,8 @@ class ConnectHook(Interception):
         self._parks: list[Address] = []
         self._also_own: list[Address] = []
         self._serving = False
+        self._no_direct = ""  # why there are no direct connections
+        self._said_relayed = False
 
     @override
     def open(self) -> None:
@@ -99,6 +101,11 @@ class ConnectHook(Interception):
             else:
                 self._parks += [data_plane.add_park(host) for _ in range(_PARKS_PER_FAMILY)]
         data_plane.set_page(self._page.buffer)
+        try:
+            direct_works()
+        except OSError as error:
+            self._no_direct = f"the kernel does not report the ends of connections: {error}"
+        self._say_what_is_relayed()
         if not self._parks:
             log.warning(
                 "outbound.transport unix works as header here, because connections cannot wait for "
@@ -124,18 +131,32 @@ class ConnectHook(Interception):
 
     @override
     def check(self, config: Config) -> None:
-        size = len(exclude_rules(config.outbound))
+        size = len(hook_rules(config.outbound, direct=True))
         if size > RULES_CAPACITY:
             raise ValueError(
-                f"outbound.exclude: expected fewer networks and ports: their {size:,} bytes do not "
-                f"fit the {RULES_CAPACITY:,} of the policy page"
+                "outbound.exclude: expected fewer networks and ports (those of outbound.routes count "
+                f"too if one is direct): their {size:,} bytes do not fit the {RULES_CAPACITY:,} of "
+                "the policy page"
             )
 
     @override
     def apply(self, config: Config) -> None:
         self._config = config
+        self._say_what_is_relayed()
         if self._serving:
             self._publish()
+
+    def _say_what_is_relayed(self) -> None:
+        """Once: nothing of it changes while we run but the configuration."""
+        outbound = self._config.outbound
+        if not outbound.direct_routes or self._said_relayed:
+            return
+        reason = self._no_direct
+        if not reason and outbound.transport == "header":
+            reason = "outbound.transport is header"
+        if reason:
+            self._said_relayed = True
+            log.warning("routes with action direct relay here: %s", reason)
 
     def _publish(self) -> None:
         assert self._page is not None
@@ -148,7 +169,7 @@ class ConnectHook(Interception):
                 listeners=self._addresses,
                 parks=self._parks,
                 own=self._also_own,
-                rules=exclude_rules(outbound),
+                rules=hook_rules(outbound, direct=not self._no_direct),
             ),
             State.SERVING,
         )

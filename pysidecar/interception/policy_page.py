@@ -60,7 +60,7 @@ _WHEN_AWAY = {
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What the page tells hooked processes. ``rules`` is compiled, see
-    ``pysidecar.routing.table.exclude_rules``; ``control_path`` is absolute."""
+    ``pysidecar.routing.table.hook_rules``; ``control_path`` is absolute."""
 
     transport: str
     when_away: WhenAway

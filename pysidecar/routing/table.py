@@ -1,14 +1,14 @@
-"""From the configuration to the tables: routes for the data plane, exclusions for the hook."""
+"""From the configuration to the tables: routes for the data plane, verdicts for the hook."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pysidecar.config import Outbound, RouteEntry
+from pysidecar.config import Match, Outbound, RouteEntry
 from pysidecar.dataplane import Action, Balance, Route, RouteTable, lib
 from pysidecar.routing.rules import Rule, compile_rules
 
-__all__ = ["exclude_rules", "route_table"]
+__all__ = ["hook_rules", "route_table"]
 
 
 def route_table(routes: Sequence[RouteEntry]) -> RouteTable:
@@ -29,9 +29,19 @@ def route_table(routes: Sequence[RouteEntry]) -> RouteTable:
     )
 
 
-def exclude_rules(outbound: Outbound) -> bytes:
-    """The rules of the policy page: numbers carry the verdict in their lowest bit."""
+def hook_rules(outbound: Outbound, *, direct: bool) -> bytes:
+    """The rules of the policy page: numbers carry the verdict in their two lowest bits.
+
+    With ``direct`` destinations of routes that say so are asked about, which takes a round trip to
+    the sidecar: so all routes must be there, but only where one of them says so.
+    """
+    verdicts: list[tuple[Match, int]] = [(exclude, lib.MOSNHOOK_EXCLUDE) for exclude in outbound.exclude]
+    if direct and outbound.direct_routes:
+        verdicts += [
+            (route.match, lib.MOSNHOOK_ASK if route.action == "direct" else lib.MOSNHOOK_CAPTURE)
+            for route in outbound.routes
+        ]
     return compile_rules(
-        Rule(exclude.destination, exclude.ports, 2 * index + lib.MOSNHOOK_EXCLUDE)
-        for index, exclude in enumerate(outbound.exclude)
+        Rule(match.destination, match.ports, lib.MOSNHOOK_VERDICTS * index + verdict)
+        for index, (match, verdict) in enumerate(verdicts)
     )

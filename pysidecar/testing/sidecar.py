@@ -62,6 +62,7 @@ class Connection:
     original_destination: str | None
     upstream: str | None
     action: str
+    path: str
     bytes_sent: int  # by the application
     bytes_received: int
     duration_ms: float
@@ -346,7 +347,7 @@ class Sidecar:
         destination: Destination,
         endpoints: Endpoint | Sequence[Endpoint] = (),
         *,
-        action: Literal["relay", "refuse"] = "relay",
+        action: Literal["relay", "direct", "refuse"] = "relay",
         ports: int | str | Sequence[int | str] | None = None,
         balance: Literal["round_robin", "least_connections"] = "round_robin",
     ) -> None:

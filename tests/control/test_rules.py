@@ -20,7 +20,7 @@ from pysidecar.config.values import Network, PortRange
 from pysidecar.dataplane import Action, Balance, ffi, lib
 from pysidecar.interception.policy_page import RULES_CAPACITY
 from pysidecar.routing.rules import Rule, compile_rules
-from pysidecar.routing.table import exclude_rules, route_table
+from pysidecar.routing.table import hook_rules, route_table
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_RULE = 0xFFFFFFFF
@@ -196,9 +196,9 @@ def test_a_configuration_becomes_tables() -> None:
     assert look_up(table.rules, IPv6Address("fd00::1"), 5432) == 0
     assert look_up(table.rules, IPv4Address("10.1.2.3"), 5433) == 1
     assert look_up(table.rules, IPv6Address("2001:db8::1"), 1) == 1
-    excluded = exclude_rules(outbound)
-    assert look_up(excluded, IPv4Address("127.1.1.1"), 80) & 1 == lib.MOSNHOOK_EXCLUDE
-    assert look_up(excluded, IPv4Address("10.0.0.1"), 8001) == 2 + lib.MOSNHOOK_EXCLUDE
+    excluded = hook_rules(outbound, direct=True)
+    assert look_up(excluded, IPv4Address("127.1.1.1"), 80) % 4 == lib.MOSNHOOK_EXCLUDE
+    assert look_up(excluded, IPv4Address("10.0.0.1"), 8001) == 4 + lib.MOSNHOOK_EXCLUDE
     assert look_up(excluded, IPv4Address("10.0.0.1"), 80) == NO_RULE
 
 

@@ -23,18 +23,19 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 from mmap import mmap
 from pathlib import Path
 
-MAGIC, VERSION = 0x4B48534D, 1
+MAGIC, VERSION = 0x4B48534D, 2
 PAGE_SIZE = 1048576
 STARTING, SERVING, DRAINING, GONE = range(4)
 UNIX, HEADER = range(2)
 REFUSE, DIRECT, WAIT = range(3)
-WAITS, PARKED = 1, 2
+WAITS, PARKED, ASKS = 1, 2, 4
+CAPTURE, EXCLUDE, ASK = range(3)
 MAX_LISTENERS, MAX_PARKS, MAX_OWN, FAILURES = 16, 16, 64, 512
 
 _ADDRESS = struct.Struct("=16sHHI")
 _HEAD = struct.Struct("=4I Q 6I 108s I")
 _REQUEST = struct.Struct("=I2H 24s 16s")
-_ANSWER = struct.Struct("=I2H i")
+_ANSWER = struct.Struct("=I2H i 24s")
 _SEQUENCE, _STATE, _ALIVE = 8, 12, 16
 _FAILURES_AT = _HEAD.size + (MAX_LISTENERS + MAX_PARKS + MAX_OWN) * _ADDRESS.size
 _RULES_AT = _FAILURES_AT + FAILURES * 8
@@ -81,7 +82,7 @@ def pack_rules(excluded: Sequence[str]) -> bytes:
             boundaries.append((last + 1, -1))
     body = b"".join(start.to_bytes(16, "big") + struct.pack("=i", at) for start, at in boundaries)
     body += b"".join(struct.pack("=iII", -1, index, 1) for index in range(len(spans)))
-    body += b"".join(struct.pack("=HHI", 0, 65535, 2 * i + 1) for i in range(len(spans)))
+    body += b"".join(struct.pack("=HHI", 0, 65535, 4 * i + EXCLUDE) for i in range(len(spans)))
     return struct.pack("=4I", 16 + len(body), len(boundaries), len(spans), len(spans)) + body
 
 

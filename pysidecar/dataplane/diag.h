@@ -1,0 +1,36 @@
+/* diag.c: what the kernel says of TCP sockets that are not ours. */
+#ifndef PYSIDECAR_DATAPLANE_DIAG_H
+#define PYSIDECAR_DATAPLANE_DIAG_H
+
+#include <linux/inet_diag.h>
+
+#include "internal.h"
+
+/* enum tcp_state of netinet/tcp.h, which cannot be included together with linux/tcp.h. */
+enum { DIAG_FIN_WAIT2 = 5, DIAG_TIME_WAIT = 6 };
+
+struct diag_socket {
+    uint64_t cookie; /* SO_COOKIE */
+    uint8_t family, state;
+    struct inet_diag_sockid id;
+    struct mosnhook_address source;
+    uint32_t unread;         /* bytes, where the peer's FIN counts as one */
+    uint64_t bytes_sent;     /* without what was sent again */
+    uint64_t bytes_received; /* a FIN counts as one */
+    uint64_t bytes_acked;    /* SYN and FIN count as one each */
+    uint32_t last_ack_ms;    /* ago */
+    uint32_t rtt_us;
+};
+
+typedef void diag_visitor(void *argument, const struct diag_socket *socket);
+
+/* A non-blocking socket that gets an event for each TCP socket that the kernel frees, or -errno. */
+int diag_subscribe(void);
+/* Visits some of the events that came. 0 or -errno: -ENOBUFS when events were lost. */
+int diag_read_events(int fd, diag_visitor *visit, void *argument);
+/* Visits all TCP sockets of the namespace that are connecting or connected. 0 or -errno. */
+int diag_visit_live(diag_visitor *visit, void *argument);
+/* The state of what the kernel keeps of a freed socket: DIAG_FIN_WAIT2, DIAG_TIME_WAIT, or 0. */
+int diag_state_left(const struct diag_socket *socket);
+
+#endif

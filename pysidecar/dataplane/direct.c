@@ -1,0 +1,458 @@
+/* Connections that the application makes itself, to an endpoint that we choose: route action
+ * `direct`. Nothing of ours is in the way of their bytes, not even a descriptor: a copy of the
+ * application's socket would hold its close back from the peer. What becomes of a connection the
+ * kernel reports when it frees the socket, which we know by its cookie.
+ *
+ * A worker has the direct connections that it was asked for. It listens to the kernel while it has
+ * any, and a little longer. */
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "diag.h"
+#include "internal.h"
+
+enum {
+    FIRST_SLOTS = 64,
+    UNSUBSCRIBE_AFTER_MS = 1000, /* without a direct connection */
+    CONNECT_SOON_MS = 2000,      /* after the answer the application connects at once */
+    CLOCK_SLACK_MS = 1000,
+};
+
+/* ---- connections by cookie: open addressing, at most half full ---- */
+
+static size_t slot_of(const struct cookies *cookies, uint64_t cookie)
+{
+    return (cookie * 0x9e3779b97f4a7c15u >> 32) & (cookies->capacity - 1);
+}
+
+static struct connection *cookies_find(const struct cookies *cookies, uint64_t cookie)
+{
+    if (cookies->count == 0)
+        return NULL;
+    for (size_t at = slot_of(cookies, cookie); cookies->slots[at];
+         at = (at + 1) & (cookies->capacity - 1))
+        if (cookies->slots[at]->cookie == cookie)
+            return cookies->slots[at];
+    return NULL;
+}
+
+static void place(struct cookies *cookies, struct connection *connection)
+{
+    size_t at = slot_of(cookies, connection->cookie);
+
+    while (cookies->slots[at])
+        at = (at + 1) & (cookies->capacity - 1);
+    cookies->slots[at] = connection;
+}
+
+/* False when out of memory. */
+static bool cookies_add(struct cookies *cookies, struct connection *connection)
+{
+    if (2 * (cookies->count + 1) > cookies->capacity) {
+        struct cookies larger = {
+            .capacity = cookies->capacity ? 2 * cookies->capacity : FIRST_SLOTS,
+            .count = cookies->count,
+        };
+
+        larger.slots = calloc(larger.capacity, sizeof *larger.slots);
+        if (!larger.slots)
+            return false;
+        for (size_t i = 0; i < cookies->capacity; i++)
+            if (cookies->slots[i])
+                place(&larger, cookies->slots[i]);
+        free(cookies->slots);
+        *cookies = larger;
+    }
+    place(cookies, connection);
+    cookies->count++;
+    return true;
+}
+
+static void cookies_remove(struct cookies *cookies, const struct connection *connection)
+{
+    size_t mask = cookies->capacity - 1, hole = slot_of(cookies, connection->cookie);
+
+    while (cookies->slots[hole] != connection)
+        hole = (hole + 1) & mask;
+    cookies->count--;
+    /* Those behind it that would no longer be found move up. */
+    for (size_t at = (hole + 1) & mask; cookies->slots[at]; at = (at + 1) & mask) {
+        size_t wanted = slot_of(cookies, cookies->slots[at]->cookie);
+
+        if (((at - wanted) & mask) >= ((at - hole) & mask)) {
+            cookies->slots[hole] = cookies->slots[at];
+            hole = at;
+        }
+    }
+    cookies->slots[hole] = NULL;
+}
+
+/* ---- what the kernel says of one ---- */
+
+static void note_seen(struct connection *connection, const struct diag_socket *socket)
+{
+    atomic_store_explicit(&connection->seen_bytes[DOWNSTREAM], socket->bytes_sent,
+                          memory_order_relaxed);
+    atomic_store_explicit(&connection->seen_bytes[UPSTREAM], socket->bytes_received,
+                          memory_order_relaxed);
+    atomic_store_explicit(&connection->rtt_us, socket->rtt_us, memory_order_relaxed);
+}
+
+/* A socket that was disconnected (by SO_LINGER 0, or connect to AF_UNSPEC) has forgotten its bytes,
+ * but not when the last acknowledgement came; one that never got one says a time before it was
+ * made. */
+static bool was_established(const struct connection *connection, const struct diag_socket *socket)
+{
+    uint64_t age_ms = connection->worker->now_ms - connection->opened_ns / 1000000u;
+
+    return socket->bytes_acked > 0 || socket->last_ack_ms <= age_ms + CLOCK_SLACK_MS;
+}
+
+/* The kernel counts the peer's FIN as a byte received, if it came before the socket was freed.
+ * Whether it did, of a socket whose own FIN was acknowledged:
+ *
+ *   the peer closed first (LAST_ACK)                     counted, nothing is left of the socket
+ *   the FIN came, and the application did not read it    counted, and unread
+ *   shut down by the application, then by the peer       counted, TIME_WAIT is left
+ *   closed by the application, then by the peer          not counted, FIN_WAIT2 is left
+ *
+ * The last is taken for the one before if the peer's FIN comes between the event and our question.
+ */
+static bool counts_fin(const struct diag_socket *socket)
+{
+    return socket->unread > 0 || diag_state_left(socket) != DIAG_FIN_WAIT2;
+}
+
+static void count_bytes(struct connection *connection, uint64_t sent, uint64_t received)
+{
+    struct counters *counters = &connection->worker->counters;
+
+    connection->counted = true;
+    atomic_store_explicit(&connection->flow[DOWNSTREAM].bytes, sent, memory_order_relaxed);
+    atomic_store_explicit(&connection->flow[UPSTREAM].bytes, received, memory_order_relaxed);
+    worker_count(&counters->bytes[DOWNSTREAM], (int64_t)sent);
+    worker_count(&counters->bytes[UPSTREAM], (int64_t)received);
+}
+
+static void end(struct connection *connection, const struct diag_socket *socket)
+{
+    bool fin_acked = socket->bytes_acked == socket->bytes_sent + 2; /* besides, the SYN */
+    enum dp_end end = DP_END_UPSTREAM_RESET;
+
+    connection->source = socket->source;
+    if (!was_established(connection, socket)) {
+        worker_count(&connection->worker->counters.connect_failures, 1);
+        connection_close(connection, DP_END_UPSTREAM_CONNECT, 0);
+        return;
+    }
+    if (fin_acked)
+        end = DP_END_EOF;
+    else if (socket->bytes_acked == 0 || socket->unread > 0)
+        end = DP_END_DOWNSTREAM_RESET;
+    if (socket->bytes_acked > 0) {
+        uint64_t fin = fin_acked && socket->bytes_received > 0 && counts_fin(socket);
+
+        note_seen(connection, socket);
+        count_bytes(connection, socket->bytes_sent, socket->bytes_received - fin);
+    }
+    connection_close(connection, end, 0);
+}
+
+static void socket_freed(void *argument, const struct diag_socket *socket)
+{
+    struct worker *worker = argument;
+    struct connection *connection = cookies_find(&worker->direct, socket->cookie);
+
+    if (connection)
+        end(connection, socket);
+}
+
+/* ---- listening ---- */
+
+static int subscribe(struct worker *worker)
+{
+    int result;
+
+    if (worker->freed.fd >= 0)
+        return 0;
+    worker->freed.fd = diag_subscribe();
+    if (worker->freed.fd < 0) {
+        result = worker->freed.fd;
+        worker->freed.fd = -1;
+        return result;
+    }
+    result = worker_watch(worker, &worker->freed, EPOLLIN);
+    if (result < 0)
+        direct_unsubscribe(worker);
+    return result;
+}
+
+void direct_unsubscribe(struct worker *worker)
+{
+    if (worker->freed.fd >= 0)
+        close(worker->freed.fd);
+    worker->freed.fd = -1;
+}
+
+static void mark_present(void *argument, const struct diag_socket *socket)
+{
+    struct worker *worker = argument;
+    struct connection *connection = cookies_find(&worker->direct, socket->cookie);
+
+    if (connection) {
+        connection->present = true;
+        note_seen(connection, socket);
+    }
+}
+
+/* Events were lost: what is not there any more has ended unseen. */
+static void look_for_all(struct worker *worker)
+{
+    struct cookies *direct = &worker->direct;
+
+    for (size_t i = 0; i < direct->capacity; i++)
+        if (direct->slots[i])
+            direct->slots[i]->present = false;
+    if (diag_visit_live(mark_present, worker) < 0)
+        return;
+    for (size_t i = 0; i < direct->capacity;) {
+        struct connection *connection = direct->slots[i];
+        uint64_t connected_by_ms =
+            connection ? connection->opened_ns / 1000000u + CONNECT_SOON_MS : 0;
+
+        if (connection && !connection->present && connected_by_ms > worker->now_ms)
+            (void)timer_set(&worker->timers, connection, connected_by_ms);
+        else if (connection && !connection->present) {
+            connection_close(connection, DP_END_UNOBSERVED, 0);
+            continue; /* another one may have moved up */
+        }
+        i++;
+    }
+}
+
+void direct_expire(struct connection *connection)
+{
+    look_for_all(connection->worker);
+}
+
+void direct_events(struct worker *worker)
+{
+    int result = diag_read_events(worker->freed.fd, socket_freed, worker);
+
+    if (result == -ENOBUFS)
+        look_for_all(worker);
+    if (worker->direct.count == 0 &&
+        worker->now_ms - worker->direct_until_ms > UNSUBSCRIBE_AFTER_MS)
+        direct_unsubscribe(worker);
+}
+
+/* ---- being asked ---- */
+
+static int read_option(int fd, int level, int name)
+{
+    int value = 0;
+    socklen_t length = sizeof value;
+
+    return getsockopt(fd, level, name, &value, &length) < 0 ? -1 : value;
+}
+
+/* What another namespace's sockets do, our kernel socket is not told. */
+static bool is_of_our_namespace(int fd, int ours)
+{
+    uint64_t theirs_cookie = 0, ours_cookie = 0;
+    socklen_t length = sizeof theirs_cookie;
+
+    return getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, &theirs_cookie, &length) == 0 &&
+           getsockopt(ours, SOL_SOCKET, SO_NETNS_COOKIE, &ours_cookie, &length) == 0 &&
+           theirs_cookie == ours_cookie;
+}
+
+/* Whether the application's socket can be connected there, from what it may be bound to. */
+static bool can_reach(const struct connection *connection, const struct mosnhook_address *endpoint)
+{
+    const struct mosnhook_address *source = &connection->source;
+    bool ipv4 = address_is_ipv4(endpoint);
+
+    if (read_option(connection->application, SOL_SOCKET, SO_DOMAIN) == AF_INET) {
+        if (!ipv4)
+            return false;
+    } else if (ipv4 && read_option(connection->application, IPPROTO_IPV6, IPV6_V6ONLY) != 0) {
+        return false;
+    }
+    if (address_is_unspecified(source))
+        return true;
+    return address_is_ipv4(source) == ipv4 &&
+           (!address_is_loopback(source) || address_is_loopback(endpoint));
+}
+
+/* False where only a relay will do. */
+static bool choose(struct connection *connection)
+{
+    socklen_t length = sizeof connection->cookie;
+
+    if (read_option(connection->application, SOL_SOCKET, SO_PROTOCOL) != IPPROTO_TCP ||
+        getsockopt(connection->application, SOL_SOCKET, SO_COOKIE, &connection->cookie, &length) <
+            0 ||
+        address_of_local(connection->application, &connection->source) < 0 ||
+        subscribe(connection->worker) < 0 ||
+        !is_of_our_namespace(connection->application, connection->worker->freed.fd))
+        return false;
+    while (upstream_next_endpoint(connection))
+        if (can_reach(connection, &connection->upstream))
+            return true;
+    return false;
+}
+
+static bool send_answer(struct connection *connection, enum mosnhook_action action)
+{
+    struct mosnhook_answer answer = {
+        .magic = MOSNHOOK_MAGIC, .version = MOSNHOOK_VERSION, .action = (uint16_t)action};
+
+    if (action == MOSNHOOK_DIRECT && connection->endpoint)
+        answer.endpoint = connection->upstream;
+    return send(connection->request.fd, &answer, sizeof answer, MSG_NOSIGNAL | MSG_DONTWAIT) ==
+           sizeof answer;
+}
+
+static void close_fd(int *fd)
+{
+    close(*fd);
+    *fd = -1;
+}
+
+/* The socket is asked for a second time: its first connect failed, or was undone. */
+static void replace(struct worker *worker, uint64_t cookie)
+{
+    struct connection *before = cookies_find(&worker->direct, cookie);
+
+    if (before)
+        connection_close(before,
+                         atomic_load_explicit(&before->rtt_us, memory_order_relaxed)
+                             ? DP_END_UNOBSERVED
+                             : DP_END_UPSTREAM_CONNECT,
+                         0);
+}
+
+/* The ordinary request follows on the same connection of the control socket. */
+static void hand_over(struct connection *connection)
+{
+    struct worker *worker = connection->worker;
+    uint32_t header_ms = atomic_load_explicit(&worker->dp->header_ms, memory_order_relaxed);
+
+    upstream_release(connection);
+    connection->attempts = 0;
+    memset(&connection->source, 0, sizeof connection->source);
+    memset(&connection->upstream, 0, sizeof connection->upstream);
+    close_fd(&connection->application);
+    if (!timer_set(&worker->timers, connection, worker->now_ms + header_ms))
+        connection_close(connection, DP_END_NO_RESOURCES, ENOMEM);
+    else if (!send_answer(connection, MOSNHOOK_RELAY))
+        connection_close(connection, DP_END_DOWNSTREAM_GONE, 0);
+}
+
+void direct_ask(struct connection *connection)
+{
+    struct worker *worker = connection->worker;
+    bool direct;
+    enum dp_end refused = upstream_route(connection, &direct);
+
+    if (refused != DP_END_NONE) {
+        connection->waits = true;
+        connection_enter(connection, PHASE_CONNECTING);
+        connection_refuse(connection, refused, ECONNREFUSED);
+        return;
+    }
+    if (!direct || !choose(connection)) {
+        hand_over(connection);
+        return;
+    }
+    replace(worker, connection->cookie);
+    if (!cookies_add(&worker->direct, connection)) {
+        hand_over(connection);
+        return;
+    }
+    connection->action = DP_DIRECT;
+    atomic_store_explicit(&connection->path, DP_PATH_DIRECT, memory_order_relaxed);
+    connection_enter(connection, PHASE_DIRECT);
+    /* Before the answer: as long as we have a copy, a close by the application is no close. */
+    close_fd(&connection->application);
+    if (!send_answer(connection, MOSNHOOK_DIRECT)) {
+        connection_close(connection, DP_END_DOWNSTREAM_GONE, 0);
+        return;
+    }
+    close_fd(&connection->request.fd);
+    connection_release_fds(connection, 0);
+}
+
+void direct_release(struct connection *connection)
+{
+    struct worker *worker = connection->worker;
+
+    if (atomic_load_explicit(&connection->phase, memory_order_relaxed) != PHASE_DIRECT)
+        return;
+    cookies_remove(&worker->direct, connection);
+    worker->direct_until_ms = worker->now_ms;
+    if (!connection->counted)
+        count_bytes(connection,
+                    atomic_load_explicit(&connection->seen_bytes[DOWNSTREAM], memory_order_relaxed),
+                    atomic_load_explicit(&connection->seen_bytes[UPSTREAM], memory_order_relaxed));
+}
+
+void direct_close_table(struct worker *worker)
+{
+    direct_unsubscribe(worker);
+    free(worker->direct.slots);
+}
+
+/* ---- the control thread's look at the live ones ---- */
+
+static void look_at(void *argument, const struct diag_socket *socket)
+{
+    struct connection *connection = cookies_find(argument, socket->cookie);
+
+    if (!connection)
+        return;
+    note_seen(connection, socket);
+    connection->seen_source = socket->source;
+}
+
+static bool is_direct(const struct connection *connection)
+{
+    return atomic_load_explicit(&connection->phase, memory_order_acquire) == PHASE_DIRECT;
+}
+
+void direct_look(struct dp *dp)
+{
+    struct cookies live = {.count = 0};
+    bool complete = true;
+
+    for (struct connection *connection = dp->live; connection; connection = connection->live_next)
+        if (is_direct(connection))
+            complete = cookies_add(&live, connection) && complete;
+    if (complete && live.count > 0)
+        (void)diag_visit_live(look_at, &live);
+    free(live.slots);
+}
+
+size_t direct_count(const struct dp *dp)
+{
+    size_t count = 0;
+
+    for (struct connection *connection = dp->live; connection; connection = connection->live_next)
+        count += is_direct(connection);
+    return count;
+}
+
+int dp_direct_works(void)
+{
+    int fd = diag_subscribe();
+
+    if (fd < 0)
+        return fd;
+    close(fd);
+    return 0;
+}
