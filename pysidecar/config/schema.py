@@ -146,10 +146,10 @@ class RouteEntry(_Section):
 
     action: Literal["relay", "direct", "refuse"] = "relay"
     """`relay` connects to an endpoint, and passes the bytes on. `direct` lets the application
-    connect itself to the endpoint that is chosen for it, so that nothing is in the way of its bytes;
-    the connection is shown and logged all the same (see `docs/architecture.md`). Only with transport
-    `unix`; connections that come another way are relayed. `refuse` lets the application's connect
-    fail with ECONNREFUSED."""
+    connect itself to the endpoint that is chosen for it, so that nothing is in the way of its
+    bytes; the connection is shown and logged all the same (see `docs/architecture.md`). Only with
+    transport `unix`; connections that come another way are relayed. `refuse` lets the application's
+    connect fail with ECONNREFUSED."""
 
     endpoints: Annotated[tuple[EndpointText, ...], Field(min_length=1)] | None = None
     """Where to connect; when one refuses, the next is tried (not with `direct`). Without it, the

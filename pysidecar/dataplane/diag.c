@@ -16,6 +16,7 @@ enum {
     EVENTS_PER_TURN = 256, /* so that others get their turn */
     EVENT_ROOM = 1024,
     RECEIVE_BUFFER = 4 << 20, /* bytes; the kernel grants net.core.rmem_max at most */
+    TIMER_OF_TIME_WAIT = 3,   /* idiag_timer of what is left of a socket */
     ANSWER_SECONDS = 5,       /* the kernel answers at once */
     /* All but LISTEN, TIME_WAIT, SYN_RECV and CLOSE. */
     LIVE_STATES = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11,
@@ -69,6 +70,7 @@ static bool parse(const struct nlmsghdr *header, struct diag_socket *socket)
         }
     socket->family = message->idiag_family;
     socket->state = message->idiag_state;
+    socket->freed = message->idiag_timer == TIMER_OF_TIME_WAIT;
     socket->id = message->id;
     socket->cookie = cookie_of(&message->id);
     address_of(&socket->source, message->idiag_family, message->id.idiag_src,
@@ -101,7 +103,7 @@ int diag_subscribe(void)
     return -error;
 }
 
-int diag_read_events(int fd, diag_visitor *visit, void *argument)
+bool diag_read_events(int fd, diag_visitor *visit, void *argument, bool *lost)
 {
     _Alignas(struct nlmsghdr) char buffer[EVENT_ROOM];
     struct diag_socket socket;
@@ -110,13 +112,15 @@ int diag_read_events(int fd, diag_visitor *visit, void *argument)
         const struct nlmsghdr *header = (const void *)buffer;
         ssize_t size = recv(fd, buffer, sizeof buffer, 0);
 
-        if (size < 0)
-            return errno == EAGAIN || errno == EINTR ? 0 : -errno;
-        if (NLMSG_OK(header, (size_t)size) && header->nlmsg_type == SOCK_DIAG_BY_FAMILY &&
-            parse(header, &socket))
+        if (size < 0 && errno == ENOBUFS)
+            *lost = true;
+        if (size < 0 && errno == EAGAIN)
+            return true;
+        if (size > 0 && NLMSG_OK(header, (size_t)size) &&
+            header->nlmsg_type == SOCK_DIAG_BY_FAMILY && parse(header, &socket))
             visit(argument, &socket);
     }
-    return 0;
+    return false;
 }
 
 static int open_query(void)
@@ -150,7 +154,7 @@ static int ask(int fd, const struct request *request, diag_visitor *visit, void 
                 return 0;
             if (header->nlmsg_type == NLMSG_ERROR)
                 return ((const struct nlmsgerr *)NLMSG_DATA(header))->error;
-            if (parse(header, &socket))
+            if (parse(header, &socket) && !(dump && socket.freed))
                 visit(argument, &socket);
         }
         if (!dump)

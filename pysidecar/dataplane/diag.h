@@ -12,6 +12,7 @@ enum { DIAG_FIN_WAIT2 = 5, DIAG_TIME_WAIT = 6 };
 struct diag_socket {
     uint64_t cookie; /* SO_COOKIE */
     uint8_t family, state;
+    bool freed; /* what the kernel keeps of it in FIN_WAIT2 and TIME_WAIT */
     struct inet_diag_sockid id;
     struct mosnhook_address source;
     uint32_t unread;         /* bytes, where the peer's FIN counts as one */
@@ -26,8 +27,9 @@ typedef void diag_visitor(void *argument, const struct diag_socket *socket);
 
 /* A non-blocking socket that gets an event for each TCP socket that the kernel frees, or -errno. */
 int diag_subscribe(void);
-/* Visits some of the events that came. 0 or -errno: -ENOBUFS when events were lost. */
-int diag_read_events(int fd, diag_visitor *visit, void *argument);
+/* Visits some of the events that came, and says whether that was all. `*lost`: events had no room.
+ * Until all was read, the kernel does not say so again. */
+bool diag_read_events(int fd, diag_visitor *visit, void *argument, bool *lost);
 /* Visits all TCP sockets of the namespace that are connecting or connected. 0 or -errno. */
 int diag_visit_live(diag_visitor *visit, void *argument);
 /* The state of what the kernel keeps of a freed socket: DIAG_FIN_WAIT2, DIAG_TIME_WAIT, or 0. */

@@ -241,10 +241,12 @@ void direct_expire(struct connection *connection)
 
 void direct_events(struct worker *worker)
 {
-    int result = diag_read_events(worker->freed.fd, socket_freed, worker);
+    bool all = diag_read_events(worker->freed.fd, socket_freed, worker, &worker->events_lost);
 
-    if (result == -ENOBUFS)
+    if (all && worker->events_lost) {
+        worker->events_lost = false;
         look_for_all(worker);
+    }
     if (worker->direct.count == 0 &&
         worker->now_ms - worker->direct_until_ms > UNSUBSCRIBE_AFTER_MS)
         direct_unsubscribe(worker);
@@ -337,6 +339,48 @@ static void replace(struct worker *worker, uint64_t cookie)
                          0);
 }
 
+/* A socket whose earlier connection may be another worker's. */
+struct reused {
+    struct reused *next;
+    uint64_t cookie;
+};
+
+static void replace_elsewhere(struct worker *worker, uint64_t cookie)
+{
+    struct dp *dp = worker->dp;
+    uint64_t one = 1;
+
+    for (uint32_t i = 0; i < dp->worker_count; i++) {
+        struct worker *other = &dp->workers[i];
+        struct reused *reused = other == worker ? NULL : malloc(sizeof *reused);
+
+        if (!reused)
+            continue;
+        reused->cookie = cookie;
+        reused->next = atomic_load_explicit(&other->reused, memory_order_relaxed);
+        while (!atomic_compare_exchange_weak_explicit(&other->reused, &reused->next, reused,
+                                                      memory_order_release, memory_order_relaxed))
+            ;
+        if (write(other->mail.fd, &one, sizeof one) < 0)
+            continue; /* at its limit it is readable all the same */
+    }
+}
+
+void direct_take_reused(struct worker *worker)
+{
+    struct reused *reused = NULL;
+
+    if (atomic_load_explicit(&worker->reused, memory_order_relaxed))
+        reused = atomic_exchange_explicit(&worker->reused, NULL, memory_order_acquire);
+    while (reused) {
+        struct reused *next = reused->next;
+
+        replace(worker, reused->cookie);
+        free(reused);
+        reused = next;
+    }
+}
+
 /* The ordinary request follows on the same connection of the control socket. */
 static void hand_over(struct connection *connection)
 {
@@ -371,6 +415,8 @@ void direct_ask(struct connection *connection)
         return;
     }
     replace(worker, connection->cookie);
+    if (connection->source.port != 0) /* it was bound, or connected before */
+        replace_elsewhere(worker, connection->cookie);
     if (!cookies_add(&worker->direct, connection)) {
         hand_over(connection);
         return;
@@ -404,6 +450,7 @@ void direct_release(struct connection *connection)
 
 void direct_close_table(struct worker *worker)
 {
+    direct_take_reused(worker);
     direct_unsubscribe(worker);
     free(worker->direct.slots);
 }

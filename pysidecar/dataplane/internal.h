@@ -269,7 +269,9 @@ struct worker {
     struct watch mail;  /* eventfd */
     struct watch freed; /* netlink: sockets that the kernel frees; -1: not listening */
     struct cookies direct;
-    uint64_t direct_until_ms; /* when the last direct connection ended */
+    bool events_lost;                /* of `freed` */
+    uint64_t direct_until_ms;        /* when the last direct connection ended */
+    _Atomic(struct reused *) reused; /* sockets that other workers were asked for */
     _Atomic(struct table *) new_tables[DIRECTIONS];
     struct table *tables[DIRECTIONS];
     bool accepting, drained;
@@ -350,6 +352,7 @@ void upstream_release(struct connection *connection);
 /* A request that only asks. */
 void direct_ask(struct connection *connection);
 void direct_events(struct worker *worker);
+void direct_take_reused(struct worker *worker);
 /* Since a direct connection has a deadline only while it may not have been made yet. */
 void direct_expire(struct connection *connection);
 void direct_release(struct connection *connection);

@@ -291,6 +291,7 @@ void *worker_run(void *argument)
         update_clock(worker);
         for (int direction = 0; direction < DIRECTIONS; direction++)
             worker_table(worker, direction);
+        direct_take_reused(worker);
         for (int i = 0; i < count; i++)
             dispatch(worker, events[i].data.ptr, events[i].events);
         run_runnable(worker);

@@ -134,9 +134,9 @@ class ConnectHook(Interception):
         size = len(hook_rules(config.outbound, direct=True))
         if size > RULES_CAPACITY:
             raise ValueError(
-                "outbound.exclude: expected fewer networks and ports (those of outbound.routes count "
-                f"too if one is direct): their {size:,} bytes do not fit the {RULES_CAPACITY:,} of "
-                "the policy page"
+                "outbound.exclude: expected fewer networks and ports (those of routes count, too, if "
+                f"one is direct): their {size:,} bytes do not fit the {RULES_CAPACITY:,} of the "
+                "policy page"
             )
 
     @override

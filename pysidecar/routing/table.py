@@ -35,7 +35,9 @@ def hook_rules(outbound: Outbound, *, direct: bool) -> bytes:
     With ``direct`` destinations of routes that say so are asked about, which takes a round trip to
     the sidecar: so all routes must be there, but only where one of them says so.
     """
-    verdicts: list[tuple[Match, int]] = [(exclude, lib.MOSNHOOK_EXCLUDE) for exclude in outbound.exclude]
+    verdicts: list[tuple[Match, int]] = [
+        (exclude, lib.MOSNHOOK_EXCLUDE) for exclude in outbound.exclude
+    ]
     if direct and outbound.direct_routes:
         verdicts += [
             (route.match, lib.MOSNHOOK_ASK if route.action == "direct" else lib.MOSNHOOK_CAPTURE)

@@ -86,6 +86,16 @@ def test_check_finds_rules_that_do_not_fit_the_page(tmp_path: Path) -> None:
     assert "outbound.exclude: expected fewer networks" in result.stderr
 
 
+def test_check_says_that_a_header_leaves_nothing_direct(tmp_path: Path) -> None:
+    file = tmp_path / "f.yaml"
+    for transport, warning in (("unix", ""), ("header", "routes with action direct relay")):
+        file.write_text(f"outbound: {{transport: {transport}, routes: [{{action: direct}}]}}\n")
+        result = invoke("check", "-c", file)
+        assert (result.exit_code, result.stdout) == (0, "OK\n")
+        assert warning in result.stderr
+        assert bool(warning) == bool(result.stderr)
+
+
 def test_check_prints_the_schema_and_the_defaults(tmp_path: Path) -> None:
     assert json.loads(invoke("check", "--schema").output)["title"] == "Config"
     file = tmp_path / "printed.yaml"

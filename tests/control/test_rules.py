@@ -206,3 +206,28 @@ def test_the_blob_says_its_size() -> None:
     blob = compile_rules([Rule([IPv4Network("10.0.0.0/8")], None, 7)])
     header = ffi.cast("struct mosnhook_rules *", ffi.from_buffer(blob))
     assert header.size == len(blob)
+
+
+def test_the_hook_asks_only_where_a_route_is_direct() -> None:
+    text = """
+outbound:
+  exclude: [10.9.0.0/16]
+  routes:
+    - match: {destination: 10.1.0.0/16}
+    - match: {destination: 10.0.0.0/8}
+      action: direct
+"""
+    outbound = parse(text).outbound
+
+    def verdict(rules: bytes, address: str) -> int:
+        rule = look_up(rules, IPv4Address(address), 80)
+        return lib.MOSNHOOK_CAPTURE if rule == NO_RULE else rule % lib.MOSNHOOK_VERDICTS
+
+    asked = hook_rules(outbound, direct=True)
+    assert verdict(asked, "10.9.0.1") == lib.MOSNHOOK_EXCLUDE
+    assert verdict(asked, "10.1.0.1") == lib.MOSNHOOK_CAPTURE
+    assert verdict(asked, "10.2.0.1") == lib.MOSNHOOK_ASK
+    assert verdict(asked, "192.0.2.1") == lib.MOSNHOOK_CAPTURE
+    never = hook_rules(outbound, direct=False)
+    assert verdict(never, "10.9.0.1") == lib.MOSNHOOK_EXCLUDE
+    assert verdict(never, "10.2.0.1") == lib.MOSNHOOK_CAPTURE

@@ -46,9 +46,18 @@ _HOLD = "hold"
 _MAPPED = 0xFFFF << 32  # ::ffff:0.0.0.0
 
 Endpoint = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """To one who asks: connect it yourself, there."""
+
+    endpoint: Endpoint
+
+
 # What to do for a destination: relay there, fail with this errno, "direct", "hold" (never answer),
 # or send these bytes as the answer.
-Decision = Endpoint | int | str | bytes
+Decision = Endpoint | Direct | int | str | bytes
 
 
 def pack_address(host: str, port: int, scope: int = 0) -> bytes:
@@ -63,26 +72,31 @@ def unpack_address(raw: bytes) -> Endpoint:
     return (str(ip.ipv4_mapped or ip), port)
 
 
-def pack_rules(excluded: Sequence[str]) -> bytes:
-    """Rules that exclude these prefixes, which must not overlap."""
-    spans: list[tuple[int, int]] = []
-    for text in excluded:
+def pack_rules(excluded: Sequence[str], asked: Sequence[str]) -> bytes:
+    """Rules that exclude these prefixes, or have the hook ask; they must not overlap."""
+    spans: list[tuple[int, int, int]] = []
+    verdicts = [(text, EXCLUDE) for text in excluded] + [(text, ASK) for text in asked]
+    for text, verdict in verdicts:
         network: IPv4Network | IPv6Network = ip_network(text)
         first, last = int(network[0]), int(network[-1])
         if network.version == 4:
-            spans.append((_MAPPED + first, _MAPPED + last))
+            spans.append((_MAPPED + first, _MAPPED + last, verdict))
         elif first <= _MAPPED <= last:  # IPv4 is no part of IPv6
-            spans += [(first, _MAPPED - 1), (_MAPPED + 2**32, last)]
+            spans += [(first, _MAPPED - 1, verdict), (_MAPPED + 2**32, last, verdict)]
         else:
-            spans.append((first, last))
+            spans.append((first, last, verdict))
+    spans.sort()
     boundaries = [(0, -1)]
-    for index, (first, last) in enumerate(sorted(spans)):
+    for index, (first, last, _) in enumerate(spans):
         boundaries.append((first, index))
         if last + 1 < 2**128:
             boundaries.append((last + 1, -1))
     body = b"".join(start.to_bytes(16, "big") + struct.pack("=i", at) for start, at in boundaries)
     body += b"".join(struct.pack("=iII", -1, index, 1) for index in range(len(spans)))
-    body += b"".join(struct.pack("=HHI", 0, 65535, 4 * i + EXCLUDE) for i in range(len(spans)))
+    body += b"".join(
+        struct.pack("=HHI", 0, 65535, 4 * index + verdict)
+        for index, (_, _, verdict) in enumerate(spans)
+    )
     return struct.pack("=4I", 16 + len(body), len(boundaries), len(spans), len(spans)) + body
 
 
@@ -168,6 +182,7 @@ class Sidecar:
         when_away: int = REFUSE,
         wait_ms: int = 0,
         excluded: Sequence[str] = ("127.0.0.0/8", "::1/128"),
+        asked: Sequence[str] = (),
         own: Sequence[Endpoint] = (),
         backlog: int = 128,
         fallback: Decision = errno.ECONNREFUSED,
@@ -183,7 +198,7 @@ class Sidecar:
         self.accepted: set[str] = set()  # hosts of the listeners that had a connection
         self.seen = threading.Condition()
         self.transport, self.when_away, self.wait_ms = transport, when_away, wait_ms
-        self.excluded, self.own = list(excluded), list(own)
+        self.excluded, self.asked, self.own = list(excluded), list(asked), list(own)
         self.state = SERVING
         self._waiting: list[tuple[socket.socket, socket.socket, int]] = []
         self._held: list[socket.socket] = []
@@ -235,7 +250,7 @@ class Sidecar:
         if torn:
             return
         self._sequence = (self._sequence + 2) & 0xFFFFFFFF
-        rules = pack_rules(self.excluded)
+        rules = pack_rules(self.excluded, self.asked)
         self._page[_RULES_AT : _RULES_AT + len(rules)] = rules
         own = b"".join(pack_address(*one) for one in self.own)
         body = (
@@ -383,15 +398,20 @@ class Sidecar:
     def _decide(
         self, control: socket.socket, parked: socket.socket, flags: int, decision: Decision
     ) -> None:
-        def answer(action: int, error: int = 0) -> None:
-            if flags & WAITS:
+        def answer(action: int, error: int = 0, endpoint: bytes = bytes(24)) -> None:
+            if flags & (WAITS | ASKS):
                 with contextlib.suppress(OSError):
-                    control.send(_ANSWER.pack(MAGIC, VERSION, action, error))
+                    control.send(_ANSWER.pack(MAGIC, VERSION, action, error, endpoint))
 
         if isinstance(decision, bytes):
             control.send(decision)
         elif decision == "direct":
             answer(1)
+        elif isinstance(decision, Direct):
+            answer(1, endpoint=pack_address(*decision.endpoint))
+        elif flags & ASKS and not isinstance(decision, int):
+            answer(0)
+            self._serve_control(control.dup())  # the request itself
         elif isinstance(decision, tuple):
             with socket.create_connection(decision) as upstream:
                 ours = self._complete(parked) if flags & PARKED else self._connect_unparked(parked)

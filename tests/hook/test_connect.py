@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.hook.reference import HEADER, PARKED, UNIX, WAITS, Sidecar
+from tests.hook.reference import ASKS, HEADER, PARKED, UNIX, WAITS, Direct, Sidecar
 from tests.hook.support import MAPPED, PORT, SANITIZED, V4, V6, EchoServer, Result, Runner
 
 MakeSidecar = Callable[..., Sidecar]
@@ -398,3 +398,47 @@ def test_the_hook_costs_a_captured_process_no_descriptor(
     )
     assert Result.parse(done.stdout)["echo"] == "hello"
     assert [one.transport for one in sidecar.wait_for_requests()] == [HEADER]
+
+
+ASKED = ("192.0.2.0/24", "2001:db8::/32")
+
+
+@pytest.mark.parametrize("mode", ["blocking", "nonblocking"])
+@pytest.mark.parametrize("host", [V4, V6, MAPPED])
+def test_who_may_connect_itself_does(
+    run: Runner, libc: str, make_sidecar: MakeSidecar, host: str, mode: str
+) -> None:
+    run.libc = libc
+    with EchoServer("::1" if host == V6 else "127.0.0.1") as upstream:
+        sidecar = make_sidecar(asked=ASKED, fallback=Direct(upstream.address))
+        result = run("connect", "-e", *_mode(mode), host, PORT, sidecar=sidecar)
+        _assert_connected(result, mode, host)
+        assert upstream.accepted == 1
+        assert [request.flags for request in sidecar.requests] == [ASKS]
+
+
+@pytest.mark.parametrize("mode", ["blocking", "nonblocking"])
+def test_who_asked_in_vain_is_relayed(
+    run: Runner, libc: str, make_sidecar: MakeSidecar, upstream: EchoServer, mode: str
+) -> None:
+    run.libc = libc
+    sidecar = make_sidecar(asked=ASKED, fallback=upstream.address)
+    result = run("connect", "-e", *_mode(mode), V4, PORT, sidecar=sidecar)
+    _assert_connected(result, mode, V4)
+    assert [request.flags for request in sidecar.wait_for_requests(2)] == [ASKS, _FLAGS[mode]]
+
+
+@pytest.mark.parametrize("mode", ["blocking", "nonblocking"])
+def test_who_asks_may_be_refused_at_once(run: Runner, make_sidecar: MakeSidecar, mode: str) -> None:
+    sidecar = make_sidecar(asked=ASKED, fallback=errno.EHOSTUNREACH)
+    result = run("connect", *_mode(mode), V4, PORT, sidecar=sidecar)
+    assert result.number("connect") == errno.EHOSTUNREACH
+
+
+def test_who_does_not_wait_waits_for_an_answer_only_shortly(
+    run: Runner, make_sidecar: MakeSidecar
+) -> None:
+    sidecar = make_sidecar(asked=ASKED, fallback="hold")
+    result = run("connect", "-n", V4, PORT, sidecar=sidecar)
+    assert result.number("connect") == errno.ECONNREFUSED
+    assert result.number("ms") < 2000

@@ -1,0 +1,648 @@
+"""Route action ``direct``: the application connects itself, and is accounted for."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+
+from pysidecar.address import Address
+from pysidecar.testing import Connection, Sidecar
+from pysidecar.testing.sidecar import wait_until
+from tests.interop.servers import HAS_IPV6
+
+PATIENCE = 10.0
+SERVICE = "10.1.2.3"
+SERVICE6 = "fd00::1:2:3"
+PORT = 5432
+CLIENT = """
+import json, socket, struct, sys, time
+names = {"socket": socket, "struct": struct, "time": time}
+for line in sys.stdin:
+    try:
+        try:
+            answer = eval(line, names)
+        except SyntaxError:
+            answer = exec(json.loads(line) if line.startswith('"') else line, names)
+        print(json.dumps(answer, default=lambda _: None))
+    except OSError as error:
+        print(json.dumps({"errno": error.errno}))
+    sys.stdout.flush()
+"""
+
+
+class Client:
+    """A Python under the hook that does what it is told, line by line."""
+
+    def __init__(self, sidecar: Sidecar, *prefix: str) -> None:
+        self.process = subprocess.Popen(
+            [*prefix, sys.executable, "-c", CLIENT],
+            env={**os.environ, **sidecar.environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, line: str) -> Any:
+        """The value of an expression, or ``{"errno": …}``."""
+        self.send(line)
+        return self.answer()
+
+    def send(self, line: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write((json.dumps(line) if "\n" in line else line) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> Any:
+        assert self.process.stdout
+        return json.loads(self.process.stdout.readline())
+
+    def connect(self, host: str = SERVICE, port: int = PORT) -> Any:
+        family = "socket.AF_INET6" if ":" in host else "socket.AF_INET"
+        self(f"s = socket.socket({family})")
+        return self(f"s.connect({(host, port)!r})")
+
+    def exchange(self, peer: socket.socket, sent: int, received: int) -> None:
+        """Both read everything."""
+        assert self(f"s.sendall(b'x' * {sent})") is None
+        assert _read(peer, sent) == sent
+        peer.sendall(b"y" * received)
+        assert self(f"len(s.recv({received}, socket.MSG_WAITALL))") == received
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def _read(peer: socket.socket, size: int) -> int:
+    got = 0
+    while got < size:
+        part = peer.recv(65536)
+        assert part
+        got += len(part)
+    return got
+
+
+def listen(host: str = "127.0.0.1") -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, 0), family=family, backlog=1024)
+    listener.settimeout(PATIENCE)
+    return listener
+
+
+def accept(listener: socket.socket) -> socket.socket:
+    peer = listener.accept()[0]
+    peer.settimeout(PATIENCE)
+    return peer
+
+
+@pytest.fixture
+def sidecar() -> Iterator[Sidecar]:
+    with Sidecar({"workers": 2}) as running:
+        yield running
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with listen() as listening:
+        yield listening
+
+
+@pytest.fixture
+def client(sidecar: Sidecar, listener: socket.socket) -> Iterator[Client]:
+    """One for which ``SERVICE`` is at the listener."""
+    sidecar.route(SERVICE, listener, action="direct")
+    with Client(sidecar) as running:
+        yield running
+
+
+def closed(sidecar: Sidecar) -> Connection:
+    return sidecar.wait_for_connection(closed=True)
+
+
+def open_ones(sidecar: Sidecar) -> list[Connection]:
+    return [connection for connection in sidecar.connections() if not connection.closed]
+
+
+# ---- The way there ----
+
+
+def test_the_application_is_connected_to_the_endpoint_itself(
+    sidecar: Sidecar, listener: socket.socket, client: Client
+) -> None:
+    assert client.connect() is None
+    with accept(listener) as peer:
+        # Nobody is in between.
+        assert client("s.getsockname()") == list(peer.getpeername())
+        assert client("s.getpeername()") == [SERVICE, PORT]
+        client.exchange(peer, 1000, 2000)
+        live = sidecar.wait_for_connection(closed=False, matching=lambda c: c.bytes_sent == 1000)
+        assert (live.action, live.path, live.transport) == ("direct", "direct", "unix")
+        assert live.original_destination == f"{SERVICE}:{PORT}"
+        assert live.upstream == str(Address(*listener.getsockname()))
+        assert live.source == str(Address(*peer.getpeername()))
+        assert live.bytes_received == 2000
+        assert live.pid == client.process.pid
+        client("s.close()")
+        assert peer.recv(1) == b""  # nothing holds the end back
+    done = closed(sidecar)
+    assert (done.bytes_sent, done.bytes_received, done.error) == (1000, 2000, None)
+    assert done.source == live.source
+    assert wait_until(lambda: sidecar.access_log.count("\n"), PATIENCE) == 1
+    record = json.loads(sidecar.access_log)
+    assert (record["action"], record["path"]) == ("direct", "direct")
+    assert record["rtt_ms"] > 0
+    assert record["duration_ms"] > 0
+
+
+def test_without_an_endpoint_it_goes_where_it_wanted_to(
+    sidecar: Sidecar, listener: socket.socket
+) -> None:
+    sidecar.route("127.0.0.0/8", action="direct")
+    with Client(sidecar) as client:
+        host, port = listener.getsockname()
+        assert client.connect(host, port) is None
+        with accept(listener) as peer:
+            assert client("s.getsockname()") == list(peer.getpeername())
+            assert client("s.connect_ex(s.getpeername())") == errno.EISCONN
+            client("s.close()")
+    assert closed(sidecar).path == "direct"
+    assert len(sidecar.connections()) == 1
+
+
+def test_a_refused_connect_says_so(sidecar: Sidecar, refusing_port: int) -> None:
+    sidecar.route(SERVICE, f"127.0.0.1:{refusing_port}", action="direct")
+    with Client(sidecar) as client:
+        assert client.connect() == {"errno": errno.ECONNREFUSED}
+        client("s.close()")
+        done = closed(sidecar)
+        assert done.error == "upstream connect failed"
+        assert (done.bytes_sent, done.bytes_received) == (0, 0)
+
+
+def test_non_blocking_connects_are_the_kernels(
+    sidecar: Sidecar, listener: socket.socket, client: Client, refusing_port: int
+) -> None:
+    client("s = socket.socket()")
+    client("s.setblocking(False)")
+    assert client(f"s.connect_ex(('{SERVICE}', {PORT}))") == errno.EINPROGRESS
+    with accept(listener):
+        client("import select; select.select([], [s], [])")
+        assert client("s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)") == 0
+        assert client(f"s.connect_ex(('{SERVICE}', {PORT}))") in (0, errno.EISCONN)
+        assert client(f"s.connect_ex(('{SERVICE}', {PORT}))") == errno.EISCONN
+        assert len(sidecar.connections()) == 1
+    sidecar.route(SERVICE, f"127.0.0.1:{refusing_port}", action="direct")
+    client("s = socket.socket()")
+    client("s.setblocking(False)")
+    assert client(f"s.connect_ex(('{SERVICE}', {PORT}))") == errno.EINPROGRESS
+    client("select.select([], [s], [])")
+    assert client("s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)") == errno.ECONNREFUSED
+
+
+def test_a_failed_socket_can_connect_again(
+    sidecar: Sidecar, listener: socket.socket, client: Client, refusing_port: int
+) -> None:
+    sidecar.route(SERVICE, f"127.0.0.1:{refusing_port}", action="direct")
+    assert client.connect() == {"errno": errno.ECONNREFUSED}
+    sidecar.route(SERVICE, listener, action="direct")
+    assert client(f"s.connect(('{SERVICE}', {PORT}))") is None
+    with accept(listener) as peer:
+        client.exchange(peer, 10, 20)
+        failed = closed(sidecar)
+        assert failed.error == "upstream connect failed"
+        client("s.close()")
+    assert wait_until(lambda: not open_ones(sidecar), PATIENCE)
+    both = sidecar.connections()
+    assert sorted((c.bytes_sent, c.bytes_received) for c in both) == [(0, 0), (10, 20)]
+
+
+def test_a_send_timeout_ends_a_connect(sidecar: Sidecar) -> None:
+    with contextlib.ExitStack() as stack:
+        silent = stack.enter_context(socket.socket())
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        for _ in range(2):  # its queue is full
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(silent.getsockname())
+        sidecar.route(SERVICE, silent, action="direct")
+        client = stack.enter_context(Client(sidecar))
+        client("s = socket.socket()")
+        option = "s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack('ll', 0, 200000))"
+        client(option)
+        assert client(f"s.connect_ex(('{SERVICE}', {PORT}))") == errno.EINPROGRESS
+        assert client(f"s.connect_ex(('{SERVICE}', {PORT}))") == errno.EALREADY
+
+
+def test_endpoints_take_turns(sidecar: Sidecar) -> None:
+    with listen() as one, listen() as two:
+        sidecar.route(SERVICE, [one, two], action="direct")
+        with Client(sidecar) as client:
+            client("kept = []")
+            for _ in range(10):
+                assert client.connect() is None
+                client("kept.append(s)")
+            upstreams = [connection.upstream for connection in sidecar.connections()]
+            assert sorted(map(upstreams.count, set(upstreams))) == [5, 5]
+
+
+def test_least_connections_counts_direct_ones_until_they_end(sidecar: Sidecar) -> None:
+    with listen() as one, listen() as two:
+        sidecar.route(SERVICE, [one, two], action="direct", balance="least_connections")
+        with Client(sidecar) as client:
+
+            def upstream() -> str | None:
+                before = len(sidecar.connections())
+                assert client.connect() is None
+                client("kept.append(s)")
+                assert wait_until(lambda: len(sidecar.connections()) > before, PATIENCE)
+                return sidecar.connections()[-1].upstream
+
+            client("kept = []")
+            first = upstream()
+            second = upstream()
+            assert first != second
+            client("[kept.pop().close(), None]")
+            closed(sidecar)
+            assert upstream() == second
+
+
+@pytest.mark.skipif(not HAS_IPV6, reason="no IPv6")
+@pytest.mark.parametrize("host", [SERVICE, SERVICE6])
+@pytest.mark.parametrize("endpoint", ["127.0.0.1", "::1"])
+def test_an_endpoint_of_the_other_family_is_relayed_where_it_must_be(
+    sidecar: Sidecar, host: str, endpoint: str
+) -> None:
+    with listen(endpoint) as listening:
+        sidecar.route(host, listening, action="direct")
+        with Client(sidecar) as client:
+            assert client.connect(host) is None
+            with accept(listening) as peer:
+                client.exchange(peer, 100, 200)
+                assert client("s.getpeername()[:2]") == [host, PORT]
+                client("s.close()")
+            done = closed(sidecar)
+            # An AF_INET socket cannot go to an IPv6 address.
+            reachable = not (host == SERVICE and endpoint == "::1")
+            assert done.path == ("direct" if reachable else "relay")
+            assert done.action == done.path
+            assert (done.bytes_sent, done.bytes_received, done.error) == (100, 200, None)
+            assert len(sidecar.connections()) == 1
+
+
+def test_a_bound_source_is_kept(sidecar: Sidecar, listener: socket.socket, client: Client) -> None:
+    client("s = socket.socket()")
+    client("s.bind(('127.0.0.77', 0))")
+    assert client(f"s.connect(('{SERVICE}', {PORT}))") is None
+    with accept(listener) as peer:
+        assert peer.getpeername()[0] == "127.0.0.77"
+        client("s.close()")
+    assert closed(sidecar).path == "direct"
+
+
+@pytest.mark.parametrize("call", ["sendto", "sendmsg"])
+def test_fast_open_reaches_the_endpoint(
+    sidecar: Sidecar, listener: socket.socket, client: Client, call: str
+) -> None:
+    client("s = socket.socket()")
+    to = f"('{SERVICE}', {PORT})"
+    flag = "socket.MSG_FASTOPEN"
+    line = f"s.sendto(b'hello', {flag}, {to})"
+    if call == "sendmsg":
+        line = f"s.sendmsg([b'hello'], [], {flag}, {to})"
+    assert client(line) == 5
+    with accept(listener) as peer:
+        assert peer.recv(5, socket.MSG_WAITALL) == b"hello"
+        client("s.close()")
+    done = closed(sidecar)
+    assert (done.path, done.bytes_sent, done.error) == ("direct", 5, None)
+
+
+def test_a_deferred_fast_open_connect_stays_one(
+    sidecar: Sidecar, listener: socket.socket, client: Client
+) -> None:
+    client("s = socket.socket()")
+    client("s.setsockopt(socket.IPPROTO_TCP, 30, 1)")  # TCP_FASTOPEN_CONNECT
+    assert client(f"s.connect(('{SERVICE}', {PORT}))") is None
+    assert client("s.send(b'hello')") == 5
+    with accept(listener) as peer:
+        assert peer.recv(5, socket.MSG_WAITALL) == b"hello"
+        client("s.close()")
+    assert closed(sidecar).bytes_sent == 5
+
+
+def test_mptcp_is_relayed(sidecar: Sidecar, listener: socket.socket, client: Client) -> None:
+    made = client("s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)")
+    if made is not None:
+        pytest.skip("no MPTCP")
+    assert client(f"s.connect(('{SERVICE}', {PORT}))") is None
+    with accept(listener) as peer:
+        client.exchange(peer, 10, 10)
+        client("s.close()")
+    assert closed(sidecar).path == "relay"
+
+
+def test_other_routes_hold_as_they_stand(sidecar: Sidecar, listener: socket.socket) -> None:
+    sidecar.route("10.0.0.0/8", listener, action="direct")
+    sidecar.route("10.3.0.0/16", listener)
+    sidecar.route("10.4.0.0/16", action="refuse")
+    with Client(sidecar) as client:
+        assert client.connect("10.4.0.1") == {"errno": errno.ECONNREFUSED}
+        assert client.connect("10.3.0.1") is None
+        assert client.connect("10.2.0.1") is None
+        paths = {c.original_destination: c.path for c in open_ones(sidecar)}
+        assert paths == {"10.3.0.1:5432": "relay", "10.2.0.1:5432": "direct"}
+
+
+def test_with_transport_header_it_is_a_relay(listener: socket.socket) -> None:
+    with Sidecar({"outbound": {"transport": "header"}}) as sidecar:
+        sidecar.route(SERVICE, listener, action="direct")
+        with Client(sidecar) as client:
+            assert client.connect() is None
+            with accept(listener) as peer:
+                client.exchange(peer, 5, 5)
+                client("s.close()")
+            done = closed(sidecar)
+        assert (done.path, done.action, done.transport) == ("relay", "relay", "header")
+        assert sidecar.log.count("routes with action direct relay here") == 1
+
+
+# ---- How it ends ----
+
+
+def _peer_closes(client: Client, peer: socket.socket) -> None:
+    peer.close()
+    assert client("len(s.recv(1))") == 0
+    client("s.close()")
+
+
+def _peer_closes_unread(client: Client, peer: socket.socket) -> None:
+    peer.close()
+    assert client("bool(time.sleep(0.1)) + 0") == 0
+    client("s.close()")
+
+
+def _application_closes(client: Client, peer: socket.socket) -> None:
+    client("s.close()")
+    assert peer.recv(1) == b""
+    time.sleep(0.2)  # past the delayed acknowledgement: the two ends in two segments
+    peer.close()
+
+
+def _application_closes_and_peer_at_once(client: Client, peer: socket.socket) -> None:
+    client("s.close()")
+    assert peer.recv(1) == b""
+    peer.close()
+
+
+def _application_shuts_down(client: Client, peer: socket.socket) -> None:
+    client("s.shutdown(socket.SHUT_WR)")
+    assert peer.recv(1) == b""
+    peer.close()
+    assert client("len(s.recv(1))") == 0
+    client("s.close()")
+
+
+def _application_shuts_down_and_waits(client: Client, peer: socket.socket) -> None:
+    client("s.shutdown(socket.SHUT_WR)")
+    assert peer.recv(1) == b""
+    time.sleep(0.2)
+    peer.close()
+    assert client("len(s.recv(1))") == 0
+    client("s.close()")
+
+
+def _peer_shuts_down(client: Client, peer: socket.socket) -> None:
+    peer.shutdown(socket.SHUT_WR)
+    assert client("len(s.recv(1))") == 0
+    client("s.sendall(b'')")
+    client("s.close()")
+    assert peer.recv(1) == b""
+
+
+HOSTS = ["127.0.0.1", pytest.param("::1", marks=pytest.mark.skipif(not HAS_IPV6, reason="no IPv6"))]
+
+
+@pytest.mark.parametrize("size", [(0, 0), (1, 0), (0, 1), (1000, 300_000)])
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize(
+    "end",
+    [
+        _peer_closes,
+        _peer_closes_unread,
+        _application_closes,
+        _application_closes_and_peer_at_once,
+        _application_shuts_down,
+        _application_shuts_down_and_waits,
+        _peer_shuts_down,
+    ],
+)
+def test_bytes_are_exact_however_it_ends_in_order(
+    sidecar: Sidecar,
+    end: Callable[[Client, socket.socket], None],
+    host: str,
+    size: tuple[int, int],
+) -> None:
+    service = SERVICE6 if ":" in host else SERVICE
+    with listen(host) as listening:
+        sidecar.route(service, listening, action="direct")
+        with Client(sidecar) as client:
+            assert client.connect(service) is None
+            with accept(listening) as peer:
+                client.exchange(peer, *size)
+                end(client, peer)
+            done = closed(sidecar)
+    assert (done.bytes_sent, done.bytes_received) == size
+    assert done.error is None
+
+
+def test_a_reset_by_the_peer_is_one(
+    sidecar: Sidecar, listener: socket.socket, client: Client
+) -> None:
+    client.connect()
+    peer = accept(listener)
+    client.exchange(peer, 100, 200)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+    assert client("s.recv(1)") == {"errno": errno.ECONNRESET}
+    client("s.close()")
+    done = closed(sidecar)
+    assert done.error == "reset by the upstream"
+    assert (done.bytes_sent, done.bytes_received) == (100, 200)
+
+
+def test_a_close_with_unread_bytes_is_a_reset_by_the_application(
+    sidecar: Sidecar, listener: socket.socket, client: Client
+) -> None:
+    client.connect()
+    with accept(listener) as peer:
+        peer.sendall(b"unread")
+        client("len(s.recv(6, socket.MSG_PEEK | socket.MSG_WAITALL))")
+        client("s.close()")
+        with pytest.raises(ConnectionResetError):
+            peer.recv(1)
+    done = closed(sidecar)
+    assert done.error == "reset by the application"
+    assert done.bytes_received == 6
+
+
+def test_an_abort_is_told_from_a_failed_connect(
+    sidecar: Sidecar, listener: socket.socket, client: Client
+) -> None:
+    client.connect()
+    with accept(listener) as peer:
+        client.exchange(peer, 100, 200)
+        sidecar.wait_for_connection(matching=lambda c: c.bytes_received == 200)
+        client("s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))")
+        client("s.close()")
+    done = closed(sidecar)
+    assert done.error == "reset by the application"
+    # The kernel has forgotten them; these were seen before.
+    assert (done.bytes_sent, done.bytes_received) == (100, 200)
+
+
+# ---- The sidecar's own life ----
+
+
+def test_connections_outlive_a_killed_sidecar(
+    sidecar: Sidecar, listener: socket.socket, client: Client
+) -> None:
+    client.connect()
+    with accept(listener) as peer:
+        client.exchange(peer, 10, 10)
+        sidecar.kill()
+        client.exchange(peer, 1000, 1000)
+        sidecar.start()
+        client.exchange(peer, 1000, 1000)
+        assert client.connect() is None
+        with accept(listener):
+            assert sidecar.wait_for_connection(closed=False).path == "direct"
+
+
+def test_a_stop_neither_waits_nor_aborts(listener: socket.socket) -> None:
+    with Sidecar({"drain_timeout": "60s"}) as sidecar:
+        sidecar.route(SERVICE, listener, action="direct")
+        with Client(sidecar) as client:
+            client.connect()
+            with accept(listener) as peer:
+                client.exchange(peer, 10, 20)
+                sidecar.stop()  # within the 10 s of its own
+                client.exchange(peer, 10, 10)
+                record = json.loads(sidecar.access_log)
+    assert record["error"] == "still open when the sidecar stopped; it goes on"
+    assert (record["bytes_sent"], record["bytes_received"]) == (10, 20)
+
+
+def test_a_frozen_sidecar_does_not_hold_up_a_non_blocking_connect(
+    sidecar: Sidecar, client: Client
+) -> None:
+    client("s = socket.socket()")
+    client("s.setblocking(False)")
+    sidecar.pause()
+    tasks = Path(f"/proc/{sidecar.pid}/task")
+    assert wait_until(
+        lambda: all(") T " in (task / "stat").read_text() for task in tasks.iterdir()), PATIENCE
+    )
+    began = time.monotonic()
+    assert client(f"s.connect_ex(('{SERVICE}', {PORT}))") == errno.ECONNREFUSED
+    assert time.monotonic() - began < PATIENCE / 2
+    sidecar.resume()
+
+
+CHURN = f"""
+import socket, sys
+for _ in range({{count}}):
+    with socket.create_connection(("{SERVICE}", {PORT})) as s:
+        s.sendall(b"hello")
+        assert s.recv(5, socket.MSG_WAITALL) == b"hello"
+"""
+
+
+def _fds(sidecar: Sidecar) -> int:
+    return len(os.listdir(f"/proc/{sidecar.pid}/fd"))
+
+
+def test_churn_leaves_nothing(sidecar: Sidecar, echo_port: int) -> None:
+    sidecar.route(SERVICE, f"127.0.0.1:{echo_port}", action="direct")
+
+    def churn(count: int) -> None:
+        sidecar.hooked.run([sys.executable, "-c", CHURN.format(count=count)], check=True)
+        assert wait_until(lambda: not sidecar.admin_json("/connections"), PATIENCE)
+
+    churn(10)
+    before = _fds(sidecar)
+    churn(1000)
+    assert _fds(sidecar) < before + 10  # a worker may have had none before
+    records = [json.loads(line) for line in sidecar.access_log.splitlines()]
+    assert {(r["bytes_sent"], r["error"], r["path"]) for r in records} == {(5, None, "direct")}
+
+
+def test_lost_events_are_made_up_for(
+    sidecar: Sidecar, listener: socket.socket, client: Client
+) -> None:
+    client("kept = []")
+    peers = []
+    for _ in range(20):
+        client.connect()
+        client("kept.append(s)")
+        peers.append(accept(listener))
+    assert len(sidecar.connections()) == 20
+    assert wait_until(lambda: all(c.duration_ms > 2000 for c in sidecar.connections()), PATIENCE)
+    sidecar.pause()
+    client("[s.close() for s in kept[:10]] and None")
+    with listen() as other:  # so many that the oldest or the latest find no room
+        for _ in range(20_000):
+            with socket.create_connection(other.getsockname()):
+                linger = struct.pack("ii", 1, 0)
+                reset = other.accept()[0]
+                reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                reset.close()
+    client("[s.close() for s in kept[10:19]] and None")
+    sidecar.resume()
+    assert wait_until(lambda: len(open_ones(sidecar)) == 1, PATIENCE)
+    assert "ended unobserved" in sidecar.access_log
+    for peer in peers:
+        peer.close()
+
+
+def test_no_capability_is_needed(refusing_port: int) -> None:
+    del refusing_port
+    script = """
+import sys, socket
+from pysidecar.testing import Sidecar
+with socket.create_server(("127.0.0.1", 0)) as listener, Sidecar() as sidecar:
+    sidecar.route("10.1.2.3", listener, action="direct")
+    code = "import socket; socket.create_connection(('10.1.2.3', 80)).close()"
+    done = sidecar.hooked.run([sys.executable, "-c", code], check=True)
+    assert done.connection.path == "direct", done.connection
+    assert done.connection.error is None, done.connection
+    assert "WARNING" not in sidecar.log, sidecar.log
+print("ok")
+"""
+    command = [sys.executable, "-c", script]
+    if os.geteuid() == 0:
+        none = "--bounding-set=-all --inh-caps=-all --ambient-caps=-all --securebits=+noroot"
+        command = ["setpriv", *none.split(), *command]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert done.stdout == "ok\n", done.stderr
