@@ -92,6 +92,26 @@ static int until_decided(struct attempt *attempt)
     }
 }
 
+/* A socket that connected itself before. As long as anything of that is in the kernel, a connect()
+ * is about that, and the kernel's own affair. */
+static int ask_kernel_directly(struct attempt *attempt, const struct peer *peer)
+{
+    uint8_t state = TCP_CLOSE; /* the first byte of struct tcp_info */
+    socklen_t length = sizeof state;
+    int error;
+
+    if (sys_getsockopt(attempt->fd, IPPROTO_TCP, TCP_INFO, &state, &length) == 0 &&
+        state != TCP_CLOSE) {
+        attempt->endpoint = peer->via;
+        return OUTCOME_DIRECT;
+    }
+    error = socket_take_error(attempt->fd);
+    if (error == 0)
+        return OUTCOME_NOT_OURS;
+    socket_disconnect(attempt);
+    return error;
+}
+
 /* A socket that was captured before: what the kernel says of that connect. OUTCOME_NOT_OURS:
  * nothing, this is a new one. */
 static int ask_kernel(struct attempt *attempt)
@@ -101,6 +121,8 @@ static int ask_kernel(struct attempt *attempt)
 
     if (!peers_any() || !peers_find(attempt->cookie, &peer))
         return OUTCOME_NOT_OURS;
+    if (peer.direct)
+        return ask_kernel_directly(attempt, &peer);
     /* The sidecar makes a connect fail by disconnecting the socket, which leaves an error. */
     error = socket_take_error(attempt->fd);
     if (error) {
@@ -108,10 +130,6 @@ static int ask_kernel(struct attempt *attempt)
         return page_true_error(attempt->cookie, error);
     }
     result = socket_connect_now(attempt, &peer.via);
-    if (result == EALREADY && peer.direct) { /* the kernel itself waits, if it shall */
-        attempt->endpoint = peer.via;
-        return OUTCOME_DIRECT;
-    }
     if (result == EINPROGRESS) { /* it was not connected: take that back */
         socket_disconnect(attempt);
         /* A failure that the application has read already is an abort to the kernel, once. */

@@ -107,7 +107,9 @@ static void note_seen(struct connection *connection, const struct diag_socket *s
  * made. */
 static bool was_established(const struct connection *connection, const struct diag_socket *socket)
 {
-    uint64_t age_ms = connection->worker->now_ms - connection->opened_ns / 1000000u;
+    /* Negative in the turn of the loop that opened it. */
+    int64_t age_ms =
+        (int64_t)connection->worker->now_ms - (int64_t)(connection->opened_ns / 1000000u);
 
     return socket->bytes_acked > 0 || socket->last_ack_ms <= age_ms + CLOCK_SLACK_MS;
 }
@@ -263,14 +265,14 @@ static int read_option(int fd, int level, int name)
 }
 
 /* What another namespace's sockets do, our kernel socket is not told. */
-static bool is_of_our_namespace(int fd, int ours)
+static bool is_of_our_namespace(int theirs, int ours)
 {
-    uint64_t theirs_cookie = 0, ours_cookie = 0;
-    socklen_t length = sizeof theirs_cookie;
+    uint64_t their_namespace = 0, our_namespace = 0;
+    socklen_t length = sizeof their_namespace;
 
-    return getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, &theirs_cookie, &length) == 0 &&
-           getsockopt(ours, SOL_SOCKET, SO_NETNS_COOKIE, &ours_cookie, &length) == 0 &&
-           theirs_cookie == ours_cookie;
+    return getsockopt(theirs, SOL_SOCKET, SO_NETNS_COOKIE, &their_namespace, &length) == 0 &&
+           getsockopt(ours, SOL_SOCKET, SO_NETNS_COOKIE, &our_namespace, &length) == 0 &&
+           their_namespace == our_namespace;
 }
 
 /* Whether the application's socket can be connected there, from what it may be bound to. */
@@ -496,10 +498,14 @@ size_t direct_count(const struct dp *dp)
 
 int dp_direct_works(void)
 {
-    int fd = diag_subscribe();
+    uint64_t namespace;
+    socklen_t length = sizeof namespace;
+    int result = 0, fd = diag_subscribe();
 
     if (fd < 0)
         return fd;
+    if (getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, &namespace, &length) < 0)
+        result = -errno;
     close(fd);
-    return 0;
+    return result;
 }

@@ -134,8 +134,8 @@ class ConnectHook(Interception):
         size = len(hook_rules(config.outbound, direct=True))
         if size > RULES_CAPACITY:
             raise ValueError(
-                "outbound.exclude: expected fewer networks and ports (those of routes count, too, if "
-                f"one is direct): their {size:,} bytes do not fit the {RULES_CAPACITY:,} of the "
+                "outbound.exclude: expected fewer networks and ports (those of routes count, too, "
+                f"if one is direct): their {size:,} bytes do not fit the {RULES_CAPACITY:,} of the "
                 "policy page"
             )
 

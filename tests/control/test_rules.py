@@ -221,7 +221,7 @@ outbound:
 
     def verdict(rules: bytes, address: str) -> int:
         rule = look_up(rules, IPv4Address(address), 80)
-        return lib.MOSNHOOK_CAPTURE if rule == NO_RULE else rule % lib.MOSNHOOK_VERDICTS
+        return int(lib.MOSNHOOK_CAPTURE if rule == NO_RULE else rule % lib.MOSNHOOK_VERDICTS)
 
     asked = hook_rules(outbound, direct=True)
     assert verdict(asked, "10.9.0.1") == lib.MOSNHOOK_EXCLUDE

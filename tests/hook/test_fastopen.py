@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.hook.reference import HEADER, UNIX, Sidecar
+from tests.hook.reference import HEADER, UNIX, Direct, Sidecar
 from tests.hook.support import PORT, V4, V6, EchoServer, Runner
 
 MakeSidecar = Callable[..., Sidecar]
@@ -43,6 +43,18 @@ def test_message_with_fast_open_fails_with_the_true_errno(
     sidecar.fallback = errno.EHOSTUNREACH
     result = run("connect", "-F", call, V4, PORT, sidecar=sidecar)
     assert result.number("connect") == errno.EHOSTUNREACH
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_message_with_fast_open_goes_to_the_endpoint_of_a_direct_route(
+    run: Runner, libc: str, make_sidecar: MakeSidecar, upstream: EchoServer, call: str
+) -> None:
+    run.libc = libc
+    sidecar = make_sidecar(asked=[f"{V4}/32"], fallback=Direct(upstream.address))
+    result = run("connect", "-F", call, "-e", V4, PORT, sidecar=sidecar)
+    assert (result["connect"], result["echo"]) == ("0", "hello")
+    assert result["peer"] == f"{V4} {PORT}"
+    assert len(sidecar.requests) == 1
 
 
 @pytest.mark.parametrize("option", ["-n", "-D"])
