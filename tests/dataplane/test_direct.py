@@ -1,0 +1,204 @@
+"""Connections that the application makes itself: asked for, and accounted for by the kernel."""
+
+from __future__ import annotations
+
+import array
+import errno
+import random
+import socket
+from collections.abc import Callable
+from ipaddress import ip_network
+
+from pysidecar.address import Address
+from pysidecar.dataplane import (
+    Action,
+    ConnectionPath,
+    DataPlane,
+    End,
+    Route,
+    RouteTable,
+    Timeouts,
+    ffi,
+    lib,
+)
+from pysidecar.routing.rules import Rule, compile_rules
+from tests.dataplane.support import PATIENCE, Plane, Server, closed_address, eventually, tcp_address
+
+MakePlane = Callable[..., Plane]
+SERVICE = Address("10.1.2.3", 80)
+
+
+def table(route: Route) -> RouteTable:
+    return RouteTable(compile_rules([Rule([ip_network("0.0.0.0/0")], None, 0)]), (route,))
+
+
+def direct_to(*endpoints: Address) -> Callable[[DataPlane], None]:
+    return lambda data: data.set_routes(table(Route(Action.DIRECT, endpoints=endpoints)))
+
+
+class Asking:
+    """An application's socket, and the question about it."""
+
+    def __init__(self, plane: Plane, sock: socket.socket | None = None) -> None:
+        self.socket = plane.owned(sock or socket.socket())
+        self.socket.settimeout(PATIENCE)
+        self.control = plane.control()
+        self.request(lib.MOSNHOOK_ASKS)
+        data = self.control.recv(200)
+        answer = ffi.from_buffer("struct mosnhook_answer *", data)
+        self.action, self.error = answer.action, answer.error
+        self.endpoint = Address.from_native(answer.endpoint)
+
+    def request(self, flags: int) -> None:
+        request = ffi.new(
+            "struct mosnhook_request *",
+            {
+                "magic": lib.MOSNHOOK_MAGIC,
+                "version": lib.MOSNHOOK_VERSION,
+                "flags": flags,
+                "destination": SERVICE.to_native(),
+                "command": b"test",
+            },
+        )
+        rights = array.array("i", [self.socket.fileno()])
+        self.control.sendmsg(
+            [bytes(ffi.buffer(request))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+        )
+
+    def connect(self) -> socket.socket:
+        assert self.action == lib.MOSNHOOK_DIRECT
+        assert self.endpoint
+        self.socket.connect((self.endpoint.host, self.endpoint.port))
+        return self.socket
+
+
+def test_what_was_asked_for_is_accounted_for(make_plane: MakePlane, server: Server) -> None:
+    plane = make_plane(before_start=direct_to(server.address))
+    client = Asking(plane).connect()
+    peer = server.accept()
+    client.sendall(b"hello")
+    assert peer.recv(5, socket.MSG_WAITALL) == b"hello"
+    peer.sendall(b"hi")
+    assert client.recv(2, socket.MSG_WAITALL) == b"hi"
+    (live,) = plane.data.snapshot()
+    assert (live.path, live.bytes_sent, live.bytes_received) == (ConnectionPath.DIRECT, 5, 2)
+    assert live.source == tcp_address(client)
+    assert (plane.data.live, plane.data.passing) == (1, 0)
+    client.close()
+    assert peer.recv(1) == b""
+    done = plane.next_closed()
+    assert (done.end, done.bytes_sent, done.bytes_received) == (End.EOF, 5, 2)
+    assert done.upstream == server.address
+    assert plane.data.counters().bytes_sent == 5
+
+
+def test_a_relay_is_asked_for_on_the_same_connection(plane: Plane, server: Server) -> None:
+    plane.data.set_routes(table(Route(endpoints=(server.address,))))
+    asking = Asking(plane)
+    assert asking.action == lib.MOSNHOOK_RELAY
+    park = plane.parks["127.0.0.1"]
+    asking.socket.setblocking(False)
+    assert asking.socket.connect_ex((park.host, park.port)) == errno.EINPROGRESS
+    asking.request(lib.MOSNHOOK_PARKED)
+    peer = server.accept()
+    peer.sendall(b"hi")
+    assert eventually(lambda: _received(asking.socket), "the upstream's bytes") == b"hi"
+    asking.socket.close()
+    peer.close()
+    assert plane.next_closed().path == ConnectionPath.RELAY
+    assert not plane.closed()
+
+
+def _received(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(2)
+    except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.EAGAIN):
+            return b""
+        raise
+
+
+def test_nothing_after_a_question_is_a_truncated_request(make_plane: MakePlane) -> None:
+    plane = make_plane(timeouts=Timeouts(header=0.2))
+    asking = Asking(plane)
+    assert asking.action == lib.MOSNHOOK_RELAY
+    assert plane.next_closed().end == End.HEADER_TIMEOUT
+    gone = Asking(plane)
+    gone.control.close()
+    assert plane.next_closed().end in (End.HEADER_TRUNCATED, End.HEADER_TIMEOUT)
+
+
+def test_a_question_may_be_refused(plane: Plane) -> None:
+    plane.data.set_routes(table(Route(Action.REFUSE)))
+    asking = Asking(plane)
+    assert (asking.action, asking.error) == (lib.MOSNHOOK_REFUSE, errno.ECONNREFUSED)
+    assert plane.next_closed().end == End.REFUSED_BY_ROUTE
+
+
+def test_a_socket_that_never_connects_is_a_failed_connect(make_plane: MakePlane) -> None:
+    plane = make_plane(before_start=direct_to(closed_address()))
+    for connect in (False, True):
+        asking = Asking(plane)
+        if connect:
+            assert asking.endpoint
+            refused = asking.socket.connect_ex((asking.endpoint.host, asking.endpoint.port))
+            assert refused == errno.ECONNREFUSED
+        asking.socket.close()
+        done = plane.next_closed()
+        assert (done.end, done.bytes_sent) == (End.UPSTREAM_CONNECT, 0)
+
+
+def test_a_socket_that_is_asked_for_again_has_one_record(
+    make_plane: MakePlane, server: Server
+) -> None:
+    plane = make_plane(workers=4, before_start=direct_to(closed_address()))
+    asking = Asking(plane)
+    for _ in range(8):
+        assert asking.endpoint
+        # With a timeout Python's would be non-blocking, whose failure is read twice.
+        asking.socket.settimeout(None)
+        refused = asking.socket.connect_ex((asking.endpoint.host, asking.endpoint.port))
+        assert refused == errno.ECONNREFUSED
+        asking = Asking(plane, asking.socket)
+    direct_to(server.address)(plane.data)
+    Asking(plane, asking.socket).connect()
+    eventually(lambda: plane.data.live == 1, "the earlier records to end")
+    assert {record.end for record in plane.closed()} == {End.UPSTREAM_CONNECT}
+    assert len(plane.closed()) == 9
+    asking.socket.close()
+    server.accept().close()
+    eventually(lambda: plane.data.live == 0, "the last record to end")
+    assert plane.closed()[-1].end == End.EOF
+
+
+def test_many_come_and_go_in_any_order(make_plane: MakePlane, server: Server) -> None:
+    plane = make_plane(before_start=direct_to(server.address))
+    order = random.Random(7)
+    open_: list[tuple[socket.socket, socket.socket]] = []
+    for _ in range(600):
+        client = Asking(plane).connect()
+        open_.append((client, server.accept()))
+        if len(open_) > 150:
+            for each in open_.pop(order.randrange(len(open_))):
+                each.close()
+    assert len(plane.data.snapshot()) >= len(open_)
+    eventually(lambda: plane.data.live == len(open_), "the others to close")
+    for pair in open_:
+        for each in pair:
+            each.close()
+    eventually(lambda: plane.data.live == 0, "all to close")
+    assert len(plane.closed()) == 600
+    assert {(record.end, record.bytes_received) for record in plane.closed()} == {(End.EOF, 0)}
+
+
+def test_a_stop_leaves_them_open(make_plane: MakePlane, server: Server) -> None:
+    plane = make_plane(before_start=direct_to(server.address))
+    client = Asking(plane).connect()
+    peer = server.accept()
+    client.sendall(b"before")
+    assert peer.recv(6, socket.MSG_WAITALL) == b"before"
+    plane.stop()
+    client.sendall(b"after")
+    assert peer.recv(5, socket.MSG_WAITALL) == b"after"
+    done = plane.next_closed()
+    assert (done.end, done.bytes_sent) == (End.LEFT, 6)
