@@ -68,11 +68,17 @@ TO_BUILD: list[Requirement] = [
     ("python3-venv", python_module("ensurepip")),
     ("python3-dev", python_header),
 ]
+# For acceleration, which is left out where they are missing.
+TO_ACCELERATE: list[Requirement] = [
+    ("clang", program("clang")),
+    ("libbpf-dev", file("/usr/include/bpf/bpf_helpers.h")),
+]
 TO_DEMO: list[Requirement] = [
     ("nginx-light", program("nginx")),
     ("curl", program("curl")),
 ]
 TO_TEST: list[Requirement] = [
+    *TO_ACCELERATE,
     *TO_DEMO,
     ("clang-format", program("clang-format")),
     ("conntrack", program("conntrack")),
@@ -210,7 +216,7 @@ def dependencies() -> list[str]:
 def build_package() -> None:
     sources = [
         path
-        for pattern in ("hook/*", "pysidecar/dataplane/*.[ch]")
+        for pattern in ("hook/*", "pysidecar/dataplane/*.[ch]", "pysidecar/dataplane/bpf/*")
         for path in ROOT.glob(pattern)
         if path.is_file()
     ]
@@ -232,7 +238,7 @@ def build_package() -> None:
             say("compiling the data plane and the hook")
             run(
                 *(VENV_PYTHON, "setup.py", "--quiet", "build_clib", "build_ext", "--inplace"),
-                *("build_hook", "--inplace"),
+                *("build_hook", "--inplace", "build_programs", "--inplace"),
             )
 
 
@@ -258,6 +264,8 @@ def main() -> None:
     with open(__file__) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two terminals, one .venv
         requirements = list(TO_BUILD)
+        if os.geteuid() == 0:
+            requirements += TO_ACCELERATE
         if arguments.tests:
             requirements += TO_TEST
         elif arguments.demo:

@@ -13,12 +13,15 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from pysidecar.address import Address
 from pysidecar.dataplane._native import ffi, lib
 
 __all__ = [
+    "Acceleration",
+    "AccelerationError",
     "Action",
     "Balance",
     "ConnectionPath",
@@ -37,6 +40,7 @@ __all__ = [
     "parking_works",
 ]
 
+_PROGRAMS = Path(__file__).with_name("accelerate.bpf.o")
 _NO_ROUTE = 0xFFFFFFFF
 _UNKNOWN_UID = 0xFFFFFFFF
 _BATCH = 512
@@ -218,6 +222,20 @@ class Counters:
     connection_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Acceleration:
+    """When a connection's bytes take a shorter path, and which (``FULL`` or ``LOCAL``):
+    after so many bytes in both directions together, or so many round trips."""
+
+    path: ConnectionPath = ConnectionPath.FULL
+    after_bytes: int = 128 * 1024
+    after_round_trips: int = 8
+
+
+class AccelerationError(Exception):
+    """Why connections cannot be accelerated here; the text says what is missing."""
+
+
 class DataPlane:
     """The workers and their tables. For one control thread; only ``stop`` blocks.
 
@@ -256,6 +274,22 @@ class DataPlane:
         park = Address.from_native(raw)
         assert park is not None
         return park
+
+    def accelerate(self, settings: Acceleration) -> None:
+        """Connections are accelerated from now on. Before ``start``; raises AccelerationError."""
+        if not _PROGRAMS.exists():
+            raise AccelerationError(
+                "pysidecar was built without it: clang or libbpf's headers were missing"
+            )
+        reason = ffi.new("char[]", lib.DP_REASON_SIZE)
+        raw = ffi.new(
+            "struct dp_acceleration *",
+            (settings.path, settings.after_round_trips, settings.after_bytes),
+        )
+        result = lib.dp_accelerate(self._dp, os.fsencode(_PROGRAMS), raw, reason)
+        if text := ffi.string(reason).decode("utf-8", "replace"):
+            raise AccelerationError(text)
+        _check(result, "cannot accelerate connections")
 
     def set_own_addresses(self, addresses: Sequence[Address]) -> None:
         """Addresses that are never an upstream by original destination: it would be a loop."""

@@ -8,6 +8,7 @@
  *   park.c       sockets that wait in SYN_SENT, and how they are completed or failed
  *   upstream.c   route, endpoints, connecting
  *   relay.c      moving bytes
+ *   accelerate.c moving them in the kernel, by the BPF programs in bpf/
  *   routes.c     the route table
  *   connection.c a connection's life, and its way to the control thread
  *   timers.c     deadlines
@@ -41,7 +42,9 @@ enum {
     FDS_SPARE = 64,      /* left for the control plane */
 };
 
+struct accelerated;
 struct connection;
+struct record;
 struct worker;
 
 /* ---- addresses ---- */
@@ -195,17 +198,24 @@ struct connection {
     struct mosnhook_address source, original_destination, upstream;
     struct mosnhook_address park;
 
+    struct accelerated *accelerated; /* NULL: relayed */
+
     struct table *table; /* set with `endpoint` */
     struct endpoint *endpoint;
     uint32_t first_endpoint, attempts; /* in the route; endpoints tried */
 
     uint32_t pid, uid, route;
+    uint32_t header_size; /* of the PROXY header; 0: there was none */
+    uint32_t round_trips;
     int32_t error;
     _Atomic uint8_t phase; /* enum phase */
     _Atomic uint8_t path;  /* enum dp_path */
     uint8_t action, end;
     uint8_t fds_reserved;
+    uint8_t last_read; /* the side: DOWNSTREAM or UPSTREAM */
     bool waits, parked, runnable;
+    bool hooked;      /* our hook is in the application */
+    bool accelerable; /* not tried yet */
     char command[MOSNHOOK_COMMAND_SIZE];
 };
 
@@ -267,6 +277,21 @@ struct worker {
     uint8_t scratch[SCRATCH_SIZE];
 };
 
+struct resting_slot {
+    uint64_t until_ms;
+    uint32_t slot;
+};
+
+struct accelerator {
+    struct dp_acceleration settings;
+    void *object; /* libbpf's; NULL: there is no acceleration */
+    struct record *records;
+    int attach, probe;    /* programs */
+    pthread_mutex_t lock; /* of what follows: for a moment in a connection's life */
+    struct resting_slot *free;
+    size_t first_free, free_count;
+};
+
 struct dp {
     struct worker *workers;
     uint32_t worker_count;
@@ -279,6 +304,7 @@ struct dp {
     struct mosnhook_address *own;
     size_t own_count;
     struct mosnhook_page *page;
+    struct accelerator accelerator;
 
     _Atomic uint32_t connect_ms, idle_ms, header_ms;
     atomic_bool draining, stopping;
@@ -339,6 +365,36 @@ void relay_event(struct connection *connection, int side, uint32_t events);
 void relay_run(struct connection *connection);
 void relay_release(struct connection *connection); /* frees buffers */
 void relay_close_pool(struct worker *worker);
+
+/* Whatever was passed on without relay.c counts as passed on by it. */
+void relay_count_bytes(struct connection *connection, int from, size_t bytes);
+/* The connection's only timer while it is relayed. */
+void relay_timeout(struct connection *connection);
+
+/* ---- acceleration; all but the first two are for accelerated connections ---- */
+
+/* While the application's own socket is still in our hands. */
+void accelerate_prepare(struct connection *connection);
+bool accelerate_eligible(const struct connection *connection);
+/* For connections that are `accelerable`. */
+void accelerate_if_it_pays(struct connection *connection);
+/* Of a connection, accelerated or not: whether a direction may be moved by splice. */
+bool accelerate_may_splice(const struct connection *connection, int from);
+/* The relay sent these bytes, which came by TCP, to the upstream. */
+void accelerate_forwarded(struct connection *connection, size_t bytes);
+/* The relay sent to the application; `redirected_before`: accelerate_redirected() before that. */
+void accelerate_sent(struct connection *connection, bool bulk, uint64_t redirected_before);
+uint64_t accelerate_redirected(const struct connection *connection);
+/* The downstream socket takes bytes again. */
+void accelerate_writable(struct connection *connection);
+/* Whether nothing is to be sent to the application for now: it is behind with reading. */
+bool accelerate_waits(const struct connection *connection);
+/* Accounts and looks after the reader. Returns when to come back, in ms. */
+uint64_t accelerate_tick(struct connection *connection);
+/* Before its sockets are closed, and after. */
+void accelerate_stop(struct connection *connection, bool in_order);
+void accelerate_release(struct connection *connection);
+void accelerator_close(struct accelerator *accelerator); /* also one that was never opened */
 
 int tune_socket(int fd); /* TCP_NODELAY and keepalive; 0 or -errno */
 

@@ -253,6 +253,7 @@ void park_completing_event(struct connection *connection, uint32_t events)
     if (connection->request.fd >= 0)
         close(connection->request.fd);
     connection->request.fd = -1;
+    accelerate_prepare(connection);
     /* Our copy must go, or the application's close would not be seen. */
     close(connection->application);
     connection->application = -1;

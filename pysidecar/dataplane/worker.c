@@ -208,10 +208,6 @@ static void dispatch(struct worker *worker, struct watch *watch, uint32_t events
 
 static void expire(struct connection *connection)
 {
-    struct worker *worker = connection->worker;
-    uint32_t idle_ms = atomic_load_explicit(&worker->dp->idle_ms, memory_order_relaxed);
-    uint64_t idle_deadline = connection->last_active_ms + idle_ms;
-
     switch (atomic_load_explicit(&connection->phase, memory_order_relaxed)) {
     case PHASE_REQUEST:
     case PHASE_HEADER:
@@ -224,10 +220,7 @@ static void expire(struct connection *connection)
         connection_refuse(connection, DP_END_DOWNSTREAM_GONE, ETIMEDOUT);
         break;
     default:
-        if (idle_deadline > worker->now_ms)
-            timer_set(&worker->timers, connection, idle_deadline);
-        else
-            connection_close(connection, DP_END_IDLE_TIMEOUT, 0);
+        relay_timeout(connection);
     }
 }
 
