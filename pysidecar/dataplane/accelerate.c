@@ -9,11 +9,13 @@
 #include <errno.h>
 #include <linux/bpf.h>
 #include <linux/capability.h>
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -35,27 +37,34 @@ enum {
     UNSENT_MAX = 1,
     RECEIVE_BUFFER = 64 * 1024,
 
-    POLL_MS = 1,        /* how often a reader that is behind is looked after */
+    POLL_MS = 1,        /* how often a receiver that is behind is looked after */
     POLLS_TO_STALL = 4, /* without progress, until the connection takes TCP's way */
+    POLLS_MAX = 16,     /* with progress */
     TICK_BUSY_MS = 250, /* how old byte counts may be */
     TICK_IDLE_MS = 1000,
     QUARANTINE_MS = 1000, /* of a slot, so that no program that still runs uses it */
 };
 
-/* Whether the application keeps up with reading what we send it. */
-enum reader {
-    READER_KEEPS_UP,
-    READER_BEHIND,    /* the window is full: we send nothing until it has read */
-    READER_SWITCHING, /* from TCP to redirecting: the same, until it has read everything */
-    READER_STALLED,   /* it does not read: TCP holds the sender back */
+/* Whether who is sent to keeps up with it. While it does not, the sender waits for it rather than
+ * send by TCP, which would have to be empty before anything can be redirected again. */
+enum pace {
+    PACE_KEEPS_UP,
+    PACE_BEHIND,    /* its window is full */
+    PACE_SWITCHING, /* from TCP to redirecting: it has to read everything first */
+    PACE_STALLED,   /* it takes too long: TCP holds the sender back */
+};
+
+struct receiver {
+    enum pace pace;
+    uint8_t polls, polls_without_progress;
+    uint32_t waiting; /* bytes, at the last poll */
 };
 
 struct accelerated {
     struct record *record;
     uint64_t counted; /* of record->redirected[0]: added to the connection's bytes */
-    uint32_t waiting; /* for the application, at the last poll */
-    uint8_t polls;    /* without progress */
-    enum reader reader;
+    /* By the side that is sent to: the application, the upstream. */
+    struct receiver receiver[2];
 };
 
 /* ---- libbpf, loaded where it is needed ---- */
@@ -308,6 +317,16 @@ static void set_reset_on_close(int fd, bool on)
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
 }
 
+/* Redirected data does not go through the application's own socket, so its wish has to be carried
+ * out by the upstream's. */
+static void follow_nodelay(const struct connection *connection, const struct record *record)
+{
+    int nodelay = (int)record->nodelay;
+
+    setsockopt(connection->side[UPSTREAM].watch.fd, IPPROTO_TCP, TCP_NODELAY, &nodelay,
+               sizeof nodelay);
+}
+
 static bool attach(struct connection *connection, struct record *record)
 {
     const struct accelerator *accelerator = &connection->worker->dp->accelerator;
@@ -337,6 +356,8 @@ static bool attach(struct connection *connection, struct record *record)
         __atomic_store_n(&record->id, 0, __ATOMIC_RELEASE);
         return false;
     }
+    if (!local)
+        follow_nodelay(connection, record);
     set_reset_on_close(upstream, true);
     set_reset_on_close(downstream, true);
     return true;
@@ -414,25 +435,39 @@ void accelerate_forwarded(struct connection *connection, size_t bytes)
     __atomic_store_n(&record->forwarded, record->forwarded + bytes, __ATOMIC_RELEASE);
 }
 
-/* ---- a reader that does not keep up ---- */
+/* ---- receivers that do not keep up ---- */
 
-static void set_reader(struct connection *connection, enum reader reader)
+static void set_pace(struct connection *connection, int to, enum pace pace)
 {
     struct accelerated *accelerated = connection->accelerated;
 
-    accelerated->reader = reader;
-    accelerated->polls = 0;
-    __atomic_store_n(&accelerated->record->hold, reader == READER_STALLED, __ATOMIC_RELEASE);
-    if (reader == READER_BEHIND || reader == READER_SWITCHING) {
-        accelerated->waiting = UINT32_MAX;
+    accelerated->receiver[to] = (struct receiver){.pace = pace, .waiting = UINT32_MAX};
+    if (to == DOWNSTREAM)
+        __atomic_store_n(&accelerated->record->hold, pace == PACE_STALLED, __ATOMIC_RELEASE);
+    if (pace == PACE_BEHIND || pace == PACE_SWITCHING)
         timer_set(&connection->worker->timers, connection, connection->worker->now_ms + POLL_MS);
-    }
 }
 
-bool accelerate_waits(const struct connection *connection)
+/* Bytes that the upstream has not acknowledged. */
+static uint32_t unacknowledged(const struct connection *connection)
 {
-    return connection->accelerated->reader == READER_BEHIND ||
-           connection->accelerated->reader == READER_SWITCHING;
+    int bytes = 0;
+
+    return ioctl(connection->side[UPSTREAM].watch.fd, SIOCOUTQ, &bytes) < 0 ? 0 : (uint32_t)bytes;
+}
+
+bool accelerate_waits(struct connection *connection, int to)
+{
+    struct accelerated *accelerated = connection->accelerated;
+    enum pace pace = accelerated->receiver[to].pace;
+
+    /* That there is something to relay to the upstream means that it had no room. */
+    if (pace == PACE_KEEPS_UP && to == UPSTREAM && !accelerated->record->local &&
+        unacknowledged(connection) > accelerated->record->window / 2) {
+        set_pace(connection, to, PACE_BEHIND);
+        return true;
+    }
+    return pace == PACE_BEHIND || pace == PACE_SWITCHING;
 }
 
 void accelerate_sent(struct connection *connection, bool bulk, uint64_t redirected_before)
@@ -440,13 +475,13 @@ void accelerate_sent(struct connection *connection, bool bulk, uint64_t redirect
     struct accelerated *accelerated = connection->accelerated;
     const struct record *record = accelerated->record;
 
-    if (accelerated->reader != READER_KEEPS_UP)
+    if (accelerated->receiver[DOWNSTREAM].pace != PACE_KEEPS_UP)
         return;
     if (record->redirected[1] == redirected_before) {
         if (bulk) /* it would take TCP's way for ever, since there is always something in it */
-            set_reader(connection, READER_SWITCHING);
+            set_pace(connection, DOWNSTREAM, PACE_SWITCHING);
     } else if (record->queued + SCRATCH_SIZE > record->window) {
-        set_reader(connection, READER_BEHIND);
+        set_pace(connection, DOWNSTREAM, PACE_BEHIND);
     }
 }
 
@@ -455,33 +490,41 @@ uint64_t accelerate_redirected(const struct connection *connection)
     return __atomic_load_n(&connection->accelerated->record->redirected[1], __ATOMIC_RELAXED);
 }
 
-void accelerate_writable(struct connection *connection)
+void accelerate_writable(struct connection *connection, int to)
 {
-    if (connection->accelerated->reader == READER_STALLED)
-        set_reader(connection, READER_SWITCHING);
+    if (connection->accelerated->receiver[to].pace == PACE_STALLED)
+        set_pace(connection, to, to == DOWNSTREAM ? PACE_SWITCHING : PACE_BEHIND);
 }
 
-static void poll_reader(struct connection *connection)
+/* Looks after a receiver that is waited for. True if it still is. */
+static bool poll_receiver(struct connection *connection, int to)
 {
     const struct accelerator *accelerator = &connection->worker->dp->accelerator;
     struct accelerated *accelerated = connection->accelerated;
+    struct receiver *receiver = &accelerated->receiver[to];
     const struct record *record = accelerated->record;
-    uint32_t waiting, enough;
+    uint32_t waiting, enough = receiver->pace == PACE_BEHIND ? record->window / 2 : 0;
 
-    if (run_program(accelerator->probe, (uint32_t)(record - accelerator->records)) != ANSWER_OK) {
-        set_reader(connection, READER_STALLED); /* its end is on the way */
-        return;
+    if (to == UPSTREAM) {
+        waiting = unacknowledged(connection);
+        enough /= 2;
+    } else if (run_program(accelerator->probe, (uint32_t)(record - accelerator->records)) ==
+               ANSWER_OK) {
+        waiting = record->queued + record->unread;
+    } else { /* it is closed: the end is on its way */
+        waiting = UINT32_MAX;
     }
-    waiting = record->queued + record->unread;
-    enough = accelerated->reader == READER_BEHIND ? record->window / 2 : 0;
     if (waiting <= enough) {
-        set_reader(connection, READER_KEEPS_UP);
-    } else {
-        accelerated->polls = waiting < accelerated->waiting ? 0 : accelerated->polls + 1;
-        accelerated->waiting = waiting;
-        if (accelerated->polls >= POLLS_TO_STALL)
-            set_reader(connection, READER_STALLED);
+        set_pace(connection, to, PACE_KEEPS_UP);
+        return false;
     }
+    receiver->polls_without_progress =
+        waiting < receiver->waiting ? 0 : receiver->polls_without_progress + 1;
+    receiver->waiting = waiting;
+    if (++receiver->polls < POLLS_MAX && receiver->polls_without_progress < POLLS_TO_STALL)
+        return true;
+    set_pace(connection, to, PACE_STALLED);
+    return false;
 }
 
 /* ---- accounting ---- */
@@ -496,6 +539,7 @@ static bool count_redirected(struct connection *connection)
     if (more == 0 || accelerated->record->local)
         return false;
     accelerated->counted = sum;
+    follow_nodelay(connection, accelerated->record);
     relay_count_bytes(connection, DOWNSTREAM, more);
     return true;
 }
@@ -504,15 +548,21 @@ uint64_t accelerate_tick(struct connection *connection)
 {
     struct accelerated *accelerated = connection->accelerated;
     uint64_t now_ms = connection->worker->now_ms;
-    bool busy = count_redirected(connection);
+    bool busy = count_redirected(connection), waits = false;
 
     accelerated->record->window = window(&connection->worker->dp->accelerator);
-    if (accelerate_waits(connection)) {
-        poll_reader(connection);
-        if (accelerate_waits(connection))
-            return now_ms + POLL_MS;
-        worker_add_runnable(connection->worker, connection);
+    for (int to = DOWNSTREAM; to <= UPSTREAM; to++) {
+        enum pace pace = accelerated->receiver[to].pace;
+
+        if (pace != PACE_BEHIND && pace != PACE_SWITCHING)
+            continue;
+        if (poll_receiver(connection, to))
+            waits = true;
+        else
+            worker_add_runnable(connection->worker, connection);
     }
+    if (waits)
+        return now_ms + POLL_MS;
     return now_ms + (busy ? TICK_BUSY_MS : TICK_IDLE_MS);
 }
 

@@ -385,11 +385,11 @@ void accelerate_forwarded(struct connection *connection, size_t bytes);
 /* The relay sent to the application; `redirected_before`: accelerate_redirected() before that. */
 void accelerate_sent(struct connection *connection, bool bulk, uint64_t redirected_before);
 uint64_t accelerate_redirected(const struct connection *connection);
-/* The downstream socket takes bytes again. */
-void accelerate_writable(struct connection *connection);
-/* Whether nothing is to be sent to the application for now: it is behind with reading. */
-bool accelerate_waits(const struct connection *connection);
-/* Accounts and looks after the reader. Returns when to come back, in ms. */
+/* That side's socket takes bytes again. */
+void accelerate_writable(struct connection *connection, int to);
+/* Whether nothing is to be relayed to that side for now: it is behind. */
+bool accelerate_waits(struct connection *connection, int to);
+/* Accounts and looks after receivers. Returns when to come back, in ms. */
 uint64_t accelerate_tick(struct connection *connection);
 /* Before its sockets are closed, and after. */
 void accelerate_stop(struct connection *connection, bool in_order);

@@ -307,7 +307,7 @@ static enum progress run_flow(struct connection *connection, int from, bool pass
     for (int i = 0; side->readable && !side->ended; i++) {
         if (i == RELAY_BATCH)
             return PROGRESS_BATCH;
-        if (from == UPSTREAM && connection->accelerated && accelerate_waits(connection))
+        if (connection->accelerated && accelerate_waits(connection, !from))
             return PROGRESS_BLOCKED;
         if (!(flow->splicing ? splice_once(connection, from, &progress)
                              : copy_once(connection, from, &progress)))
@@ -388,8 +388,8 @@ void relay_event(struct connection *connection, int index, uint32_t events)
         side->hung_up = true;
     if (events & EPOLLOUT && !side->writable) {
         side->writable = true;
-        if (index == DOWNSTREAM && connection->accelerated)
-            accelerate_writable(connection);
+        if (connection->accelerated)
+            accelerate_writable(connection, index);
     }
     if (events & EPOLLERR) {
         /* Also where backpressure keeps us from reading this side: a reset does not wait. */

@@ -23,7 +23,8 @@
 
 #define KERNEL_TYPE __attribute__((preserve_access_index))
 
-enum { ESTABLISHED = 1 }; /* TCP_ESTABLISHED: no header for BPF has it */
+/* From the kernel's net/tcp_states.h and net/tcp.h, which are not for BPF. */
+enum { ESTABLISHED = 1, NAGLE_OFF = 1 };
 
 /* Of the kernel's structures only what is used; the loader finds where it is (CO-RE). */
 enum sock_flags { SOCK_ZEROCOPY };
@@ -45,6 +46,7 @@ struct tcp_sock {
     struct inet_connection_sock inet_conn;
     __u32 copied_seq, rcv_nxt, write_seq, snd_una;
     __u64 bytes_acked;
+    __u8 nonagle : 4;
 } KERNEL_TYPE;
 
 struct sk_psock {
@@ -110,6 +112,11 @@ static __always_inline __u32 queued(const struct tcp_sock *socket)
     return typed->msg_tot_len;
 }
 
+static __always_inline __u32 has_nodelay(const struct tcp_sock *socket)
+{
+    return BPF_CORE_READ_BITFIELD(socket, nonagle) & NAGLE_OFF;
+}
+
 static __always_inline int to_upstream(struct sk_msg_md *message, struct record *record,
                                        const struct reference *reference,
                                        const struct tcp_sock *sender, __u32 size)
@@ -124,6 +131,7 @@ static __always_inline int to_upstream(struct sk_msg_md *message, struct record 
         bpf_msg_redirect_hash(message, &upstreams, &key, 0) != SK_PASS)
         return SK_PASS;
     record->redirected[0] += size;
+    record->nodelay = has_nodelay(sender);
     return SK_PASS;
 }
 
@@ -251,8 +259,8 @@ int attach(struct __sk_buff *context)
 {
     struct record *record = record_of(context);
     struct reference of_application = {}, of_downstream = {};
-    struct tcp_sock *downstream;
     struct bpf_sock *socket;
+    struct tcp_sock *typed;
     __u64 address = 0, key;
     int answer;
 
@@ -284,6 +292,8 @@ int attach(struct __sk_buff *context)
     socket = find(context, &record->downstream, 1);
     if (!socket)
         return ANSWER_NO_SOCKET;
+    typed = bpf_skc_to_tcp_sock(socket);
+    record->nodelay = typed && has_nodelay(typed);
     answer = insert(socket, &ends, key + END_APPLICATION, &of_application, &of_downstream.target);
     bpf_sk_release(socket);
     if (answer != ANSWER_OK)
@@ -291,8 +301,8 @@ int attach(struct __sk_buff *context)
     socket = find(context, &record->downstream, 0);
     if (!socket)
         return ANSWER_NO_SOCKET;
-    downstream = bpf_skc_to_tcp_sock(socket);
-    record->attached_at = downstream ? downstream->write_seq : 0;
+    typed = bpf_skc_to_tcp_sock(socket);
+    record->attached_at = typed ? typed->write_seq : 0;
     answer = insert(socket, &ends, key + END_DOWNSTREAM, &of_downstream, &address);
     bpf_sk_release(socket);
     return answer;

@@ -47,6 +47,7 @@ struct record {
     __u64 redirected[2] __attribute__((aligned(CACHE_LINE))); /* bytes: by the application, to it */
     __u32 queued; /* redirected bytes that wait for the application, as of the last send or probe */
     __u32 unread; /* bytes on the way to the application by TCP, as of the last probe */
+    __u32 nodelay;     /* the application's TCP_NODELAY */
     __u32 attached_at; /* our downstream socket's write_seq when it was attached */
 } __attribute__((aligned(CACHE_LINE)));
 
