@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.bench.processes import BenchError
 from scripts.bench.report import number
 from scripts.bench.results import Results
-from scripts.bench.scenarios import SCENARIOS, Metric
+from scripts.bench.scenarios import SCENARIOS
 from scripts.bench.sides import Kind
 
 __all__ = ["draw"]
@@ -117,25 +116,16 @@ def _panel(axis: Any, results: Results, scenario_name: str, metric_name: str) ->
     axis.tick_params(axis="x", labelsize=8)
     for edge in ("top", "right"):
         axis.spines[edge].set_visible(False)
-    _scale(axis, metric, [spread.most for _, spread, _ in bars], medians)
+    # From zero, so that lengths can be compared, and with room for the texts.
+    axis.set_xlim(0, max(spread.most for _, spread, _ in bars) * 1.35 or 1)
+    axis.xaxis.set_major_formatter("{x:,g}")
     for position, (_, spread, times) in zip(positions, bars, strict=True):
         text = number(spread.median, metric) + (f"  ×{times:.2f}" if times is not None else "")
         axis.annotate(
             text,
-            (max(spread.most, axis.get_xlim()[0]), position),
+            (max(spread.most, 0), position),
             xytext=(5, 0),
             textcoords="offset points",
             va="center",
             fontsize=7.5,
         )
-
-
-def _scale(axis: Any, metric: Metric, most: Sequence[float], medians: Sequence[float]) -> None:
-    """Logarithmic where the smallest bars would not be seen; with room for the texts."""
-    positive = [median for median in medians if median > 0]
-    if not metric.higher_is_better and positive and max(positive) > 30 * min(positive):
-        least = min(positive) / 2
-        axis.set_xscale("log")
-        axis.set_xlim(least, max(most) * (max(most) / least) ** 0.4)
-    else:
-        axis.set_xlim(0, max(most) * 1.35 or 1)

@@ -31,6 +31,7 @@ from scripts.bench.sides import SPARE_FILES, Side, Site, Way
 __all__ = ["build_load", "idle_connections", "run"]
 
 _LOAD = Path(__file__).parent / "load"
+_BUSY = 10  # percent of all CPUs, used by others: numbers get uncertain
 _CONNECTIONS = 1024  # that sides have to carry in all scenarios but the idle one
 
 
@@ -73,6 +74,7 @@ def run(
 ) -> Results:
     """Measures, and shows what is going on and how long it will take."""
     results = Results(machine.describe(), asdict(settings), {})
+    results.machine["busy_before"] = _busy(console)
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         directory.chmod(0o755)  # programs of other users keep their files there
@@ -86,7 +88,18 @@ def run(
             progress.update(task, description=f"{description}  {', '.join(s.name for s in step)}")
             results.rounds += _measure(number, scenario, step, started, site, settings)
             progress.advance(task, _estimate(scenario, settings, step))
+    results.machine["busy_after"] = _busy(console)
     return results
+
+
+def _busy(console: Console) -> float:
+    """Percent of the CPUs that others use, while nothing is measured."""
+    busy = psutil.cpu_percent(1.0)
+    if busy > _BUSY:
+        console.print(
+            f"[yellow]this machine is busy[/]: other programs use {busy:.0f} % of its CPUs"
+        )
+    return busy
 
 
 def _progress(console: Console) -> Progress:
