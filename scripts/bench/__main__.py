@@ -41,7 +41,7 @@ Scenarios:
 
 \b
 Sides:
-{chr(10).join(f"  {side.name:<19} {side.settings.split(':')[0]}" for side in SIDES)}
+{chr(10).join(f"  {side.name:<19} {side.what}" for side in SIDES)}
 
 Sides that cannot run here are left out, and it is said why: redsocks and torsocks need root for a
 network namespace, where an address that is not on loopback lives; everything else stays on
@@ -110,7 +110,8 @@ def main(
         sys.exit(_document(check))
     scenarios, sides = _chosen("scenario", SCENARIOS, scenario), _chosen("side", SIDES, side)
     settings = _settings(_SHORT if short else _FULL, rounds, seconds, idle_connections)
-    complete = len(scenarios) == len(SCENARIOS) and len(sides) == len(SIDES) and not short
+    all_of_it = len(scenarios) == len(SCENARIOS) and len(sides) == len(SIDES)
+    complete = all_of_it and not (short or rounds or seconds or idle_connections)
     directory = output or (document.RESULTS if complete else _BUILD / "results")
     console, progress = Console(width=_width()), Console(stderr=True)
     if settings.idle_connections < (idle_connections or _FULL.idle_connections) and not short:

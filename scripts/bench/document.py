@@ -52,8 +52,8 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[s
 
 
 def _sides() -> Iterator[str]:
-    rows = [(side.name, _KINDS[side.kind], side.settings) for side in SIDES]
-    yield from _table(("side", "is", "what it runs with"), rows)
+    rows = [(side.name, _KINDS[side.kind], side.what, side.settings or "-") for side in SIDES]
+    yield from _table(("side", "", "what it is", "settings beside the defaults"), rows)
 
 
 def _scenarios() -> Iterator[str]:

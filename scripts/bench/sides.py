@@ -102,12 +102,13 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side; `settings` says in a line what it runs with."""
+    """One side; `what` it is fits on a line, `settings` are the remarkable ones."""
 
     name: str
     kind: Kind
-    settings: str
+    what: str
     start: Callable[[Site], AbstractContextManager[Way]]
+    settings: str = ""
     behind_hook: bool = False
     """A peer in the sidecar's place, behind our hook: what is compared with is only the proxy."""
     programs: tuple[str, ...] = ()
@@ -149,11 +150,11 @@ def _through_sidecar(site: Site, settings: Mapping[str, Any]) -> Iterator[Way]:
         yield Way(address, server, environment=sidecar.environment, proxies=processes)
 
 
-def _ours(name: str, settings: str, sidecar: Mapping[str, Any]) -> Side:
+def _ours(name: str, what: str, sidecar: Mapping[str, Any]) -> Side:
     # As many workers as by default; the test class that runs the sidecar would have one.
     configuration = {"workers": None, **sidecar}
     start = functools.partial(_through_sidecar, settings=configuration)
-    return Side(name, Kind.OURS, settings, start, sidecar=configuration)
+    return Side(name, Kind.OURS, what, start, sidecar=configuration)
 
 
 # ---- HAProxy and nginx, which clients are pointed at, or which stand behind the hook ----
@@ -466,56 +467,59 @@ SIDES: tuple[Side, ...] = (
     Side(
         "HAProxy",
         Kind.PEER,
-        "a TCP relay that the client is pointed at: nbthread for each CPU, splice-auto, "
-        "tune.bufsize 49152, pipes of 1 MiB",
+        "a TCP relay that the client is pointed at",
         functools.partial(_pointed_at, start=_haproxy),
+        settings="a thread for each CPU, splice-auto, tune.bufsize 49152, tune.pipesize 1 MiB",
         programs=("haproxy",),
     ),
     Side(
         "HAProxy, our hook",
         Kind.PEER,
-        "the same behind our hook: `accept-proxy`, on to the original destination",
+        "the same behind our hook, on to the original destination",
         functools.partial(_behind_hook, start=_haproxy),
+        settings="the same, accept-proxy",
         behind_hook=True,
         programs=("haproxy",),
     ),
     Side(
         "nginx",
         Kind.PEER,
-        "the stream module, pointed at: a worker for each CPU, reuseport, multi_accept, "
-        "proxy_buffer_size 1m (16k where memory is measured)",
+        "the stream module, which the client is pointed at",
         functools.partial(_pointed_at, start=_nginx),
+        settings="a worker for each CPU, reuseport, multi_accept, proxy_buffer_size 1m (16k where "
+        "memory is measured)",
         programs=("nginx",),
     ),
     Side(
         "nginx, our hook",
         Kind.PEER,
-        "the same behind our hook: `proxy_protocol`, on to the original destination",
+        "the same behind our hook, on to the original destination",
         functools.partial(_behind_hook, start=_nginx),
+        settings="the same, proxy_protocol",
         behind_hook=True,
         programs=("nginx",),
     ),
     Side(
         "redsocks",
         Kind.PEER,
-        "REDIRECT rules, redsocks with splice (not where memory is measured), microsocks; in a "
-        "network namespace",
+        "REDIRECT rules and microsocks, in a network namespace",
         _redsocks,
+        settings="splice (not where memory is measured)",
         programs=("redsocks", "microsocks", "nft", "ip"),
         needs_root="for REDIRECT rules in a network namespace",
     ),
     Side(
         "proxychains",
         Kind.PEER,
-        "proxychains4 (LD_PRELOAD), strict chain, microsocks",
+        "proxychains4 (LD_PRELOAD) and microsocks",
         _proxychains,
+        settings="strict_chain",
         programs=("proxychains4", "microsocks"),
     ),
     Side(
         "torsocks",
         Kind.PEER,
-        "torsocks (LD_PRELOAD) with microsocks in Tor's place; in a network namespace, since it "
-        "leaves loopback addresses alone",
+        "torsocks (LD_PRELOAD) and microsocks, in a network namespace",
         _torsocks,
         programs=("torsocks", "microsocks", "ip"),
         needs_root="for a network namespace with an address that is not on loopback",
