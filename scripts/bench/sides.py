@@ -441,12 +441,12 @@ SIDES: tuple[Side, ...] = (
     _ours(
         "relay unix",
         "hook, transport `unix`; no privilege",
-        {"outbound": {"transport": "unix"}},
+        {"acceleration": "off", "outbound": {"transport": "unix"}},
     ),
     _ours(
         "relay header",
         "hook, transport `header`; no privilege",
-        {"outbound": {"transport": "header"}},
+        {"acceleration": "off", "outbound": {"transport": "header"}},
     ),
     _ours(
         "local",
@@ -457,12 +457,12 @@ SIDES: tuple[Side, ...] = (
     _ours(
         "action direct",
         "hook, a route with `action: direct`",
-        {"outbound": {"routes": [{"action": "direct"}]}},
+        {"acceleration": "off", "outbound": {"routes": [{"action": "direct"}]}},
     ),
     _ours(
         NOT_CAPTURED,
         "under the hook, but the destination is excluded (loopback is, by default)",
-        {"outbound": {"exclude": ["127.0.0.0/8"]}},
+        {"acceleration": "off", "outbound": {"exclude": ["127.0.0.0/8"]}},
     ),
     Side(
         "HAProxy",
