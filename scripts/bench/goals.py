@@ -121,12 +121,10 @@ def _compared(
 
 def _hook_cost(results: Results) -> Outcome:
     what, wanted = "hook, destination not captured: connect", f"≤ {_MAX_HOOK_COST:g} × direct"
-    own = results.spread(HOOK_COST.name, NOT_CAPTURED, "connect")
-    base = results.spread(HOOK_COST.name, DIRECT, "connect")
-    if own is None or base is None:
+    ratio = results.spread(HOOK_COST.name, NOT_CAPTURED, "ratio")
+    if ratio is None:
         return Outcome(what, wanted)
-    ratio = own.median / base.median
-    return Outcome(what, wanted, f"{ratio:.3f} ×", ratio <= _MAX_HOOK_COST)
+    return Outcome(what, wanted, f"{ratio.median:.3f} ×", ratio.median <= _MAX_HOOK_COST)
 
 
 def _idle_memory(results: Results) -> Iterator[Outcome]:

@@ -163,7 +163,7 @@ def _estimate(scenario: Scenario, settings: Settings, sides: Sequence[Side]) -> 
     if scenario.fresh:
         return 1.5 + settings.idle_connections / 4000
     if scenario.measure_together is not None:
-        return 0.006 * settings.connect_batches * len(sides)
+        return 0.0015 * settings.connect_batches * len(sides)
     return settings.warm_up + settings.seconds + 0.15
 
 
