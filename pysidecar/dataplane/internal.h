@@ -320,6 +320,8 @@ uint8_t listener_fds(const struct listener *listener);
 /* Routes and connects; expects source and original_destination to be set. */
 void upstream_start(struct connection *connection);
 void upstream_event(struct connection *connection, uint32_t events);
+/* Of an upstream that is connected before the downstream is. */
+void upstream_waits_event(struct connection *connection, uint32_t events);
 /* The connect timeout of the endpoint that is being tried. */
 void upstream_timeout(struct connection *connection);
 void upstream_release(struct connection *connection);
@@ -340,6 +342,9 @@ void relay_run(struct connection *connection);
 void relay_release(struct connection *connection); /* frees buffers */
 void relay_close_pool(struct worker *worker);
 
+/* connect() of a non-blocking socket: 0 when it is connected already, as mostly on this host, where
+ * the handshake is over when connect() returns; else -errno, with -EINPROGRESS. */
+int connect_socket(int fd, const struct mosnhook_address *to);
 int tune_socket(int fd); /* TCP_NODELAY and keepalive; 0 or -errno */
 
 #endif
