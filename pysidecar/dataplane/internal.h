@@ -346,6 +346,8 @@ uint8_t listener_fds(const struct listener *listener);
 /* Routes and connects; expects source and original_destination to be set. */
 void upstream_start(struct connection *connection);
 void upstream_event(struct connection *connection, uint32_t events);
+/* Of an upstream that is connected before the downstream is. */
+void upstream_waits_event(struct connection *connection, uint32_t events);
 /* The connect timeout of the endpoint that is being tried. */
 void upstream_timeout(struct connection *connection);
 void upstream_release(struct connection *connection);
@@ -396,6 +398,9 @@ void accelerate_stop(struct connection *connection, bool in_order);
 void accelerate_release(struct connection *connection);
 void accelerator_close(struct accelerator *accelerator); /* also one that was never opened */
 
+/* connect() of a non-blocking socket: 0 when it is connected already, as mostly on this host, where
+ * the handshake is over when connect() returns; else -errno, with -EINPROGRESS. */
+int connect_socket(int fd, const struct mosnhook_address *to);
 int tune_socket(int fd); /* TCP_NODELAY and keepalive; 0 or -errno */
 
 #endif

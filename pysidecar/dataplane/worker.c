@@ -199,7 +199,7 @@ static void dispatch(struct worker *worker, struct watch *watch, uint32_t events
     else if (watch->kind == WATCH_UPSTREAM && phase == PHASE_CONNECTING)
         upstream_event(connection, events);
     else if (watch->kind == WATCH_UPSTREAM)
-        connection->side[UPSTREAM].hung_up |= !!(events & EPOLLRDHUP);
+        upstream_waits_event(connection, events);
     else if (phase == PHASE_COMPLETING)
         park_completing_event(connection, events);
     else
