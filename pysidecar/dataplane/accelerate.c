@@ -28,7 +28,7 @@
 enum {
     /* Redirected bytes that wait in one socket: enough for a reader that is not running for some
      * milliseconds, and for all connections together no more than the budget. */
-    WINDOW_MAX = 2 * 1024 * 1024,
+    WINDOW_MAX = 4 * 1024 * 1024,
     WINDOW_MIN = 128 * 1024,
     WINDOW_BUDGET = 256 * 1024 * 1024,
 
@@ -37,9 +37,13 @@ enum {
     UNSENT_MAX = 1,
     RECEIVE_BUFFER = 64 * 1024,
 
-    POLL_MS = 1,        /* how often a receiver that is behind is looked after */
-    POLLS_TO_STALL = 4, /* without progress, until the connection takes TCP's way */
-    POLLS_MAX = 16,     /* with progress */
+    /* How often a receiver that is behind is looked after: seldom enough that looking takes no more
+     * than a twentieth of the worker's time. And how long, without and with progress. */
+    POLL_NS = 200 * 1000,
+    POLL_SHARE = 20,
+    STALL_MS = 5,
+    POLLED_MS = 20,
+    RETRY_MS = 10,      /* of one that stalled, and takes bytes by TCP */
     TICK_BUSY_MS = 250, /* how old byte counts may be */
     TICK_IDLE_MS = 1000,
     QUARANTINE_MS = 1000, /* of a slot, so that no program that still runs uses it */
@@ -56,8 +60,8 @@ enum pace {
 
 struct receiver {
     enum pace pace;
-    uint8_t polls, polls_without_progress;
     uint32_t waiting; /* bytes, at the last poll */
+    uint64_t since_ms, progress_ms;
 };
 
 struct accelerated {
@@ -65,6 +69,8 @@ struct accelerated {
     uint64_t counted; /* of record->redirected[0]: added to the connection's bytes */
     /* By the side that is sent to: the application, the upstream. */
     struct receiver receiver[2];
+    struct connection *next_polled,
+        **previous_polled; /* the worker's list, while one is waited for */
 };
 
 /* ---- libbpf, loaded where it is needed ---- */
@@ -437,15 +443,53 @@ void accelerate_forwarded(struct connection *connection, size_t bytes)
 
 /* ---- receivers that do not keep up ---- */
 
+static uint64_t clock_ns(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+static bool is_waited_for(const struct receiver *receiver)
+{
+    return receiver->pace == PACE_BEHIND || receiver->pace == PACE_SWITCHING;
+}
+
+/* Whether the connection is in the worker's list, by what it waits for. */
+static void update_list(struct connection *connection, bool listed)
+{
+    struct accelerated *accelerated = connection->accelerated;
+    struct worker *worker = connection->worker;
+
+    if (listed == !!accelerated->previous_polled)
+        return;
+    if (listed) {
+        if (!worker->polled)
+            worker->poll_at_ns = worker->now_ns + POLL_NS;
+        accelerated->next_polled = worker->polled;
+        accelerated->previous_polled = &worker->polled;
+        if (worker->polled)
+            worker->polled->accelerated->previous_polled = &accelerated->next_polled;
+        worker->polled = connection;
+    } else {
+        *accelerated->previous_polled = accelerated->next_polled;
+        if (accelerated->next_polled)
+            accelerated->next_polled->accelerated->previous_polled = accelerated->previous_polled;
+        accelerated->previous_polled = NULL;
+    }
+}
+
 static void set_pace(struct connection *connection, int to, enum pace pace)
 {
     struct accelerated *accelerated = connection->accelerated;
+    uint64_t now_ms = connection->worker->now_ms;
 
-    accelerated->receiver[to] = (struct receiver){.pace = pace, .waiting = UINT32_MAX};
+    accelerated->receiver[to] = (struct receiver){pace, UINT32_MAX, now_ms, now_ms};
     if (to == DOWNSTREAM)
         __atomic_store_n(&accelerated->record->hold, pace == PACE_STALLED, __ATOMIC_RELEASE);
-    if (pace == PACE_BEHIND || pace == PACE_SWITCHING)
-        timer_set(&connection->worker->timers, connection, connection->worker->now_ms + POLL_MS);
+    update_list(connection, is_waited_for(&accelerated->receiver[DOWNSTREAM]) ||
+                                is_waited_for(&accelerated->receiver[UPSTREAM]));
 }
 
 /* Bytes that the upstream has not acknowledged. */
@@ -456,18 +500,27 @@ static uint32_t unacknowledged(const struct connection *connection)
     return ioctl(connection->side[UPSTREAM].watch.fd, SIOCOUTQ, &bytes) < 0 ? 0 : (uint32_t)bytes;
 }
 
+void accelerate_writable(struct connection *connection, int to)
+{
+    if (connection->accelerated->receiver[to].pace == PACE_STALLED)
+        set_pace(connection, to, to == DOWNSTREAM ? PACE_SWITCHING : PACE_BEHIND);
+}
+
 bool accelerate_waits(struct connection *connection, int to)
 {
     struct accelerated *accelerated = connection->accelerated;
-    enum pace pace = accelerated->receiver[to].pace;
+    const struct receiver *receiver = &accelerated->receiver[to];
 
+    if (receiver->pace == PACE_STALLED &&
+        connection->worker->now_ms >= receiver->since_ms + RETRY_MS)
+        accelerate_writable(connection, to);
     /* That there is something to relay to the upstream means that it had no room. */
-    if (pace == PACE_KEEPS_UP && to == UPSTREAM && !accelerated->record->local &&
+    if (receiver->pace == PACE_KEEPS_UP && to == UPSTREAM && !accelerated->record->local &&
         unacknowledged(connection) > accelerated->record->window / 2) {
         set_pace(connection, to, PACE_BEHIND);
         return true;
     }
-    return pace == PACE_BEHIND || pace == PACE_SWITCHING;
+    return is_waited_for(receiver);
 }
 
 void accelerate_sent(struct connection *connection, bool bulk, uint64_t redirected_before)
@@ -490,41 +543,55 @@ uint64_t accelerate_redirected(const struct connection *connection)
     return __atomic_load_n(&connection->accelerated->record->redirected[1], __ATOMIC_RELAXED);
 }
 
-void accelerate_writable(struct connection *connection, int to)
+/* Looks after a receiver that is waited for. */
+static void poll_receiver(struct connection *connection, int to)
 {
-    if (connection->accelerated->receiver[to].pace == PACE_STALLED)
-        set_pace(connection, to, to == DOWNSTREAM ? PACE_SWITCHING : PACE_BEHIND);
-}
-
-/* Looks after a receiver that is waited for. True if it still is. */
-static bool poll_receiver(struct connection *connection, int to)
-{
-    const struct accelerator *accelerator = &connection->worker->dp->accelerator;
+    struct worker *worker = connection->worker;
+    const struct accelerator *accelerator = &worker->dp->accelerator;
     struct accelerated *accelerated = connection->accelerated;
     struct receiver *receiver = &accelerated->receiver[to];
     const struct record *record = accelerated->record;
     uint32_t waiting, enough = receiver->pace == PACE_BEHIND ? record->window / 2 : 0;
 
-    if (to == UPSTREAM) {
+    if (to == UPSTREAM)
         waiting = unacknowledged(connection);
-        enough /= 2;
-    } else if (run_program(accelerator->probe, (uint32_t)(record - accelerator->records)) ==
-               ANSWER_OK) {
+    else if (run_program(accelerator->probe, (uint32_t)(record - accelerator->records)) ==
+             ANSWER_OK)
         waiting = record->queued + record->unread;
-    } else { /* it is closed: the end is on its way */
+    else /* it is closed: the end is on its way */
         waiting = UINT32_MAX;
-    }
-    if (waiting <= enough) {
-        set_pace(connection, to, PACE_KEEPS_UP);
-        return false;
-    }
-    receiver->polls_without_progress =
-        waiting < receiver->waiting ? 0 : receiver->polls_without_progress + 1;
+    if (waiting < receiver->waiting)
+        receiver->progress_ms = worker->now_ms;
     receiver->waiting = waiting;
-    if (++receiver->polls < POLLS_MAX && receiver->polls_without_progress < POLLS_TO_STALL)
-        return true;
-    set_pace(connection, to, PACE_STALLED);
-    return false;
+    if (waiting <= enough)
+        set_pace(connection, to, PACE_KEEPS_UP);
+    else if (worker->now_ms >= receiver->progress_ms + STALL_MS ||
+             worker->now_ms >= receiver->since_ms + POLLED_MS)
+        set_pace(connection, to, PACE_STALLED);
+    else
+        return;
+    worker_add_runnable(worker, connection);
+}
+
+void accelerate_poll(struct worker *worker)
+{
+    struct connection *next;
+    uint64_t began_ns, took_ns;
+
+    if (!worker->polled || worker->now_ns < worker->poll_at_ns)
+        return;
+    began_ns = clock_ns();
+    for (struct connection *connection = worker->polled; connection; connection = next) {
+        struct accelerated *accelerated = connection->accelerated;
+
+        next = accelerated->next_polled; /* this one may leave the list */
+        for (int to = DOWNSTREAM; to <= UPSTREAM; to++)
+            if (is_waited_for(&accelerated->receiver[to]))
+                poll_receiver(connection, to);
+    }
+    took_ns = clock_ns() - began_ns;
+    worker->poll_at_ns =
+        worker->now_ns + (took_ns * POLL_SHARE > POLL_NS ? took_ns * POLL_SHARE : POLL_NS);
 }
 
 /* ---- accounting ---- */
@@ -548,21 +615,9 @@ uint64_t accelerate_tick(struct connection *connection)
 {
     struct accelerated *accelerated = connection->accelerated;
     uint64_t now_ms = connection->worker->now_ms;
-    bool busy = count_redirected(connection), waits = false;
+    bool busy = count_redirected(connection);
 
     accelerated->record->window = window(&connection->worker->dp->accelerator);
-    for (int to = DOWNSTREAM; to <= UPSTREAM; to++) {
-        enum pace pace = accelerated->receiver[to].pace;
-
-        if (pace != PACE_BEHIND && pace != PACE_SWITCHING)
-            continue;
-        if (poll_receiver(connection, to))
-            waits = true;
-        else
-            worker_add_runnable(connection->worker, connection);
-    }
-    if (waits)
-        return now_ms + POLL_MS;
     return now_ms + (busy ? TICK_BUSY_MS : TICK_IDLE_MS);
 }
 
@@ -579,6 +634,7 @@ void accelerate_release(struct connection *connection)
 {
     struct accelerated *accelerated = connection->accelerated;
 
+    update_list(connection, false);
     count_redirected(connection);
     give_record_back(&connection->worker->dp->accelerator, accelerated->record,
                      connection->worker->now_ms);

@@ -269,6 +269,8 @@ struct worker {
     uint64_t now_ns, now_ms; /* CLOCK_MONOTONIC at the start of this turn */
     struct timers timers;
     struct connection *closed;
+    struct connection *polled; /* accelerated ones with a receiver that is behind */
+    uint64_t poll_at_ns;
     struct connection *runnable_head, **runnable_tail;
     struct pipe *pipes;
     unsigned pooled_pipes;
@@ -391,7 +393,9 @@ uint64_t accelerate_redirected(const struct connection *connection);
 void accelerate_writable(struct connection *connection, int to);
 /* Whether nothing is to be relayed to that side for now: it is behind. */
 bool accelerate_waits(struct connection *connection, int to);
-/* Accounts and looks after receivers. Returns when to come back, in ms. */
+/* Looks after receivers that are behind, when it is time to. */
+void accelerate_poll(struct worker *worker);
+/* Accounts. Returns when to come back, in ms. */
 uint64_t accelerate_tick(struct connection *connection);
 /* Before its sockets are closed, and after. */
 void accelerate_stop(struct connection *connection, bool in_order);

@@ -255,6 +255,19 @@ static int time_to_wait(const struct worker *worker)
     return until > worker->now_ms ? (int)(until - worker->now_ms) : 0;
 }
 
+static int wait_for_events(struct worker *worker, struct epoll_event *events)
+{
+    int timeout_ms = time_to_wait(worker);
+    struct timespec timeout = {0};
+    uint64_t poll_ns;
+
+    if (!worker->polled)
+        return epoll_wait(worker->epoll, events, EVENT_BATCH, timeout_ms);
+    poll_ns = worker->poll_at_ns > worker->now_ns ? worker->poll_at_ns - worker->now_ns : 0;
+    timeout.tv_nsec = (long)(timeout_ms == 0 ? 0 : poll_ns < 1000000 ? poll_ns : 999999);
+    return epoll_pwait2(worker->epoll, events, EVENT_BATCH, &timeout, NULL);
+}
+
 static void show_sign_of_life(const struct worker *worker)
 {
     if (worker->index == 0 && worker->dp->page)
@@ -274,12 +287,13 @@ void *worker_run(void *argument)
         int count;
 
         show_sign_of_life(worker);
-        count = epoll_wait(worker->epoll, events, EVENT_BATCH, time_to_wait(worker));
+        count = wait_for_events(worker, events);
         update_clock(worker);
         for (int direction = 0; direction < DIRECTIONS; direction++)
             worker_table(worker, direction);
         for (int i = 0; i < count; i++)
             dispatch(worker, events[i].data.ptr, events[i].events);
+        accelerate_poll(worker);
         run_runnable(worker);
         while ((connection = timer_expired(&worker->timers, worker->now_ms)))
             expire(connection);
