@@ -36,9 +36,21 @@ test-sanitizers: setup-tests ## run the tests of the C code under ASan and UBSan
 soak: setup-tests ## run the long tests (minutes each)
 	$(PYTHON) -m pytest -m soak --timeout 1800
 
+BENCH_OPTIONS = $(if $(SCENARIO),--scenario "$(SCENARIO)") $(if $(SIDE),--side "$(SIDE)")
+
 .PHONY: bench
-bench: setup-tests ## measure what the sidecar costs, next to direct and HAProxy
-	@$(PYTHON) scripts/bench.py
+bench: ## measure the sidecar beside its peers (SCENARIO=… SIDE=… for some of it)
+	@python3 scripts/set_up.py --bench
+	@$(PYTHON) -m scripts.bench $(BENCH_OPTIONS)
+
+.PHONY: bench-short
+bench-short: ## the same within three minutes, with less certain numbers
+	@python3 scripts/set_up.py --bench
+	@$(PYTHON) -m scripts.bench --short $(BENCH_OPTIONS)
+
+.PHONY: bench-docs
+bench-docs: ## write the tables of docs/performance.md anew, from the committed results
+	@$(PYTHON) -m scripts.bench --docs
 
 .PHONY: lint
 lint: setup-tests ## check formatting, style, types and warnings
@@ -48,7 +60,7 @@ lint: setup-tests ## check formatting, style, types and warnings
 format: setup-tests ## format all code
 	@$(PYTHON) -m ruff check --fix --quiet .
 	@$(PYTHON) -m ruff format .
-	@find hook pysidecar tests -name node_modules -prune -o -name "*.[ch]" -print | xargs clang-format -i
+	@find hook pysidecar scripts tests -name node_modules -prune -o -name "*.[ch]" -print | xargs clang-format -i
 
 .PHONY: clean
 clean: ## remove everything that was built, .venv included

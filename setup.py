@@ -1,4 +1,4 @@
-"""Builds the compiled parts: the data plane's library, its cffi module and the connect hook.
+"""Builds the compiled parts: data plane, cffi module, connect hook, BPF programs.
 
 With ``PYSIDECAR_SANITIZE=1`` in the environment, all of them with AddressSanitizer and
 UndefinedBehaviorSanitizer (see ``make sanitized``). Everything else is in ``pyproject.toml``.
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -35,15 +38,19 @@ def load(path: str) -> ModuleType:
 native = load("pysidecar/dataplane/build_native.py")
 
 
-class BuildHook(Command):
-    """Compiles ``libmosnhook.so`` into the package."""
+class BuildFile(Command):
+    """Makes one file of the package that setuptools does not know how to make."""
 
-    description = "compile the connect hook"
     user_options: ClassVar[list[tuple[str, str | None, str]]] = [
         ("build-lib=", None, "directory of the built package"),
         ("inplace", "i", "put it into the source tree"),
     ]
     boolean_options: ClassVar[list[str]] = ["inplace"]
+    file: ClassVar[str]
+    sources: ClassVar[str]  # the directory that holds them
+
+    def make(self, output: Path) -> None:
+        raise NotImplementedError
 
     def initialize_options(self) -> None:
         self.build_lib: str | None = None
@@ -56,14 +63,10 @@ class BuildHook(Command):
     @property
     def _built(self) -> Path:
         assert self.build_lib is not None
-        return Path(self.build_lib, "pysidecar", "libmosnhook.so")
-
-    @property
-    def _in_tree(self) -> Path:
-        return Path("pysidecar", "libmosnhook.so")
+        return Path(self.build_lib, self.file)
 
     def run(self) -> None:
-        output = self._in_tree if self.inplace or self.editable_mode else self._built
+        output = Path(self.file) if self.inplace or self.editable_mode else self._built
         sources = self.get_source_files()
         if output.exists() and output.stat().st_mtime >= max(
             Path(source).stat().st_mtime for source in sources
@@ -71,16 +74,54 @@ class BuildHook(Command):
             return
         print(f"building {output}", file=sys.stderr)
         output.parent.mkdir(parents=True, exist_ok=True)
-        load("hook/build.py").build(output.resolve(), sanitize=SANITIZE)
+        self.make(output.resolve())
 
     def get_source_files(self) -> list[str]:
-        return sorted(str(path) for path in Path("hook").iterdir() if path.is_file())
+        return sorted(str(path) for path in Path(self.sources).iterdir() if path.is_file())
 
     def get_outputs(self) -> list[str]:
-        return [str(self._built)]
+        return [str(self._built)] if self._built.exists() else []
 
     def get_output_mapping(self) -> dict[str, str]:
-        return {str(self._built): str(self._in_tree)} if self.editable_mode else {}
+        return {str(self._built): self.file} if self.editable_mode else {}
+
+
+class BuildHook(BuildFile):
+    """Compiles ``libmosnhook.so`` into the package."""
+
+    description = "compile the connect hook"
+    file = "pysidecar/libmosnhook.so"
+    sources = "hook"
+
+    def make(self, output: Path) -> None:
+        load("hook/build.py").build(output, sanitize=SANITIZE)
+
+
+class BuildPrograms(BuildFile):
+    """Compiles the BPF programs; without clang or libbpf's headers there is no acceleration."""
+
+    description = "compile the BPF programs"
+    file = "pysidecar/dataplane/accelerate.bpf.o"
+    sources = "pysidecar/dataplane/bpf"
+
+    def make(self, output: Path) -> None:
+        multiarch = sysconfig.get_config_var("MULTIARCH") or ""
+        command = [
+            *("clang", "-target", "bpf", "-mcpu=v3", "-O2", "-g"),
+            *("-Wall", "-Wextra", "-Werror", "-idirafter", f"/usr/include/{multiarch}"),
+            *("-c", f"{self.sources}/accelerate.bpf.c", "-o", str(output)),
+        ]
+        output.unlink(missing_ok=True)
+        header = "#include <bpf/bpf_helpers.h>\n"
+        probe = ["cc", "-E", "-include", "linux/bpf.h", "-o", os.devnull, "-x", "c", "-"]
+        if shutil.which("clang") is None:
+            missing = "clang"
+        elif subprocess.run(probe, input=header, text=True, stderr=subprocess.DEVNULL).returncode:
+            missing = "libbpf's headers (libbpf-dev)"
+        else:
+            subprocess.run(command, check=True)
+            return
+        print(f"without acceleration by BPF: {missing} not found", file=sys.stderr)
 
 
 class BuildExt(build_ext):
@@ -95,9 +136,13 @@ class BuildExt(build_ext):
 
 
 class Build(build):
-    """The usual steps, and the hook."""
+    """The usual steps, the hook and the BPF programs."""
 
-    sub_commands: ClassVar = [*build.sub_commands, ("build_hook", None)]
+    sub_commands: ClassVar = [
+        *build.sub_commands,
+        ("build_hook", None),
+        ("build_programs", None),
+    ]
 
 
 data_plane: Any = {
@@ -121,5 +166,10 @@ data_plane: Any = {
 setup(
     libraries=[("pysidecar_dataplane", data_plane)],
     cffi_modules=["pysidecar/dataplane/build_native.py:ffibuilder"],
-    cmdclass={"build": Build, "build_ext": BuildExt, "build_hook": BuildHook},
+    cmdclass={
+        "build": Build,
+        "build_ext": BuildExt,
+        "build_hook": BuildHook,
+        "build_programs": BuildPrograms,
+    },
 )

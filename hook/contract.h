@@ -104,10 +104,11 @@ enum mosnhook_verdict {
     MOSNHOOK_VERDICTS = 4,
 };
 
-/* `sequence` is a seqlock over everything but `alive_ns` and `failures`: odd while the control
- * plane writes. It starts at a random even number, so that a page that replaces another one under a
- * reader's eyes never looks like the same one. A reader that meets an odd number (a writer killed
- * half-way) gives up after a bounded number of tries and takes the sidecar as away. */
+/* `sequence` is a seqlock over everything but `alive_ns`, `accelerates` and `failures`: odd while
+ * the control plane writes. It starts at a random even number, so that a page that replaces another
+ * one under a reader's eyes never looks like the same one. A reader that meets an odd number (a
+ * writer killed half-way) gives up after a bounded number of tries and takes the sidecar as away.
+ */
 struct mosnhook_page {
     uint32_t magic;
     uint32_t version;
@@ -122,7 +123,7 @@ struct mosnhook_page {
     uint32_t park_count;
     uint32_t own_count;
     char control_path[MOSNHOOK_PATH_SIZE]; /* NUL-terminated; "" without a control socket */
-    uint32_t reserved;
+    uint32_t accelerates; /* the data plane's: data may be redirected in the kernel */
     /* Where PROXY v2 connections are accepted. */
     struct mosnhook_address listeners[MOSNHOOK_MAX_LISTENERS];
     /* Where a socket waits in SYN_SENT for its upstream (see mosnhook_request). */

@@ -74,6 +74,30 @@ static int plain_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int 
     return (int)kernel_result(sys_call(SYS_sendmmsg, fd, (long)messages, (long)count, flags, 0, 0));
 }
 
+static ssize_t plain_recvfrom(int fd, void *bytes, size_t size, int flags, struct sockaddr *address,
+                              socklen_t *length)
+{
+    return kernel_result(
+        sys_call(SYS_recvfrom, fd, (long)bytes, (long)size, flags, (long)address, (long)length));
+}
+
+static ssize_t plain_recv(int fd, void *bytes, size_t size, int flags)
+{
+    return plain_recvfrom(fd, bytes, size, flags, NULL, NULL);
+}
+
+static ssize_t plain_recvmsg(int fd, struct msghdr *message, int flags)
+{
+    return kernel_result(sys_call(SYS_recvmsg, fd, (long)message, flags, 0, 0, 0));
+}
+
+static ssize_t plain_splice(int in, int64_t *in_offset, int out, int64_t *out_offset, size_t size,
+                            unsigned flags)
+{
+    return kernel_result(
+        sys_call(SYS_splice, in, (long)in_offset, out, (long)out_offset, (long)size, (long)flags));
+}
+
 static int plain_execve(const char *path, char *const arguments[], char *const entries[])
 {
     return (int)kernel_result(
@@ -132,6 +156,12 @@ static const struct {
     SYMBOL(sendto, "sendto", plain_sendto),
     SYMBOL(sendmsg, "sendmsg", plain_sendmsg),
     SYMBOL(sendmmsg, "sendmmsg", plain_sendmmsg),
+    SYMBOL(recv, "recv", plain_recv),
+    SYMBOL(recvfrom, "recvfrom", plain_recvfrom),
+    SYMBOL(recvmsg, "recvmsg", plain_recvmsg),
+    SYMBOL(recv_chk, "__recv_chk", missing),
+    SYMBOL(recvfrom_chk, "__recvfrom_chk", missing),
+    SYMBOL(splice, "splice", plain_splice),
     SYMBOL(execve, "execve", plain_execve),
     SYMBOL(execvpe, "execvpe", missing),
     SYMBOL(fexecve, "fexecve", missing),

@@ -45,6 +45,12 @@ struct libc {
     ssize_t (*sendto)(int, const void *, size_t, int, const struct sockaddr *, socklen_t);
     ssize_t (*sendmsg)(int, const struct msghdr *, int);
     int (*sendmmsg)(int, struct mmsghdr *, unsigned, int);
+    ssize_t (*recv)(int, void *, size_t, int);
+    ssize_t (*recvfrom)(int, void *, size_t, int, struct sockaddr *, socklen_t *);
+    ssize_t (*recvmsg)(int, struct msghdr *, int);
+    ssize_t (*recv_chk)(int, void *, size_t, size_t, int);
+    ssize_t (*recvfrom_chk)(int, void *, size_t, size_t, int, struct sockaddr *, socklen_t *);
+    ssize_t (*splice)(int, int64_t *, int, int64_t *, size_t, unsigned);
 
     int (*execve)(const char *, char *const[], char *const[]);
     int (*execvpe)(const char *, char *const[], char *const[]);
@@ -152,6 +158,9 @@ void page_look(const struct mosnhook_address *destination, struct page_view *vie
 
 /* Whether there is a recent sign of life. */
 bool page_heartbeat(void);
+
+/* Whether the sidecar redirects data in the kernel. */
+bool page_accelerates(void);
 
 /* Whether new connections can be sent there. */
 bool page_serving(const struct page_view *view);

@@ -200,6 +200,12 @@ bool page_heartbeat(void)
     return now_ns() - alive <= (int64_t)MOSNHOOK_STALE_AFTER_MS * MS;
 }
 
+bool page_accelerates(void)
+{
+    return page()->magic == MOSNHOOK_MAGIC && page()->version == MOSNHOOK_VERSION &&
+           page()->accelerates;
+}
+
 bool page_serving(const struct page_view *view)
 {
     return view->known && view->state == MOSNHOOK_STATE_SERVING && page_heartbeat();

@@ -14,11 +14,9 @@ enum {
     FIRST_FREE_FD = 3, /* the program may have closed its stdio */
 };
 
-/* A control socket that is connected: its descriptor, or an outcome (negative). */
-static int open_control(const struct attempt *attempt)
+/* A control socket, not connected yet: its descriptor, or an outcome (negative). */
+static int open_control(void)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int64_t give_up = 0;
     int fd = sys_socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 
     if (fd >= 0 && fd < FIRST_FREE_FD) {
@@ -27,27 +25,31 @@ static int open_control(const struct attempt *attempt)
         sys_close(fd);
         fd = higher;
     }
-    if (fd < 0) /* no descriptor left, or a sandbox that allows no such socket */
-        return OUTCOME_OTHER_TRANSPORT;
+    /* No descriptor left, or a sandbox that allows no such socket. */
+    return fd < 0 ? OUTCOME_OTHER_TRANSPORT : fd;
+}
+
+/* 0 or an outcome. */
+static int connect_control(int fd, const struct attempt *attempt)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int64_t give_up = 0;
+
     __builtin_memcpy(address.sun_path, attempt->view.control_path, sizeof address.sun_path);
     for (;;) {
         int result = sys_connect(fd, &address, sizeof address);
 
         if (result == 0)
-            return fd;
+            return 0;
         if (result == -EINTR)
             continue;
-        if (result != -EAGAIN) { /* not listening: dead; not to be seen from here: chroot, rights */
-            sys_close(fd);
+        if (result != -EAGAIN) /* not listening: dead; not to be seen from here: chroot, rights */
             return result == -ECONNREFUSED ? OUTCOME_AWAY : OUTCOME_OTHER_TRANSPORT;
-        }
         /* The backlog is full. */
         if (!give_up)
             give_up = wait_full_deadline(attempt);
-        if (now_ns() >= give_up || !page_serving(&attempt->view)) {
-            sys_close(fd);
+        if (now_ns() >= give_up || !page_serving(&attempt->view))
             return OUTCOME_AWAY;
-        }
         wait_briefly(BACKLOG_CHECK_MS);
     }
 }
@@ -154,8 +156,10 @@ static int receive_answer(int control, struct attempt *attempt)
 static int ask(int control, struct attempt *attempt)
 {
     struct peer peer = {.destination = attempt->destination, .direct = true};
-    int result = send_request(control, attempt, MOSNHOOK_ASKS);
+    int result = connect_control(control, attempt);
 
+    if (result == 0)
+        result = send_request(control, attempt, MOSNHOOK_ASKS);
     if (result == 0)
         result = receive_answer(control, attempt);
     if (result == EINPROGRESS) /* SO_SNDTIMEO: but nothing is in progress */
@@ -191,11 +195,12 @@ static int finish(struct attempt *attempt, struct peer *peer)
 int transport_unix(struct attempt *attempt)
 {
     struct peer peer = {.destination = attempt->destination};
-    int control = open_control(attempt), result;
+    int control = open_control(), result;
+    bool asked = attempt->view.asks && !attempt->multipath;
 
     if (control < 0)
         return control;
-    if (attempt->view.asks && !attempt->multipath) {
+    if (asked) {
         result = ask(control, attempt);
         if (result != 0) {
             sys_close(control);
@@ -210,7 +215,10 @@ int transport_unix(struct attempt *attempt)
         }
         peers_remember(attempt->cookie, &peer);
     }
-    result = send_request(control, attempt, ordinary_flags(attempt));
+    /* As late as that: it wakes a worker, which shall find the request when it looks. */
+    result = asked ? 0 : connect_control(control, attempt);
+    if (result == 0)
+        result = send_request(control, attempt, ordinary_flags(attempt));
     if (result == 0 && attempt->waits)
         result = receive_answer(control, attempt);
     sys_close(control);

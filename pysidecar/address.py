@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
@@ -60,8 +61,17 @@ class Address:
         """From a ``struct mosnhook_address``; None where its port is 0 (unset)."""
         if raw.port == 0:
             return None
-        packed = bytes(raw.ip)
-        if packed.startswith(_V4_MAPPED):
-            return cls(str(IPv4Address(packed[12:])), raw.port)
-        host = str(IPv6Address(packed))
-        return cls(f"{host}%{raw.scope_id}" if raw.scope_id else host, raw.port)
+        return cls(_host(bytes(raw.ip), raw.scope_id), raw.port)
+
+    @classmethod
+    def from_packed(cls, ip: bytes, port: int, scope_id: int) -> Address | None:
+        """As ``from_native``, from the fields of one."""
+        return cls(_host(ip, scope_id), port) if port else None
+
+
+@lru_cache(maxsize=4096)
+def _host(packed: bytes, scope_id: int) -> str:
+    if packed.startswith(_V4_MAPPED):
+        return str(IPv4Address(packed[12:]))
+    host = str(IPv6Address(packed))
+    return f"{host}%{scope_id}" if scope_id else host

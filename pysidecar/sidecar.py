@@ -22,7 +22,16 @@ from pysidecar.address import Address
 from pysidecar.admin import AdminServer
 from pysidecar.admin.metrics import Metrics, RuleCounters
 from pysidecar.config import Config, ConfigError, Problem, load, restart_keys
-from pysidecar.dataplane import ConnectionRecord, DataPlane, Direction, RouteTable, Timeouts
+from pysidecar.dataplane import (
+    Acceleration,
+    AccelerationError,
+    ConnectionPath,
+    ConnectionRecord,
+    DataPlane,
+    Direction,
+    RouteTable,
+    Timeouts,
+)
 from pysidecar.errors import StartError
 from pysidecar.interception import Interception, rules
 from pysidecar.interception.hook import ConnectHook
@@ -153,6 +162,7 @@ class Sidecar:
         data_plane = DataPlane(workers=config.worker_count, timeouts=_timeouts(config))
         self._data_plane = data_plane
         stack.callback(data_plane.close)
+        self._accelerate(data_plane)
         for way in self._ways:
             way.attach(data_plane)
         data_plane.set_own_addresses(
@@ -171,6 +181,25 @@ class Sidecar:
         for way in self._ways:
             way.serve(also_own=[self.admin_address])
         self.state = "serving"
+
+    def _accelerate(self, data_plane: DataPlane) -> None:
+        wanted = self.config.acceleration
+        if wanted.mode == "off":
+            return
+        try:
+            data_plane.accelerate(
+                Acceleration(
+                    ConnectionPath[wanted.path.upper()],
+                    wanted.after_bytes,
+                    wanted.after_round_trips,
+                )
+            )
+        except AccelerationError as error:
+            if wanted.mode == "require":
+                raise StartError(
+                    f"acceleration.mode is require, but connections cannot be accelerated: {error}"
+                ) from None
+            log.info("connections are relayed without acceleration: %s", error)
 
     async def stop(self) -> None:
         """Aborts what is still open and removes everything; ``drain`` first to be gentle."""

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Sets up the development environment; with ``--tests`` also the programs that the tests run.
+"""Sets up the development environment; with ``--tests`` also the programs that the tests run, with
+``--bench`` those that the benchmark compares with.
 
 Needs only Python's standard library: it runs before anything is installed. What is already there is
 left alone, so that a second call takes a moment: Debian packages are installed only for what is
@@ -68,11 +69,17 @@ TO_BUILD: list[Requirement] = [
     ("python3-venv", python_module("ensurepip")),
     ("python3-dev", python_header),
 ]
+# For acceleration, which is left out where they are missing.
+TO_ACCELERATE: list[Requirement] = [
+    ("clang", program("clang")),
+    ("libbpf-dev", file("/usr/include/bpf/bpf_helpers.h")),
+]
 TO_DEMO: list[Requirement] = [
     ("nginx-light", program("nginx")),
     ("curl", program("curl")),
 ]
 TO_TEST: list[Requirement] = [
+    *TO_ACCELERATE,
     *TO_DEMO,
     ("clang-format", program("clang-format")),
     ("conntrack", program("conntrack")),
@@ -96,6 +103,17 @@ TO_TEST: list[Requirement] = [
     ("redis-tools", program("redis-benchmark", "redis-cli")),
     ("wget", program("wget")),
     ("wrk", program("wrk")),
+]
+TO_BENCH: list[Requirement] = [
+    ("haproxy", program("haproxy")),
+    ("iproute2", program("ip")),
+    ("libnginx-mod-stream", file("/usr/lib/nginx/modules/ngx_stream_module.so")),
+    ("microsocks", program("microsocks")),
+    ("nftables", program("nft")),
+    ("nginx-light", program("nginx")),
+    ("proxychains4", program("proxychains4")),
+    ("redsocks", program("redsocks")),
+    ("torsocks", program("torsocks")),
 ]
 
 
@@ -189,15 +207,21 @@ def make_venv() -> None:
             run(sys.executable, "-m", "venv", "--clear", VENV)
 
 
-def install_python_packages() -> None:
-    with when_changed("requirements", content_hash([ROOT / "pyproject.toml"])) as changed:
+def install_python_packages(*, bench: bool) -> None:
+    pip = (VENV_PYTHON, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    content = content_hash([ROOT / "pyproject.toml"])
+    with when_changed("requirements", content) as changed:
         if changed:
             say("installing Python packages")
-            pip = (VENV_PYTHON, "-m", "pip", "--quiet", "--disable-pip-version-check")
             run(*pip, "install", "--upgrade", "pip>=25.1")  # the first with --group
             run(*pip, "install", "--group", "build", "--group", "lint", "--group", "test")
             # The dependencies, without building the package: that comes next.
             run(*pip, "install", *dependencies())
+    if bench:
+        with when_changed("requirements-bench", content) as changed:
+            if changed:
+                say("installing Python packages for the benchmark")
+                run(*pip, "install", "--group", "bench")
 
 
 def dependencies() -> list[str]:
@@ -210,7 +234,7 @@ def dependencies() -> list[str]:
 def build_package() -> None:
     sources = [
         path
-        for pattern in ("hook/*", "pysidecar/dataplane/*.[ch]")
+        for pattern in ("hook/*", "pysidecar/dataplane/*.[ch]", "pysidecar/dataplane/bpf/*")
         for path in ROOT.glob(pattern)
         if path.is_file()
     ]
@@ -232,7 +256,7 @@ def build_package() -> None:
             say("compiling the data plane and the hook")
             run(
                 *(VENV_PYTHON, "setup.py", "--quiet", "build_clib", "build_ext", "--inplace"),
-                *("build_hook", "--inplace"),
+                *("build_hook", "--inplace", "build_programs", "--inplace"),
             )
 
 
@@ -252,19 +276,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--demo", action="store_true", help="also what `make demo` runs")
     parser.add_argument("--tests", action="store_true", help="also what the tests run")
+    parser.add_argument("--bench", action="store_true", help="also what `make bench` runs")
     arguments = parser.parse_args()
     if sys.version_info < (3, 11):  # noqa: UP036 - this is who says so
         raise SetupError(f"python3 is {sys.version.split()[0]}; expected 3.11 or newer")
     with open(__file__) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two terminals, one .venv
         requirements = list(TO_BUILD)
+        if os.geteuid() == 0:
+            requirements += TO_ACCELERATE
         if arguments.tests:
             requirements += TO_TEST
         elif arguments.demo:
             requirements += TO_DEMO
+        if arguments.bench:
+            requirements += TO_BENCH
         install_packages(requirements)
         make_venv()
-        install_python_packages()
+        install_python_packages(bench=arguments.bench)
         build_package()
         if arguments.tests:
             install_node_packages()

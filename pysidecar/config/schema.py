@@ -46,6 +46,7 @@ from pysidecar.config.values import (
 from pysidecar.interception.rules import model as rules
 
 __all__ = [
+    "Acceleration",
     "AccessLog",
     "Admin",
     "Config",
@@ -452,6 +453,43 @@ class Inbound(_Section):
         )
 
 
+class Acceleration(_Section):
+    """Outbound connections of hooked applications, moved by BPF programs in the kernel."""
+
+    mode: Annotated[Literal["auto", "off", "require"], Field(json_schema_extra=_AT_START)] = "auto"
+    """`auto` relays where the kernel, the privileges (CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON) or
+    libbpf are missing, and says so once. `require` does not start then."""
+
+    path: Annotated[Literal["full", "local"], Field(json_schema_extra=_AT_START)] = "full"
+    """`full` goes from the application's socket to the upstream's. `local` only replaces the TCP
+    between application and sidecar, which still sees every byte."""
+
+    after_bytes: Annotated[
+        int, Field(strict=True, ge=0, le=2**63 - 1, json_schema_extra=_AT_START)
+    ] = 131072
+    """A connection is accelerated when so many bytes have passed, both directions together …"""
+
+    after_round_trips: Annotated[
+        int, Field(strict=True, ge=0, le=0xFFFFFFFF, json_schema_extra=_AT_START)
+    ] = 8
+    """… or so many requests and answers. Short connections are not worth the effort."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mode_alone(cls, value: Any) -> Any:
+        return {"mode": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        mapping = handler.resolve_ref_schema(handler(schema))
+        return {
+            "anyOf": [mapping["properties"]["mode"], mapping],
+            "kind": "`auto`, `off`, `require` or mapping",
+        }
+
+
 class Config(_Section):
     """The whole configuration."""
 
@@ -467,6 +505,10 @@ class Config(_Section):
     inbound: Annotated[Inbound | None, Field(json_schema_extra=_AT_START)] = None
     """The connections that others open to the application, brought here by rules in the kernel (see
     `docs/interception.md`). Without this section there are none."""
+
+    acceleration: Acceleration = Acceleration()
+    """A shorter path through the kernel for the connections of hooked applications (see
+    `docs/performance.md`): `auto`, `off` or `require`, or a mapping with the keys below."""
 
     manage_rules: Annotated[bool, Field(strict=True, json_schema_extra=_AT_START)] = False
     """Whether `pysidecar run` applies the rules that `inbound` and `outbound.redirect` need, and
@@ -532,6 +574,7 @@ def json_schema() -> dict[str, Any]:
         (Config, schema),
         (Exclude, definitions["Exclude"]["anyOf"][1]),
         (Redirect, definitions["Redirect"]["anyOf"][1]),
+        (Acceleration, definitions["Acceleration"]["anyOf"][1]),
     ]
     sections += [(s, definitions[s.__name__]) for s in _NAMED_SECTIONS]
     for section, part in sections:

@@ -10,15 +10,19 @@ import enum
 import errno
 import os
 import socket
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from pysidecar.address import Address
 from pysidecar.dataplane._native import ffi, lib
 
 __all__ = [
+    "Acceleration",
+    "AccelerationError",
     "Action",
     "Balance",
     "ConnectionPath",
@@ -38,9 +42,13 @@ __all__ = [
     "parking_works",
 ]
 
+_PROGRAMS = Path(__file__).with_name("accelerate.bpf.o")
 _NO_ROUTE = 0xFFFFFFFF
 _UNKNOWN_UID = 0xFFFFFFFF
 _BATCH = 512
+_ADDRESS = "16sHxxI"
+_RECORD = struct.Struct(f"=5Q{_ADDRESS * 3}3Ii5HxxI16s")  # struct dp_record
+assert _RECORD.size == ffi.sizeof("struct dp_record")
 
 
 class Transport(enum.IntEnum):
@@ -172,8 +180,7 @@ class RouteTable:
     routes: tuple[Route, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionRecord:
+class ConnectionRecord(NamedTuple):
     """One connection, live (``end`` is ``NONE``) or closed. Bytes as the application sees them:
     ``bytes_sent`` went to the upstream. ``rtt_ms`` is the smoothed round-trip time to the upstream,
     where it was measured."""
@@ -224,6 +231,20 @@ class Counters:
     connection_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Acceleration:
+    """When a connection's bytes take a shorter path, and which (``FULL`` or ``LOCAL``):
+    after so many bytes in both directions together, or so many round trips."""
+
+    path: ConnectionPath = ConnectionPath.FULL
+    after_bytes: int = 128 * 1024
+    after_round_trips: int = 8
+
+
+class AccelerationError(Exception):
+    """Why connections cannot be accelerated here; the text says what is missing."""
+
+
 class DataPlane:
     """The workers and their tables. For one control thread; only ``stop`` blocks.
 
@@ -262,6 +283,22 @@ class DataPlane:
         park = Address.from_native(raw)
         assert park is not None
         return park
+
+    def accelerate(self, settings: Acceleration) -> None:
+        """Connections are accelerated from now on. Before ``start``; raises AccelerationError."""
+        if not _PROGRAMS.exists():
+            raise AccelerationError(
+                "pysidecar was built without it: clang or libbpf's headers were missing"
+            )
+        reason = ffi.new("char[]", lib.DP_REASON_SIZE)
+        raw = ffi.new(
+            "struct dp_acceleration *",
+            (settings.path, settings.after_round_trips, settings.after_bytes),
+        )
+        result = lib.dp_accelerate(self._dp, os.fsencode(_PROGRAMS), raw, reason)
+        if text := ffi.string(reason).decode("utf-8", "replace"):
+            raise AccelerationError(text)
+        _check(result, "cannot accelerate connections")
 
     def set_own_addresses(self, addresses: Sequence[Address]) -> None:
         """Addresses that are never an upstream by original destination: it would be a loop."""
@@ -313,7 +350,7 @@ class DataPlane:
         taken: list[ConnectionRecord] = []
         while True:
             count = lib.dp_take_closed(self._dp, self._records, _BATCH)
-            taken.extend(_record(self._records[i]) for i in range(count))
+            taken.extend(_read_records(self._records, count))
             if count < _BATCH:
                 return taken
 
@@ -323,7 +360,7 @@ class DataPlane:
         room = max(1, live)
         records = ffi.new("struct dp_record[]", room)
         live = lib.dp_snapshot(self._dp, records, room)
-        return [_record(records[i]) for i in range(min(live, room))]
+        return _read_records(records, min(live, room))
 
     @property
     def live(self) -> int:
@@ -395,25 +432,41 @@ def _timeouts(timeouts: Timeouts) -> Any:
     )
 
 
-def _record(raw: Any) -> ConnectionRecord:
+_TRANSPORTS = tuple(Transport)
+_DIRECTIONS = tuple(Direction)
+_ACTIONS = tuple(Action)
+_PATHS = tuple(ConnectionPath)
+_ENDS = tuple(End)
+
+
+def _read_records(records: Any, count: int) -> list[ConnectionRecord]:
+    """All of them at once: one by one through cffi, reading would take longer than relaying."""
+    data = ffi.buffer(records, count * _RECORD.size)
+    return [_record(fields) for fields in _RECORD.iter_unpack(data)]
+
+
+def _record(fields: tuple[Any, ...]) -> ConnectionRecord:
+    number, opened_ns, duration_ns, sent, received = fields[:5]
+    source, destination, upstream = fields[5:8], fields[8:11], fields[11:14]
+    pid, uid, route, error, transport, direction, action, end, path, rtt_us, command = fields[14:]
     return ConnectionRecord(
-        id=raw.id,
-        opened=datetime.fromtimestamp(raw.opened_ns / 1e9, UTC),
-        duration_ms=raw.duration_ns / 1e6,
-        transport=Transport(raw.transport),
-        direction=Direction(raw.direction),
-        action=Action(raw.action),
-        path=ConnectionPath(raw.path),
-        end=End(raw.end),
-        source=Address.from_native(raw.source),
-        original_destination=Address.from_native(raw.original_destination),
-        upstream=Address.from_native(raw.upstream),
-        bytes_sent=raw.bytes_sent,
-        bytes_received=raw.bytes_received,
-        rtt_ms=raw.rtt_us / 1000 or None,
-        pid=raw.pid or None,
-        uid=None if raw.uid == _UNKNOWN_UID else raw.uid,
-        process=ffi.string(raw.command, 16).decode("utf-8", "backslashreplace") or None,
-        route=None if raw.route == _NO_ROUTE else raw.route,
-        errno=raw.error,
+        id=number,
+        opened=datetime.fromtimestamp(opened_ns / 1e9, UTC),
+        duration_ms=duration_ns / 1e6,
+        transport=_TRANSPORTS[transport],
+        direction=_DIRECTIONS[direction],
+        action=_ACTIONS[action],
+        path=_PATHS[path],
+        end=_ENDS[end],
+        source=Address.from_packed(*source),
+        original_destination=Address.from_packed(*destination),
+        upstream=Address.from_packed(*upstream),
+        bytes_sent=sent,
+        bytes_received=received,
+        rtt_ms=rtt_us / 1000 or None,
+        pid=pid or None,
+        uid=None if uid == _UNKNOWN_UID else uid,
+        process=command.partition(b"\0")[0].decode("utf-8", "backslashreplace") or None,
+        route=None if route == _NO_ROUTE else route,
+        errno=error,
     )

@@ -23,7 +23,7 @@ def _relative(pattern: str) -> list[str]:
 
 
 SOURCES = _relative("pysidecar/dataplane/*.c")
-HEADERS = _relative("pysidecar/dataplane/*.h") + _relative("hook/*.h")
+HEADERS = _relative("pysidecar/dataplane/**/*.h") + _relative("hook/*.h")
 
 
 def declarations() -> str:

@@ -88,10 +88,14 @@ void connection_close(struct connection *connection, enum dp_end end, int error)
     connection->error = error;
     connection->closed_ns = clock_ns(CLOCK_MONOTONIC);
     timer_cancel(&worker->timers, connection);
+    if (connection->accelerated)
+        accelerate_stop(connection, !reset);
     relay_release(connection);
     direct_release(connection);
     close_side(&connection->side[DOWNSTREAM], reset);
     close_side(&connection->side[UPSTREAM], reset);
+    if (connection->accelerated)
+        accelerate_release(connection);
     close_fd(&connection->request.fd);
     close_fd(&connection->application);
     upstream_release(connection);

@@ -93,6 +93,7 @@ void dp_destroy(struct dp *dp)
     }
     for (size_t i = 0; i < dp->park_count; i++)
         park_close(&dp->parks[i]);
+    accelerator_close(&dp->accelerator);
     close_fd(dp->event);
     free(dp->own);
     free(dp->workers);
@@ -241,6 +242,8 @@ int dp_start(struct dp *dp)
         (int)(limit.rlim_cur > INT32_MAX ? INT32_MAX : limit.rlim_cur) - open_fds() - FDS_SPARE;
     if (dp->fds_budget < FDS_PER_REQUEST)
         return -EMFILE;
+    if (dp->page)
+        __atomic_store_n(&dp->page->accelerates, dp->accelerator.object != NULL, __ATOMIC_RELAXED);
     atomic_store(&dp->undrained, dp->worker_count);
     dp->started = true;
     /* Signals are the control plane's: its thread must be the one that gets them. */

@@ -120,6 +120,15 @@ struct dp_route {
     uint32_t endpoint_count; /* 0: the original destination */
 };
 
+/* When a connection's bytes take a shorter path, and which. */
+struct dp_acceleration {
+    uint32_t path; /* DP_PATH_FULL or DP_PATH_LOCAL */
+    uint32_t after_round_trips;
+    uint64_t after_bytes; /* in both directions together */
+};
+
+enum { DP_REASON_SIZE = 256 };
+
 /* Milliseconds, each at least 1. */
 struct dp_timeouts {
     uint32_t connect_ms; /* for each endpoint */
@@ -163,6 +172,11 @@ int dp_parking_works(const struct mosnhook_address *address);
 /* Whether the kernel reports the end of connections that are not ours, without which there are no
  * direct ones. 0 or -errno. */
 int dp_direct_works(void);
+
+/* Accelerates connections by the BPF programs of an object file. 0, or -errno with a `reason` (of
+ * DP_REASON_SIZE bytes) for people. Before dp_start only. */
+int dp_accelerate(struct dp *dp, const char *path, const struct dp_acceleration *settings,
+                  char *reason);
 
 /* The page whose alive_ns and failures the data plane maintains; it must stay mapped until
  * dp_stop. Before dp_start only. */

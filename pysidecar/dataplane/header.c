@@ -158,6 +158,8 @@ static void read_header(struct connection *connection)
     connection->original_destination = header.destination;
     connection->pid = header.pid;
     connection->uid = header.uid;
+    connection->header_size = (uint32_t)header.size;
+    connection->hooked = header.pid != 0;
     memcpy(connection->command, header.command, sizeof connection->command);
     upstream_start(connection);
 }

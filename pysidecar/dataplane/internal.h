@@ -10,6 +10,7 @@
  *   park.c       sockets that wait in SYN_SENT, and how they are completed or failed
  *   upstream.c   route, endpoints, connecting
  *   relay.c      moving bytes
+ *   accelerate.c moving them in the kernel, by the BPF programs in bpf/
  *   routes.c     the route table
  *   connection.c a connection's life, and its way to the control thread
  *   timers.c     deadlines
@@ -43,7 +44,9 @@ enum {
     FDS_SPARE = 64,      /* left for the control plane */
 };
 
+struct accelerated;
 struct connection;
+struct record;
 struct worker;
 
 /* ---- addresses ---- */
@@ -199,22 +202,29 @@ struct connection {
     struct mosnhook_address source, original_destination, upstream;
     struct mosnhook_address park;
 
+    struct accelerated *accelerated; /* NULL: relayed */
+
     struct table *table; /* set with `endpoint` */
     struct endpoint *endpoint;
     uint32_t first_endpoint, attempts; /* in the route; endpoints tried */
 
     uint32_t pid, uid, route;
+    uint32_t header_size; /* of the PROXY header; 0: there was none */
+    uint32_t round_trips;
     int32_t error;
     _Atomic uint8_t phase; /* enum phase */
     _Atomic uint8_t path;  /* enum dp_path */
     uint8_t action, end;
     uint8_t fds_reserved;
+    uint8_t last_read; /* the side: DOWNSTREAM or UPSTREAM */
     bool waits, parked, runnable;
     bool present, counted; /* direct.c: was just seen; its bytes are final */
     /* Of a direct connection when it was looked at last, by its worker or the control thread. */
     _Atomic uint64_t seen_bytes[2];
     _Atomic uint32_t rtt_us;
     struct mosnhook_address seen_source; /* the control thread's */
+    bool hooked;                         /* our hook is in the application */
+    bool accelerable;                    /* not tried yet */
     char command[MOSNHOOK_COMMAND_SIZE];
 };
 
@@ -279,12 +289,29 @@ struct worker {
     uint64_t now_ns, now_ms; /* CLOCK_MONOTONIC at the start of this turn */
     struct timers timers;
     struct connection *closed;
+    struct connection *polled; /* accelerated ones with a receiver that is behind */
+    uint64_t poll_at_ns;
     struct connection *runnable_head, **runnable_tail;
     struct pipe *pipes;
     unsigned pooled_pipes;
     int private_listener[2]; /* IPv4, IPv6: for sockets that cannot be parked; -1: not open */
     struct counters counters;
     uint8_t scratch[SCRATCH_SIZE];
+};
+
+struct resting_slot {
+    uint64_t until_ms;
+    uint32_t slot;
+};
+
+struct accelerator {
+    struct dp_acceleration settings;
+    void *object; /* libbpf's; NULL: there is no acceleration */
+    struct record *records;
+    int attach, probe;    /* programs */
+    pthread_mutex_t lock; /* of what follows: for a moment in a connection's life */
+    struct resting_slot *free;
+    size_t first_free, free_count;
 };
 
 struct dp {
@@ -299,6 +326,7 @@ struct dp {
     struct mosnhook_address *own;
     size_t own_count;
     struct mosnhook_page *page;
+    struct accelerator accelerator;
 
     _Atomic uint32_t connect_ms, idle_ms, header_ms;
     atomic_bool draining, stopping;
@@ -345,6 +373,8 @@ bool upstream_next_endpoint(struct connection *connection);
 /* Routes and connects; expects source and original_destination to be set. */
 void upstream_start(struct connection *connection);
 void upstream_event(struct connection *connection, uint32_t events);
+/* Of an upstream that is connected before the downstream is. */
+void upstream_waits_event(struct connection *connection, uint32_t events);
 /* The connect timeout of the endpoint that is being tried. */
 void upstream_timeout(struct connection *connection);
 void upstream_release(struct connection *connection);
@@ -378,6 +408,41 @@ void relay_run(struct connection *connection);
 void relay_release(struct connection *connection); /* frees buffers */
 void relay_close_pool(struct worker *worker);
 
+/* Whatever was passed on without relay.c counts as passed on by it. */
+void relay_count_bytes(struct connection *connection, int from, size_t bytes);
+/* The connection's only timer while it is relayed. */
+void relay_timeout(struct connection *connection);
+
+/* ---- acceleration; all but the first two are for accelerated connections ---- */
+
+/* While the application's own socket is still in our hands. */
+void accelerate_prepare(struct connection *connection);
+bool accelerate_eligible(const struct connection *connection);
+/* For connections that are `accelerable`. */
+void accelerate_if_it_pays(struct connection *connection);
+/* Of a connection, accelerated or not: whether a direction may be moved by splice. */
+bool accelerate_may_splice(const struct connection *connection, int from);
+/* The relay sent these bytes, which came by TCP, to the upstream. */
+void accelerate_forwarded(struct connection *connection, size_t bytes);
+/* The relay sent to the application; `redirected_before`: accelerate_redirected() before that. */
+void accelerate_sent(struct connection *connection, bool bulk, uint64_t redirected_before);
+uint64_t accelerate_redirected(const struct connection *connection);
+/* That side's socket takes bytes again. */
+void accelerate_writable(struct connection *connection, int to);
+/* Whether nothing is to be relayed to that side for now: it is behind. */
+bool accelerate_waits(struct connection *connection, int to);
+/* Looks after receivers that are behind, when it is time to. */
+void accelerate_poll(struct worker *worker);
+/* Accounts. Returns when to come back, in ms. */
+uint64_t accelerate_tick(struct connection *connection);
+/* Before its sockets are closed, and after. */
+void accelerate_stop(struct connection *connection, bool in_order);
+void accelerate_release(struct connection *connection);
+void accelerator_close(struct accelerator *accelerator); /* also one that was never opened */
+
+/* connect() of a non-blocking socket: 0 when it is connected already, as mostly on this host, where
+ * the handshake is over when connect() returns; else -errno, with -EINPROGRESS. */
+int connect_socket(int fd, const struct mosnhook_address *to);
 int tune_socket(int fd); /* TCP_NODELAY and keepalive; 0 or -errno */
 
 #endif

@@ -122,8 +122,9 @@ static bool is_still_parked(const struct connection *connection)
            address_equal(&source, &connection->source) && address_equal(&park, &connection->park);
 }
 
-/* A socket that connects to a parked one. Its fd or -errno. */
-static int open_crossing(const struct mosnhook_address *park, const struct mosnhook_address *source)
+/* A socket that connects to a parked one. Its fd or -errno; `*connected`: whether it is already. */
+static int open_crossing(const struct mosnhook_address *park, const struct mosnhook_address *source,
+                         bool *connected)
 {
     struct sockaddr_storage name;
     socklen_t length = address_to_socket(park, &name);
@@ -136,10 +137,10 @@ static int open_crossing(const struct mosnhook_address *park, const struct mosnh
     if (setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) < 0 ||
         bind(fd, (struct sockaddr *)&name, length) < 0)
         result = -errno;
-    length = address_to_socket(source, &name);
-    if (result == 0 && connect(fd, (struct sockaddr *)&name, length) < 0 && errno != EINPROGRESS)
-        result = -errno;
-    if (result < 0) {
+    if (result == 0)
+        result = connect_socket(fd, source);
+    *connected = result == 0;
+    if (result < 0 && result != -EINPROGRESS) {
         close(fd);
         return result;
     }
@@ -205,36 +206,59 @@ static int connect_unparked(struct connection *connection)
     return -errno;
 }
 
-void park_complete(struct connection *connection)
-{
-    struct worker *worker = connection->worker;
-    struct watch *watch = &connection->side[DOWNSTREAM].watch;
-    int fd;
-
-    if (connection->parked && !is_still_parked(connection)) {
-        connection_close(connection, DP_END_DOWNSTREAM_GONE, 0);
-        return;
-    }
-    fd = connection->parked ? open_crossing(&connection->park, &connection->source)
-                            : connect_unparked(connection);
-    if (fd >= 0) {
-        watch->fd = fd;
-        connection_enter(connection, PHASE_COMPLETING);
-        if (!timer_set(&worker->timers, connection, worker->now_ms + COMPLETE_MS) ||
-            worker_watch(worker, watch, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET) < 0)
-            fd = -ENOMEM;
-    }
-    if (fd < 0)
-        connection_refuse(connection, DP_END_NO_RESOURCES, -fd);
-}
-
-void park_completing_event(struct connection *connection, uint32_t events)
+/* Both sides are connected. */
+static void completed(struct connection *connection)
 {
     struct mosnhook_answer answer = {
         .magic = MOSNHOOK_MAGIC,
         .version = MOSNHOOK_VERSION,
         .action = MOSNHOOK_RELAY,
     };
+
+    connection->side[DOWNSTREAM].writable = true;
+    timer_cancel(&connection->worker->timers, connection);
+    /* A caller that no longer waits finds its socket connected. */
+    if (connection->waits)
+        (void)send(connection->request.fd, &answer, sizeof answer, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (connection->request.fd >= 0)
+        close(connection->request.fd);
+    connection->request.fd = -1;
+    accelerate_prepare(connection);
+    /* Our copy must go, or the application's close would not be seen. */
+    close(connection->application);
+    connection->application = -1;
+    connection_release_fds(connection, FDS_PER_RELAY);
+    relay_start(connection);
+}
+
+void park_complete(struct connection *connection)
+{
+    struct worker *worker = connection->worker;
+    struct watch *watch = &connection->side[DOWNSTREAM].watch;
+    bool connected = true;
+    int fd;
+
+    if (connection->parked && !is_still_parked(connection)) {
+        connection_close(connection, DP_END_DOWNSTREAM_GONE, 0);
+        return;
+    }
+    fd = connection->parked ? open_crossing(&connection->park, &connection->source, &connected)
+                            : connect_unparked(connection);
+    if (fd >= 0) {
+        watch->fd = fd;
+        connection_enter(connection, PHASE_COMPLETING);
+        if ((!connected && !timer_set(&worker->timers, connection, worker->now_ms + COMPLETE_MS)) ||
+            worker_watch(worker, watch, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET) < 0)
+            fd = -ENOMEM;
+    }
+    if (fd < 0)
+        connection_refuse(connection, DP_END_NO_RESOURCES, -fd);
+    else if (connected)
+        completed(connection);
+}
+
+void park_completing_event(struct connection *connection, uint32_t events)
+{
     struct side *downstream = &connection->side[DOWNSTREAM];
 
     if (events & EPOLLERR) {
@@ -244,20 +268,8 @@ void park_completing_event(struct connection *connection, uint32_t events)
     if (!(events & EPOLLOUT))
         return;
     downstream->readable = true;
-    downstream->writable = true;
     downstream->hung_up = events & EPOLLRDHUP;
-    timer_cancel(&connection->worker->timers, connection);
-    /* A caller that no longer waits finds its socket connected. */
-    if (connection->waits)
-        (void)send(connection->request.fd, &answer, sizeof answer, MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (connection->request.fd >= 0)
-        close(connection->request.fd);
-    connection->request.fd = -1;
-    /* Our copy must go, or the application's close would not be seen. */
-    close(connection->application);
-    connection->application = -1;
-    connection_release_fds(connection, FDS_PER_RELAY);
-    relay_start(connection);
+    completed(connection);
 }
 
 void park_fail(struct connection *connection, int error)
@@ -284,6 +296,7 @@ int dp_parking_works(const struct mosnhook_address *address)
     struct sockaddr_storage name;
     struct pollfd waits[2];
     socklen_t length;
+    bool connected;
     int parked, crossing = -1, result = park_open(&park);
 
     if (result < 0)
@@ -298,7 +311,7 @@ int dp_parking_works(const struct mosnhook_address *address)
     waits[0] = (struct pollfd){.fd = parked, .events = POLLOUT};
     if (connect(parked, (struct sockaddr *)&name, length) < 0 && errno == EINPROGRESS &&
         poll(&waits[0], 1, 0) == 0 && address_of_local(parked, &source) == 0)
-        crossing = open_crossing(&park.address, &source);
+        crossing = open_crossing(&park.address, &source, &connected);
     waits[1] = (struct pollfd){.fd = crossing, .events = POLLOUT};
     result = crossing >= 0 && poll(&waits[0], 1, COMPLETE_MS) == 1 &&
              poll(&waits[1], 1, COMPLETE_MS) == 1 && waits[0].revents == POLLOUT &&

@@ -109,7 +109,7 @@ static void flow_release(struct worker *worker, struct flow *flow)
     }
 }
 
-static void count_bytes(struct connection *connection, int from, size_t bytes)
+void relay_count_bytes(struct connection *connection, int from, size_t bytes)
 {
     struct flow *flow = &connection->flow[from];
     uint64_t sum = atomic_load_explicit(&flow->bytes, memory_order_relaxed) + bytes;
@@ -117,6 +117,13 @@ static void count_bytes(struct connection *connection, int from, size_t bytes)
     atomic_store_explicit(&flow->bytes, sum, memory_order_relaxed);
     worker_count(&connection->worker->counters.bytes[from], (int64_t)bytes);
     connection->last_active_ms = connection->worker->now_ms;
+}
+
+static void passed_on(struct connection *connection, int from, size_t bytes)
+{
+    relay_count_bytes(connection, from, bytes);
+    if (from == DOWNSTREAM && connection->accelerated)
+        accelerate_forwarded(connection, bytes);
 }
 
 /* The side `index` was reset, as an operation on it told. */
@@ -141,7 +148,7 @@ static bool flush_chunk(struct connection *connection, int from, enum progress *
         return false;
     }
     if (sent > 0) {
-        count_bytes(connection, from, (size_t)sent);
+        passed_on(connection, from, (size_t)sent);
         chunk->start += (uint32_t)sent;
     }
     if (chunk->start < chunk->end) {
@@ -173,7 +180,7 @@ static bool flush_pipe(struct connection *connection, int from, enum progress *p
             return false;
         }
         flow->pipe->held -= (size_t)sent;
-        count_bytes(connection, from, (size_t)sent);
+        passed_on(connection, from, (size_t)sent);
         worker_count(&connection->worker->counters.bytes_spliced, sent);
     }
     return true;
@@ -209,6 +216,8 @@ static bool copy_once(struct connection *connection, int from, enum progress *pr
     struct worker *worker = connection->worker;
     struct flow *flow = &connection->flow[from];
     struct side *to = &connection->side[!from];
+    bool to_application = from == UPSTREAM && connection->accelerated;
+    uint64_t redirected = to_application ? accelerate_redirected(connection) : 0;
     ssize_t count = recv(connection->side[from].watch.fd, worker->scratch, SCRATCH_SIZE, 0);
     ssize_t sent;
 
@@ -216,8 +225,10 @@ static bool copy_once(struct connection *connection, int from, enum progress *pr
         return false;
     if (count <= 0)
         return true;
+    connection->round_trips += from == DOWNSTREAM && connection->last_read == UPSTREAM;
+    connection->last_read = (uint8_t)from;
     flow->streak = count == SCRATCH_SIZE ? flow->streak + 1 : 0;
-    if (flow->streak >= FULL_READS_TO_SPLICE) {
+    if (flow->streak >= FULL_READS_TO_SPLICE && accelerate_may_splice(connection, from)) {
         flow->splicing = true;
         flow->streak = 0;
     }
@@ -227,9 +238,11 @@ static bool copy_once(struct connection *connection, int from, enum progress *pr
         return false;
     }
     if (sent > 0)
-        count_bytes(connection, from, (size_t)sent);
+        passed_on(connection, from, (size_t)sent);
     else
         sent = 0;
+    if (to_application)
+        accelerate_sent(connection, count == SCRATCH_SIZE, redirected);
     if (sent == count)
         return true;
     flow->chunk = malloc(sizeof *flow->chunk + (size_t)(count - sent));
@@ -294,6 +307,8 @@ static enum progress run_flow(struct connection *connection, int from, bool pass
     for (int i = 0; side->readable && !side->ended; i++) {
         if (i == RELAY_BATCH)
             return PROGRESS_BATCH;
+        if (connection->accelerated && accelerate_waits(connection, !from))
+            return PROGRESS_BLOCKED;
         if (!(flow->splicing ? splice_once(connection, from, &progress)
                              : copy_once(connection, from, &progress)))
             break;
@@ -336,10 +351,14 @@ void relay_run(struct connection *connection)
             return;
         }
     }
-    if (progress[DOWNSTREAM] == PROGRESS_DONE && progress[UPSTREAM] == PROGRESS_DONE)
+    if (progress[DOWNSTREAM] == PROGRESS_DONE && progress[UPSTREAM] == PROGRESS_DONE) {
         connection_close(connection, DP_END_EOF, 0);
-    else if (progress[DOWNSTREAM] == PROGRESS_BATCH || progress[UPSTREAM] == PROGRESS_BATCH)
+        return;
+    }
+    if (progress[DOWNSTREAM] == PROGRESS_BATCH || progress[UPSTREAM] == PROGRESS_BATCH)
         worker_add_runnable(connection->worker, connection);
+    if (connection->accelerable)
+        accelerate_if_it_pays(connection);
 }
 
 void relay_start(struct connection *connection)
@@ -352,6 +371,7 @@ void relay_start(struct connection *connection)
         connection_close(connection, DP_END_NO_RESOURCES, ENOMEM);
         return;
     }
+    connection->accelerable = accelerate_eligible(connection);
     connection_enter(connection, PHASE_RELAYING);
     relay_run(connection);
 }
@@ -366,8 +386,11 @@ void relay_event(struct connection *connection, int index, uint32_t events)
         side->readable = true;
     if (events & EPOLLRDHUP)
         side->hung_up = true;
-    if (events & EPOLLOUT)
+    if (events & EPOLLOUT && !side->writable) {
         side->writable = true;
+        if (connection->accelerated)
+            accelerate_writable(connection, index);
+    }
     if (events & EPOLLERR) {
         /* Also where backpressure keeps us from reading this side: a reset does not wait. */
         if (getsockopt(side->watch.fd, SOL_SOCKET, SO_ERROR, &error, &length) < 0)
@@ -377,6 +400,21 @@ void relay_event(struct connection *connection, int index, uint32_t events)
         return;
     }
     relay_run(connection);
+}
+
+void relay_timeout(struct connection *connection)
+{
+    struct worker *worker = connection->worker;
+    uint32_t idle_ms = atomic_load_explicit(&worker->dp->idle_ms, memory_order_relaxed);
+    uint64_t next = UINT64_MAX, idle_deadline;
+
+    if (connection->accelerated)
+        next = accelerate_tick(connection);
+    idle_deadline = connection->last_active_ms + idle_ms;
+    if (idle_deadline <= worker->now_ms)
+        connection_close(connection, DP_END_IDLE_TIMEOUT, 0);
+    else
+        timer_set(&worker->timers, connection, next < idle_deadline ? next : idle_deadline);
 }
 
 void relay_release(struct connection *connection)

@@ -18,6 +18,22 @@ enum {
 
 static void try_endpoints(struct connection *connection, int error);
 
+int connect_socket(int fd, const struct mosnhook_address *to)
+{
+    struct sockaddr_storage name;
+    socklen_t length = address_to_socket(to, &name);
+
+    if (connect(fd, (struct sockaddr *)&name, length) == 0)
+        return 0;
+    if (errno != EINPROGRESS)
+        return -errno;
+    /* The kernel answers EINPROGRESS also when it has just connected the socket; the second call
+     * says what has become of it. */
+    if (connect(fd, (struct sockaddr *)&name, length) == 0)
+        return 0;
+    return errno == EALREADY ? -EINPROGRESS : -errno;
+}
+
 int tune_socket(int fd)
 {
     static const struct {
@@ -184,29 +200,30 @@ static int prepare_socket(const struct connection *connection, int fd)
     return bind_source(fd, source);
 }
 
-/* Begins to connect to connection->upstream. 0 or -errno. */
+/* Connects to connection->upstream: 0 when it is connected, -EINPROGRESS or another -errno. */
 static int begin_connect(struct connection *connection)
 {
     struct worker *worker = connection->worker;
     struct watch *watch = &connection->side[UPSTREAM].watch;
-    struct sockaddr_storage name;
-    socklen_t length = address_to_socket(&connection->upstream, &name);
-    int result;
+    int family = address_is_ipv4(&connection->upstream) ? AF_INET : AF_INET6;
+    int result, watched;
 
-    watch->fd = socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
+    watch->fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
     if (watch->fd < 0)
         return -errno;
     result = prepare_socket(connection, watch->fd);
-    if (result == 0 && connect(watch->fd, (struct sockaddr *)&name, length) < 0 &&
-        errno != EINPROGRESS)
-        result = -errno;
     if (result == 0)
-        result = worker_watch(worker, watch, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
-    if (result == 0 && !timer_set(&worker->timers, connection,
-                                  worker->now_ms + atomic_load_explicit(&worker->dp->connect_ms,
-                                                                        memory_order_relaxed)))
+        result = connect_socket(watch->fd, &connection->upstream);
+    if (result == 0 || result == -EINPROGRESS) {
+        watched = worker_watch(worker, watch, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
+        result = watched < 0 ? watched : result;
+    }
+    if (result == -EINPROGRESS &&
+        !timer_set(&worker->timers, connection,
+                   worker->now_ms +
+                       atomic_load_explicit(&worker->dp->connect_ms, memory_order_relaxed)))
         result = -ENOMEM;
-    if (result < 0) {
+    if (result < 0 && result != -EINPROGRESS) {
         close(watch->fd);
         watch->fd = -1;
     }
@@ -241,12 +258,26 @@ static bool is_local_shortage(int error)
     return error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOBUFS;
 }
 
+static void upstream_connected(struct connection *connection)
+{
+    connection->side[UPSTREAM].writable = true;
+    timer_cancel(&connection->worker->timers, connection);
+    if (connection->application >= 0)
+        park_complete(connection);
+    else
+        relay_start(connection);
+}
+
 /* Goes through the endpoints until one is connecting; `error` is the last one's. */
 static void try_endpoints(struct connection *connection, int error)
 {
     while (upstream_next_endpoint(connection)) {
         error = -begin_connect(connection);
-        if (error == 0)
+        if (error == 0) {
+            upstream_connected(connection);
+            return;
+        }
+        if (error == EINPROGRESS)
             return;
         worker_count(&connection->worker->counters.connect_failures, 1);
     }
@@ -287,11 +318,14 @@ void upstream_event(struct connection *connection, uint32_t events)
         return;
     }
     upstream->readable = true;
-    upstream->writable = true;
     upstream->hung_up = events & EPOLLRDHUP;
-    timer_cancel(&connection->worker->timers, connection);
-    if (connection->application >= 0)
-        park_complete(connection);
-    else
-        relay_start(connection);
+    upstream_connected(connection);
+}
+
+void upstream_waits_event(struct connection *connection, uint32_t events)
+{
+    struct side *upstream = &connection->side[UPSTREAM];
+
+    upstream->readable = true; /* an error is found by reading too */
+    upstream->hung_up |= !!(events & EPOLLRDHUP);
 }

@@ -202,7 +202,7 @@ static void dispatch(struct worker *worker, struct watch *watch, uint32_t events
     else if (watch->kind == WATCH_UPSTREAM && phase == PHASE_CONNECTING)
         upstream_event(connection, events);
     else if (watch->kind == WATCH_UPSTREAM)
-        connection->side[UPSTREAM].hung_up |= !!(events & EPOLLRDHUP);
+        upstream_waits_event(connection, events);
     else if (phase == PHASE_COMPLETING)
         park_completing_event(connection, events);
     else
@@ -211,10 +211,6 @@ static void dispatch(struct worker *worker, struct watch *watch, uint32_t events
 
 static void expire(struct connection *connection)
 {
-    struct worker *worker = connection->worker;
-    uint32_t idle_ms = atomic_load_explicit(&worker->dp->idle_ms, memory_order_relaxed);
-    uint64_t idle_deadline = connection->last_active_ms + idle_ms;
-
     switch (atomic_load_explicit(&connection->phase, memory_order_relaxed)) {
     case PHASE_REQUEST:
     case PHASE_HEADER:
@@ -230,10 +226,7 @@ static void expire(struct connection *connection)
         direct_expire(connection);
         break;
     default:
-        if (idle_deadline > worker->now_ms)
-            timer_set(&worker->timers, connection, idle_deadline);
-        else
-            connection_close(connection, DP_END_IDLE_TIMEOUT, 0);
+        relay_timeout(connection);
     }
 }
 
@@ -268,6 +261,19 @@ static int time_to_wait(const struct worker *worker)
     return until > worker->now_ms ? (int)(until - worker->now_ms) : 0;
 }
 
+static int wait_for_events(struct worker *worker, struct epoll_event *events)
+{
+    int timeout_ms = time_to_wait(worker);
+    struct timespec timeout = {0};
+    uint64_t poll_ns;
+
+    if (!worker->polled)
+        return epoll_wait(worker->epoll, events, EVENT_BATCH, timeout_ms);
+    poll_ns = worker->poll_at_ns > worker->now_ns ? worker->poll_at_ns - worker->now_ns : 0;
+    timeout.tv_nsec = (long)(timeout_ms == 0 ? 0 : poll_ns < 1000000 ? poll_ns : 999999);
+    return epoll_pwait2(worker->epoll, events, EVENT_BATCH, &timeout, NULL);
+}
+
 static void show_sign_of_life(const struct worker *worker)
 {
     if (worker->index == 0 && worker->dp->page)
@@ -287,13 +293,14 @@ void *worker_run(void *argument)
         int count;
 
         show_sign_of_life(worker);
-        count = epoll_wait(worker->epoll, events, EVENT_BATCH, time_to_wait(worker));
+        count = wait_for_events(worker, events);
         update_clock(worker);
         for (int direction = 0; direction < DIRECTIONS; direction++)
             worker_table(worker, direction);
         direct_take_reused(worker);
         for (int i = 0; i < count; i++)
             dispatch(worker, events[i].data.ptr, events[i].events);
+        accelerate_poll(worker);
         run_runnable(worker);
         while ((connection = timer_expired(&worker->timers, worker->now_ms)))
             expire(connection);

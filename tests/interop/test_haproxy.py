@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -11,12 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pysidecar import hook_path
 from pysidecar.address import Address
-from pysidecar.config.values import WhenAway
-from pysidecar.dataplane import DataPlane, Timeouts
-from pysidecar.interception.policy_page import Policy, PolicyPage, State
-from pysidecar.routing.rules import compile_rules
+from pysidecar.testing.other_proxy import hooked_to
 from tests.interop import servers
 from tests.interop.clients import HTTP_CLIENTS, Compiled
 from tests.interop.mesh import WEB, WEB6, literal
@@ -34,11 +29,11 @@ from tests.interop.servers import (
 
 @dataclass(frozen=True, slots=True)
 class _HAProxy:
-    """Ports that take PROXY headers."""
+    """Addresses that take PROXY headers."""
 
-    naming: int
+    naming: Address
     """Leads to the web server, and names the original destination in a response header."""
-    transparent: int
+    transparent: Address
     """Leads to the original destination."""
     log: Path
 
@@ -53,7 +48,11 @@ class _HAProxy:
 
 @pytest.fixture
 def haproxy(web: Nginx, tmp_path: Path) -> Iterator[_HAProxy]:
-    here = _HAProxy(free_port(), free_port(), tmp_path / "haproxy.log")
+    here = _HAProxy(
+        Address("127.0.0.1", free_port()),
+        Address("127.0.0.1", free_port()),
+        tmp_path / "haproxy.log",
+    )
     configuration = tmp_path / "haproxy.cfg"
     configuration.write_text(
         f"""
@@ -68,7 +67,7 @@ defaults
     log-format "captured %[dst]:%[dst_port]"
 frontend naming
     mode http
-    bind 127.0.0.1:{here.naming} accept-proxy
+    bind {here.naming} accept-proxy
     http-response set-header X-Original-Destination "%[dst]:%[dst_port]"
     default_backend web
 backend web
@@ -76,7 +75,7 @@ backend web
     server web 127.0.0.1:{web.http}
 frontend transparent
     mode tcp
-    bind 127.0.0.1:{here.transparent} accept-proxy
+    bind {here.transparent} accept-proxy
     default_backend original
 backend original
     mode tcp
@@ -85,41 +84,17 @@ backend original
 """
     )
     command = [program("haproxy"), "-db", "-f", str(configuration)]
-    with running(command, log=here.log, ready=lambda: accepts(here.transparent)):
+    with running(command, log=here.log, ready=lambda: accepts(here.transparent.port)):
         yield here
-
-
-@contextlib.contextmanager
-def _hook_to(port: int, page_path: Path) -> Iterator[dict[str, str]]:
-    """The environment of programs that are hooked to a proxy that is not ours."""
-    page = PolicyPage(page_path, socket_mode=0o600)
-    # HAProxy gives no sign of life to the page; a data plane without listeners does nothing else.
-    heartbeat = DataPlane(workers=1, timeouts=Timeouts())
-    heartbeat.set_page(page.buffer)
-    heartbeat.start()
-    try:
-        page.publish(
-            Policy(
-                transport="header",
-                when_away=WhenAway("refuse"),
-                control_path=Path(),
-                listeners=[Address("127.0.0.1", port)],
-                parks=[],
-                own=[],
-                rules=compile_rules([]),
-            ),
-            State.SERVING,
-        )
-        yield plain_environment(LD_PRELOAD=str(hook_path()), MOSNHOOK_POLICY=str(page_path))
-    finally:
-        page.remove()
-        heartbeat.stop()
-        heartbeat.close()
 
 
 def _run(command: Sequence[str | Path], environment: dict[str, str]) -> str:
     result = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=PATIENCE
+        command,
+        env=plain_environment(**environment),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -129,7 +104,7 @@ def _run(command: Sequence[str | Path], environment: dict[str, str]) -> str:
 def test_haproxy_learns_the_original_destination(
     haproxy: _HAProxy, tmp_path: Path, host: str
 ) -> None:
-    with _hook_to(haproxy.naming, tmp_path / "hook.policy") as environment:
+    with hooked_to([haproxy.naming], tmp_path / "hook.policy") as environment:
         url = f"http://{literal(host, 8123)}/whoami"
         output = _run([program("curl"), "-sS", "--globoff", "--include", url], environment)
     # HAProxy writes IPv6 addresses without brackets.
@@ -142,7 +117,7 @@ def test_clients_reach_their_destination_through_haproxy(
     haproxy: _HAProxy, web: Nginx, compiled: Compiled, tmp_path: Path, name: str
 ) -> None:
     client = HTTP_CLIENTS[name]
-    with _hook_to(haproxy.transparent, tmp_path / "hook.policy") as environment:
+    with hooked_to([haproxy.transparent], tmp_path / "hook.policy") as environment:
         output = _run(client.command(compiled, "127.0.0.1", web.http), environment)
     client.check_output(output, "127.0.0.1", web.http)
     haproxy.wait_for(f"127.0.0.1:{web.http}")
@@ -154,7 +129,7 @@ def test_many_connections_are_told_apart_through_haproxy(
     addresses = [f"127.0.2.{i}" for i in range(1, 9)]
     with (
         servers.echo(compiled("load"), ["127.0.0.1", *addresses], tmp_path / "echo.log") as port,
-        _hook_to(haproxy.transparent, tmp_path / "hook.policy") as environment,
+        hooked_to([haproxy.transparent], tmp_path / "hook.policy") as environment,
     ):
         command: list[str | Path] = [compiled("load"), "churn", "400", "16", str(port), *addresses]
         assert _run(command, environment) == "churned 400 failed 0\n"

@@ -1,0 +1,643 @@
+/* The short cut through the kernel: what the application sends goes to the upstream's socket, and
+ * what we send it goes into its receive queue, without another trip through TCP (see
+ * bpf/accelerate.bpf.c for order and flow control).
+ *
+ * A connection is attached when its traffic shows that this pays. Nothing else changes for it: what
+ * the programs do not redirect still comes by TCP and is relayed, now or later in its life.
+ */
+#include <dlfcn.h>
+#include <errno.h>
+#include <linux/bpf.h>
+#include <linux/capability.h>
+#include <linux/sockios.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "bpf/record.h"
+#include "internal.h"
+
+enum {
+    /* Redirected bytes that wait in one socket: enough for a reader that is not running for some
+     * milliseconds, and for all connections together no more than the budget. */
+    WINDOW_MAX = 4 * 1024 * 1024,
+    WINDOW_MIN = 128 * 1024,
+    WINDOW_BUDGET = 256 * 1024 * 1024,
+
+    /* What may wait on TCP's way from the application: little, so that a blast that had to take it
+     * leaves it soon. The unsent bytes that its socket takes, and our receive buffer. */
+    UNSENT_MAX = 1,
+    RECEIVE_BUFFER = 64 * 1024,
+
+    /* How often a receiver that is behind is looked after: seldom enough that looking takes no more
+     * than a twentieth of the worker's time. And how long, without and with progress. */
+    POLL_NS = 200 * 1000,
+    POLL_SHARE = 20,
+    STALL_MS = 5,
+    POLLED_MS = 20,
+    RETRY_MS = 10,      /* of one that stalled, and takes bytes by TCP */
+    TICK_BUSY_MS = 250, /* how old byte counts may be */
+    TICK_IDLE_MS = 1000,
+    QUARANTINE_MS = 1000, /* of a slot, so that no program that still runs uses it */
+};
+
+/* Whether who is sent to keeps up with it. While it does not, the sender waits for it rather than
+ * send by TCP, which would have to be empty before anything can be redirected again. */
+enum pace {
+    PACE_KEEPS_UP,
+    PACE_BEHIND,    /* its window is full */
+    PACE_SWITCHING, /* from TCP to redirecting: it has to read everything first */
+    PACE_STALLED,   /* it takes too long: TCP holds the sender back */
+};
+
+struct receiver {
+    enum pace pace;
+    uint32_t waiting; /* bytes, at the last poll */
+    uint64_t since_ms, progress_ms;
+};
+
+struct accelerated {
+    struct record *record;
+    uint64_t counted; /* of record->redirected[0]: added to the connection's bytes */
+    /* By the side that is sent to: the application, the upstream. */
+    struct receiver receiver[2];
+    struct connection *next_polled,
+        **previous_polled; /* the worker's list, while one is waited for */
+};
+
+/* ---- libbpf, loaded where it is needed ---- */
+
+typedef int (*print_function)(int level, const char *format, va_list arguments);
+
+static struct {
+    void *handle;
+    print_function (*set_print)(print_function);
+    void *(*open)(const char *path);
+    int (*load)(void *object);
+    void (*close)(void *object);
+    int (*map_fd)(const void *object, const char *name);
+    void *(*find_program)(const void *object, const char *name);
+    int (*program_fd)(const void *program);
+} libbpf;
+
+static char *load_log; /* of the load that is going on: its first line says what is wrong */
+
+static int keep_first_line(int level, const char *format, va_list arguments)
+{
+    if (level == 0 && load_log && load_log[0] == '\0') {
+        vsnprintf(load_log, DP_REASON_SIZE, format, arguments);
+        load_log[strcspn(load_log, "\n")] = '\0';
+    }
+    return 0;
+}
+
+static bool open_libbpf(char *reason)
+{
+    const struct {
+        const char *name;
+        void **function;
+    } functions[] = {
+        {"libbpf_set_print", (void **)&libbpf.set_print},
+        {"bpf_object__open", (void **)&libbpf.open},
+        {"bpf_object__load", (void **)&libbpf.load},
+        {"bpf_object__close", (void **)&libbpf.close},
+        {"bpf_object__find_map_fd_by_name", (void **)&libbpf.map_fd},
+        {"bpf_object__find_program_by_name", (void **)&libbpf.find_program},
+        {"bpf_program__fd", (void **)&libbpf.program_fd},
+    };
+
+    if (!libbpf.handle)
+        libbpf.handle = dlopen("libbpf.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (!libbpf.handle) {
+        snprintf(reason, DP_REASON_SIZE, "libbpf is missing (%s)", dlerror());
+        return false;
+    }
+    for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
+        *functions[i].function = dlsym(libbpf.handle, functions[i].name);
+        if (!*functions[i].function) {
+            snprintf(reason, DP_REASON_SIZE, "libbpf is too old: it has no %s", functions[i].name);
+            return false;
+        }
+    }
+    return true;
+}
+
+/* ---- the kernel's side ---- */
+
+static long bpf(int command, union bpf_attr *attributes)
+{
+    return syscall(SYS_bpf, command, attributes, sizeof *attributes);
+}
+
+/* Runs a program of the kind that looks at packets, for one record. Its answer or -errno. */
+static int run_program(int program, uint32_t slot)
+{
+    struct __sk_buff context = {.mark = slot};
+    char packet[64] = {0}; /* the kernel wants one; nobody looks at it */
+    union bpf_attr attributes;
+
+    memset(&attributes, 0, sizeof attributes);
+    attributes.test.prog_fd = (uint32_t)program;
+    attributes.test.data_in = (uint64_t)(uintptr_t)packet;
+    attributes.test.data_size_in = sizeof packet;
+    attributes.test.ctx_in = (uint64_t)(uintptr_t)&context;
+    attributes.test.ctx_size_in = sizeof context;
+    return bpf(BPF_PROG_TEST_RUN, &attributes) < 0 ? -errno : (int)attributes.test.retval;
+}
+
+static bool has_capabilities(char *reason)
+{
+    static const struct {
+        unsigned number;
+        const char *name;
+    } needed[] = {
+        {CAP_BPF, "CAP_BPF"},
+        {CAP_NET_ADMIN, "CAP_NET_ADMIN"},
+        {CAP_PERFMON, "CAP_PERFMON"},
+    };
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2];
+    uint64_t effective;
+    size_t length;
+
+    if (syscall(SYS_capget, &header, data) < 0) {
+        snprintf(reason, DP_REASON_SIZE, "cannot read the process's capabilities");
+        return false;
+    }
+    effective = data[0].effective | (uint64_t)data[1].effective << 32;
+    length = (size_t)snprintf(reason, DP_REASON_SIZE, "missing capabilities:");
+    for (size_t i = 0; i < sizeof needed / sizeof *needed; i++)
+        if (!(effective >> needed[i].number & 1) &&
+            (needed[i].number == CAP_NET_ADMIN || !(effective >> CAP_SYS_ADMIN & 1)))
+            length +=
+                (size_t)snprintf(reason + length, DP_REASON_SIZE - length, " %s", needed[i].name);
+    if (reason[length - 1] != ':')
+        return false;
+    reason[0] = '\0';
+    return true;
+}
+
+/* Loads the programs and maps. False with a reason. */
+static bool load(struct accelerator *accelerator, const char *path, char *reason)
+{
+    union bpf_attr attributes;
+    int redirect, ends, records;
+    void *memory;
+
+    load_log = reason;
+    libbpf.set_print(keep_first_line);
+    accelerator->object = libbpf.open(path);
+    if (!accelerator->object || libbpf.load(accelerator->object) < 0) {
+        if (!reason[0])
+            snprintf(reason, DP_REASON_SIZE, "cannot load %s: %s", path, strerror(errno));
+        load_log = NULL;
+        return false;
+    }
+    load_log = NULL;
+    redirect = libbpf.program_fd(libbpf.find_program(accelerator->object, "redirect"));
+    ends = libbpf.map_fd(accelerator->object, "ends");
+    records = libbpf.map_fd(accelerator->object, "records");
+    accelerator->attach = libbpf.program_fd(libbpf.find_program(accelerator->object, "attach"));
+    accelerator->probe = libbpf.program_fd(libbpf.find_program(accelerator->object, "probe"));
+    memset(&attributes, 0, sizeof attributes);
+    attributes.target_fd = (uint32_t)ends;
+    attributes.attach_bpf_fd = (uint32_t)redirect;
+    attributes.attach_type = BPF_SK_MSG_VERDICT;
+    if (bpf(BPF_PROG_ATTACH, &attributes) < 0) {
+        snprintf(reason, DP_REASON_SIZE, "the kernel has no sockmap: %s", strerror(errno));
+        return false;
+    }
+    memory = mmap(NULL, ACCELERATED_MAX * sizeof(struct record), PROT_READ | PROT_WRITE, MAP_SHARED,
+                  records, 0);
+    if (memory == MAP_FAILED) {
+        snprintf(reason, DP_REASON_SIZE, "cannot map the records: %s", strerror(errno));
+        return false;
+    }
+    accelerator->records = memory;
+    return true;
+}
+
+int dp_accelerate(struct dp *dp, const char *path, const struct dp_acceleration *settings,
+                  char *reason)
+{
+    struct accelerator *accelerator = &dp->accelerator;
+
+    reason[0] = '\0';
+    if (!has_capabilities(reason) || !open_libbpf(reason) || !load(accelerator, path, reason)) {
+        accelerator_close(accelerator);
+        return -ENOTSUP;
+    }
+    accelerator->free = calloc(ACCELERATED_MAX, sizeof *accelerator->free);
+    if (!accelerator->free) {
+        accelerator_close(accelerator);
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < ACCELERATED_MAX; i++)
+        accelerator->free[i].slot = i;
+    accelerator->free_count = ACCELERATED_MAX;
+    accelerator->settings = *settings;
+    pthread_mutex_init(&accelerator->lock, NULL);
+    return 0;
+}
+
+void accelerator_close(struct accelerator *accelerator)
+{
+    if (accelerator->records)
+        munmap(accelerator->records, ACCELERATED_MAX * sizeof(struct record));
+    if (accelerator->object)
+        libbpf.close(accelerator->object);
+    free(accelerator->free);
+    memset(accelerator, 0, sizeof *accelerator);
+}
+
+/* ---- slots: a queue, so that a used one rests before it is used again ---- */
+
+static struct record *take_record(struct accelerator *accelerator, uint64_t now_ms)
+{
+    struct record *record = NULL;
+
+    pthread_mutex_lock(&accelerator->lock);
+    if (accelerator->free_count > 0) {
+        const struct resting_slot *first = &accelerator->free[accelerator->first_free];
+
+        if (first->until_ms <= now_ms) {
+            record = &accelerator->records[first->slot];
+            accelerator->first_free = (accelerator->first_free + 1) % ACCELERATED_MAX;
+            accelerator->free_count--;
+        }
+    }
+    pthread_mutex_unlock(&accelerator->lock);
+    return record;
+}
+
+static void give_record_back(struct accelerator *accelerator, struct record *record,
+                             uint64_t now_ms)
+{
+    struct resting_slot slot = {now_ms + QUARANTINE_MS, (uint32_t)(record - accelerator->records)};
+
+    pthread_mutex_lock(&accelerator->lock);
+    accelerator->free[(accelerator->first_free + accelerator->free_count++) % ACCELERATED_MAX] =
+        slot;
+    pthread_mutex_unlock(&accelerator->lock);
+}
+
+static uint32_t window(const struct accelerator *accelerator)
+{
+    uint32_t used = ACCELERATED_MAX - (uint32_t)accelerator->free_count;
+    uint32_t share = WINDOW_BUDGET / (used ? used : 1);
+
+    return share > WINDOW_MAX ? WINDOW_MAX : share < WINDOW_MIN ? WINDOW_MIN : share;
+}
+
+/* ---- attaching ---- */
+
+static bool describe_socket(int fd, struct tuple *tuple)
+{
+    struct mosnhook_address local, remote;
+
+    if (address_of_local(fd, &local) < 0 || address_of_peer(fd, &remote) < 0)
+        return false;
+    memset(tuple, 0, sizeof *tuple);
+    tuple->is_ipv6 = !address_is_ipv4(&local);
+    memcpy(tuple->local_ip, tuple->is_ipv6 ? local.ip : local.ip + 12, tuple->is_ipv6 ? 16 : 4);
+    memcpy(tuple->remote_ip, tuple->is_ipv6 ? remote.ip : remote.ip + 12, tuple->is_ipv6 ? 16 : 4);
+    tuple->local_port = htons(local.port);
+    tuple->remote_port = htons(remote.port);
+    return true;
+}
+
+/* A process that is killed closes its sockets as if all had been said. With this, they are reset.
+ */
+static void set_reset_on_close(int fd, bool on)
+{
+    struct linger linger = {.l_onoff = on};
+
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+}
+
+/* Redirected data does not go through the application's own socket, so its wish has to be carried
+ * out by the upstream's. */
+static void follow_nodelay(const struct connection *connection, const struct record *record)
+{
+    int nodelay = (int)record->nodelay;
+
+    setsockopt(connection->side[UPSTREAM].watch.fd, IPPROTO_TCP, TCP_NODELAY, &nodelay,
+               sizeof nodelay);
+}
+
+static bool attach(struct connection *connection, struct record *record)
+{
+    const struct accelerator *accelerator = &connection->worker->dp->accelerator;
+    int upstream = connection->side[UPSTREAM].watch.fd;
+    int downstream = connection->side[DOWNSTREAM].watch.fd;
+    bool local = accelerator->settings.path == DP_PATH_LOCAL;
+    int room, small = RECEIVE_BUFFER;
+
+    memset(record, 0, sizeof *record);
+    record->window = window(accelerator);
+    record->local = local;
+    record->forwarded =
+        connection->header_size +
+        atomic_load_explicit(&connection->flow[DOWNSTREAM].bytes, memory_order_relaxed);
+    if (!describe_socket(downstream, &record->downstream) ||
+        !describe_socket(upstream, &record->upstream))
+        return false;
+    /* The upstream must hold a full window, however small the messages are that it consists of:
+     * it has to take what is redirected to it, or the application would be told to try again
+     * without being told when. The kernel doubles the value. */
+    room = WINDOW_MAX * 2;
+    if (!local && setsockopt(upstream, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room) < 0)
+        return false;
+    setsockopt(downstream, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+    __atomic_store_n(&record->id, connection->id, __ATOMIC_RELEASE);
+    if (run_program(accelerator->attach, (uint32_t)(record - accelerator->records)) != ANSWER_OK) {
+        __atomic_store_n(&record->id, 0, __ATOMIC_RELEASE);
+        return false;
+    }
+    if (!local)
+        follow_nodelay(connection, record);
+    set_reset_on_close(upstream, true);
+    set_reset_on_close(downstream, true);
+    return true;
+}
+
+static bool pays(const struct connection *connection)
+{
+    const struct dp_acceleration *settings = &connection->worker->dp->accelerator.settings;
+    uint64_t bytes = 0;
+
+    for (int from = 0; from < 2; from++)
+        bytes += atomic_load_explicit(&connection->flow[from].bytes, memory_order_relaxed);
+    return bytes >= settings->after_bytes || connection->round_trips >= settings->after_round_trips;
+}
+
+void accelerate_if_it_pays(struct connection *connection)
+{
+    struct accelerator *accelerator = &connection->worker->dp->accelerator;
+    struct accelerated *accelerated;
+    struct record *record;
+
+    if (!pays(connection))
+        return;
+    /* One try: what speaks against it (another host, kTLS, …) stays. */
+    connection->accelerable = false;
+    record = take_record(accelerator, connection->worker->now_ms);
+    if (!record)
+        return;
+    accelerated = calloc(1, sizeof *accelerated);
+    if (!accelerated || !attach(connection, record)) {
+        give_record_back(accelerator, record, connection->worker->now_ms);
+        free(accelerated);
+        return;
+    }
+    accelerated->record = record;
+    connection->accelerated = accelerated;
+    connection->flow[UPSTREAM].splicing = false;
+    if (record->local)
+        connection->flow[DOWNSTREAM].splicing = false;
+    atomic_store_explicit(&connection->path, record->local ? DP_PATH_LOCAL : DP_PATH_FULL,
+                          memory_order_relaxed);
+    timer_set(&connection->worker->timers, connection, connection->worker->now_ms + TICK_BUSY_MS);
+}
+
+bool accelerate_eligible(const struct connection *connection)
+{
+    const struct dp_listener *listener = &connection->listener->settings;
+
+    /* Only the hook makes up for what a redirected socket does not do (see hook/receive.c). */
+    return connection->worker->dp->accelerator.object && listener->direction == DP_OUTBOUND &&
+           (listener->transport == DP_TRANSPORT_UNIX ||
+            (listener->transport == DP_TRANSPORT_HEADER && connection->hooked));
+}
+
+void accelerate_prepare(struct connection *connection)
+{
+    int unsent = UNSENT_MAX;
+
+    if (connection->worker->dp->accelerator.object)
+        setsockopt(connection->application, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof unsent);
+}
+
+bool accelerate_may_splice(const struct connection *connection, int from)
+{
+    /* A message that is to be redirected is copied anyway, and redirected data cannot be spliced.
+     */
+    return !connection->accelerated ||
+           (from == DOWNSTREAM && !connection->accelerated->record->local);
+}
+
+void accelerate_forwarded(struct connection *connection, size_t bytes)
+{
+    struct record *record = connection->accelerated->record;
+
+    __atomic_store_n(&record->forwarded, record->forwarded + bytes, __ATOMIC_RELEASE);
+}
+
+/* ---- receivers that do not keep up ---- */
+
+static uint64_t clock_ns(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+static bool is_waited_for(const struct receiver *receiver)
+{
+    return receiver->pace == PACE_BEHIND || receiver->pace == PACE_SWITCHING;
+}
+
+/* Whether the connection is in the worker's list, by what it waits for. */
+static void update_list(struct connection *connection, bool listed)
+{
+    struct accelerated *accelerated = connection->accelerated;
+    struct worker *worker = connection->worker;
+
+    if (listed == !!accelerated->previous_polled)
+        return;
+    if (listed) {
+        if (!worker->polled)
+            worker->poll_at_ns = worker->now_ns + POLL_NS;
+        accelerated->next_polled = worker->polled;
+        accelerated->previous_polled = &worker->polled;
+        if (worker->polled)
+            worker->polled->accelerated->previous_polled = &accelerated->next_polled;
+        worker->polled = connection;
+    } else {
+        *accelerated->previous_polled = accelerated->next_polled;
+        if (accelerated->next_polled)
+            accelerated->next_polled->accelerated->previous_polled = accelerated->previous_polled;
+        accelerated->previous_polled = NULL;
+    }
+}
+
+static void set_pace(struct connection *connection, int to, enum pace pace)
+{
+    struct accelerated *accelerated = connection->accelerated;
+    uint64_t now_ms = connection->worker->now_ms;
+
+    accelerated->receiver[to] = (struct receiver){pace, UINT32_MAX, now_ms, now_ms};
+    if (to == DOWNSTREAM)
+        __atomic_store_n(&accelerated->record->hold, pace == PACE_STALLED, __ATOMIC_RELEASE);
+    update_list(connection, is_waited_for(&accelerated->receiver[DOWNSTREAM]) ||
+                                is_waited_for(&accelerated->receiver[UPSTREAM]));
+}
+
+/* Bytes that the upstream has not acknowledged. */
+static uint32_t unacknowledged(const struct connection *connection)
+{
+    int bytes = 0;
+
+    return ioctl(connection->side[UPSTREAM].watch.fd, SIOCOUTQ, &bytes) < 0 ? 0 : (uint32_t)bytes;
+}
+
+void accelerate_writable(struct connection *connection, int to)
+{
+    if (connection->accelerated->receiver[to].pace == PACE_STALLED)
+        set_pace(connection, to, to == DOWNSTREAM ? PACE_SWITCHING : PACE_BEHIND);
+}
+
+bool accelerate_waits(struct connection *connection, int to)
+{
+    struct accelerated *accelerated = connection->accelerated;
+    const struct receiver *receiver = &accelerated->receiver[to];
+
+    if (receiver->pace == PACE_STALLED &&
+        connection->worker->now_ms >= receiver->since_ms + RETRY_MS)
+        accelerate_writable(connection, to);
+    /* That there is something to relay to the upstream means that it had no room. */
+    if (receiver->pace == PACE_KEEPS_UP && to == UPSTREAM && !accelerated->record->local &&
+        unacknowledged(connection) > accelerated->record->window / 2) {
+        set_pace(connection, to, PACE_BEHIND);
+        return true;
+    }
+    return is_waited_for(receiver);
+}
+
+void accelerate_sent(struct connection *connection, bool bulk, uint64_t redirected_before)
+{
+    struct accelerated *accelerated = connection->accelerated;
+    const struct record *record = accelerated->record;
+
+    if (accelerated->receiver[DOWNSTREAM].pace != PACE_KEEPS_UP)
+        return;
+    if (record->redirected[1] == redirected_before) {
+        if (bulk) /* it would take TCP's way for ever, since there is always something in it */
+            set_pace(connection, DOWNSTREAM, PACE_SWITCHING);
+    } else if (record->queued + SCRATCH_SIZE > record->window) {
+        set_pace(connection, DOWNSTREAM, PACE_BEHIND);
+    }
+}
+
+uint64_t accelerate_redirected(const struct connection *connection)
+{
+    return __atomic_load_n(&connection->accelerated->record->redirected[1], __ATOMIC_RELAXED);
+}
+
+/* Looks after a receiver that is waited for. */
+static void poll_receiver(struct connection *connection, int to)
+{
+    struct worker *worker = connection->worker;
+    const struct accelerator *accelerator = &worker->dp->accelerator;
+    struct accelerated *accelerated = connection->accelerated;
+    struct receiver *receiver = &accelerated->receiver[to];
+    const struct record *record = accelerated->record;
+    uint32_t waiting, enough = receiver->pace == PACE_BEHIND ? record->window / 2 : 0;
+
+    if (to == UPSTREAM)
+        waiting = unacknowledged(connection);
+    else if (run_program(accelerator->probe, (uint32_t)(record - accelerator->records)) ==
+             ANSWER_OK)
+        waiting = record->queued + record->unread;
+    else /* it is closed: the end is on its way */
+        waiting = UINT32_MAX;
+    if (waiting < receiver->waiting)
+        receiver->progress_ms = worker->now_ms;
+    receiver->waiting = waiting;
+    if (waiting <= enough)
+        set_pace(connection, to, PACE_KEEPS_UP);
+    else if (worker->now_ms >= receiver->progress_ms + STALL_MS ||
+             worker->now_ms >= receiver->since_ms + POLLED_MS)
+        set_pace(connection, to, PACE_STALLED);
+    else
+        return;
+    worker_add_runnable(worker, connection);
+}
+
+void accelerate_poll(struct worker *worker)
+{
+    struct connection *next;
+    uint64_t began_ns, took_ns;
+
+    if (!worker->polled || worker->now_ns < worker->poll_at_ns)
+        return;
+    began_ns = clock_ns();
+    for (struct connection *connection = worker->polled; connection; connection = next) {
+        struct accelerated *accelerated = connection->accelerated;
+
+        next = accelerated->next_polled; /* this one may leave the list */
+        for (int to = DOWNSTREAM; to <= UPSTREAM; to++)
+            if (is_waited_for(&accelerated->receiver[to]))
+                poll_receiver(connection, to);
+    }
+    took_ns = clock_ns() - began_ns;
+    worker->poll_at_ns =
+        worker->now_ns + (took_ns * POLL_SHARE > POLL_NS ? took_ns * POLL_SHARE : POLL_NS);
+}
+
+/* ---- accounting ---- */
+
+/* Adds what went to the upstream without us since the last call. True if there was something. */
+static bool count_redirected(struct connection *connection)
+{
+    struct accelerated *accelerated = connection->accelerated;
+    uint64_t sum = __atomic_load_n(&accelerated->record->redirected[0], __ATOMIC_RELAXED);
+    uint64_t more = sum - accelerated->counted;
+
+    if (more == 0 || accelerated->record->local)
+        return false;
+    accelerated->counted = sum;
+    follow_nodelay(connection, accelerated->record);
+    relay_count_bytes(connection, DOWNSTREAM, more);
+    return true;
+}
+
+uint64_t accelerate_tick(struct connection *connection)
+{
+    struct accelerated *accelerated = connection->accelerated;
+    uint64_t now_ms = connection->worker->now_ms;
+    bool busy = count_redirected(connection);
+
+    accelerated->record->window = window(&connection->worker->dp->accelerator);
+    return now_ms + (busy ? TICK_BUSY_MS : TICK_IDLE_MS);
+}
+
+void accelerate_stop(struct connection *connection, bool in_order)
+{
+    /* First of all: from here on the programs find nothing to redirect to. */
+    __atomic_store_n(&connection->accelerated->record->id, 0, __ATOMIC_SEQ_CST);
+    if (in_order)
+        for (int index = DOWNSTREAM; index <= UPSTREAM; index++)
+            set_reset_on_close(connection->side[index].watch.fd, false);
+}
+
+void accelerate_release(struct connection *connection)
+{
+    struct accelerated *accelerated = connection->accelerated;
+
+    update_list(connection, false);
+    count_redirected(connection);
+    give_record_back(&connection->worker->dp->accelerator, accelerated->record,
+                     connection->worker->now_ms);
+    connection->accelerated = NULL;
+    free(accelerated);
+}

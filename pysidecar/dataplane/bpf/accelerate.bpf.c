@@ -1,0 +1,338 @@
+/* Redirects what is sent on one socket of a connection to another one of it, in the sender's own
+ * context and in order (sk_msg, never sk_skb).
+ *
+ * Order and flow control are decided here for each message, from the sockets' own sequence numbers,
+ * so that there is no state that could disagree with them:
+ *
+ *   - A message is redirected only when nothing that was sent before is still on the way by TCP.
+ *     For a target that is the sender's own peer, that is when the peer has read (copied_seq) all
+ *     that the sender wrote (write_seq). For the upstream: when the worker has forwarded as much as
+ *     the sender wrote.
+ *   - And only when the target has room: at most `window` bytes unacknowledged by the upstream, or
+ *     unread in the target's queue. Else the message takes TCP, which has real flow control and
+ *     real readiness events.
+ *
+ * Redirected data is read before what comes by TCP, so going over to TCP is always in order.
+ */
+#include <linux/bpf.h>
+
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+
+#include "record.h"
+
+#define KERNEL_TYPE __attribute__((preserve_access_index))
+
+/* From the kernel's net/tcp_states.h and net/tcp.h, which are not for BPF. */
+enum { ESTABLISHED = 1, NAGLE_OFF = 1 };
+
+/* Of the kernel's structures only what is used; the loader finds where it is (CO-RE). */
+enum sock_flags { SOCK_ZEROCOPY };
+
+struct sock_common {
+    unsigned long skc_flags;
+} KERNEL_TYPE;
+
+struct sock {
+    struct sock_common __sk_common;
+    void *sk_user_data; /* struct sk_psock, with flags in the lowest bits */
+} KERNEL_TYPE;
+
+struct inet_connection_sock {
+    const void *icsk_ulp_ops;
+} KERNEL_TYPE;
+
+struct tcp_sock {
+    struct inet_connection_sock inet_conn;
+    __u32 copied_seq, rcv_nxt, write_seq, snd_una;
+    __u64 bytes_acked;
+    __u8 nonagle : 4;
+} KERNEL_TYPE;
+
+struct sk_psock {
+    __u32 msg_tot_len;
+} KERNEL_TYPE;
+
+extern void *bpf_rdonly_cast(const void *object, __u32 type) __ksym;
+
+/* Kept with each sending socket, so that it goes when the socket goes. */
+struct reference {
+    __u64 id; /* of the connection */
+    __u64 target_key;
+    __u64 target; /* its struct tcp_sock: read fault-proof, and only for numbers */
+    __u32 slot;
+    __u32 to_upstream;
+};
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, ACCELERATED_MAX);
+    __uint(map_flags, BPF_F_MMAPABLE);
+    __type(key, __u32);
+    __type(value, struct record);
+} records SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_SK_STORAGE);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, int);
+    __type(value, struct reference);
+} references SEC(".maps");
+
+/* The two ends of the loopback connection: their sends run `redirect`. */
+struct {
+    __uint(type, BPF_MAP_TYPE_SOCKHASH);
+    __uint(max_entries, 2 * 2 * ACCELERATED_MAX); /* closed ones leave when the application does */
+    __type(key, __u64);
+    __type(value, __u64);
+} ends SEC(".maps");
+
+/* Upstreams: their sends run nothing. */
+struct {
+    __uint(type, BPF_MAP_TYPE_SOCKHASH);
+    __uint(max_entries, ACCELERATED_MAX);
+    __type(key, __u64);
+    __type(value, __u64);
+} upstreams SEC(".maps");
+
+static __always_inline struct tcp_sock *as_tcp(__u64 address)
+{
+    return bpf_rdonly_cast((void *)address, bpf_core_type_id_kernel(struct tcp_sock));
+}
+
+/* Redirected bytes that a socket has not read. Without a psock it cannot be a target. */
+static __always_inline __u32 queued(const struct tcp_sock *socket)
+{
+    __u64 psock = (__u64)((const struct sock *)socket)->sk_user_data & ~7ull;
+    const struct sk_psock *typed;
+
+    if (!psock)
+        return ~0u;
+    typed = bpf_rdonly_cast((void *)psock, bpf_core_type_id_kernel(struct sk_psock));
+    return typed->msg_tot_len;
+}
+
+static __always_inline __u32 has_nodelay(const struct tcp_sock *socket)
+{
+    return BPF_CORE_READ_BITFIELD(socket, nonagle) & NAGLE_OFF;
+}
+
+static __always_inline int to_upstream(struct sk_msg_md *message, struct record *record,
+                                       const struct reference *reference,
+                                       const struct tcp_sock *sender, __u32 size)
+{
+    const struct tcp_sock *upstream = as_tcp(reference->target);
+    __u64 key = reference->target_key;
+    /* What was sent by TCP since the beginning; the SYN counts as one acknowledged byte. */
+    __u64 sent = sender->bytes_acked - 1 + (__u32)(sender->write_seq - sender->snd_una);
+
+    if (sent != record->forwarded ||
+        (__u64)(__u32)(upstream->write_seq - upstream->snd_una) + size > record->window ||
+        bpf_msg_redirect_hash(message, &upstreams, &key, 0) != SK_PASS)
+        return SK_PASS;
+    record->redirected[0] += size;
+    record->nodelay = has_nodelay(sender);
+    return SK_PASS;
+}
+
+static __always_inline int to_peer(struct sk_msg_md *message, struct record *record,
+                                   const struct reference *reference, const struct tcp_sock *sender,
+                                   __u32 size, int from_application)
+{
+    const struct tcp_sock *peer = as_tcp(reference->target);
+    __u64 key = reference->target_key;
+    __u64 waiting;
+
+    if (peer->copied_seq != sender->write_seq || peer->inet_conn.icsk_ulp_ops)
+        return SK_PASS;
+    /* A recv() that the application was blocked in when its socket was attached sees TCP only: it
+     * ends with the first bytes that come by TCP after that. */
+    if (!from_application && sender->write_seq == record->attached_at)
+        return SK_PASS;
+    waiting = (__u64)queued(peer) + size;
+    if (waiting > record->window ||
+        bpf_msg_redirect_hash(message, &ends, &key, BPF_F_INGRESS) != SK_PASS)
+        return SK_PASS;
+    if (from_application) {
+        record->redirected[0] += size;
+    } else {
+        record->redirected[1] += size;
+        record->queued = waiting;
+    }
+    return SK_PASS;
+}
+
+SEC("sk_msg")
+int redirect(struct sk_msg_md *message)
+{
+    struct bpf_sock *socket = message->sk;
+    __u32 size = *(volatile __u32 *)&message->size; /* now: later its offset is not known */
+    struct reference *reference;
+    struct record *record;
+    struct tcp_sock *sender;
+    __u32 slot;
+
+    if (!socket)
+        return SK_PASS;
+    sender = bpf_skc_to_tcp_sock(socket);
+    if (!sender)
+        return SK_PASS;
+    reference = bpf_sk_storage_get(&references, sender, 0, 0);
+    /* kTLS that came later: what it asks about is not encrypted yet. */
+    if (!reference || sender->inet_conn.icsk_ulp_ops)
+        return SK_PASS;
+    slot = reference->slot;
+    record = bpf_map_lookup_elem(&records, &slot);
+    if (!record || record->id != reference->id)
+        return SK_PASS;
+    if (reference->to_upstream)
+        return to_upstream(message, record, reference, sender, size);
+    if (reference->target_key % KEYS_PER_CONNECTION == END_DOWNSTREAM)
+        return to_peer(message, record, reference, sender, size, 1);
+    return record->hold ? SK_PASS : to_peer(message, record, reference, sender, size, 0);
+}
+
+/* ---- called by the data plane (BPF_PROG_TEST_RUN), the slot in the packet's mark ---- */
+
+/* The socket that has this connection; `reversed`: the other end of it. */
+static __always_inline struct bpf_sock *find(struct __sk_buff *context, const struct tuple *tuple,
+                                             int reversed)
+{
+    struct bpf_sock_tuple wanted = {};
+    /* A lookup is for an incoming packet: the source is the remote end. */
+    const __u32 *source = reversed ? tuple->local_ip : tuple->remote_ip;
+    const __u32 *destination = reversed ? tuple->remote_ip : tuple->local_ip;
+    __u16 source_port = reversed ? tuple->local_port : tuple->remote_port;
+    __u16 destination_port = reversed ? tuple->remote_port : tuple->local_port;
+
+    if (tuple->is_ipv6) {
+        for (int i = 0; i < 4; i++) {
+            wanted.ipv6.saddr[i] = source[i];
+            wanted.ipv6.daddr[i] = destination[i];
+        }
+        wanted.ipv6.sport = source_port;
+        wanted.ipv6.dport = destination_port;
+        return bpf_sk_lookup_tcp(context, &wanted, sizeof wanted.ipv6, BPF_F_CURRENT_NETNS, 0);
+    }
+    wanted.ipv4.saddr = source[0];
+    wanted.ipv4.daddr = destination[0];
+    wanted.ipv4.sport = source_port;
+    wanted.ipv4.dport = destination_port;
+    return bpf_sk_lookup_tcp(context, &wanted, sizeof wanted.ipv4, BPF_F_CURRENT_NETNS, 0);
+}
+
+static __always_inline struct record *record_of(const struct __sk_buff *context)
+{
+    __u32 slot = context->mark;
+
+    return bpf_map_lookup_elem(&records, &slot);
+}
+
+static __always_inline __u64 address_of(struct bpf_sock *socket)
+{
+    return (__u64)bpf_skc_to_tcp_sock(socket);
+}
+
+/* Puts a socket into its map. `*target` of the reference must be known; stores the socket's own
+ * address. */
+static __always_inline int insert(struct bpf_sock *socket, void *map, __u64 key,
+                                  struct reference *reference, __u64 *address)
+{
+    struct tcp_sock *typed = bpf_skc_to_tcp_sock(socket);
+
+    if (!typed || socket->state != ESTABLISHED)
+        return ANSWER_NO_SOCKET;
+    *address = (__u64)typed;
+    if (((const struct sock *)typed)->__sk_common.skc_flags &
+        (1ul << bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY)))
+        return ANSWER_NOT_SUITED;
+    if (bpf_map_update_elem(map, &key, socket, BPF_ANY))
+        return ANSWER_NOT_SUITED;
+    if (reference &&
+        !bpf_sk_storage_get(&references, socket, reference, BPF_SK_STORAGE_GET_F_CREATE))
+        return ANSWER_NOT_SUITED;
+    return ANSWER_OK;
+}
+
+SEC("tc")
+int attach(struct __sk_buff *context)
+{
+    struct record *record = record_of(context);
+    struct reference of_application = {}, of_downstream = {};
+    struct bpf_sock *socket;
+    struct tcp_sock *typed;
+    __u64 address = 0, key;
+    int answer;
+
+    if (!record)
+        return ANSWER_NO_SOCKET;
+    key = record->id * KEYS_PER_CONNECTION;
+    of_application.id = of_downstream.id = record->id;
+    of_application.slot = of_downstream.slot = context->mark;
+    of_application.to_upstream = !record->local;
+    of_application.target_key = key + (record->local ? END_DOWNSTREAM : END_UPSTREAM);
+    of_downstream.target_key = key + END_APPLICATION;
+
+    /* Targets before senders. */
+    if (!record->local) {
+        socket = find(context, &record->upstream, 0);
+        if (!socket)
+            return ANSWER_NO_SOCKET;
+        answer = insert(socket, &upstreams, key + END_UPSTREAM, 0, &of_application.target);
+        bpf_sk_release(socket);
+        if (answer != ANSWER_OK)
+            return answer;
+    } else {
+        socket = find(context, &record->downstream, 0);
+        if (!socket)
+            return ANSWER_NO_SOCKET;
+        of_application.target = address_of(socket);
+        bpf_sk_release(socket);
+    }
+    socket = find(context, &record->downstream, 1);
+    if (!socket)
+        return ANSWER_NO_SOCKET;
+    typed = bpf_skc_to_tcp_sock(socket);
+    record->nodelay = typed && has_nodelay(typed);
+    answer = insert(socket, &ends, key + END_APPLICATION, &of_application, &of_downstream.target);
+    bpf_sk_release(socket);
+    if (answer != ANSWER_OK)
+        return answer;
+    socket = find(context, &record->downstream, 0);
+    if (!socket)
+        return ANSWER_NO_SOCKET;
+    typed = bpf_skc_to_tcp_sock(socket);
+    record->attached_at = typed ? typed->write_seq : 0;
+    answer = insert(socket, &ends, key + END_DOWNSTREAM, &of_downstream, &address);
+    bpf_sk_release(socket);
+    return answer;
+}
+
+/* How much waits for the application. */
+SEC("tc")
+int probe(struct __sk_buff *context)
+{
+    struct record *record = record_of(context);
+    struct bpf_sock *socket;
+    struct tcp_sock *application, *downstream;
+    __u32 read;
+
+    if (!record)
+        return ANSWER_NO_SOCKET;
+    socket = find(context, &record->downstream, 1);
+    if (!socket)
+        return ANSWER_NO_SOCKET;
+    application = bpf_skc_to_tcp_sock(socket);
+    read = application ? application->copied_seq : 0;
+    record->queued = application ? queued(application) : 0;
+    bpf_sk_release(socket);
+    socket = find(context, &record->downstream, 0);
+    if (!socket)
+        return ANSWER_NO_SOCKET;
+    downstream = bpf_skc_to_tcp_sock(socket);
+    record->unread = downstream ? downstream->write_seq - read : 0;
+    bpf_sk_release(socket);
+    return ANSWER_OK;
+}
+
+char LICENSE[] SEC("license") = "GPL"; /* bpf_skc_to_tcp_sock asks for it */

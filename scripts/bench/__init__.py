@@ -1,0 +1,1 @@
+"""Measures the sidecar beside its peers: ``python -m scripts.bench``."""

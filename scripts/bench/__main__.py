@@ -1,0 +1,191 @@
+"""Measures the sidecar beside a direct connection and beside its peers, all in one run."""
+
+from __future__ import annotations
+
+import fnmatch
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Protocol, TypeVar
+
+import click
+from rich.console import Console
+
+from scripts.bench import document, plot
+from scripts.bench.processes import BenchError
+from scripts.bench.report import RATIOS, goal_table, scenario_tables
+from scripts.bench.results import Results
+from scripts.bench.run import build_load, idle_connections, run
+from scripts.bench.scenarios import SCENARIOS, Settings
+from scripts.bench.sides import SIDES
+
+_BUILD = Path(__file__).resolve().parents[2] / "build" / "bench"
+
+_FULL = Settings(rounds=5, seconds=1.0, warm_up=0.3, idle_connections=20_000, connect_batches=1500)
+_SHORT = Settings(rounds=2, seconds=0.25, warm_up=0.1, idle_connections=2_000, connect_batches=500)
+
+_HELP = f"""\
+Measures what a connection costs: direct, through the sidecar, and through its peers (HAProxy,
+nginx, redsocks, proxychains, torsocks), each with the best settings that its documentation names.
+
+All sides run in one go on this machine, in turns: round by round, scenario by scenario, another
+side first in each round. What to read is the ratio between sides; the absolute numbers are the
+machine's. Numbers are medians of the rounds, with the extremes. A side with a failed connection or
+request in any round gets no number at all.
+
+\b
+Scenarios:
+{chr(10).join(f"  {scenario.name:<19} {scenario.title}" for scenario in SCENARIOS)}
+
+\b
+Sides:
+{chr(10).join(f"  {side.name:<19} {side.what}" for side in SIDES)}
+
+Sides that cannot run here are left out, and it is said why: redsocks and torsocks need root for a
+network namespace, where an address that is not on loopback lives; everything else stays on
+loopback. A scenario or side can be a pattern, and several are separated by commas:
+
+\b
+  make bench SCENARIO='requests-64-*,bulk-*' SIDE='direct,relay*,HAProxy*'
+"""
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_T = TypeVar("_T", bound=_Named)
+
+
+def _chosen(kind: str, known: Sequence[_T], patterns: str) -> list[_T]:
+    """Those whose name fits one of the patterns, separated by commas."""
+    wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
+    for pattern in wanted:
+        if not any(fnmatch.fnmatch(each.name, pattern) for each in known):
+            names = ", ".join(each.name for each in known)
+            raise click.BadParameter(f"there is no {kind} {pattern!r}; there are: {names}")
+    return [each for each in known if any(fnmatch.fnmatch(each.name, p) for p in wanted)]
+
+
+@click.command(help=_HELP, context_settings={"max_content_width": 100})
+@click.option("--scenario", default="*", metavar="NAMES", help="Scenarios to run; default: all.")
+@click.option("--side", default="*", metavar="NAMES", help="Sides to run; default: all.")
+@click.option("--short", is_flag=True, help="Fewer and shorter rounds: three minutes in all.")
+@click.option("--rounds", type=click.IntRange(1), help=f"Default: {_FULL.rounds}.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.01, 600),
+    help=f"Measured for each side, scenario and round; default: {_FULL.seconds:g}.",
+)
+@click.option(
+    "--idle-connections",
+    type=click.IntRange(1),
+    help=f"Default: {_FULL.idle_connections:,}, or what the limit of open files allows.",
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory for results.json, results.png and results.svg. Default: docs/performance for a "
+    "complete run, which docs/performance.md then is about, else build/bench/results.",
+)
+@click.option("--no-plot", is_flag=True, help="No picture, for which matplotlib is needed.")
+@click.option("--docs", is_flag=True, help="Measure nothing; write the tables of the page anew.")
+@click.option("--check", is_flag=True, help="Measure nothing; say whether the tables are right.")
+def main(
+    scenario: str,
+    side: str,
+    short: bool,
+    rounds: int | None,
+    seconds: float | None,
+    idle_connections: int | None,
+    output: Path | None,
+    no_plot: bool,
+    docs: bool,
+    check: bool,
+) -> None:
+    if docs or check:
+        sys.exit(_document(check))
+    scenarios, sides = _chosen("scenario", SCENARIOS, scenario), _chosen("side", SIDES, side)
+    settings = _settings(_SHORT if short else _FULL, rounds, seconds, idle_connections)
+    all_of_it = len(scenarios) == len(SCENARIOS) and len(sides) == len(SIDES)
+    complete = all_of_it and not (short or rounds or seconds or idle_connections)
+    directory = output or (document.RESULTS if complete else _BUILD / "results")
+    console, progress = Console(width=_width()), Console(stderr=True)
+    if settings.idle_connections < (idle_connections or _FULL.idle_connections) and not short:
+        progress.print(
+            f"{settings.idle_connections:,} idle connections: "
+            "a process here may not have descriptors for more"
+        )
+    results = run(scenarios, sides, settings, build_load(_BUILD), progress)
+    _show(console, results)
+    written = [results.write(directory)]
+    if not no_plot:
+        written += plot.draw(results, directory)
+    for path in written:
+        console.print(f"written: {path}", highlight=False)
+    if directory == document.RESULTS:
+        _document(check=False)
+    if results.failures:
+        sys.exit(1)
+
+
+def _settings(
+    base: Settings, rounds: int | None, seconds: float | None, idle: int | None
+) -> Settings:
+    seconds = seconds or base.seconds
+    return Settings(
+        rounds=rounds or base.rounds,
+        seconds=seconds,
+        warm_up=min(base.warm_up, seconds),
+        idle_connections=idle_connections(idle or base.idle_connections),
+        connect_batches=base.connect_batches,
+    )
+
+
+def _width() -> int | None:
+    """What is not a terminal has all the room that tables need."""
+    return None if sys.stdout.isatty() else 140
+
+
+def _show(console: Console, results: Results) -> None:
+    for table in scenario_tables(results):
+        console.print(table)
+    console.print(RATIOS, highlight=False)
+    console.print(goal_table(results))
+    for broken in results.failures:
+        console.print(
+            f"broken: {broken.scenario}, {broken.side}, round {broken.number + 1}: {broken.error}",
+            style="red",
+            markup=False,
+            highlight=False,
+        )
+
+
+def _document(check: bool) -> int:
+    current, generated = document.current_and_generated()
+    if check and current != generated:
+        print("docs/performance.md is not what its results say: run `make bench-docs`")
+        return 1
+    if not check:
+        document.DOCUMENT.write_text(generated)
+    return 0
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt  # everything that was started is stopped on the way out
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        main(prog_name="bench", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+    except BenchError as error:
+        sys.exit(f"bench: {error}")

@@ -1,0 +1,134 @@
+/* The far end: echoes, swallows or pours out, as the first byte of a connection asks. */
+#include "load.h"
+
+#include <errno.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+struct connection {
+    char kind; /* ECHO, ONCE, UPLOAD, DOWNLOAD, or 0 while nothing came yet */
+    struct sink sink;
+    struct source source;
+};
+
+static struct connection *connections; /* by descriptor */
+static char buffer[CHUNK];
+static int epoll;
+
+static void accept_all(int listener)
+{
+    int fd, on = 1;
+
+    while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+        connections[fd] = (struct connection){0};
+        watch(epoll, fd, EPOLLIN, (uint64_t)fd, EPOLL_CTL_ADD);
+    }
+    if (errno != EAGAIN && errno != ECONNABORTED) {
+        die("accept");
+    }
+}
+
+/* Answers what was read; false when the connection has to end. A client waits for its answer before
+ * it asks again, so that an answer always fits into the send buffer. */
+static bool answer(int fd, struct connection *connection, size_t size)
+{
+    int more;
+
+    switch (connection->kind) {
+    case ECHO:
+        return send(fd, buffer, size, MSG_NOSIGNAL) == (ssize_t)size;
+    case ONCE:
+        (void)!send(fd, buffer, size, MSG_NOSIGNAL); /* a client that misses it says so */
+        return false;
+    case UPLOAD:
+        more = sink_take(&connection->sink, buffer, size, UPLOAD);
+        if (more == 0) {
+            uint64_t total = connection->sink.received;
+
+            return send(fd, &total, sizeof(total), MSG_NOSIGNAL) == sizeof(total);
+        }
+        return more > 0;
+    case DOWNLOAD:
+        if (buffer[size - 1] == LAST_BLOCK) {
+            connection->source.stop = true;
+        } else {
+            watch(epoll, fd, EPOLLIN | EPOLLOUT, (uint64_t)fd, EPOLL_CTL_MOD);
+        }
+        return true;
+    default:
+        return false;
+    }
+}
+
+static bool read_some(int fd, struct connection *connection)
+{
+    ssize_t got = recv(fd, buffer, sizeof(buffer), 0);
+
+    if (got <= 0) {
+        return got < 0 && errno == EAGAIN;
+    }
+    if (connection->kind == 0) {
+        connection->kind = buffer[0];
+    }
+    return answer(fd, connection, (size_t)got);
+}
+
+static bool pour(int fd, struct connection *connection)
+{
+    size_t size;
+    const char *bytes = source_next(&connection->source, &size);
+    ssize_t sent = send(fd, bytes, size, MSG_NOSIGNAL);
+
+    if (sent < 0) {
+        return errno == EAGAIN;
+    }
+    if (!source_sent(&connection->source, (size_t)sent)) {
+        watch(epoll, fd, EPOLLIN, (uint64_t)fd, EPOLL_CTL_MOD); /* the client closes */
+    }
+    return true;
+}
+
+void serve(const struct sockaddr_in *here)
+{
+    struct epoll_event events[EVENTS];
+    struct rlimit limit;
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), on = 1;
+
+    getrlimit(RLIMIT_NOFILE, &limit);
+    connections = allocate(limit.rlim_cur, sizeof(*connections));
+    epoll = epoll_create1(EPOLL_CLOEXEC);
+    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    if (bind(listener, (const struct sockaddr *)here, sizeof(*here)) != 0 ||
+        listen(listener, 4096) != 0) {
+        die("listen");
+    }
+    watch(epoll, listener, EPOLLIN, (uint64_t)listener, EPOLL_CTL_ADD);
+    for (;;) {
+        int ready = epoll_wait(epoll, events, EVENTS, -1);
+
+        for (int i = 0; i < ready; i++) {
+            int fd = (int)events[i].data.u64;
+            bool good = true;
+
+            if (fd == listener) {
+                accept_all(listener);
+                continue;
+            }
+            if (events[i].events & ~(uint32_t)EPOLLOUT) {
+                good = read_some(fd, &connections[fd]);
+            }
+            if (good && (events[i].events & EPOLLOUT)) {
+                good = pour(fd, &connections[fd]);
+            }
+            if (!good) {
+                close(fd);
+            }
+        }
+    }
+}

@@ -1,0 +1,321 @@
+"""The scenarios of the benchmark: what is loaded, and which numbers come of it.
+
+One entry of `SCENARIOS` is one scenario. The load is the C program of ``load/``; nothing here is in
+the measured path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import statistics
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.bench.processes import (
+    BenchError,
+    cpu_seconds,
+    kernel_memory,
+    plain_environment,
+    private_memory,
+    wrapped,
+)
+from scripts.bench.sides import DIRECT, NOT_CAPTURED, Side, Way
+
+__all__ = ["HOOK_COST", "IDLE", "SCENARIOS", "Metric", "Scenario", "Settings", "Values"]
+
+Values = dict[str, float]
+"""By the names of the scenario's metrics; without those that make no sense for the side."""
+
+_STARTUP = 20.0  # seconds that a client may take beside what it is asked to do
+_IDLE_PATIENCE = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How long and how much."""
+
+    rounds: int
+    seconds: float
+    """Of measuring, for each side in each round."""
+    warm_up: float
+    """Seconds before that."""
+    idle_connections: int
+    connect_batches: int
+    """Of the scenario that compares a connect with and without the hook."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A number that a scenario yields."""
+
+    name: str
+    unit: str
+    higher_is_better: bool = False
+    digits: int = 0
+    compared: bool = True
+    """Whether it is shown with ratios."""
+
+    def times_better(self, value: float, base: float) -> float:
+        """How many times as good as `base` a value is."""
+        better, worse = (value, base) if self.higher_is_better else (base, value)
+        return better / worse if worse else float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One scenario. `measure` measures a side, or, where `together`, all of them in turns."""
+
+    name: str
+    title: str
+    metrics: tuple[Metric, ...]
+    measure: Callable[[Path, Way, Settings], Values] | None = None
+    measure_together: Callable[[Path, Mapping[str, Way], Settings], dict[str, Values]] | None = None
+    fresh: bool = False
+    """Whether sides are started anew for each round, since memory depends on what was before."""
+    sides: Callable[[Side], bool] = lambda side: side.name != NOT_CAPTURED
+
+    def metric(self, name: str) -> Metric:
+        """One of its metrics."""
+        return next(metric for metric in self.metrics if metric.name == name)
+
+
+# ---- The client ----
+
+
+def _command(load: Path, way: Way, mode: str, *words: object) -> list[str | Path]:
+    address = way.destination
+    command = [*way.wrapper, load, mode, address.host, str(address.port), *map(str, words)]
+    return wrapped(command, netns=way.netns)
+
+
+def _result(output: str, errors: str, status: int) -> dict[str, Any]:
+    """What the client printed; any failed connection or request makes it an error."""
+    lines = output.splitlines()
+    try:
+        result: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    except ValueError:
+        result = {}
+    failures = {name: count for name, count in result.get("failures", {}).items() if count}
+    if status != 0 or not result or failures:
+        counted = ", ".join(f"{count} {name}" for name, count in failures.items())
+        said = "; ".join(part for part in (counted, errors.strip()[-300:]) if part)
+        raise BenchError(f"the client ended with status {status}: {said or 'without a word'}")
+    return result
+
+
+def _loaded(
+    load: Path, way: Way, settings: Settings, mode: str, *words: object
+) -> tuple[dict[str, Any], float, float]:
+    """Runs the client; its result, and the CPU seconds of the proxies and of all."""
+    command = _command(load, way, mode, settings.warm_up, settings.seconds, *words)
+    before = cpu_seconds(way.proxies), cpu_seconds([way.server]), _children_cpu()
+    try:
+        done = subprocess.run(
+            command,
+            env=plain_environment(way.environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=settings.warm_up + settings.seconds + _STARTUP,
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired:
+        raise BenchError("the client did not end in time") from None
+    result = _result(done.stdout, done.stderr, done.returncode)
+    proxies = cpu_seconds(way.proxies) - before[0]
+    server = cpu_seconds([way.server]) - before[1]
+    return result, proxies, proxies + server + _children_cpu() - before[2]
+
+
+def _children_cpu() -> float:
+    """Of the children that ended: between two calls, of the client."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+# ---- Bulk, requests and connections ----
+
+_GIB = float(1 << 30)
+_CPU_BULK = (
+    Metric("CPU proxy", "s/GiB", digits=2, compared=False),
+    Metric("CPU all", "s/GiB", digits=2, compared=False),
+)
+_CPU_REQUESTS = (
+    Metric("CPU proxy", "ms/1000", digits=1, compared=False),
+    Metric("CPU all", "ms/1000", digits=1, compared=False),
+)
+_LATENCIES = (Metric("p50", "µs", compared=False), Metric("p99", "µs"))
+
+
+def _with_cpu(values: Values, way: Way, proxies: float, everything: float) -> Values:
+    return {**values, **({"CPU proxy": proxies} if way.proxies else {}), "CPU all": everything}
+
+
+def _bulk(mode: str) -> Scenario:
+    def measure(load: Path, way: Way, settings: Settings) -> Values:
+        result, proxies, everything = _loaded(load, way, settings, mode)
+        gib = result["amount_with_warm_up"] / _GIB
+        rate = result["amount"] * 8 / 1e9 / result["seconds"]
+        return _with_cpu({"rate": rate}, way, proxies / gib, everything / gib)
+
+    rate = Metric("rate", "Gbit/s", higher_is_better=True, digits=1)
+    return Scenario(f"bulk-{mode}", f"Bulk {mode}, one connection", (rate, *_CPU_BULK), measure)
+
+
+def _rate(mode: str, unit: str, name: str, title: str, *words: object) -> Scenario:
+    def measure(load: Path, way: Way, settings: Settings) -> Values:
+        result, proxies, everything = _loaded(load, way, settings, mode, *words)
+        if not result["amount"]:
+            raise BenchError("nothing was done in the time measured")
+        done = result["amount_with_warm_up"]
+        values = {
+            "rate": result["amount"] / result["seconds"],
+            "p50": result["p50_us"],
+            "p99": result["p99_us"],
+        }
+        return _with_cpu(values, way, 1e6 * proxies / done, 1e6 * everything / done)
+
+    rate = Metric("rate", unit, higher_is_better=True)
+    return Scenario(name, title, (rate, *_LATENCIES, *_CPU_REQUESTS), measure)
+
+
+def _requests(size: int, connections: int) -> Scenario:
+    return _rate(
+        "requests",
+        "requests/s",
+        f"requests-{size}-{connections}",
+        f"Requests and responses of {size:,} B, {_counted(connections, 'connection')}",
+        connections,
+        size,
+    )
+
+
+def _connects(clients: int) -> Scenario:
+    title = f"Connect, one request of 64 B, close: {_counted(clients, 'client')}"
+    return _rate("connects", "connections/s", f"connect-{clients}", title, clients, 64)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count > 1 else ''}"
+
+
+# ---- Idle connections ----
+
+
+def _idle(load: Path, way: Way, settings: Settings) -> Values:
+    count = settings.idle_connections
+    with _client(_command(load, way, "idle", 100), way) as warming:  # what is allocated once
+        _read_open(warming)
+        _finish(warming)
+    user, kernel = private_memory(way.proxies), kernel_memory()
+    with _client(_command(load, way, "idle", count), way) as client:
+        _read_open(client)
+        user_after, kernel_after = private_memory(way.proxies), kernel_memory()
+        _finish(client)
+    values = {"kernel": (kernel_after.total - kernel.total) / count}
+    return {**values, **({"user": (user_after - user) / count} if way.proxies else {})}
+
+
+def _read_open(client: subprocess.Popen[str]) -> None:
+    assert client.stdout is not None
+    line = client.stdout.readline()
+    if line != "open\n":
+        _, errors = client.communicate(timeout=_STARTUP)
+        raise BenchError(str(_result(line, errors, client.returncode or 1)))
+
+
+def _finish(client: subprocess.Popen[str]) -> None:
+    output, errors = client.communicate("close\n", timeout=_IDLE_PATIENCE)
+    _result(output, errors, client.returncode)
+
+
+@contextlib.contextmanager
+def _client(command: list[str | Path], way: Way) -> Iterator[subprocess.Popen[str]]:
+    client = subprocess.Popen(
+        command,
+        env=plain_environment(way.environment),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with client:
+        try:
+            yield client
+        except subprocess.TimeoutExpired:
+            raise BenchError("the client did not end in time") from None
+        finally:
+            client.kill()
+
+
+# ---- A connect that the hook leaves alone ----
+
+_CONNECTS_IN_BATCH = 50
+
+
+def _connect_cost(load: Path, ways: Mapping[str, Way], settings: Settings) -> dict[str, Values]:
+    """Batches of half a millisecond in turns, by processes that are there all the time."""
+    with contextlib.ExitStack() as stack:
+        clients = {
+            name: stack.enter_context(_client(wrapped([load, "connect-cost"]), way))
+            for name, way in ways.items()
+        }
+        cpu = {min(os.sched_getaffinity(0))}
+        for client in clients.values():
+            os.sched_setaffinity(client.pid, cpu)  # the same one, which may be busier than others
+        times: dict[str, list[float]] = {name: [] for name in clients}
+        for batch in range(settings.connect_batches + 2):
+            order = list(clients) if batch % 2 else list(reversed(clients))
+            for name in order:
+                took = _one_batch(clients[name])
+                if batch >= 2:  # the first ones warm up
+                    times[name].append(took)
+    values = {name: {"connect": statistics.median(took)} for name, took in times.items()}
+    # Of neighbouring batches, since what else the machine does comes and goes.
+    pairs = zip(times[NOT_CAPTURED], times[DIRECT], strict=True)
+    values[NOT_CAPTURED]["ratio"] = statistics.median(own / direct for own, direct in pairs)
+    return values
+
+
+def _one_batch(client: subprocess.Popen[str]) -> float:
+    assert client.stdin is not None
+    assert client.stdout is not None
+    client.stdin.write(f"{_CONNECTS_IN_BATCH}\n")
+    client.stdin.flush()
+    line = client.stdout.readline()
+    if not line:
+        assert client.stderr is not None
+        raise BenchError(f"the client ended: {client.stderr.read().strip()}")
+    return float(line)
+
+
+IDLE = Scenario(
+    "idle",
+    "Idle connections: memory for each",
+    (Metric("user", "bytes"), Metric("kernel", "bytes")),
+    _idle,
+    fresh=True,
+)
+HOOK_COST = Scenario(
+    "hook-cost",
+    "Connect to a destination that the hook leaves alone",
+    (Metric("connect", "ns"), Metric("ratio", "× direct", digits=3, compared=False)),
+    measure_together=_connect_cost,
+    sides=lambda side: side.name in (DIRECT, NOT_CAPTURED),
+)
+SCENARIOS: tuple[Scenario, ...] = (
+    _bulk("upload"),
+    _bulk("download"),
+    *(_requests(size, connections) for size in (64, 4096) for connections in (1, 32, 512)),
+    _connects(1),
+    _connects(64),
+    HOOK_COST,
+    IDLE,
+)
