@@ -389,6 +389,9 @@ static void hand_over(struct connection *connection)
     struct worker *worker = connection->worker;
     uint32_t header_ms = atomic_load_explicit(&worker->dp->header_ms, memory_order_relaxed);
 
+    /* Both requests are one connection, which takes one turn at the endpoints. */
+    if (connection->table)
+        route_give_back(&connection->table->routes[connection->route]);
     upstream_release(connection);
     connection->attempts = 0;
     memset(&connection->source, 0, sizeof connection->source);

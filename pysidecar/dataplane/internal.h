@@ -132,6 +132,8 @@ void table_release(struct table *table); /* NULL is allowed */
 uint32_t table_match(const struct table *table, const struct mosnhook_address *destination);
 /* The index in the route (not in the table) of the endpoint to try first. */
 uint32_t route_pick(struct table *table, struct route *route);
+/* After route_pick: its turn was not used. */
+void route_give_back(struct route *route);
 
 /* ---- connections ---- */
 

@@ -101,3 +101,8 @@ uint32_t route_pick(struct table *table, struct route *route)
     }
     return best;
 }
+
+void route_give_back(struct route *route)
+{
+    atomic_fetch_sub_explicit(&route->next, 1, memory_order_relaxed);
+}

@@ -311,6 +311,22 @@ def test_an_endpoint_of_the_other_family_is_relayed_where_it_must_be(
             assert len(sidecar.connections()) == 1
 
 
+@pytest.mark.skipif(not HAS_IPV6, reason="no IPv6")
+def test_endpoints_take_turns_where_it_is_a_relay(sidecar: Sidecar) -> None:
+    """An AF_INET socket cannot go to them: it is asked for and handed over, and is one turn."""
+    with listen("::1") as one, listen("::1") as two:
+        sidecar.route(SERVICE, [one, two], action="direct")
+        with Client(sidecar) as client:
+            client("kept = []")
+            for _ in range(10):
+                assert client.connect() is None
+                client("kept.append(s)")
+            connections = sidecar.connections()
+            assert {connection.action for connection in connections} == {"relay"}
+            upstreams = [connection.upstream for connection in connections]
+            assert sorted(map(upstreams.count, set(upstreams))) == [5, 5]
+
+
 def test_a_bound_source_is_kept(sidecar: Sidecar, listener: socket.socket, client: Client) -> None:
     client("s = socket.socket()")
     client("s.bind(('127.0.0.77', 0))")
