@@ -3,6 +3,8 @@
 #include "load.h"
 
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -53,12 +55,14 @@ void upload(const struct sockaddr_in *to, struct span span, struct result *resul
     int64_t mark = 0, now;
     bool more = true;
     ssize_t done;
-    int fd = open_connection(to);
+    int fd = open_connection(to), off = 0;
 
     if (fd < 0) {
         count_failure(&result->failures, errno);
         return;
     }
+    /* Whoever has much to send does not ask for small segments: iperf3 does not either. */
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &off, sizeof(off));
     while (more) {
         size_t size;
         const char *bytes = source_next(&source, &size);
