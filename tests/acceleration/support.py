@@ -1,0 +1,202 @@
+"""Streams that check themselves, through a sidecar that accelerates them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pysidecar.testing import Sidecar
+from tests.interop.servers import free_port, plain_environment, wait_until
+
+V4, V6, MAPPED = "192.0.2.7", "2001:db8::7", "::ffff:192.0.2.7"
+"""Documentation addresses (RFC 5737, RFC 3849): there is no way there but through the sidecar."""
+CLIENT_FIRST, SERVER_FIRST = 7001, 7002
+"""Ports: who speaks first there."""
+NEVER = 2**32 - 1
+AT_ONCE = {"after_bytes": 0, "after_round_trips": 0}
+
+
+def compile_program(source: Path, directory: Path) -> Path:
+    output = directory / source.stem
+    command = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    subprocess.run([*command, "-o", output, source], check=True)
+    return output
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What became of one connection, as one end of it saw it; see ``traffic.c``."""
+
+    port: int
+    sent: int
+    received: int
+    result: str
+    detail: str
+
+
+class Running:
+    """A `traffic` process and what it printed."""
+
+    def __init__(self, command: list[str | Path], log: Path, environment: dict[str, str]) -> None:
+        self._log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command,
+                env=plain_environment(**environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def output(self) -> list[str]:
+        return [
+            line.rstrip("\n")
+            for line in self._log.read_text().splitlines(keepends=True)
+            if line.endswith("\n")
+        ]
+
+    @property
+    def lines(self) -> list[Line]:
+        found = []
+        for text in self.output:
+            words = text.split(" ", 4)
+            if words[0].isdecimal():
+                found.append(Line(*map(int, words[:3]), words[3], words[4]))  # type: ignore[arg-type]
+            else:
+                assert words[0] == "stopped", text
+        return found
+
+    @property
+    def stopped(self) -> int:
+        """How many readers began their stop so far."""
+        return sum(text.startswith("stopped ") for text in self.output)
+
+    def wait(self, patience: float = 60.0) -> list[Line]:
+        """Until it ends by itself; what it found."""
+        try:
+            status = self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.end()
+            raise AssertionError(f"still runs after {patience:g} s:\n{self._tail()}") from None
+        assert status == 0, self._tail()
+        return self.lines
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def _tail(self) -> str:
+        return "\n".join(self.output[-20:])
+
+
+@dataclass
+class Server:
+    """The far end of all streams, without a hook."""
+
+    program: Path
+    log: Path
+    port: int = field(default_factory=free_port)
+    server_first: int = field(default_factory=free_port)
+
+    def __enter__(self) -> Server:
+        command: list[str | Path] = [self.program, "serve", "way=edge", "ip=127.0.0.1", "ip=::1"]
+        command += [f"port={self.port}", f"server_first={self.server_first}", "abort=10", "pause=2"]
+        command += ["down=400000", "seed=1"]
+        self.running = Running(command, self.log, {})
+        wait_until(self._listens, "the server listens")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.running.end()
+
+    def _listens(self) -> bool:
+        assert self.running.process.poll() is None, self.log.read_text()
+        state = subprocess.run(
+            ["ss", "-Hltn", f"sport = :{self.server_first}"], capture_output=True, text=True
+        )
+        return state.stdout.count("LISTEN") == 2
+
+    @property
+    def routes(self) -> list[dict[str, Any]]:
+        table = []
+        for ip, here in ((V4, "127.0.0.1"), (V6, "[::1]")):
+            for port, local in ((CLIENT_FIRST, self.port), (SERVER_FIRST, self.server_first)):
+                match = {"destination": ip, "ports": [port]}
+                table.append({"match": match, "endpoints": [f"{here}:{local}"]})
+        return table
+
+    def wait(self, complete: int) -> list[Line]:
+        """Until so many connections are complete here; what it saw of them and others."""
+
+        def found() -> int:
+            return sum(line.result == "complete" for line in self.running.lines)
+
+        wait_until(lambda: found() >= complete, lambda: f"{complete} are complete: {found()} are")
+        return self.running.lines
+
+
+@dataclass
+class Mesh:
+    """A sidecar between clients and the server."""
+
+    sidecar: Sidecar
+    server: Server
+    directory: Path
+    clients: list[Running] = field(default_factory=list)
+
+    def start(self, *to: str, **options: object) -> Running:
+        """A client under the hook; `to` as in ``traffic.c``."""
+        words = [f"to={target}" for target in to]
+        words += [f"{name}={value}" for name, value in options.items()]
+        log = self.directory / f"client-{time.monotonic_ns()}"
+        client = Running([self.server.program, "run", *words], log, self.sidecar.environment)
+        self.clients.append(client)
+        return client
+
+    def run(self, *to: str, **options: object) -> list[Line]:
+        return self.start(*to, **options).wait()
+
+    def log(self, count: int) -> list[dict[str, Any]]:
+        """The access log, when it has so many lines."""
+
+        def written() -> bool:
+            return self.sidecar.access_log.count("\n") >= count
+
+        wait_until(written, lambda: f"{count} are logged: {self.sidecar.access_log.count(chr(10))}")
+        return [json.loads(line) for line in self.sidecar.access_log.splitlines()]
+
+    def end(self) -> None:
+        for client in self.clients:
+            client.end()
+
+
+@contextmanager
+def mesh(
+    server: Server, directory: Path, *, transport: str = "unix", path: str = "full", **more: Any
+) -> Iterator[Mesh]:
+    """`more`: after_bytes and after_round_trips, or settings of ``outbound``."""
+    acceleration = {"mode": "require", "path": path} | AT_ONCE
+    outbound: dict[str, Any] = {"transport": transport, "routes": server.routes}
+    for name, value in more.items():
+        (acceleration if name in acceleration else outbound)[name] = value
+    with Sidecar({"outbound": outbound, "acceleration": acceleration}) as sidecar:
+        made = Mesh(sidecar, server, directory)
+        try:
+            yield made
+        finally:
+            made.end()
+
+
+def check(lines: list[Line]) -> Counter[str]:
+    """Fails when a connection failed; else how many ended how."""
+    failed = [line for line in lines if line.result == "failed"]
+    assert not failed, "\n".join(map(str, failed))
+    return Counter(line.result for line in lines)
