@@ -91,6 +91,16 @@ static ssize_t plain_recvmsg(int fd, struct msghdr *message, int flags)
     return kernel_result(sys_call(SYS_recvmsg, fd, (long)message, flags, 0, 0, 0));
 }
 
+static ssize_t plain_read(int fd, void *bytes, size_t size)
+{
+    return kernel_result(sys_call(SYS_read, fd, (long)bytes, (long)size, 0, 0, 0));
+}
+
+static ssize_t plain_readv(int fd, const struct iovec *vector, int entries)
+{
+    return kernel_result(sys_call(SYS_readv, fd, (long)vector, entries, 0, 0, 0));
+}
+
 static ssize_t plain_splice(int in, int64_t *in_offset, int out, int64_t *out_offset, size_t size,
                             unsigned flags)
 {
@@ -159,8 +169,11 @@ static const struct {
     SYMBOL(recv, "recv", plain_recv),
     SYMBOL(recvfrom, "recvfrom", plain_recvfrom),
     SYMBOL(recvmsg, "recvmsg", plain_recvmsg),
+    SYMBOL(read, "read", plain_read),
+    SYMBOL(readv, "readv", plain_readv),
     SYMBOL(recv_chk, "__recv_chk", missing),
     SYMBOL(recvfrom_chk, "__recvfrom_chk", missing),
+    SYMBOL(read_chk, "__read_chk", missing),
     SYMBOL(splice, "splice", plain_splice),
     SYMBOL(execve, "execve", plain_execve),
     SYMBOL(execvpe, "execvpe", missing),

@@ -31,6 +31,7 @@ enum {
     (1ull << (SIGSEGV - 1) | 1ull << (SIGBUS - 1) | 1ull << (SIGILL - 1) | 1ull << (SIGFPE - 1) | \
      1ull << (SIGTRAP - 1) | 1ull << (SIGSYS - 1))
 
+struct iovec;
 struct msghdr;
 struct mmsghdr;
 struct pollfd;
@@ -48,8 +49,11 @@ struct libc {
     ssize_t (*recv)(int, void *, size_t, int);
     ssize_t (*recvfrom)(int, void *, size_t, int, struct sockaddr *, socklen_t *);
     ssize_t (*recvmsg)(int, struct msghdr *, int);
+    ssize_t (*read)(int, void *, size_t);
+    ssize_t (*readv)(int, const struct iovec *, int);
     ssize_t (*recv_chk)(int, void *, size_t, size_t, int);
     ssize_t (*recvfrom_chk)(int, void *, size_t, size_t, int, struct sockaddr *, socklen_t *);
+    ssize_t (*read_chk)(int, void *, size_t, size_t);
     ssize_t (*splice)(int, int64_t *, int, int64_t *, size_t, unsigned);
 
     int (*execve)(const char *, char *const[], char *const[]);

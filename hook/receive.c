@@ -1,7 +1,9 @@
 /* Receiving what takes the short path through the kernel (see docs/performance.md). Data that was
- * redirected to a socket is not in TCP's own queue, and the kernel does two things differently with
- * it, for which this file makes up:
+ * redirected to a socket is not in TCP's own queue, and the kernel does three things differently
+ * with it, for which this file makes up:
  *
+ *   - a recv() that waits may end with EAGAIN when it is woken up for something else: here it goes
+ *     on waiting;
  *   - MSG_WAITALL does not wait for all: here it is several calls without that flag;
  *   - splice() does not see it: here it is read, and written to the pipe.
  *
@@ -9,6 +11,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <sys/time.h>
 #include <sys/uio.h>
 
 #include "mosnhook.h"
@@ -36,6 +39,27 @@ static bool waits_for_all(int fd, int flags)
 {
     return (flags & MSG_WAITALL) && !(flags & (MSG_DONTWAIT | MSG_PEEK | MSG_ERRQUEUE | MSG_OOB)) &&
            may_be_accelerated(fd);
+}
+
+/* Whether a receive failed that should have waited: waits, and says whether to try again. A timeout
+ * (SO_RCVTIMEO) begins anew. */
+static bool try_again(int fd, ssize_t count, int flags)
+{
+    struct timeval limit = {0, 0};
+    socklen_t length = sizeof limit;
+    struct pollfd data = {.fd = fd, .events = POLLIN};
+    int ready;
+
+    if (count >= 0 || get_errno() != EAGAIN || (flags & (MSG_DONTWAIT | MSG_ERRQUEUE)) ||
+        !may_be_accelerated(fd) || (sys_fcntl(fd, F_GETFL, 0) & O_NONBLOCK))
+        return false;
+    sys_getsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, &length);
+    ready = libc()->poll(
+        &data, 1,
+        limit.tv_sec || limit.tv_usec ? (int)(limit.tv_sec * 1000 + limit.tv_usec / 1000) : -1);
+    if (ready == 0)
+        set_errno(EAGAIN);
+    return ready > 0;
 }
 
 /* The part of a message that begins behind `skip` bytes, as far as it fits. Returns its size. */
@@ -70,7 +94,9 @@ static ssize_t receive_all(int fd, struct msghdr *message, int flags)
     for (;;) {
         wanted = part_of(message, done, part, &rest.msg_iovlen);
         rest.msg_iov = part;
-        count = libc()->recvmsg(fd, &rest, flags & ~MSG_WAITALL);
+        do
+            count = libc()->recvmsg(fd, &rest, flags & ~MSG_WAITALL);
+        while (try_again(fd, count, flags));
         if (done == 0) { /* the first one's tell what a caller looks at */
             message->msg_flags = rest.msg_flags;
             message->msg_controllen = rest.msg_controllen;
@@ -96,41 +122,83 @@ static ssize_t receive_into(int fd, void *bytes, size_t size, int flags)
 
 MOSNHOOK_EXPORT ssize_t recv(int fd, void *bytes, size_t size, int flags)
 {
-    return waits_for_all(fd, flags) ? receive_into(fd, bytes, size, flags)
-                                    : libc()->recv(fd, bytes, size, flags);
+    ssize_t count;
+
+    if (waits_for_all(fd, flags))
+        return receive_into(fd, bytes, size, flags);
+    do
+        count = libc()->recv(fd, bytes, size, flags);
+    while (try_again(fd, count, flags));
+    return count;
 }
 
 /* TCP tells no address: what the caller passed for it stays as the kernel leaves it. */
 MOSNHOOK_EXPORT ssize_t recvfrom(int fd, void *bytes, size_t size, int flags,
                                  struct sockaddr *address, socklen_t *length)
 {
-    if (!waits_for_all(fd, flags))
-        return libc()->recvfrom(fd, bytes, size, flags, address, length);
-    if (address && length)
-        *length = 0;
-    return receive_into(fd, bytes, size, flags);
+    ssize_t count;
+
+    if (waits_for_all(fd, flags)) {
+        if (address && length)
+            *length = 0;
+        return receive_into(fd, bytes, size, flags);
+    }
+    do
+        count = libc()->recvfrom(fd, bytes, size, flags, address, length);
+    while (try_again(fd, count, flags));
+    return count;
 }
 
 MOSNHOOK_EXPORT ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 {
-    return waits_for_all(fd, flags) ? receive_all(fd, message, flags)
-                                    : libc()->recvmsg(fd, message, flags);
+    ssize_t count;
+
+    if (waits_for_all(fd, flags))
+        return receive_all(fd, message, flags);
+    do
+        count = libc()->recvmsg(fd, message, flags);
+    while (try_again(fd, count, flags));
+    return count;
 }
 
-/* What glibc makes of recv() and recvfrom() in programs that were built with _FORTIFY_SOURCE. */
+MOSNHOOK_EXPORT ssize_t read(int fd, void *bytes, size_t size)
+{
+    ssize_t count;
+
+    do
+        count = libc()->read(fd, bytes, size);
+    while (try_again(fd, count, 0));
+    return count;
+}
+
+MOSNHOOK_EXPORT ssize_t readv(int fd, const struct iovec *vector, int entries)
+{
+    ssize_t count;
+
+    do
+        count = libc()->readv(fd, vector, entries);
+    while (try_again(fd, count, 0));
+    return count;
+}
+
+/* What glibc makes of these functions in programs that were built with _FORTIFY_SOURCE. Too small a
+ * buffer is for glibc to complain about. */
 MOSNHOOK_EXPORT ssize_t __recv_chk(int fd, void *bytes, size_t size, size_t room, int flags)
 {
-    return waits_for_all(fd, flags) && size <= room
-               ? receive_into(fd, bytes, size, flags)
-               : libc()->recv_chk(fd, bytes, size, room, flags);
+    return size <= room ? recv(fd, bytes, size, flags)
+                        : libc()->recv_chk(fd, bytes, size, room, flags);
 }
 
 MOSNHOOK_EXPORT ssize_t __recvfrom_chk(int fd, void *bytes, size_t size, size_t room, int flags,
                                        struct sockaddr *address, socklen_t *length)
 {
-    if (size <= room && waits_for_all(fd, flags))
-        return recvfrom(fd, bytes, size, flags, address, length);
-    return libc()->recvfrom_chk(fd, bytes, size, room, flags, address, length);
+    return size <= room ? recvfrom(fd, bytes, size, flags, address, length)
+                        : libc()->recvfrom_chk(fd, bytes, size, room, flags, address, length);
+}
+
+MOSNHOOK_EXPORT ssize_t __read_chk(int fd, void *bytes, size_t size, size_t room)
+{
+    return size <= room ? read(fd, bytes, size) : libc()->read_chk(fd, bytes, size, room);
 }
 
 /* Bytes are taken from the socket when the pipe has them: none are lost if it is full. */

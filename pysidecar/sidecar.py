@@ -192,6 +192,7 @@ class Sidecar:
                     ConnectionPath[wanted.path.upper()],
                     wanted.after_bytes,
                     wanted.after_round_trips,
+                    wanted.blocking_sockets,
                 )
             )
         except AccelerationError as error:

@@ -474,6 +474,11 @@ class Acceleration(_Section):
     ] = 8
     """… or so many requests and answers. Short connections are not worth the effort."""
 
+    blocking_sockets: Annotated[bool, Field(strict=True, json_schema_extra=_AT_START)] = False
+    """Whether sockets that are not in non-blocking mode are accelerated, too. On those the kernel
+    may let a `recv` that waits end with EAGAIN. The hook waits on then, but it does not see what
+    libc reads on its own, such as `fgets` from a socket."""
+
     @model_validator(mode="before")
     @classmethod
     def _mode_alone(cls, value: Any) -> Any:

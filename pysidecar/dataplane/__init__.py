@@ -234,11 +234,13 @@ class Counters:
 @dataclass(frozen=True, slots=True)
 class Acceleration:
     """When a connection's bytes take a shorter path, and which (``FULL`` or ``LOCAL``):
-    after so many bytes in both directions together, or so many round trips."""
+    after so many bytes in both directions together, or so many round trips. ``blocking_sockets``:
+    also when the application blocks in ``recv``."""
 
     path: ConnectionPath = ConnectionPath.FULL
     after_bytes: int = 128 * 1024
     after_round_trips: int = 8
+    blocking_sockets: bool = False
 
 
 class AccelerationError(Exception):
@@ -293,7 +295,12 @@ class DataPlane:
         reason = ffi.new("char[]", lib.DP_REASON_SIZE)
         raw = ffi.new(
             "struct dp_acceleration *",
-            (settings.path, settings.after_round_trips, settings.after_bytes),
+            {
+                "path": settings.path,
+                "blocking_sockets": settings.blocking_sockets,
+                "after_round_trips": settings.after_round_trips,
+                "after_bytes": settings.after_bytes,
+            },
         )
         result = lib.dp_accelerate(self._dp, os.fsencode(_PROGRAMS), raw, reason)
         if text := ffi.string(reason).decode("utf-8", "replace"):

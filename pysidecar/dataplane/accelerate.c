@@ -344,6 +344,7 @@ static bool attach(struct connection *connection, struct record *record)
     memset(record, 0, sizeof *record);
     record->window = window(accelerator);
     record->local = local;
+    record->blocking = accelerator->settings.blocking_sockets;
     record->forwarded =
         connection->header_size +
         atomic_load_explicit(&connection->flow[DOWNSTREAM].bytes, memory_order_relaxed);

@@ -122,8 +122,10 @@ struct dp_route {
 
 /* When a connection's bytes take a shorter path, and which. */
 struct dp_acceleration {
-    uint32_t path; /* DP_PATH_FULL or DP_PATH_LOCAL */
+    uint32_t path;             /* DP_PATH_FULL or DP_PATH_LOCAL */
+    uint32_t blocking_sockets; /* also those of applications that block in recv() */
     uint32_t after_round_trips;
+    uint32_t reserved;    /* 0 */
     uint64_t after_bytes; /* in both directions together */
 };
 

@@ -69,7 +69,8 @@ class Running:
         for text in self.output:
             words = text.split(" ", 4)
             if words[0].isdecimal():
-                found.append(Line(*map(int, words[:3]), words[3], words[4]))  # type: ignore[arg-type]
+                port, sent, received = map(int, words[:3])
+                found.append(Line(port, sent, received, words[3], words[4]))
             else:
                 assert words[0] == "stopped", text
         return found
@@ -183,7 +184,7 @@ def mesh(
     server: Server, directory: Path, *, transport: str = "unix", path: str = "full", **more: Any
 ) -> Iterator[Mesh]:
     """`more`: after_bytes and after_round_trips, or settings of ``outbound``."""
-    acceleration = {"mode": "require", "path": path} | AT_ONCE
+    acceleration = {"mode": "require", "path": path, "blocking_sockets": True} | AT_ONCE
     outbound: dict[str, Any] = {"transport": transport, "routes": server.routes}
     for name, value in more.items():
         (acceleration if name in acceleration else outbound)[name] = value

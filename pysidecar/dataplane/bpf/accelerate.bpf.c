@@ -26,6 +26,8 @@
 /* From the kernel's net/tcp_states.h and net/tcp.h, which are not for BPF. */
 enum { ESTABLISHED = 1, NAGLE_OFF = 1 };
 
+enum { DO_NOT_BLOCK = 04000 }; /* O_NONBLOCK */
+
 /* Of the kernel's structures only what is used; the loader finds where it is (CO-RE). */
 enum sock_flags { SOCK_ZEROCOPY };
 
@@ -33,8 +35,17 @@ struct sock_common {
     unsigned long skc_flags;
 } KERNEL_TYPE;
 
+struct file {
+    unsigned int f_flags;
+} KERNEL_TYPE;
+
+struct socket {
+    struct file *file;
+} KERNEL_TYPE;
+
 struct sock {
     struct sock_common __sk_common;
+    struct socket *sk_socket;
     void *sk_user_data; /* struct sk_psock, with flags in the lowest bits */
 } KERNEL_TYPE;
 
@@ -110,6 +121,13 @@ static __always_inline __u32 queued(const struct tcp_sock *socket)
         return ~0u;
     typed = bpf_rdonly_cast((void *)psock, bpf_core_type_id_kernel(struct sk_psock));
     return typed->msg_tot_len;
+}
+
+/* A recv() that waits on a redirected socket may end with EAGAIN when it is woken up for something
+ * else than data, which nobody expects of a socket that blocks. */
+static __always_inline int blocks(const struct tcp_sock *socket)
+{
+    return !(((const struct sock *)socket)->sk_socket->file->f_flags & DO_NOT_BLOCK);
 }
 
 static __always_inline __u32 has_nodelay(const struct tcp_sock *socket)
@@ -293,7 +311,11 @@ int attach(struct __sk_buff *context)
     if (!socket)
         return ANSWER_NO_SOCKET;
     typed = bpf_skc_to_tcp_sock(socket);
-    record->nodelay = typed && has_nodelay(typed);
+    if (!typed || (blocks(typed) && !record->blocking)) {
+        bpf_sk_release(socket);
+        return ANSWER_NOT_SUITED;
+    }
+    record->nodelay = has_nodelay(typed);
     answer = insert(socket, &ends, key + END_APPLICATION, &of_application, &of_downstream.target);
     bpf_sk_release(socket);
     if (answer != ANSWER_OK)

@@ -40,7 +40,7 @@ struct record {
     __u32 window;  /* bytes that may wait in the socket that data is redirected to */
     __u32 local;   /* the application's data goes to our downstream socket, not to the upstream */
     __u32 hold; /* our downstream's data takes TCP: the application does not keep up with reading */
-    __u32 reserved;
+    __u32 blocking;                    /* sockets that block are attached too */
     struct tuple downstream, upstream; /* of our sockets */
 
     /* ---- written by the programs ---- */
@@ -54,9 +54,8 @@ struct record {
 /* What the programs of `attach` and `probe` answer. */
 enum answer {
     ANSWER_OK = 1,
-    ANSWER_NO_SOCKET = 2, /* the application's socket is not on this host, or not connected */
-    ANSWER_NOT_SUITED =
-        3, /* it is of a kind that cannot be redirected (kTLS, MPTCP, MSG_ZEROCOPY) */
+    ANSWER_NO_SOCKET = 2,  /* the application's socket is not on this host, or not connected */
+    ANSWER_NOT_SUITED = 3, /* it is of a kind that cannot be redirected (kTLS, MPTCP, …) */
 };
 
 #endif
