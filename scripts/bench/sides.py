@@ -450,10 +450,14 @@ SIDES: tuple[Side, ...] = (
     ),
     _ours(
         "local",
-        "hook, `acceleration: {mode: require, path: local}`",
-        {"acceleration": {"mode": "require", "path": "local"}},
+        "hook, `acceleration: {mode: require, path: local, blocking_sockets: true}`",
+        {"acceleration": {"mode": "require", "path": "local", "blocking_sockets": True}},
     ),
-    _ours("full", "hook, `acceleration: {mode: require}`", {"acceleration": {"mode": "require"}}),
+    _ours(
+        "full",
+        "hook, `acceleration: {mode: require, blocking_sockets: true}`",
+        {"acceleration": {"mode": "require", "blocking_sockets": True}},
+    ),
     _ours(
         "action direct",
         "hook, a route with `action: direct`",
