@@ -69,7 +69,8 @@ class Running:
         for text in self.output:
             words = text.split(" ", 4)
             if words[0].isdecimal():
-                found.append(Line(*map(int, words[:3]), words[3], words[4]))  # type: ignore[arg-type]
+                port, sent, received = map(int, words[:3])
+                found.append(Line(port, sent, received, words[3], words[4]))
             else:
                 assert words[0] == "stopped", text
         return found

@@ -55,6 +55,7 @@ class Application:
 
     def answers(self, seconds: float) -> bool:
         """Whether the call that began ends within this time."""
+        assert self._process.stdout is not None
         return bool(select.select([self._process.stdout], [], [], seconds)[0])
 
     def end(self) -> Any:
