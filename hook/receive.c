@@ -137,13 +137,13 @@ MOSNHOOK_EXPORT ssize_t __recvfrom_chk(int fd, void *bytes, size_t size, size_t 
 static ssize_t copy_to_pipe(int fd, int pipe, size_t size, unsigned flags)
 {
     char bytes[SPLICE_PART];
-    int wait = flags & SPLICE_DO_NOT_WAIT ? MSG_DONTWAIT : 0;
     ssize_t count, written;
 
-    count = libc()->recv(fd, bytes, size < sizeof bytes ? size : sizeof bytes, MSG_PEEK | wait);
+    /* As the kernel's: SPLICE_F_NONBLOCK is about the pipe, not the socket. */
+    count = libc()->recv(fd, bytes, size < sizeof bytes ? size : sizeof bytes, MSG_PEEK);
     if (count <= 0)
         return count;
-    if (wait && !(sys_fcntl(pipe, F_GETFL, 0) & O_NONBLOCK)) {
+    if (flags & SPLICE_DO_NOT_WAIT && !(sys_fcntl(pipe, F_GETFL, 0) & O_NONBLOCK)) {
         struct pollfd room = {.fd = pipe, .events = POLLOUT};
 
         if (sys_poll(&room, 1, 0) == 0) {
