@@ -67,7 +67,7 @@ def test_reader_that_stops(make_mesh: MakeMesh, path: str, direction: str, way: 
         assert check(mesh.server.wait(1)) == {"complete": 1}
         (logged,) = mesh.log(1)
         assert logged["path"] == path
-        assert logged["duration_ms"] < _STOP_MS + 8000
+        assert logged["duration_ms"] < _STOP_MS + 8000  # at 20 MiB/s
 
 
 @pytest.mark.parametrize("way", ["edge", "blocking"])
