@@ -1,14 +1,17 @@
 /* Receiving what takes the short path through the kernel (see docs/performance.md). Data that was
- * redirected to a socket is not in TCP's own queue, and the kernel does three things differently
+ * redirected to a socket is not in TCP's own queue, and the kernel does four things differently
  * with it, for which this file makes up:
  *
  *   - a recv() that waits may end with EAGAIN when it is woken up for something else: here it goes
  *     on waiting;
+ *   - a reset may be told to nobody, if it comes in the middle of a send(): here the next receive
+ * tells it, where the kernel would say that the stream has ended;
  *   - MSG_WAITALL does not wait for all: here it is several calls without that flag;
  *   - splice() does not see it: here it is read, and written to the pipe.
  *
  * Only for TCP sockets, and only while the page says that the sidecar accelerates connections. */
 #include <errno.h>
+#include <linux/tcp.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/time.h>
@@ -18,6 +21,7 @@
 #include "sys.h"
 
 enum {
+    STATE_CLOSED = 7,        /* TCP_CLOSE, which is in a header that linux/tcp.h does not go with */
     VECTOR_PART = 16,        /* iovec entries that are handed on at a time */
     SPLICE_PART = 16 * 1024, /* bytes that one splice() moves: on the stack */
     SPLICE_DO_NOT_WAIT = 2,  /* SPLICE_F_NONBLOCK, which only _GNU_SOURCE shows */
@@ -39,6 +43,28 @@ static bool waits_for_all(int fd, int flags)
 {
     return (flags & MSG_WAITALL) && !(flags & (MSG_DONTWAIT | MSG_PEEK | MSG_ERRQUEUE | MSG_OOB)) &&
            may_be_accelerated(fd);
+}
+
+/* Whether the connection ended without both ends having been said: our own, which the other side
+ * acknowledges like a byte (so does it with the SYN), and the other side's. */
+static bool was_reset(int fd)
+{
+    struct tcp_info info;
+    socklen_t length = sizeof info;
+
+    __builtin_memset(&info, 0, sizeof info);
+    return sys_getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) == 0 &&
+           info.tcpi_state == STATE_CLOSED &&
+           info.tcpi_bytes_acked <= info.tcpi_bytes_sent - info.tcpi_bytes_retrans + 1;
+}
+
+/* What a receive says, or -1 with errno. */
+static ssize_t tell_reset(int fd, ssize_t count, size_t wanted)
+{
+    if (count != 0 || wanted == 0 || !may_be_accelerated(fd) || !was_reset(fd))
+        return count;
+    set_errno(ECONNRESET);
+    return -1;
 }
 
 /* Whether a receive failed that should have waited: waits, and says whether to try again. A timeout
@@ -105,7 +131,7 @@ static ssize_t receive_all(int fd, struct msghdr *message, int flags)
             rest.msg_controllen = 0;
         }
         if (count <= 0)
-            return done ? (ssize_t)done : count;
+            return done ? (ssize_t)done : tell_reset(fd, count, wanted);
         done += (size_t)count;
         if ((size_t)count == wanted && part_of(message, done, part, &rest.msg_iovlen) == 0)
             return (ssize_t)done;
@@ -129,7 +155,7 @@ MOSNHOOK_EXPORT ssize_t recv(int fd, void *bytes, size_t size, int flags)
     do
         count = libc()->recv(fd, bytes, size, flags);
     while (try_again(fd, count, flags));
-    return count;
+    return tell_reset(fd, count, size);
 }
 
 /* TCP tells no address: what the caller passed for it stays as the kernel leaves it. */
@@ -146,7 +172,7 @@ MOSNHOOK_EXPORT ssize_t recvfrom(int fd, void *bytes, size_t size, int flags,
     do
         count = libc()->recvfrom(fd, bytes, size, flags, address, length);
     while (try_again(fd, count, flags));
-    return count;
+    return tell_reset(fd, count, size);
 }
 
 MOSNHOOK_EXPORT ssize_t recvmsg(int fd, struct msghdr *message, int flags)
@@ -158,7 +184,7 @@ MOSNHOOK_EXPORT ssize_t recvmsg(int fd, struct msghdr *message, int flags)
     do
         count = libc()->recvmsg(fd, message, flags);
     while (try_again(fd, count, flags));
-    return count;
+    return tell_reset(fd, count, message->msg_iovlen);
 }
 
 MOSNHOOK_EXPORT ssize_t read(int fd, void *bytes, size_t size)
@@ -168,7 +194,7 @@ MOSNHOOK_EXPORT ssize_t read(int fd, void *bytes, size_t size)
     do
         count = libc()->read(fd, bytes, size);
     while (try_again(fd, count, 0));
-    return count;
+    return tell_reset(fd, count, size);
 }
 
 MOSNHOOK_EXPORT ssize_t readv(int fd, const struct iovec *vector, int entries)
@@ -178,7 +204,7 @@ MOSNHOOK_EXPORT ssize_t readv(int fd, const struct iovec *vector, int entries)
     do
         count = libc()->readv(fd, vector, entries);
     while (try_again(fd, count, 0));
-    return count;
+    return tell_reset(fd, count, 1);
 }
 
 /* What glibc makes of these functions in programs that were built with _FORTIFY_SOURCE. Too small a
@@ -205,13 +231,13 @@ MOSNHOOK_EXPORT ssize_t __read_chk(int fd, void *bytes, size_t size, size_t room
 static ssize_t copy_to_pipe(int fd, int pipe, size_t size, unsigned flags)
 {
     char bytes[SPLICE_PART];
-    int wait = flags & SPLICE_DO_NOT_WAIT ? MSG_DONTWAIT : 0;
     ssize_t count, written;
 
-    count = libc()->recv(fd, bytes, size < sizeof bytes ? size : sizeof bytes, MSG_PEEK | wait);
+    /* As the kernel's: SPLICE_F_NONBLOCK is about the pipe, not the socket. */
+    count = libc()->recv(fd, bytes, size < sizeof bytes ? size : sizeof bytes, MSG_PEEK);
     if (count <= 0)
         return count;
-    if (wait && !(sys_fcntl(pipe, F_GETFL, 0) & O_NONBLOCK)) {
+    if (flags & SPLICE_DO_NOT_WAIT && !(sys_fcntl(pipe, F_GETFL, 0) & O_NONBLOCK)) {
         struct pollfd room = {.fd = pipe, .events = POLLOUT};
 
         if (sys_poll(&room, 1, 0) == 0) {

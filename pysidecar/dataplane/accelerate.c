@@ -44,6 +44,7 @@ enum {
     STALL_MS = 5,
     POLLED_MS = 20,
     RETRY_MS = 10,      /* of one that stalled, and takes bytes by TCP */
+    TRIES = 4,          /* to attach a connection */
     TICK_BUSY_MS = 250, /* how old byte counts may be */
     TICK_IDLE_MS = 1000,
     QUARANTINE_MS = 1000, /* of a slot, so that no program that still runs uses it */
@@ -333,13 +334,14 @@ static void follow_nodelay(const struct connection *connection, const struct rec
                sizeof nodelay);
 }
 
-static bool attach(struct connection *connection, struct record *record)
+/* One of enum answer, or -errno. */
+static int attach(struct connection *connection, struct record *record)
 {
     const struct accelerator *accelerator = &connection->worker->dp->accelerator;
     int upstream = connection->side[UPSTREAM].watch.fd;
     int downstream = connection->side[DOWNSTREAM].watch.fd;
     bool local = accelerator->settings.path == DP_PATH_LOCAL;
-    int room, small = RECEIVE_BUFFER;
+    int room = WINDOW_MAX * 2, small = RECEIVE_BUFFER, answer;
 
     memset(record, 0, sizeof *record);
     record->window = window(accelerator);
@@ -350,24 +352,28 @@ static bool attach(struct connection *connection, struct record *record)
         atomic_load_explicit(&connection->flow[DOWNSTREAM].bytes, memory_order_relaxed);
     if (!describe_socket(downstream, &record->downstream) ||
         !describe_socket(upstream, &record->upstream))
-        return false;
+        return ANSWER_NO_SOCKET;
     /* The upstream must hold a full window, however small the messages are that it consists of:
      * it has to take what is redirected to it, or the application would be told to try again
      * without being told when. The kernel doubles the value. */
-    room = WINDOW_MAX * 2;
     if (!local && setsockopt(upstream, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room) < 0)
-        return false;
-    setsockopt(downstream, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+        return ANSWER_NOT_SUITED;
+    /* What is redirected to our own socket takes room from what comes by TCP. */
+    if (local)
+        setsockopt(downstream, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof room);
+    else
+        setsockopt(downstream, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
     __atomic_store_n(&record->id, connection->id, __ATOMIC_RELEASE);
-    if (run_program(accelerator->attach, (uint32_t)(record - accelerator->records)) != ANSWER_OK) {
+    answer = run_program(accelerator->attach, (uint32_t)(record - accelerator->records));
+    if (answer != ANSWER_OK) {
         __atomic_store_n(&record->id, 0, __ATOMIC_RELEASE);
-        return false;
+        return answer;
     }
     if (!local)
         follow_nodelay(connection, record);
     set_reset_on_close(upstream, true);
     set_reset_on_close(downstream, true);
-    return true;
+    return ANSWER_OK;
 }
 
 static bool pays(const struct connection *connection)
@@ -385,16 +391,21 @@ void accelerate_if_it_pays(struct connection *connection)
     struct accelerator *accelerator = &connection->worker->dp->accelerator;
     struct accelerated *accelerated;
     struct record *record;
+    int answer;
 
     if (!pays(connection))
         return;
-    /* One try: what speaks against it (another host, kTLS, …) stays. */
-    connection->accelerable = false;
     record = take_record(accelerator, connection->worker->now_ms);
-    if (!record)
+    if (!record) {
+        connection->accelerable = 0;
         return;
+    }
     accelerated = calloc(1, sizeof *accelerated);
-    if (!accelerated || !attach(connection, record)) {
+    answer = accelerated ? attach(connection, record) : ANSWER_NOT_SUITED;
+    /* The application's end of a connection may be established later than ours. All else that
+     * speaks against it (another host, kTLS, …) stays. */
+    connection->accelerable = answer == ANSWER_NO_SOCKET ? connection->accelerable - 1 : 0;
+    if (answer != ANSWER_OK) {
         give_record_back(accelerator, record, connection->worker->now_ms);
         free(accelerated);
         return;
@@ -409,14 +420,16 @@ void accelerate_if_it_pays(struct connection *connection)
     timer_set(&connection->worker->timers, connection, connection->worker->now_ms + TICK_BUSY_MS);
 }
 
-bool accelerate_eligible(const struct connection *connection)
+uint8_t accelerate_tries(const struct connection *connection)
 {
     const struct dp_listener *listener = &connection->listener->settings;
 
     /* Only the hook makes up for what a redirected socket does not do (see hook/receive.c). */
     return connection->worker->dp->accelerator.object && listener->direction == DP_OUTBOUND &&
-           (listener->transport == DP_TRANSPORT_UNIX ||
-            (listener->transport == DP_TRANSPORT_HEADER && connection->hooked));
+                   (listener->transport == DP_TRANSPORT_UNIX ||
+                    (listener->transport == DP_TRANSPORT_HEADER && connection->hooked))
+               ? TRIES
+               : 0;
 }
 
 void accelerate_prepare(struct connection *connection)
@@ -433,6 +446,11 @@ bool accelerate_may_splice(const struct connection *connection, int from)
      */
     return !connection->accelerated ||
            (from == DOWNSTREAM && !connection->accelerated->record->local);
+}
+
+bool accelerate_reads_both(const struct connection *connection, int from)
+{
+    return connection->accelerated && connection->accelerated->record->local && from == DOWNSTREAM;
 }
 
 void accelerate_forwarded(struct connection *connection, size_t bytes)

@@ -226,7 +226,7 @@ struct connection {
     _Atomic uint32_t rtt_us;
     struct mosnhook_address seen_source; /* the control thread's */
     bool hooked;                         /* our hook is in the application */
-    bool accelerable;                    /* not tried yet */
+    uint8_t accelerable;                 /* tries that are left */
     char command[MOSNHOOK_COMMAND_SIZE];
 };
 
@@ -419,11 +419,15 @@ void relay_timeout(struct connection *connection);
 
 /* While the application's own socket is still in our hands. */
 void accelerate_prepare(struct connection *connection);
-bool accelerate_eligible(const struct connection *connection);
+/* How often it may be tried to accelerate the connection; 0: it is of another kind. */
+uint8_t accelerate_tries(const struct connection *connection);
 /* For connections that are `accelerable`. */
 void accelerate_if_it_pays(struct connection *connection);
 /* Of a connection, accelerated or not: whether a direction may be moved by splice. */
 bool accelerate_may_splice(const struct connection *connection, int from);
+/* As accelerate_may_splice: whether redirected bytes and those that came by TCP wait in two queues,
+ * so that a short read does not mean that there is no more. */
+bool accelerate_reads_both(const struct connection *connection, int from);
 /* The relay sent these bytes, which came by TCP, to the upstream. */
 void accelerate_forwarded(struct connection *connection, size_t bytes);
 /* The relay sent to the application; `redirected_before`: accelerate_redirected() before that. */

@@ -221,7 +221,8 @@ static bool copy_once(struct connection *connection, int from, enum progress *pr
     ssize_t count = recv(connection->side[from].watch.fd, worker->scratch, SCRATCH_SIZE, 0);
     ssize_t sent;
 
-    if (!after_read(connection, from, count, SCRATCH_SIZE, progress))
+    if (!after_read(connection, from, count,
+                    accelerate_reads_both(connection, from) ? 0 : SCRATCH_SIZE, progress))
         return false;
     if (count <= 0)
         return true;
@@ -371,7 +372,7 @@ void relay_start(struct connection *connection)
         connection_close(connection, DP_END_NO_RESOURCES, ENOMEM);
         return;
     }
-    connection->accelerable = accelerate_eligible(connection);
+    connection->accelerable = accelerate_tries(connection);
     connection_enter(connection, PHASE_RELAYING);
     relay_run(connection);
 }

@@ -104,13 +104,14 @@ class Server:
 
     program: Path
     log: Path
+    options: tuple[str, ...] = ()
     port: int = field(default_factory=free_port)
     server_first: int = field(default_factory=free_port)
 
     def __enter__(self) -> Server:
         command: list[str | Path] = [self.program, "serve", "way=edge", "ip=127.0.0.1", "ip=::1"]
         command += [f"port={self.port}", f"server_first={self.server_first}", "abort=10", "pause=2"]
-        command += ["down=400000", "seed=1"]
+        command += ["down=400000", "seed=1", *self.options]
         self.running = Running(command, self.log, {})
         wait_until(self._listens, "the server listens")
         return self

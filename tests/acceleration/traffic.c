@@ -227,9 +227,11 @@ static bool may_be_reset(const struct connection *connection)
 
 static void error_came(struct connection *connection, const char *operation, int error)
 {
-    if (breaks)
+    if (breaks) {
+        if (strcmp(operation, "connect") == 0) /* nothing to connect to any more */
+            options.count = 0;
         result(connection, "broken", strerror(error));
-    else if (error != ECONNRESET && error != EPIPE && error != ENOTCONN)
+    } else if (error != ECONNRESET && error != EPIPE && error != ENOTCONN)
         failed(connection, "%s: %s", operation, strerror(error));
     else if (may_be_reset(connection))
         result(connection, "reset", operation);
@@ -240,7 +242,7 @@ static void error_came(struct connection *connection, const char *operation, int
 static void end_came(struct connection *connection)
 {
     connection->ended = true;
-    if (breaks && connection->received + connection->sent < young)
+    if (breaks && connection->received < young)
         result(connection, "broken", "ended young");
     else if (!greeted(connection) || connection->received < total(&connection->in))
         failed(connection, "ends after %llu bytes instead of %llu",

@@ -136,6 +136,23 @@ def test_what_is_printed_reads_back() -> None:
     assert parse(yaml.safe_dump(config.to_plain())) == config
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ("auto", "full", 131072, 8)),
+        ("acceleration: off", ("off", "full", 131072, 8)),
+        ("acceleration: 'off'", ("off", "full", 131072, 8)),
+        ("acceleration: require", ("require", "full", 131072, 8)),
+        ("acceleration: {mode: off}", ("off", "full", 131072, 8)),
+        ("acceleration: {path: local, after_bytes: 0}", ("auto", "local", 0, 8)),
+        ("acceleration: {after_round_trips: 0}", ("auto", "full", 131072, 0)),
+    ],
+)
+def test_acceleration_is_a_mode_or_a_mapping(text: str, expected: tuple[object, ...]) -> None:
+    found = parse(text).acceleration
+    assert (found.mode, found.path, found.after_bytes, found.after_round_trips) == expected
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "outbound:\n  # routes: []\n"])
 def test_an_empty_file_is_the_defaults(text: str) -> None:
     assert parse(text) == Config() == load(None)
@@ -290,6 +307,31 @@ PORTS = "expected a port such as 5432 or a range such as 8000-8999"
         ("a: !!python/name:os.system x", "not YAML: could not determine a constructor"),
         ("\x00", "not YAML:"),
         ("&a [*a]", "expected keys such as outbound: at the top"),
+        (
+            "acceleration: sometimes",
+            "acceleration: 'sometimes': expected 'auto', 'off' or 'require'",
+        ),
+        (
+            "acceleration: {path: both}",
+            "acceleration.path: 'both': expected 'full' or 'local'",
+        ),
+        (
+            "acceleration: {after_bytes: -1}",
+            "acceleration.after_bytes: -1: expected greater than or equal to 0",
+        ),
+        (
+            "acceleration: {after_round_trips: 4294967296}",
+            "acceleration.after_round_trips: 4294967296: expected less than or equal to 4294967295",
+        ),
+        (
+            "acceleration: {speed: 1}",
+            "acceleration.speed: unknown key; expected one of mode, path, after_bytes, "
+            "after_round_trips",
+        ),
+        (
+            "acceleration: 7",
+            "acceleration: 7: expected keys below it: mode, path, after_bytes, after_round_trips",
+        ),
     ],
 )
 def test_an_error_names_the_key_the_value_and_what_was_expected(text: str, error: str) -> None:

@@ -257,6 +257,7 @@ static __always_inline int insert(struct bpf_sock *socket, void *map, __u64 key,
                                   struct reference *reference, __u64 *address)
 {
     struct tcp_sock *typed = bpf_skc_to_tcp_sock(socket);
+    struct reference *kept;
 
     if (!typed || socket->state != ESTABLISHED)
         return ANSWER_NO_SOCKET;
@@ -266,9 +267,12 @@ static __always_inline int insert(struct bpf_sock *socket, void *map, __u64 key,
         return ANSWER_NOT_SUITED;
     if (bpf_map_update_elem(map, &key, socket, BPF_ANY))
         return ANSWER_NOT_SUITED;
-    if (reference &&
-        !bpf_sk_storage_get(&references, socket, reference, BPF_SK_STORAGE_GET_F_CREATE))
+    if (!reference)
+        return ANSWER_OK;
+    kept = bpf_sk_storage_get(&references, socket, reference, BPF_SK_STORAGE_GET_F_CREATE);
+    if (!kept)
         return ANSWER_NOT_SUITED;
+    *kept = *reference; /* a socket that is used again has its last one's */
     return ANSWER_OK;
 }
 

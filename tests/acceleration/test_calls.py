@@ -1,0 +1,538 @@
+"""Calls of the application on an accelerated connection do what they do on any other."""
+
+from __future__ import annotations
+
+import contextlib
+import ast
+import json
+import select
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pysidecar.testing import Sidecar
+from tests.acceleration.support import AT_ONCE, MAPPED, NEVER, V4
+from tests.interop.servers import plain_environment, wait_until
+
+_PORT = 7003
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close resets
+_PATIENCE = 10.0
+
+
+class CallError(Exception):
+    """A call of the application failed; the text is the errno's name."""
+
+
+class Application:
+    """A hooked process with a connection `s`, and `far`, the server's end of it."""
+
+    def __init__(self, sidecar: Sidecar, listener: socket.socket, ip: str = V4) -> None:
+        self._sidecar = sidecar
+        self._process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("application.py")],
+            env=plain_environment(**sidecar.environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        family = "AF_INET6" if ":" in ip else "AF_INET"
+        self(f"s = socket.socket(socket.{family})")
+        self(f"s.connect(({ip!r}, {_PORT}))")
+        listener.settimeout(_PATIENCE)
+        self.far = listener.accept()[0]
+        self.far.settimeout(_PATIENCE)
+
+    def begin(self, code: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(code) + "\n")
+        self._process.stdin.flush()
+
+    def answers(self, seconds: float) -> bool:
+        """Whether the call that began ends within this time."""
+        assert self._process.stdout is not None
+        return bool(select.select([self._process.stdout], [], [], seconds)[0])
+
+    def end(self) -> Any:
+        assert self._process.stdout is not None
+        assert self.answers(_PATIENCE), "hangs"
+        kind, value = json.loads(self._process.stdout.readline())
+        if kind == "error":
+            raise CallError(value)
+        return ast.literal_eval(value)
+
+    def __call__(self, code: str) -> Any:
+        self.begin(code)
+        return self.end()
+
+    @property
+    def path(self) -> str:
+        return str(self._sidecar.admin_json("/connections?closed=0")[0]["path"])
+
+    def wait_for_path(self, path: str) -> None:
+        wait_until(lambda: self.path == path, lambda: f"{self.path} becomes {path}")
+
+    def exchange(self, count: int = 3) -> None:
+        """Some messages there and back: afterwards data is redirected."""
+        for number in range(count):
+            question, answer = b"question %d" % number, b"answer %d" % number
+            self(f"s.sendall({question!r})")
+            assert receive(self.far, len(question)) == question
+            self.far.sendall(answer)
+            assert self(f"s.recv({len(answer)})") == answer
+
+    def deliver(self, data: bytes) -> None:
+        """The server's data is there for the application to read."""
+        self.far.sendall(data)
+        self(f"select.select([s], [], [], {_PATIENCE})[0] != []")
+
+    def close(self) -> None:
+        self.far.close()
+        self._process.kill()
+        self._process.communicate()
+
+
+def receive(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = connection.recv(size - len(data))
+        assert part, f"ends after {data!r}"
+        data += part
+    return data
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening
+
+
+@pytest.fixture(params=["full", "local", "relay"])
+def path(request: pytest.FixtureRequest) -> str:
+    """The relay's behaviour is what is asked of the other paths."""
+    return str(request.param)
+
+
+@pytest.fixture
+def start(
+    sidecar_factory: Callable[..., Sidecar], listener: socket.socket
+) -> Iterator[Callable[..., Application]]:
+    started: list[Application] = []
+
+    def run(path: str, ip: str = V4, **acceleration: object) -> Application:
+        endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
+        match = {"destination": V4, "ports": [_PORT]}
+        settings: dict[str, Any] = {
+            "outbound": {
+                "routes": [{"match": match, "endpoints": [endpoint]}],
+                "idle_timeout": acceleration.pop("idle_timeout", "1h"),
+            },
+            "acceleration": {
+                "mode": "require",
+                "path": path,
+                "blocking_sockets": True,
+                **AT_ONCE,
+                **acceleration,
+            },
+        }
+        if path == "relay":
+            settings["acceleration"] = "off"
+        started.append(Application(sidecar_factory(settings), listener, ip))
+        return started[-1]
+
+    yield run
+    for application in started:
+        application.close()
+
+
+@pytest.fixture
+def application(start: Callable[..., Application], path: str) -> Application:
+    """One whose data is redirected by now, or relayed."""
+    running = start(path)
+    running.exchange()
+    running.wait_for_path(path)
+    return running
+
+
+# ---- reading ----
+
+
+def test_blocked_receive_is_not_woken_by_what_is_not_data(application: Application) -> None:
+    # Its own data that leaves wakes whoever waits for the socket to be writable.
+    application("import threading")
+    application("t = threading.Thread(target=s.sendall, args=(bytes(8 << 20),)); t.start()")
+    application.begin("s.recv(100)")
+    receive(application.far, 8 << 20)
+    assert not application.answers(0.2)
+    application.far.sendall(b"at last")
+    assert application.end() == b"at last"
+
+
+@pytest.mark.parametrize("call", ["s.recv(100)", "os.read(s.fileno(), 100)", "s.recvfrom(100)[0]"])
+def test_blocked_receive_ends_with_data(application: Application, call: str) -> None:
+    application.begin(call)
+    assert not application.answers(0.1)
+    application.far.sendall(b"data")
+    assert application.end() == b"data"
+
+
+@pytest.mark.parametrize("call", ["s.recv(100)", "os.read(s.fileno(), 100)", "s.recvfrom(100)[0]"])
+def test_blocked_receive_ends_with_the_end(application: Application, call: str) -> None:
+    application.begin(call)
+    assert not application.answers(0.1)
+    application.far.shutdown(socket.SHUT_WR)
+    assert application.end() == b""
+
+
+@pytest.mark.parametrize("call", ["s.recv(100)", "os.read(s.fileno(), 100)", "s.recvfrom(100)[0]"])
+def test_blocked_receive_ends_with_a_reset(application: Application, call: str) -> None:
+    application.begin(call)
+    assert not application.answers(0.1)
+    application.far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    application.far.close()
+    with pytest.raises(CallError, match="ECONNRESET"):
+        application.end()
+
+
+def test_receive_that_was_blocked_before_goes_on(
+    start: Callable[..., Application], path: str
+) -> None:
+    application = start(path, after_bytes=5, after_round_trips=NEVER)
+    application.begin("s.recv(100)")
+    assert not application.answers(0.1)
+    application.far.sendall(b"hello")
+    assert application.end() == b"hello"
+    application.wait_for_path(path)
+    application.begin("s.recv(100)")
+    assert not application.answers(0.1)
+    application.far.sendall(b"and more")
+    assert application.end() == b"and more"
+
+
+def test_receive_that_is_blocked_while_its_socket_is_attached_gets_the_data(
+    start: Callable[..., Application], path: str
+) -> None:
+    application = start(path, after_bytes=5, after_round_trips=NEVER)
+    application("import threading; got = []")
+    application("t = threading.Thread(target=lambda: got.append(s.recv(100))); t.start()")
+    time.sleep(0.1)  # it is blocked in recv, most probably
+    application("s.sendall(b'hello')")
+    assert receive(application.far, 5) == b"hello"
+    application.wait_for_path(path)
+    application.far.sendall(b"answer")
+    application("t.join(5)")
+    assert application("got") == [b"answer"]
+    application.exchange()
+
+
+def test_receive_timeout(application: Application) -> None:
+    application("s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack('ll', 0, 300000))")
+    application("before = time.monotonic()")
+    with pytest.raises(CallError, match="EAGAIN"):
+        application("s.recv(1)")
+    assert 0.29 < application("time.monotonic() - before") < 5
+    application.deliver(b"x")
+    assert application("s.recv(1)") == b"x"
+
+
+def test_signal_handler_interrupts_receive(application: Application) -> None:
+    application("old = signal.signal(signal.SIGALRM, lambda *_: time.sleep(0))")
+    application("old = signal.setitimer(signal.ITIMER_REAL, 0.1)")
+    application.begin("s.recv(10)")  # Python calls again
+    assert not application.answers(0.4)
+    application.far.sendall(b"data")
+    assert application.end() == b"data"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "s.recv(12, socket.MSG_WAITALL)",
+        "s.recvfrom(12, socket.MSG_WAITALL)[0]",
+        "s.recvmsg(12, 0, socket.MSG_WAITALL)[0]",
+    ],
+)
+def test_waiting_for_all(application: Application, call: str) -> None:
+    application.begin(call)
+    for part in (b"one ", b"two ", b"three"):
+        assert not application.answers(0.1)
+        application.far.sendall(part)
+    assert application.end() == b"one two thre"
+    assert application("s.recv(10)") == b"e"
+
+
+def test_waiting_for_all_in_several_pieces_of_memory(application: Application) -> None:
+    application("pieces = [bytearray(3), bytearray(5), bytearray(0), bytearray(4)]")
+    application.begin("s.recvmsg_into(pieces, 0, socket.MSG_WAITALL)[0]")
+    for part in (b"ab", b"cdefghi", b"jkl"):
+        assert not application.answers(0.1)
+        application.far.sendall(part)
+    assert application.end() == 12
+    assert application("[bytes(piece) for piece in pieces]") == [b"abc", b"defgh", b"", b"ijkl"]
+
+
+def test_waiting_for_all_gives_what_came_before_the_end(application: Application) -> None:
+    application.begin("s.recv(12, socket.MSG_WAITALL)")
+    application.far.sendall(b"part")
+    assert not application.answers(0.1)
+    application.far.shutdown(socket.SHUT_WR)
+    assert application.end() == b"part"
+    assert application("s.recv(12, socket.MSG_WAITALL)") == b""
+
+
+def test_waiting_for_all_does_not_swallow_a_reset(application: Application) -> None:
+    application.begin("s.recv(12, socket.MSG_WAITALL)")
+    application.far.sendall(b"part")
+    assert not application.answers(0.1)
+    application.far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    application.far.close()
+    assert application.end() == b"part"
+    with pytest.raises(CallError, match="ECONNRESET"):
+        application("s.recv(12, socket.MSG_WAITALL)")
+
+
+def test_peeking(application: Application) -> None:
+    application.deliver(b"abcdef")
+    assert application("s.recv(3, socket.MSG_PEEK)") == b"abc"
+    assert application("s.recv(100, socket.MSG_PEEK)") == b"abcdef"
+    assert application("s.recv(100)") == b"abcdef"
+    application("s.setblocking(False)")
+    with pytest.raises(CallError, match="EAGAIN"):
+        application("s.recv(1, socket.MSG_PEEK)")
+
+
+def test_how_much_there_is_to_read(application: Application) -> None:
+    application("n = array.array('i', [7])")
+    application("fcntl.ioctl(s, termios.FIONREAD, n)")
+    assert application("n[0]") == 0
+    application.deliver(b"abcdef")
+    application("fcntl.ioctl(s, termios.FIONREAD, n)")
+    assert application("n[0]") == 6
+
+
+@pytest.mark.parametrize("size", [2 << 20, 2_200_000, 2_500_000, 24 << 20])
+def test_edge_triggered_reader_may_stop_at_a_short_read(
+    application: Application, size: int
+) -> None:
+    """epoll(7) allows it. More than a window waits, so that both queues have data."""
+    application("s.setblocking(False)")
+    application("e = select.epoll(); e.register(s, select.EPOLLIN | select.EPOLLET)")
+    application(
+        "def read_all(left):\n"
+        "    while left:\n"
+        "        if not e.poll(5): return left\n"
+        "        while left:\n"
+        "            try: got = len(s.recv(70000))\n"
+        "            except BlockingIOError: break\n"
+        "            left -= got\n"
+        "            if got < 70000: break\n"
+        "    return 0"
+    )
+    application.far.settimeout(0.5)
+    sent = 0
+    while sent < size:  # until everything between is full
+        try:
+            sent += application.far.send(bytes(min(1 << 20, size - sent)))
+        except TimeoutError:
+            break
+    assert application(f"read_all({sent})") == 0
+
+
+@pytest.mark.parametrize("flags", ["os.SPLICE_F_NONBLOCK", "0"])
+def test_splicing_from_it(application: Application, flags: str) -> None:
+    """That flag is about the pipe: whether the socket is waited for is the socket's matter."""
+    application("r, w = os.pipe()")
+    splice = f"os.splice(s.fileno(), w, 100000, flags={flags})"
+    application.begin(splice)
+    assert not application.answers(0.1)
+    application.far.sendall(b"spliced")
+    assert application.end() == 7
+    assert application("os.read(r, 100)") == b"spliced"
+    application("s.setblocking(False)")
+    with pytest.raises(CallError, match="EAGAIN"):
+        application(splice)
+    application.deliver(b"again")
+    assert application(splice) == 5
+    assert application("os.read(r, 100)") == b"again"
+    application.far.shutdown(socket.SHUT_WR)
+    application("select.select([s], [], [], 5)[0] != []")
+    assert application(splice) == 0
+
+
+def test_splicing_into_a_full_pipe_loses_nothing(application: Application) -> None:
+    data = bytes(range(256)) * 1200  # more than the pipe's 64 KiB
+    application.far.sendall(data)
+    application("r, w = os.pipe(); s.setblocking(False); data = b''")
+    application(
+        f"while len(data) < {len(data)}:\n"
+        "    select.select([s], [], [], 5)\n"
+        "    try:\n"
+        "        while True: os.splice(s.fileno(), w, 1 << 20, flags=os.SPLICE_F_NONBLOCK)\n"
+        "    except BlockingIOError: pass\n"
+        "    while select.select([r], [], [], 0)[0]: data += os.read(r, 1 << 20)"
+    )
+    assert application("data") == data
+
+
+def test_more_than_the_pipe_holds_is_spliced_when_it_is_read(application: Application) -> None:
+    data = bytes(range(256)) * 1200
+    application.far.sendall(data)
+    application("import threading; r, w = os.pipe(); data = b''")
+    application(
+        "def splice():\n"
+        f"    left = {len(data)}\n"
+        "    while left: left -= os.splice(s.fileno(), w, left)\n"
+    )
+    application("t = threading.Thread(target=splice); t.start()")
+    application(f"while len(data) < {len(data)}: data += os.read(r, 1000)")
+    assert application("data") == data
+
+
+# ---- writing ----
+
+
+def test_sending_a_file(application: Application) -> None:
+    data = bytes(range(256)) * 8000
+    application(f"f = tempfile.TemporaryFile(); f.write({bytes(range(256))!r} * 8000); f.flush()")
+    application(
+        f"def send(at=0):\n"
+        f"    while at < {len(data)}: at += os.sendfile(s.fileno(), f.fileno(), at, 1 << 20)\n"
+    )
+    application.begin("send()")
+    assert receive(application.far, len(data)) == data
+    application.end()
+
+
+@pytest.mark.parametrize("ip", [V4, MAPPED])
+def test_both_ways_for_every_kind_of_socket(
+    start: Callable[..., Application], path: str, ip: str
+) -> None:
+    application = start(path, ip)
+    application.exchange(20)
+    application.wait_for_path(path)
+
+
+# ---- urgent data ----
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_urgent_data_sent_loses_no_other(
+    start: Callable[..., Application], path: str, before: bool
+) -> None:
+    """The relay reads past the urgent byte, as everyone does who does not look for it."""
+    application = start(path, after_bytes=1 if before else 0, after_round_trips=NEVER)
+    if not before:
+        application.exchange()
+    application("s.sendall(b'one ')")
+    application("s.send(b'!', socket.MSG_OOB)")
+    application("s.sendall(b'two ')")
+    application("s.shutdown(socket.SHUT_WR)")
+    data = b""
+    while part := application.far.recv(100):
+        data += part
+    assert data.replace(b"!", b"") == b"one two "
+    application.far.sendall(b"answer")
+    assert receive_all(application) == b"answer"
+
+
+def receive_all(application: Application) -> Any:
+    return application("s.recv(6, socket.MSG_WAITALL)")
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_urgent_data_received_loses_no_other(
+    start: Callable[..., Application], path: str, before: bool
+) -> None:
+    application = start(path, after_bytes=1 if before else 0, after_round_trips=NEVER)
+    if not before:
+        application.exchange()
+    application.far.sendall(b"one ")
+    application.far.send(b"!", socket.MSG_OOB)
+    application.far.sendall(b"two ")
+    application.far.shutdown(socket.SHUT_WR)
+    data = b""
+    while part := application("s.recv(100)"):
+        data += part
+    assert data.replace(b"!", b"") == b"one two "
+
+
+# ---- ends ----
+
+
+def test_half_closed_by_the_application(application: Application) -> None:
+    application("s.sendall(b'question')")
+    application("s.shutdown(socket.SHUT_WR)")
+    assert receive(application.far, 8) == b"question"
+    assert application.far.recv(1) == b""
+    for _ in range(3):
+        application.far.sendall(b"answer")
+        assert application("s.recv(6, socket.MSG_WAITALL)") == b"answer"
+    application.far.sendall(b"unread until after the end" * 1000)
+    application.far.close()
+    time.sleep(0.1)
+    data = application("b''.join(iter(lambda: s.recv(5000), b''))")
+    assert data == b"unread until after the end" * 1000
+
+
+def test_half_closed_by_the_server(application: Application) -> None:
+    application.far.sendall(b"answer")
+    application.far.shutdown(socket.SHUT_WR)
+    assert application("s.recv(6, socket.MSG_WAITALL)") == b"answer"
+    assert application("s.recv(6)") == b""
+    for _ in range(3):
+        application("s.sendall(b'question')")
+        assert receive(application.far, 8) == b"question"
+    application("s.sendall(bytes(100000)); s.close()")
+    assert receive(application.far, 100000) == bytes(100000)
+    assert application.far.recv(1) == b""
+
+
+def test_reset_by_the_application(application: Application) -> None:
+    application(f"s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, {_RESET!r})")
+    application("s.close()")
+    with pytest.raises(ConnectionResetError):
+        application.far.recv(1)
+
+
+def test_reset_by_the_server(application: Application) -> None:
+    application.far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    application.far.close()
+    with pytest.raises(CallError, match="ECONNRESET"):
+        application("s.recv(1)")
+    with pytest.raises(CallError, match="EPIPE"):
+        application("s.send(b'x')")
+
+
+def test_close_with_unread_data_ends_the_connection(application: Application, path: str) -> None:
+    application.deliver(b"nobody reads this")
+    application("s.close()")
+    # The kernel does not look into the queue of redirected data before it closes a socket.
+    with contextlib.nullcontext() if path != "relay" else pytest.raises(ConnectionResetError):
+        assert application.far.recv(1) == b""
+
+
+# ---- time ----
+
+
+def test_uploads_alone_keep_a_connection_from_being_idle(
+    start: Callable[..., Application], path: str
+) -> None:
+    application = start(path, idle_timeout="1s")
+    application.exchange()
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        application("s.sendall(b'x')")
+        assert application.far.recv(1) == b"x"
+        time.sleep(0.1)
+    application.exchange()
+    # … and then it is.
+    before = time.monotonic()
+    with pytest.raises(CallError, match="ECONNRESET"):
+        application("s.recv(1)")
+    assert 0.8 < time.monotonic() - before < 5

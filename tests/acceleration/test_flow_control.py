@@ -1,0 +1,103 @@
+"""A reader that stops holds its sender back: without a spin, without memory, and not for ever."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import psutil
+import pytest
+
+from tests.acceleration.support import CLIENT_FIRST, V4, Mesh, check
+from tests.interop.servers import wait_until
+
+MakeMesh = Callable[..., AbstractContextManager[Mesh]]
+_TARGET = f"{V4},{CLIENT_FIRST}"
+_STOP_MS = 2500
+_MIB = 1 << 20
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+# Both sockets' buffers on both sides of the sidecar, a window, and as much again.
+_MAX_IN_KERNEL = 48 * _MIB
+_MAX_CPU = 0.3  # of the time, of a process that has nothing to do
+
+
+def _tcp_memory() -> int:
+    with open("/proc/net/sockstat") as file:
+        line = next(line.split() for line in file if line.startswith("TCP:"))
+    return int(line[line.index("mem") + 1]) * _PAGE
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _watch_stop(mesh: Mesh, client_pid: int, max_memory: int) -> None:
+    """During a stop: nobody spins, and the queues do not grow."""
+    processes = [
+        psutil.Process(pid)
+        for pid in (client_pid, mesh.sidecar.pid, mesh.server.running.process.pid)
+    ]
+    time.sleep(0.5)  # until everything is full
+    before = [_cpu_seconds(process) for process in processes]
+    began = time.monotonic()
+    for _ in range(12):
+        assert _tcp_memory() < max_memory
+        time.sleep(0.1)
+    seconds = time.monotonic() - began
+    for process, cpu in zip(processes, before, strict=True):
+        assert _cpu_seconds(process) - cpu < _MAX_CPU * seconds, process
+
+
+@pytest.mark.parametrize("way", ["edge", "level", "short", "blocking"])
+@pytest.mark.parametrize("direction", ["up", "down"])
+@pytest.mark.parametrize("path", ["full", "local"])
+def test_reader_that_stops(make_mesh: MakeMesh, path: str, direction: str, way: str) -> None:
+    sizes = {"up": 100, "down": 100} | {direction: 160 * _MIB}
+    with make_mesh(path=path) as mesh:
+        stop = {f"{direction}_stop_ms": _STOP_MS, "stop_at": 20 * _MIB}
+        before = _tcp_memory()
+        client = mesh.start(_TARGET, way=way, exactly=1, **sizes, **stop)
+        reader = mesh.server.running if direction == "up" else client
+        wait_until(lambda: reader.stopped == 1, "the reader stops")
+        _watch_stop(mesh, client.process.pid, before + _MAX_IN_KERNEL)
+        assert check(client.wait()) == {"complete": 1}
+        assert check(mesh.server.wait(1)) == {"complete": 1}
+        (logged,) = mesh.log(1)
+        assert logged["path"] == path
+        assert logged["duration_ms"] < _STOP_MS + 8000  # at 20 MiB/s
+
+
+@pytest.mark.parametrize("way", ["edge", "blocking"])
+@pytest.mark.parametrize("direction", ["up", "down"])
+@pytest.mark.parametrize("path", ["full", "local"])
+def test_slow_reader_gets_everything(
+    make_mesh: MakeMesh, path: str, direction: str, way: str
+) -> None:
+    sizes = {"up": 100, "down": 100} | {direction: 12 * _MIB}
+    with make_mesh(path=path) as mesh:
+        slow = {f"{direction}_slow_ms": 1, "chunk": 64 * 1024}
+        lines = mesh.run(_TARGET, way=way, exactly=1, **sizes, **slow)
+        assert check(lines) == {"complete": 1}
+        assert check(mesh.server.wait(1)) == {"complete": 1}
+
+
+@pytest.mark.soak
+@pytest.mark.exclusive
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("direction", ["up", "down"])
+@pytest.mark.parametrize("path", ["full", "local"])
+def test_a_thousand_readers_that_stop(make_mesh: MakeMesh, path: str, direction: str) -> None:
+    count = 1000
+    sizes = {"up": 100, "down": 100} | {direction: 6 * _MIB}
+    with make_mesh(path=path) as mesh:
+        stop = {f"{direction}_stop_ms": 5000, "stop_at": 1}
+        options = {"count": count, "window": count, "way": "edge", "patience_ms": 60000}
+        before = _tcp_memory()
+        client = mesh.start(_TARGET, exactly=1, **sizes, **stop, **options)
+        reader = mesh.server.running if direction == "up" else client
+        wait_until(lambda: reader.stopped >= count, "all readers stop")
+        _watch_stop(mesh, client.process.pid, before + count * 4 * _MIB)
+        assert check(client.wait(200)) == {"complete": count}
