@@ -7,6 +7,7 @@
  */
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/bpf.h>
 #include <linux/capability.h>
 #include <linux/sockios.h>
@@ -292,7 +293,9 @@ static void give_record_back(struct accelerator *accelerator, struct record *rec
 
 static uint32_t window(const struct accelerator *accelerator)
 {
-    uint32_t used = ACCELERATED_MAX - (uint32_t)accelerator->free_count;
+    /* Not under the lock: a moment's difference does not matter. */
+    uint32_t used =
+        ACCELERATED_MAX - (uint32_t)__atomic_load_n(&accelerator->free_count, __ATOMIC_RELAXED);
     uint32_t share = WINDOW_BUDGET / (used ? used : 1);
 
     return share > WINDOW_MAX ? WINDOW_MAX : share < WINDOW_MIN ? WINDOW_MIN : share;
@@ -344,7 +347,6 @@ static int attach(struct connection *connection, struct record *record)
     int room = WINDOW_MAX * 2, small = RECEIVE_BUFFER, answer;
 
     memset(record, 0, sizeof *record);
-    record->window = window(accelerator);
     record->local = local;
     record->blocking = accelerator->settings.blocking_sockets;
     record->forwarded =
@@ -353,24 +355,25 @@ static int attach(struct connection *connection, struct record *record)
     if (!describe_socket(downstream, &record->downstream) ||
         !describe_socket(upstream, &record->upstream))
         return ANSWER_NO_SOCKET;
-    /* The upstream must hold a full window, however small the messages are that it consists of:
-     * it has to take what is redirected to it, or the application would be told to try again
-     * without being told when. The kernel doubles the value. */
-    if (!local && setsockopt(upstream, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room) < 0)
-        return ANSWER_NOT_SUITED;
-    /* What is redirected to our own socket takes room from what comes by TCP. */
-    if (local)
-        setsockopt(downstream, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof room);
-    else
-        setsockopt(downstream, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
     __atomic_store_n(&record->id, connection->id, __ATOMIC_RELEASE);
     answer = run_program(accelerator->attach, (uint32_t)(record - accelerator->records));
     if (answer != ANSWER_OK) {
         __atomic_store_n(&record->id, 0, __ATOMIC_RELEASE);
         return answer;
     }
-    if (!local)
+    if (local) {
+        /* What is redirected to our own socket takes room from what comes by TCP. */
+        setsockopt(downstream, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof room);
+    } else {
+        /* The upstream must hold a full window, however small the messages are that it consists
+         * of: it has to take what is redirected to it, or the application would be told to try
+         * again without being told when. The kernel doubles the value. */
+        setsockopt(upstream, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room);
+        setsockopt(downstream, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
         follow_nodelay(connection, record);
+    }
+    /* From here on there is room to redirect to. */
+    __atomic_store_n(&record->window, window(accelerator), __ATOMIC_RELEASE);
     set_reset_on_close(upstream, true);
     set_reset_on_close(downstream, true);
     return ANSWER_OK;
@@ -434,9 +437,11 @@ uint8_t accelerate_tries(const struct connection *connection)
 
 void accelerate_prepare(struct connection *connection)
 {
+    const struct accelerator *accelerator = &connection->worker->dp->accelerator;
     int unsent = UNSENT_MAX;
 
-    if (connection->worker->dp->accelerator.object)
+    if (accelerator->object && (accelerator->settings.blocking_sockets ||
+                                fcntl(connection->application, F_GETFL) & O_NONBLOCK))
         setsockopt(connection->application, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof unsent);
 }
 

@@ -295,6 +295,17 @@ int attach(struct __sk_buff *context)
     of_application.target_key = key + (record->local ? END_DOWNSTREAM : END_UPSTREAM);
     of_downstream.target_key = key + END_APPLICATION;
 
+    socket = find(context, &record->downstream, 1);
+    if (!socket)
+        return ANSWER_NO_SOCKET;
+    typed = bpf_skc_to_tcp_sock(socket);
+    answer = typed && (record->blocking || !blocks(typed)) ? ANSWER_OK : ANSWER_NOT_SUITED;
+    if (typed)
+        record->nodelay = has_nodelay(typed);
+    bpf_sk_release(socket);
+    if (answer != ANSWER_OK)
+        return answer;
+
     /* Targets before senders. */
     if (!record->local) {
         socket = find(context, &record->upstream, 0);
@@ -314,12 +325,6 @@ int attach(struct __sk_buff *context)
     socket = find(context, &record->downstream, 1);
     if (!socket)
         return ANSWER_NO_SOCKET;
-    typed = bpf_skc_to_tcp_sock(socket);
-    if (!typed || (blocks(typed) && !record->blocking)) {
-        bpf_sk_release(socket);
-        return ANSWER_NOT_SUITED;
-    }
-    record->nodelay = has_nodelay(typed);
     answer = insert(socket, &ends, key + END_APPLICATION, &of_application, &of_downstream.target);
     bpf_sk_release(socket);
     if (answer != ANSWER_OK)
