@@ -318,15 +318,6 @@ static bool describe_socket(int fd, struct tuple *tuple)
     return true;
 }
 
-/* A process that is killed closes its sockets as if all had been said. With this, they are reset.
- */
-static void set_reset_on_close(int fd, bool on)
-{
-    struct linger linger = {.l_onoff = on};
-
-    setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
-}
-
 /* Redirected data does not go through the application's own socket, so its wish has to be carried
  * out by the upstream's. */
 static void follow_nodelay(const struct connection *connection, const struct record *record)
@@ -374,8 +365,6 @@ static int attach(struct connection *connection, struct record *record)
     }
     /* From here on there is room to redirect to. */
     __atomic_store_n(&record->window, window(accelerator), __ATOMIC_RELEASE);
-    set_reset_on_close(upstream, true);
-    set_reset_on_close(downstream, true);
     return ANSWER_OK;
 }
 
@@ -645,13 +634,10 @@ uint64_t accelerate_tick(struct connection *connection)
     return now_ms + (busy ? TICK_BUSY_MS : TICK_IDLE_MS);
 }
 
-void accelerate_stop(struct connection *connection, bool in_order)
+void accelerate_stop(struct connection *connection)
 {
     /* First of all: from here on the programs find nothing to redirect to. */
     __atomic_store_n(&connection->accelerated->record->id, 0, __ATOMIC_SEQ_CST);
-    if (in_order)
-        for (int index = DOWNSTREAM; index <= UPSTREAM; index++)
-            set_reset_on_close(connection->side[index].watch.fd, false);
 }
 
 void accelerate_release(struct connection *connection)

@@ -67,13 +67,13 @@ void connection_release_fds(struct connection *connection, uint8_t keep)
 }
 
 /* A close of a socket that has not ended in order must not look like an ordinary end to the other
- * side: linger 0 makes it a reset. */
+ * side, and is a reset (see tune_socket), unless that is taken back. */
 static void close_side(struct side *side, bool reset)
 {
-    struct linger linger = {.l_onoff = 1};
+    static const struct linger in_order = {.l_onoff = 0};
 
-    if (side->watch.fd >= 0 && reset)
-        setsockopt(side->watch.fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+    if (side->watch.fd >= 0 && !reset)
+        setsockopt(side->watch.fd, SOL_SOCKET, SO_LINGER, &in_order, sizeof in_order);
     close_fd(&side->watch.fd);
 }
 
@@ -89,7 +89,7 @@ void connection_close(struct connection *connection, enum dp_end end, int error)
     connection->closed_ns = clock_ns(CLOCK_MONOTONIC);
     timer_cancel(&worker->timers, connection);
     if (connection->accelerated)
-        accelerate_stop(connection, !reset);
+        accelerate_stop(connection);
     relay_release(connection);
     direct_release(connection);
     close_side(&connection->side[DOWNSTREAM], reset);

@@ -442,13 +442,13 @@ void accelerate_poll(struct worker *worker);
 /* Accounts. Returns when to come back, in ms. */
 uint64_t accelerate_tick(struct connection *connection);
 /* Before its sockets are closed, and after. */
-void accelerate_stop(struct connection *connection, bool in_order);
+void accelerate_stop(struct connection *connection);
 void accelerate_release(struct connection *connection);
 void accelerator_close(struct accelerator *accelerator); /* also one that was never opened */
 
 /* connect() of a non-blocking socket: 0 when it is connected already, as mostly on this host, where
  * the handshake is over when connect() returns; else -errno, with -EINPROGRESS. */
 int connect_socket(int fd, const struct mosnhook_address *to);
-int tune_socket(int fd); /* TCP_NODELAY and keepalive; 0 or -errno */
+int tune_socket(int fd); /* TCP_NODELAY, keepalive, reset on close; 0 or -errno */
 
 #endif

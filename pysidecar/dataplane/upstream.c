@@ -46,6 +46,11 @@ int tune_socket(int fd)
         {IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES},
     };
 
+    /* A process that is killed closes its sockets as if all had been said; these are reset then. */
+    static const struct linger reset = {.l_onoff = 1};
+
+    if (setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset) < 0)
+        return -errno;
     for (size_t i = 0; i < sizeof options / sizeof *options; i++)
         if (setsockopt(fd, options[i].level, options[i].name, &options[i].value, sizeof(int)) < 0)
             return -errno;
