@@ -45,7 +45,7 @@ enum {
     STALL_MS = 5,
     POLLED_MS = 20,
     RETRY_MS = 10,      /* of one that stalled, and takes bytes by TCP */
-    TRIES = 4,          /* to attach a connection */
+    TRIES = 8,          /* to attach a connection, at doubled distances */
     TICK_BUSY_MS = 250, /* how old byte counts may be */
     TICK_IDLE_MS = 1000,
     QUARANTINE_MS = 1000, /* of a slot, so that no program that still runs uses it */
@@ -385,7 +385,7 @@ void accelerate_if_it_pays(struct connection *connection)
     struct record *record;
     int answer;
 
-    if (!pays(connection))
+    if (connection->worker->now_ms < connection->accelerate_at_ms || !pays(connection))
         return;
     record = take_record(accelerator, connection->worker->now_ms);
     if (!record) {
@@ -394,9 +394,11 @@ void accelerate_if_it_pays(struct connection *connection)
     }
     accelerated = calloc(1, sizeof *accelerated);
     answer = accelerated ? attach(connection, record) : ANSWER_NOT_SUITED;
-    /* The application's end of a connection may be established later than ours. All else that
-     * speaks against it (another host, kTLS, …) stays. */
-    connection->accelerable = answer == ANSWER_NO_SOCKET ? connection->accelerable - 1 : 0;
+    /* What speaks against it may pass: the application's end is established later than ours, or its
+     * socket is just in use. */
+    connection->accelerable = answer == ANSWER_OK ? 0 : connection->accelerable - 1;
+    connection->accelerate_at_ms =
+        connection->worker->now_ms + (1u << (TRIES - connection->accelerable - 1));
     if (answer != ANSWER_OK) {
         give_record_back(accelerator, record, connection->worker->now_ms);
         free(accelerated);

@@ -193,7 +193,8 @@ struct connection {
     uint64_t opened_real_ns, opened_ns, closed_ns;
     uint64_t last_active_ms;
     uint64_t deadline_ms;
-    int32_t timer_index; /* in the worker's heap, -1: no deadline */
+    uint64_t accelerate_at_ms; /* not before, if it is to be tried again */
+    int32_t timer_index;       /* in the worker's heap, -1: no deadline */
 
     struct side side[2];
     struct flow flow[2];

@@ -614,6 +614,7 @@ def test_churn_leaves_nothing(sidecar: Sidecar, echo_port: int) -> None:
     assert {(r["bytes_sent"], r["error"], r["path"]) for r in records} == {(5, None, "direct")}
 
 
+@pytest.mark.exclusive  # the worker must be too slow for the events, and nobody else
 def test_lost_events_are_made_up_for(
     sidecar: Sidecar, listener: socket.socket, client: Client
 ) -> None:
