@@ -458,14 +458,6 @@ void accelerate_forwarded(struct connection *connection, size_t bytes)
 
 /* ---- receivers that do not keep up ---- */
 
-static uint64_t clock_ns(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
-}
-
 static bool is_waited_for(const struct receiver *receiver)
 {
     return receiver->pace == PACE_BEHIND || receiver->pace == PACE_SWITCHING;
@@ -595,7 +587,7 @@ void accelerate_poll(struct worker *worker)
 
     if (!worker->polled || worker->now_ns < worker->poll_at_ns)
         return;
-    began_ns = clock_ns();
+    began_ns = clock_ns(CLOCK_MONOTONIC);
     for (struct connection *connection = worker->polled; connection; connection = next) {
         struct accelerated *accelerated = connection->accelerated;
 
@@ -604,7 +596,7 @@ void accelerate_poll(struct worker *worker)
             if (is_waited_for(&accelerated->receiver[to]))
                 poll_receiver(connection, to);
     }
-    took_ns = clock_ns() - began_ns;
+    took_ns = clock_ns(CLOCK_MONOTONIC) - began_ns;
     worker->poll_at_ns =
         worker->now_ns + (took_ns * POLL_SHARE > POLL_NS ? took_ns * POLL_SHARE : POLL_NS);
 }

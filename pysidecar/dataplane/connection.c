@@ -6,7 +6,7 @@
 
 #include "internal.h"
 
-static uint64_t clock_ns(clockid_t clock)
+uint64_t clock_ns(clockid_t clock)
 {
     struct timespec time;
 

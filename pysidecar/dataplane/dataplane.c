@@ -349,14 +349,6 @@ static void take_inboxes(struct dp *dp)
     *tail = in_order;
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
-}
-
 size_t dp_take_closed(struct dp *dp, struct dp_record *records, size_t max)
 {
     uint64_t count;
@@ -378,7 +370,7 @@ size_t dp_take_closed(struct dp *dp, struct dp_record *records, size_t max)
 
 size_t dp_snapshot(struct dp *dp, struct dp_record *records, size_t max)
 {
-    uint64_t now = now_ns();
+    uint64_t now = clock_ns(CLOCK_MONOTONIC);
     size_t stored = 0;
 
     take_inboxes(dp);

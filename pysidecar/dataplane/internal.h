@@ -26,6 +26,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <sys/socket.h>
+#include <time.h>
 
 #include "dataplane.h"
 
@@ -230,6 +231,8 @@ struct connection {
     uint8_t accelerable;                 /* tries that are left */
     char command[MOSNHOOK_COMMAND_SIZE];
 };
+
+uint64_t clock_ns(clockid_t clock);
 
 /* A new connection that is known to the control thread, or NULL (out of memory). */
 struct connection *connection_open(struct worker *worker, const struct listener *listener,

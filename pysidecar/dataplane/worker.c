@@ -49,10 +49,7 @@ void worker_add_runnable(struct worker *worker, struct connection *connection)
 
 static void update_clock(struct worker *worker)
 {
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    worker->now_ns = (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+    worker->now_ns = clock_ns(CLOCK_MONOTONIC);
     worker->now_ms = worker->now_ns / 1000000u;
 }
 
