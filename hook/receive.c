@@ -1,11 +1,11 @@
-/* Receiving what takes the short path through the kernel (see docs/performance.md). Data that was
+/* Receiving what takes the short path through the kernel (see docs/architecture.md). Data that was
  * redirected to a socket is not in TCP's own queue, and the kernel does four things differently
  * with it, for which this file makes up:
  *
  *   - a recv() that waits may end with EAGAIN when it is woken up for something else: here it goes
  *     on waiting;
  *   - a reset may be told to nobody, if it comes in the middle of a send(): here the next receive
- * tells it, where the kernel would say that the stream has ended;
+ *     tells it, where the kernel would say that the stream has ended;
  *   - MSG_WAITALL does not wait for all: here it is several calls without that flag;
  *   - splice() does not see it: here it is read, and written to the pipe.
  *

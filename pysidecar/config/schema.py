@@ -513,7 +513,7 @@ class Config(_Section):
 
     acceleration: Acceleration = Acceleration()
     """A shorter path through the kernel for the connections of hooked applications (see
-    `docs/performance.md`): `auto`, `off` or `require`, or a mapping with the keys below."""
+    `docs/architecture.md`): `auto`, `off` or `require`, or a mapping with the keys below."""
 
     manage_rules: Annotated[bool, Field(strict=True, json_schema_extra=_AT_START)] = False
     """Whether `pysidecar run` applies the rules that `inbound` and `outbound.redirect` need, and

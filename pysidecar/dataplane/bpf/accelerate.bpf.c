@@ -251,8 +251,8 @@ static __always_inline __u64 address_of(struct bpf_sock *socket)
     return (__u64)bpf_skc_to_tcp_sock(socket);
 }
 
-/* Puts a socket into its map. `*target` of the reference must be known; stores the socket's own
- * address. */
+/* Puts a socket into its map, with its reference (0: it sends nothing that is redirected). Stores
+ * its address, for the reference of who sends to it. */
 static __always_inline int insert(struct bpf_sock *socket, void *map, __u64 key,
                                   struct reference *reference, __u64 *address)
 {
