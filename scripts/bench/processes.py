@@ -33,10 +33,13 @@ __all__ = [
     "plain_environment",
     "private_memory",
     "running",
+    "wait_until_idle",
     "wrapped",
 ]
 
 PATIENCE = 20.0  # seconds until what ought to happen at once is taken as never happening
+_IDLE_FOR = 0.05  # seconds without CPU time, which is counted by hundredths
+_AFTERMATH = 5.0  # seconds in which a proxy has to be done with what its turn left
 UNPRIVILEGED = "nobody"
 _PROGRAM_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
 # Below the ports that the kernel gives to clients, so that none of them takes one of a server.
@@ -153,6 +156,18 @@ def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
     """CPU time that they used so far, user and system."""
     times = [process.cpu_times() for process in processes]
     return float(sum(each.user + each.system for each in times))
+
+
+def wait_until_idle(processes: Sequence[psutil.Process]) -> None:
+    """Until they use no CPU: whoever does after its turn is in the numbers of all others."""
+    deadline = time.monotonic() + _AFTERMATH
+    used = cpu_seconds(processes)
+    while time.monotonic() < deadline:
+        time.sleep(_IDLE_FOR)
+        before, used = used, cpu_seconds(processes)
+        if used == before:
+            return
+    raise BenchError(f"{processes[0].name()} was still busy {_AFTERMATH:g} s after its turn")
 
 
 def private_memory(processes: Iterable[psutil.Process]) -> int:

@@ -23,7 +23,7 @@ from rich.progress import (
 
 from pysidecar.testing import SidecarError
 from scripts.bench import machine
-from scripts.bench.processes import BenchError, find_program
+from scripts.bench.processes import BenchError, find_program, wait_until_idle
 from scripts.bench.results import Results, Round
 from scripts.bench.scenarios import Scenario, Settings
 from scripts.bench.sides import SPARE_FILES, Side, Site, Way
@@ -189,6 +189,7 @@ def _measure(
                 large = replace(site, connections=settings.idle_connections, memory_matters=True)
                 way = stack.enter_context(sides[0].start(large))
             values = scenario.measure(site.load, way, settings)
+            wait_until_idle(way.proxies)
         yield Round(number, scenario.name, names[0], values)
     except (BenchError, SidecarError, psutil.Error) as error:
         for name in names:

@@ -416,12 +416,10 @@ def _redsocks(site: Site) -> Iterator[Way]:
         )
         inside(netns, functools.partial(_apply_rules, rules))
         command: list[str | Path] = [find_program("redsocks"), "-c", configuration]
-        with running(
-            command,
-            log=directory / "log",
-            ready=lambda: accepts(here, netns),
-            netns=netns,
-        ) as process:
+        # Asked by its rule: on a connection to itself the original destination is itself, and it
+        # would connect to itself through microsocks for ever.
+        ready = functools.partial(accepts, address, netns)
+        with running(command, log=directory / "log", ready=ready, netns=netns) as process:
             proxies = (*family(process), *socks.processes)
             yield Way(address, server, netns=netns, proxies=proxies)
 
