@@ -104,6 +104,7 @@ void dp_destroy(struct dp *dp)
 
 int dp_add_listener(struct dp *dp, int fd, const struct dp_listener *listener)
 {
+    struct mosnhook_address here;
     int result = 0;
 
     if (dp->listener_count == MAX_LISTENERS)
@@ -112,6 +113,9 @@ int dp_add_listener(struct dp *dp, int fd, const struct dp_listener *listener)
         result = -EINVAL;
     else if (listener->transport != DP_TRANSPORT_UNIX)
         result = tune_socket(fd); /* accepted sockets inherit it */
+    if (listener->transport != DP_TRANSPORT_UNIX && address_of_local(fd, &here) == 0 &&
+        address_is_loopback(&here))
+        tune_for_this_host(fd);
     if (result < 0) {
         close(fd);
         return result;

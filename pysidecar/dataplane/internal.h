@@ -32,7 +32,7 @@
 
 enum {
     SCRATCH_SIZE = 64 * 1024, /* bytes of one recv: a worker's, not a connection's */
-    PIPE_SIZE = 256 * 1024,   /* bytes of a splice pipe */
+    PIPE_SIZE = 512 * 1024,   /* bytes of a splice pipe */
     POOLED_PIPES = 32,        /* empty pipes that a worker keeps open */
     ACCEPT_BATCH = 32,        /* connections accepted before others get their turn */
     RELAY_BATCH = 16,         /* reads of one direction before others get their turn */
@@ -454,5 +454,10 @@ void accelerator_close(struct accelerator *accelerator); /* also one that was ne
  * the handshake is over when connect() returns; else -errno, with -EINPROGRESS. */
 int connect_socket(int fd, const struct mosnhook_address *to);
 int tune_socket(int fd); /* TCP_NODELAY, keepalive, reset on close; 0 or -errno */
+/* For a socket that is not connected yet, and will be with another one of this host: there is no
+ * network in between whose congestion could be controlled. What the host does about networks only
+ * costs here: BBR paces, and takes a path without a delay for one that holds nothing. Reno does the
+ * least, and is in every kernel for everybody; where it is not, the default does. */
+void tune_for_this_host(int fd);
 
 #endif

@@ -134,6 +134,7 @@ static int open_crossing(const struct mosnhook_address *park, const struct mosnh
     if (fd < 0)
         return -errno;
     tune_socket(fd);
+    tune_for_this_host(fd);
     if (setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) < 0 ||
         bind(fd, (struct sockaddr *)&name, length) < 0)
         result = -errno;
@@ -162,6 +163,7 @@ static int private_listener(struct worker *worker, bool ipv4)
     if (*listener < 0)
         return -errno;
     tune_socket(*listener); /* accepted sockets inherit it */
+    tune_for_this_host(*listener);
     if (bind(*listener, (struct sockaddr *)&name, length) < 0 || listen(*listener, SOMAXCONN) < 0) {
         int error = errno;
 
@@ -242,6 +244,7 @@ void park_complete(struct connection *connection)
         connection_close(connection, DP_END_DOWNSTREAM_GONE, 0);
         return;
     }
+    tune_for_this_host(connection->application);
     fd = connection->parked ? open_crossing(&connection->park, &connection->source, &connected)
                             : connect_unparked(connection);
     if (fd >= 0) {

@@ -57,6 +57,13 @@ int tune_socket(int fd)
     return 0;
 }
 
+void tune_for_this_host(int fd)
+{
+    static const char reno[] = "reno";
+
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, reno, sizeof reno - 1);
+}
+
 static bool is_own(const struct dp *dp, const struct mosnhook_address *address)
 {
     for (size_t i = 0; i < dp->own_count; i++) {
@@ -181,6 +188,16 @@ static int keep_source(const struct connection *connection, int fd)
     return bind_source(fd, source);
 }
 
+/* An inbound connection came to an address of this host, and so does one that goes on to it. */
+static bool is_on_this_host(const struct connection *connection)
+{
+    const struct mosnhook_address *upstream = &connection->upstream;
+
+    return address_is_loopback(upstream) ||
+           (connection->listener->settings.direction == DP_INBOUND &&
+            memcmp(upstream->ip, connection->original_destination.ip, sizeof upstream->ip) == 0);
+}
+
 /* Marks the socket and gives it the address that the upstream shall see. 0 or -errno. */
 static int prepare_socket(const struct connection *connection, int fd)
 {
@@ -192,6 +209,8 @@ static int prepare_socket(const struct connection *connection, int fd)
 
     if (result < 0)
         return result;
+    if (is_on_this_host(connection))
+        tune_for_this_host(fd);
     if (!source) {
         result = set_mark(fd, listener->mark);
         return result < 0 ? result : keep_source(connection, fd);
