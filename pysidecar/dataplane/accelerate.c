@@ -395,8 +395,9 @@ void accelerate_if_it_pays(struct connection *connection)
     accelerated = calloc(1, sizeof *accelerated);
     answer = accelerated ? attach(connection, record) : ANSWER_NOT_SUITED;
     /* What speaks against it may pass: the application's end is established later than ours, or its
-     * socket is just in use. */
-    connection->accelerable = answer == ANSWER_OK ? 0 : connection->accelerable - 1;
+     * socket still blocks. That a direction has ended does not. */
+    connection->accelerable =
+        answer == ANSWER_OK || answer == ANSWER_ENDED ? 0 : connection->accelerable - 1;
     connection->accelerate_at_ms =
         connection->worker->now_ms + (1u << (TRIES - connection->accelerable - 1));
     if (answer != ANSWER_OK) {
