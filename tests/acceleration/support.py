@@ -20,6 +20,8 @@ V4, V6, MAPPED = "192.0.2.7", "2001:db8::7", "::ffff:192.0.2.7"
 CLIENT_FIRST, SERVER_FIRST = 7001, 7002
 """Ports: who speaks first there."""
 NEVER = 2**32 - 1
+SLOTS = 16384
+"""The default: connections that are accelerated at a time."""
 AT_ONCE = {"after_bytes": 0, "after_round_trips": 0}
 
 
@@ -190,8 +192,9 @@ def mesh(
     drain_timeout: str = "2s",
     **more: Any,
 ) -> Iterator[Mesh]:
-    """`more`: after_bytes and after_round_trips, or settings of ``outbound``."""
+    """`more`: after_bytes, after_round_trips and connections, or settings of ``outbound``."""
     acceleration = {"mode": "require", "path": path, "blocking_sockets": True} | AT_ONCE
+    acceleration["connections"] = SLOTS
     outbound: dict[str, Any] = {"transport": transport, "routes": server.routes}
     for name, value in more.items():
         (acceleration if name in acceleration else outbound)[name] = value

@@ -75,9 +75,9 @@ struct reference {
     __u32 to_upstream;
 };
 
+/* How many entries the maps have is said when they are loaded. */
 struct {
     __uint(type, BPF_MAP_TYPE_ARRAY);
-    __uint(max_entries, ACCELERATED_MAX);
     __uint(map_flags, BPF_F_MMAPABLE);
     __type(key, __u32);
     __type(value, struct record);
@@ -93,7 +93,6 @@ struct {
 /* The two ends of the loopback connection: their sends run `redirect`. */
 struct {
     __uint(type, BPF_MAP_TYPE_SOCKHASH);
-    __uint(max_entries, 2 * 2 * ACCELERATED_MAX); /* closed ones leave when the application does */
     __type(key, __u64);
     __type(value, __u64);
 } ends SEC(".maps");
@@ -101,7 +100,6 @@ struct {
 /* Upstreams: their sends run nothing. */
 struct {
     __uint(type, BPF_MAP_TYPE_SOCKHASH);
-    __uint(max_entries, ACCELERATED_MAX);
     __type(key, __u64);
     __type(value, __u64);
 } upstreams SEC(".maps");

@@ -10,7 +10,6 @@
 #include <linux/types.h>
 
 enum {
-    ACCELERATED_MAX = 16384, /* connections at a time; further ones are relayed */
     KEYS_PER_CONNECTION = 4,
     CACHE_LINE = 64,
 };
