@@ -193,6 +193,7 @@ class Sidecar:
                     wanted.after_bytes,
                     wanted.after_round_trips,
                     wanted.blocking_sockets,
+                    wanted.connections,
                 )
             )
         except AccelerationError as error:

@@ -81,6 +81,7 @@ TO_DEMO: list[Requirement] = [
 TO_TEST: list[Requirement] = [
     *TO_ACCELERATE,
     *TO_DEMO,
+    ("bpftool", program("bpftool")),
     ("clang-format", program("clang-format")),
     ("conntrack", program("conntrack")),
     ("default-jdk-headless", program("java", "javac")),

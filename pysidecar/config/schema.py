@@ -474,6 +474,12 @@ class Acceleration(_Section):
     ] = 8
     """… or so many requests and answers. Short connections are not worth the effort."""
 
+    connections: Annotated[int, Field(strict=True, ge=1, le=2**20, json_schema_extra=_AT_START)] = (
+        16384
+    )
+    """How many connections are accelerated at a time; further ones are relayed. The kernel sets
+    memory aside for them, about 300 bytes for each."""
+
     blocking_sockets: Annotated[bool, Field(strict=True, json_schema_extra=_AT_START)] = False
     """Whether sockets that are not in non-blocking mode are accelerated, too. On those the kernel
     may let a `recv` that waits end with EAGAIN. The hook waits on then, but it does not see what

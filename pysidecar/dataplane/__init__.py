@@ -235,12 +235,13 @@ class Counters:
 class Acceleration:
     """When a connection's bytes take a shorter path, and which (``FULL`` or ``LOCAL``):
     after so many bytes in both directions together, or so many round trips. ``blocking_sockets``:
-    also when the application blocks in ``recv``."""
+    also when the application blocks in ``recv``. ``connections``: at a time, no more."""
 
     path: ConnectionPath = ConnectionPath.FULL
     after_bytes: int = 128 * 1024
     after_round_trips: int = 8
     blocking_sockets: bool = False
+    connections: int = 16384
 
 
 class AccelerationError(Exception):
@@ -299,6 +300,7 @@ class DataPlane:
                 "path": settings.path,
                 "blocking_sockets": settings.blocking_sockets,
                 "after_round_trips": settings.after_round_trips,
+                "connections": settings.connections,
                 "after_bytes": settings.after_bytes,
             },
         )

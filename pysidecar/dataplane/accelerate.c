@@ -83,6 +83,8 @@ static struct {
     void *handle;
     print_function (*set_print)(print_function);
     void *(*open)(const char *path);
+    void *(*find_map)(const void *object, const char *name);
+    int (*set_max_entries)(void *map, uint32_t entries);
     int (*load)(void *object);
     void (*close)(void *object);
     int (*map_fd)(const void *object, const char *name);
@@ -109,6 +111,8 @@ static bool open_libbpf(char *reason)
     } functions[] = {
         {"libbpf_set_print", (void **)&libbpf.set_print},
         {"bpf_object__open", (void **)&libbpf.open},
+        {"bpf_object__find_map_by_name", (void **)&libbpf.find_map},
+        {"bpf_map__set_max_entries", (void **)&libbpf.set_max_entries},
         {"bpf_object__load", (void **)&libbpf.load},
         {"bpf_object__close", (void **)&libbpf.close},
         {"bpf_object__find_map_fd_by_name", (void **)&libbpf.map_fd},
@@ -187,6 +191,44 @@ static bool has_capabilities(char *reason)
     return true;
 }
 
+static bool size_maps(void *object, uint32_t connections)
+{
+    const struct {
+        const char *name;
+        uint32_t entries;
+    } maps[] = {
+        {"records", connections},
+        {"upstreams", connections},
+        {"ends", 2 * 2 * connections}, /* closed ones leave when the application does */
+    };
+
+    for (size_t i = 0; i < sizeof maps / sizeof *maps; i++)
+        if (libbpf.set_max_entries(libbpf.find_map(object, maps[i].name), maps[i].entries) < 0)
+            return false;
+    return true;
+}
+
+static bool load_object(struct accelerator *accelerator, const char *path, char *reason)
+{
+    bool loaded;
+
+    load_log = reason;
+    libbpf.set_print(keep_first_line);
+    accelerator->object = libbpf.open(path);
+    loaded = accelerator->object &&
+             size_maps(accelerator->object, accelerator->settings.connections) &&
+             libbpf.load(accelerator->object) >= 0;
+    if (!loaded && !reason[0])
+        snprintf(reason, DP_REASON_SIZE, "cannot load %s: %s", path, strerror(errno));
+    load_log = NULL;
+    return loaded;
+}
+
+static size_t records_size(const struct accelerator *accelerator)
+{
+    return accelerator->settings.connections * sizeof(struct record);
+}
+
 /* Loads the programs and maps. False with a reason. */
 static bool load(struct accelerator *accelerator, const char *path, char *reason)
 {
@@ -194,16 +236,8 @@ static bool load(struct accelerator *accelerator, const char *path, char *reason
     int redirect, ends, records;
     void *memory;
 
-    load_log = reason;
-    libbpf.set_print(keep_first_line);
-    accelerator->object = libbpf.open(path);
-    if (!accelerator->object || libbpf.load(accelerator->object) < 0) {
-        if (!reason[0])
-            snprintf(reason, DP_REASON_SIZE, "cannot load %s: %s", path, strerror(errno));
-        load_log = NULL;
+    if (!load_object(accelerator, path, reason))
         return false;
-    }
-    load_log = NULL;
     redirect = libbpf.program_fd(libbpf.find_program(accelerator->object, "redirect"));
     ends = libbpf.map_fd(accelerator->object, "ends");
     records = libbpf.map_fd(accelerator->object, "records");
@@ -217,8 +251,7 @@ static bool load(struct accelerator *accelerator, const char *path, char *reason
         snprintf(reason, DP_REASON_SIZE, "the kernel has no sockmap: %s", strerror(errno));
         return false;
     }
-    memory = mmap(NULL, ACCELERATED_MAX * sizeof(struct record), PROT_READ | PROT_WRITE, MAP_SHARED,
-                  records, 0);
+    memory = mmap(NULL, records_size(accelerator), PROT_READ | PROT_WRITE, MAP_SHARED, records, 0);
     if (memory == MAP_FAILED) {
         snprintf(reason, DP_REASON_SIZE, "cannot map the records: %s", strerror(errno));
         return false;
@@ -233,19 +266,19 @@ int dp_accelerate(struct dp *dp, const char *path, const struct dp_acceleration 
     struct accelerator *accelerator = &dp->accelerator;
 
     reason[0] = '\0';
+    accelerator->settings = *settings;
     if (!has_capabilities(reason) || !open_libbpf(reason) || !load(accelerator, path, reason)) {
         accelerator_close(accelerator);
         return -ENOTSUP;
     }
-    accelerator->free = calloc(ACCELERATED_MAX, sizeof *accelerator->free);
+    accelerator->free = calloc(settings->connections, sizeof *accelerator->free);
     if (!accelerator->free) {
         accelerator_close(accelerator);
         return -ENOMEM;
     }
-    for (uint32_t i = 0; i < ACCELERATED_MAX; i++)
+    for (uint32_t i = 0; i < settings->connections; i++)
         accelerator->free[i].slot = i;
-    accelerator->free_count = ACCELERATED_MAX;
-    accelerator->settings = *settings;
+    accelerator->free_count = settings->connections;
     pthread_mutex_init(&accelerator->lock, NULL);
     return 0;
 }
@@ -253,7 +286,7 @@ int dp_accelerate(struct dp *dp, const char *path, const struct dp_acceleration 
 void accelerator_close(struct accelerator *accelerator)
 {
     if (accelerator->records)
-        munmap(accelerator->records, ACCELERATED_MAX * sizeof(struct record));
+        munmap(accelerator->records, records_size(accelerator));
     if (accelerator->object)
         libbpf.close(accelerator->object);
     free(accelerator->free);
@@ -272,7 +305,8 @@ static struct record *take_record(struct accelerator *accelerator, uint64_t now_
 
         if (first->until_ms <= now_ms) {
             record = &accelerator->records[first->slot];
-            accelerator->first_free = (accelerator->first_free + 1) % ACCELERATED_MAX;
+            accelerator->first_free =
+                (accelerator->first_free + 1) % accelerator->settings.connections;
             accelerator->free_count--;
         }
     }
@@ -284,18 +318,19 @@ static void give_record_back(struct accelerator *accelerator, struct record *rec
                              uint64_t now_ms)
 {
     struct resting_slot slot = {now_ms + QUARANTINE_MS, (uint32_t)(record - accelerator->records)};
+    size_t end;
 
     pthread_mutex_lock(&accelerator->lock);
-    accelerator->free[(accelerator->first_free + accelerator->free_count++) % ACCELERATED_MAX] =
-        slot;
+    end = (accelerator->first_free + accelerator->free_count++) % accelerator->settings.connections;
+    accelerator->free[end] = slot;
     pthread_mutex_unlock(&accelerator->lock);
 }
 
 static uint32_t window(const struct accelerator *accelerator)
 {
     /* Not under the lock: a moment's difference does not matter. */
-    uint32_t used =
-        ACCELERATED_MAX - (uint32_t)__atomic_load_n(&accelerator->free_count, __ATOMIC_RELAXED);
+    uint32_t free = (uint32_t)__atomic_load_n(&accelerator->free_count, __ATOMIC_RELAXED);
+    uint32_t used = accelerator->settings.connections - free;
     uint32_t share = WINDOW_BUDGET / (used ? used : 1);
 
     return share > WINDOW_MAX ? WINDOW_MAX : share < WINDOW_MIN ? WINDOW_MIN : share;
@@ -395,8 +430,9 @@ void accelerate_if_it_pays(struct connection *connection)
     accelerated = calloc(1, sizeof *accelerated);
     answer = accelerated ? attach(connection, record) : ANSWER_NOT_SUITED;
     /* What speaks against it may pass: the application's end is established later than ours, or its
-     * socket is just in use. */
-    connection->accelerable = answer == ANSWER_OK ? 0 : connection->accelerable - 1;
+     * socket still blocks. That a direction has ended does not. */
+    connection->accelerable =
+        answer == ANSWER_OK || answer == ANSWER_ENDED ? 0 : connection->accelerable - 1;
     connection->accelerate_at_ms =
         connection->worker->now_ms + (1u << (TRIES - connection->accelerable - 1));
     if (answer != ANSWER_OK) {

@@ -125,7 +125,7 @@ struct dp_acceleration {
     uint32_t path;             /* DP_PATH_FULL or DP_PATH_LOCAL */
     uint32_t blocking_sockets; /* also those of applications that block in recv() */
     uint32_t after_round_trips;
-    uint32_t reserved;    /* 0 */
+    uint32_t connections; /* at a time, at least 1; further ones are relayed */
     uint64_t after_bytes; /* in both directions together */
 };
 

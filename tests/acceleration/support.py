@@ -20,6 +20,8 @@ V4, V6, MAPPED = "192.0.2.7", "2001:db8::7", "::ffff:192.0.2.7"
 CLIENT_FIRST, SERVER_FIRST = 7001, 7002
 """Ports: who speaks first there."""
 NEVER = 2**32 - 1
+SLOTS = 16384
+"""The default: connections that are accelerated at a time."""
 AT_ONCE = {"after_bytes": 0, "after_round_trips": 0}
 
 
@@ -182,14 +184,22 @@ class Mesh:
 
 @contextmanager
 def mesh(
-    server: Server, directory: Path, *, transport: str = "unix", path: str = "full", **more: Any
+    server: Server,
+    directory: Path,
+    *,
+    transport: str = "unix",
+    path: str = "full",
+    drain_timeout: str = "2s",
+    **more: Any,
 ) -> Iterator[Mesh]:
-    """`more`: after_bytes and after_round_trips, or settings of ``outbound``."""
+    """`more`: after_bytes, after_round_trips and connections, or settings of ``outbound``."""
     acceleration = {"mode": "require", "path": path, "blocking_sockets": True} | AT_ONCE
+    acceleration["connections"] = SLOTS
     outbound: dict[str, Any] = {"transport": transport, "routes": server.routes}
     for name, value in more.items():
         (acceleration if name in acceleration else outbound)[name] = value
-    with Sidecar({"outbound": outbound, "acceleration": acceleration}) as sidecar:
+    settings = {"outbound": outbound, "acceleration": acceleration, "drain_timeout": drain_timeout}
+    with Sidecar(settings) as sidecar:
         made = Mesh(sidecar, server, directory)
         try:
             yield made
@@ -202,3 +212,19 @@ def check(lines: list[Line]) -> Counter[str]:
     failed = [line for line in lines if line.result == "failed"]
     assert not failed, "\n".join(map(str, failed))
     return Counter(line.result for line in lines)
+
+
+def kernel_objects() -> set[tuple[str, int]]:
+    """Ours of the kernel's BPF programs and maps, by their names."""
+    found = set()
+    for kind, names in (
+        ("prog", {"redirect", "attach", "probe"}),
+        ("map", {"records", "references", "ends", "upstreams"}),
+    ):
+        listed = subprocess.run(
+            ["bpftool", "-j", kind, "list"], capture_output=True, check=True, text=True
+        )
+        found |= {
+            (kind, one["id"]) for one in json.loads(listed.stdout) if one.get("name") in names
+        }
+    return found

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -23,6 +21,7 @@ from tests.acceleration.support import (
     Running,
     Server,
     check,
+    kernel_objects,
     mesh,
 )
 from tests.interop.servers import wait_until
@@ -31,22 +30,6 @@ _TARGETS = [f"{ip},{port}" for ip in (V4, V6, MAPPED) for port in (CLIENT_FIRST,
 _WAYS = ["edge", "level", "blocking"]
 # Bytes. What was not accelerated yet ends in order when the sidecar dies.
 _YOUNG = 256 * 1024
-
-
-def _kernel_objects() -> set[tuple[str, int]]:
-    """Ours of the kernel's BPF programs and maps, by their names."""
-    found = set()
-    for kind, names in (
-        ("prog", {"redirect", "attach", "probe"}),
-        ("map", {"records", "references", "ends", "upstreams"}),
-    ):
-        listed = subprocess.run(
-            ["bpftool", "-j", kind, "list"], capture_output=True, check=True, text=True
-        )
-        found |= {
-            (kind, one["id"]) for one in json.loads(listed.stdout) if one.get("name") in names
-        }
-    return found
 
 
 def _start_traffic(mesh: Mesh) -> list[Running]:
@@ -70,7 +53,7 @@ def _start_traffic(mesh: Mesh) -> list[Running]:
 
 
 def _kill(traffic: Path, directory: Path, rounds: int, **settings: Any) -> None:
-    before = _kernel_objects()
+    before = kernel_objects()
     with (
         Server(traffic, directory / "server", (f"young={_YOUNG}",)) as server,
         mesh(server, directory, **settings) as running,
@@ -83,7 +66,7 @@ def _kill(traffic: Path, directory: Path, rounds: int, **settings: Any) -> None:
             for client in clients:
                 broken += check(client.wait())["broken"]
             check(server.running.lines)
-            wait_until(lambda: not (_kernel_objects() - before), "nothing is left in the kernel")
+            wait_until(lambda: not (kernel_objects() - before), "nothing is left in the kernel")
             running.sidecar.start()
         assert broken > rounds
 
@@ -113,7 +96,7 @@ def test_sidecar_killed_hundreds_of_times(
 def test_traffic_goes_on_after_the_sidecar_stood_still(
     make_mesh: Callable[..., AbstractContextManager[Mesh]], path: str
 ) -> None:
-    before = _kernel_objects()
+    before = kernel_objects()
     with make_mesh(path=path) as running:
         clients = [
             running.start(*_TARGETS, way=way, count=40, window=6, up=8 << 20, down=8 << 20, seed=7)
@@ -127,5 +110,5 @@ def test_traffic_goes_on_after_the_sidecar_stood_still(
         for client in clients:
             ends = check(client.wait())
             assert ends["complete"] + ends["reset"] == 40
-        assert _kernel_objects() > before
-    wait_until(lambda: not (_kernel_objects() - before), "nothing is left in the kernel")
+        assert kernel_objects() > before
+    wait_until(lambda: not (kernel_objects() - before), "nothing is left in the kernel")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -56,7 +57,7 @@ def test_reader_that_stops(make_mesh: MakeMesh, path: str, direction: str, way: 
     with make_mesh(path=path) as mesh:
         stop = {f"{direction}_stop_ms": _STOP_MS, "stop_at": 20 * _MIB}
         before = _tcp_memory()
-        client = mesh.start(_TARGET, way=way, exactly=1, **sizes, **stop)
+        client = mesh.start(_TARGET, way=way, exactly=1, ends_last=1, **sizes, **stop)
         sender, reader = client, mesh.server.running
         if direction == "down":
             sender, reader = reader, sender
@@ -65,8 +66,7 @@ def test_reader_that_stops(make_mesh: MakeMesh, path: str, direction: str, way: 
         assert check(client.wait()) == {"complete": 1}
         assert check(mesh.server.wait(1)) == {"complete": 1}
         (logged,) = mesh.log(1)
-        # One in some twenty is not attached, and relayed: what this test is about holds there, too.
-        assert logged["path"] in (path, "relay")
+        assert logged["path"] == path
         assert logged["duration_ms"] < _STOP_MS + 8000  # at 20 MiB/s
 
 
@@ -79,9 +79,11 @@ def test_slow_reader_gets_everything(
     sizes = {"up": 100, "down": 100} | {direction: 12 * _MIB}
     with make_mesh(path=path) as mesh:
         slow = {f"{direction}_slow_ms": 1, "chunk": 64 * 1024}
-        lines = mesh.run(_TARGET, way=way, exactly=1, **sizes, **slow)
+        lines = mesh.run(_TARGET, way=way, exactly=1, ends_last=1, **sizes, **slow)
         assert check(lines) == {"complete": 1}
         assert check(mesh.server.wait(1)) == {"complete": 1}
+        (logged,) = mesh.log(1)
+        assert logged["path"] == path
 
 
 @pytest.mark.soak
@@ -96,10 +98,11 @@ def test_a_thousand_readers_that_stop(make_mesh: MakeMesh, path: str, direction:
         stop = {f"{direction}_stop_ms": 5000, "stop_at": 1}
         options = {"count": count, "window": count, "way": "edge", "patience_ms": 60000}
         before = _tcp_memory()
-        client = mesh.start(_TARGET, exactly=1, **sizes, **stop, **options)
+        client = mesh.start(_TARGET, exactly=1, ends_last=1, **sizes, **stop, **options)
         sender, reader = client, mesh.server.running
         if direction == "down":
             sender, reader = reader, sender
         wait_until(lambda: reader.stopped >= count, "all readers stop")
         _watch_stop(mesh, sender.process.pid, before + count * 4 * _MIB)
         assert check(client.wait(200)) == {"complete": count}
+        assert Counter(line["path"] for line in mesh.log(count)) == {path: count}

@@ -101,6 +101,20 @@ def test_streams_arrive_whole_and_in_order_on_a_busy_machine(make_mesh: MakeMesh
         _run(mesh, 12, "full", "after bytes")
 
 
+@pytest.mark.parametrize("direction", ["up", "down"])
+@pytest.mark.parametrize("path", ["full", "local"])
+def test_streams_of_which_one_has_ended_are_relayed(
+    make_mesh: MakeMesh, path: str, direction: str
+) -> None:
+    """The kernel would not take their sockets. Here the other stream ends long before it pays."""
+    sizes = {"up": 100, "down": 100} | {direction: 40 << 20}
+    with make_mesh(path=path, after_bytes=30 << 20, after_round_trips=NEVER) as mesh:
+        for ends_last, expected in ((0, "relay"), (1, path)):
+            lines = mesh.run(f"{V4},{CLIENT_FIRST}", exactly=1, ends_last=ends_last, **sizes)
+            assert check(lines) == {"complete": 1}
+            assert mesh.log(1 + ends_last)[-1]["path"] == expected
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("busy", [False, True])

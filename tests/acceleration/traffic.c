@@ -51,6 +51,7 @@ struct plan {
     uint32_t pause_percent; /* of its reads and writes, each followed by a pause */
     uint32_t chunk;         /* the largest one that it reads or writes */
     uint32_t slow_ms;       /* a pause after each read */
+    uint32_t ends_last;     /* it ends its stream after the other one has ended */
 };
 
 /* What a stream begins with. `yours` is the client's wish, in an answer it is zero. */
@@ -82,6 +83,7 @@ static struct {
     uint64_t port, server_first; /* the server's */
     uint64_t up, down;           /* the largest streams; with `exactly`, their sizes */
     uint64_t exactly;
+    uint64_t ends_last; /* the shorter stream ends after the longer one */
     uint64_t abort_percent, pause_percent, lockstep_percent, chunk;
     uint64_t stop_at, up_stop_ms, down_stop_ms, up_slow_ms, down_slow_ms;
 } options = {.window = 1, .count = 1, .up = 1 << 20, .down = 1 << 20};
@@ -318,11 +320,13 @@ static size_t chunk_size(const struct connection *connection, uint64_t *random)
     return pick_size(random, chunk && chunk < BUFFER ? chunk : BUFFER);
 }
 
-/* In lockstep: for the other end's next piece. */
+/* In lockstep: for the other end's next piece. Or for its end. */
 static bool must_wait(const struct connection *connection)
 {
     bool has_all = greeted(connection) && connection->received == total(&connection->in);
 
+    if (connection->sent == total(&connection->out))
+        return connection->out.mine.ends_last && !connection->ended;
     return connection->out.mine.lockstep && connection->sent > connection->received && !has_all;
 }
 
@@ -406,6 +410,10 @@ static void send_some(struct connection *connection)
     size_t size = write_size(connection);
     ssize_t count;
 
+    if (size == 0) { /* the other stream's end was waited for */
+        finish_stream(connection);
+        return;
+    }
     fill(buffer, &connection->out, connection->sent, size);
     count = send(connection->fd, buffer, size, MSG_NOSIGNAL);
     if (count < 0 && errno == EAGAIN) {
@@ -421,7 +429,7 @@ static void send_some(struct connection *connection)
     connection->progress_ms = now_ms;
     connection->sent += (size_t)count;
     connection->write_again_ms = now_ms + pause_ms(connection);
-    if (connection->sent == total(&connection->out))
+    if (connection->sent == total(&connection->out) && !must_wait(connection))
         finish_stream(connection);
 }
 
@@ -603,6 +611,8 @@ static void *write_all(void *argument)
         if (pick_below(&connection->random_out, 100) < connection->out.mine.pause_percent)
             usleep((useconds_t)pick_below(&connection->random_out, 10000));
     }
+    if (must_wait(connection))
+        return NULL;
     if (!connection->out.mine.abort && shutdown(connection->fd, SHUT_WR) != 0) {
         connection->write_error = errno;
         return "shutdown";
@@ -671,6 +681,8 @@ static void run_blocking(struct connection *connection)
     /* It ends with what reading ended with; and an error that it met, reading no longer tells. */
     if (!alone)
         pthread_join(writer, &operation);
+    if (connection->ended && !connection->finished && !operation)
+        operation = write_all(connection);
     if (connection->active && operation)
         error_came(connection, operation, connection->write_error);
     else if (connection->active && connection->ended)
@@ -736,6 +748,7 @@ static void parse_options(char **words)
         {"up", &options.up},
         {"down", &options.down},
         {"exactly", &options.exactly},
+        {"ends_last", &options.ends_last},
         {"abort", &options.abort_percent},
         {"pause", &options.pause_percent},
         {"lockstep", &options.lockstep_percent},
@@ -905,6 +918,7 @@ static bool plan_next(struct connection *connection, struct sockaddr_storage *to
         mine->stop_at = yours->stop_at = options.stop_at;
         mine->stop_ms = (uint32_t)options.down_stop_ms;
         yours->stop_ms = (uint32_t)options.up_stop_ms;
+        (mine->length < yours->length ? mine : yours)->ends_last = options.ends_last != 0;
         mine->slow_ms = (uint32_t)options.down_slow_ms;
         yours->slow_ms = (uint32_t)options.up_slow_ms;
         connection->random = pick(&run_random);

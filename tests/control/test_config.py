@@ -324,6 +324,10 @@ PORTS = "expected a port such as 5432 or a range such as 8000-8999"
             "acceleration.after_round_trips: 4294967296: expected less than or equal to 4294967295",
         ),
         (
+            "acceleration: {connections: 0}",
+            "acceleration.connections: 0: expected greater than or equal to 1",
+        ),
+        (
             "acceleration: {speed: 1}",
             "acceleration.speed: unknown key; expected one of mode, path, after_bytes, "
             "after_round_trips",

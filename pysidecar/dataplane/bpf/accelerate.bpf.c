@@ -24,7 +24,7 @@
 #define KERNEL_TYPE __attribute__((preserve_access_index))
 
 /* From the kernel's net/tcp_states.h and net/tcp.h, which are not for BPF. */
-enum { ESTABLISHED = 1, NAGLE_OFF = 1 };
+enum { ESTABLISHED = 1, SYN_SENT = 2, SYN_RECEIVED = 3, NAGLE_OFF = 1 };
 
 enum { DO_NOT_BLOCK = 04000 }; /* O_NONBLOCK */
 
@@ -75,9 +75,9 @@ struct reference {
     __u32 to_upstream;
 };
 
+/* How many entries the maps have is said when they are loaded. */
 struct {
     __uint(type, BPF_MAP_TYPE_ARRAY);
-    __uint(max_entries, ACCELERATED_MAX);
     __uint(map_flags, BPF_F_MMAPABLE);
     __type(key, __u32);
     __type(value, struct record);
@@ -93,7 +93,6 @@ struct {
 /* The two ends of the loopback connection: their sends run `redirect`. */
 struct {
     __uint(type, BPF_MAP_TYPE_SOCKHASH);
-    __uint(max_entries, 2 * 2 * ACCELERATED_MAX); /* closed ones leave when the application does */
     __type(key, __u64);
     __type(value, __u64);
 } ends SEC(".maps");
@@ -101,7 +100,6 @@ struct {
 /* Upstreams: their sends run nothing. */
 struct {
     __uint(type, BPF_MAP_TYPE_SOCKHASH);
-    __uint(max_entries, ACCELERATED_MAX);
     __type(key, __u64);
     __type(value, __u64);
 } upstreams SEC(".maps");
@@ -251,6 +249,31 @@ static __always_inline __u64 address_of(struct bpf_sock *socket)
     return (__u64)bpf_skc_to_tcp_sock(socket);
 }
 
+/* Whether the kernel takes it into a map, which it does while both of its directions are open. */
+static __always_inline int state(struct bpf_sock *socket)
+{
+    switch (socket->state) {
+    case ESTABLISHED:
+        return ANSWER_OK;
+    case SYN_SENT:
+    case SYN_RECEIVED:
+        return ANSWER_NO_SOCKET;
+    default:
+        return ANSWER_ENDED;
+    }
+}
+
+/* What speaks against the application's socket, before anything is changed. */
+static __always_inline int examine(struct bpf_sock *socket, struct record *record)
+{
+    struct tcp_sock *typed = bpf_skc_to_tcp_sock(socket);
+
+    if (!typed)
+        return ANSWER_NO_SOCKET;
+    record->nodelay = has_nodelay(typed);
+    return record->blocking || !blocks(typed) ? state(socket) : ANSWER_NOT_SUITED;
+}
+
 /* Puts a socket into its map, with its reference (0: it sends nothing that is redirected). Stores
  * its address, for the reference of who sends to it. */
 static __always_inline int insert(struct bpf_sock *socket, void *map, __u64 key,
@@ -258,9 +281,12 @@ static __always_inline int insert(struct bpf_sock *socket, void *map, __u64 key,
 {
     struct tcp_sock *typed = bpf_skc_to_tcp_sock(socket);
     struct reference *kept;
+    int answer = state(socket);
 
-    if (!typed || socket->state != ESTABLISHED)
+    if (!typed)
         return ANSWER_NO_SOCKET;
+    if (answer != ANSWER_OK)
+        return answer;
     *address = (__u64)typed;
     if (((const struct sock *)typed)->__sk_common.skc_flags &
         (1ul << bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY)))
@@ -298,10 +324,7 @@ int attach(struct __sk_buff *context)
     socket = find(context, &record->downstream, 1);
     if (!socket)
         return ANSWER_NO_SOCKET;
-    typed = bpf_skc_to_tcp_sock(socket);
-    answer = typed && (record->blocking || !blocks(typed)) ? ANSWER_OK : ANSWER_NOT_SUITED;
-    if (typed)
-        record->nodelay = has_nodelay(typed);
+    answer = examine(socket, record);
     bpf_sk_release(socket);
     if (answer != ANSWER_OK)
         return answer;

@@ -10,7 +10,6 @@
 #include <linux/types.h>
 
 enum {
-    ACCELERATED_MAX = 16384, /* connections at a time; further ones are relayed */
     KEYS_PER_CONNECTION = 4,
     CACHE_LINE = 64,
 };
@@ -56,6 +55,7 @@ enum answer {
     ANSWER_OK = 1,
     ANSWER_NO_SOCKET = 2,  /* the application's socket is not on this host, or not connected */
     ANSWER_NOT_SUITED = 3, /* it is of a kind that cannot be redirected (kTLS, MPTCP, …) */
+    ANSWER_ENDED = 4,      /* one of its ends has ended: the kernel takes no such sockets */
 };
 
 #endif
