@@ -25,6 +25,9 @@ SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 
 T = TypeVar("T")
 
+MakePlane = Callable[..., "Plane"]
+"""The fixture ``make_plane``."""
+
 
 def eventually(ask: Callable[[], T], what: str) -> T:
     """The first true answer. For conditions that nothing announces."""

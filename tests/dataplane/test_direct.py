@@ -6,8 +6,11 @@ import array
 import errno
 import random
 import socket
+import time
 from collections.abc import Callable
 from ipaddress import ip_network
+
+import pytest
 
 from pysidecar.address import Address
 from pysidecar.dataplane import (
@@ -22,9 +25,18 @@ from pysidecar.dataplane import (
     lib,
 )
 from pysidecar.routing.rules import Rule, compile_rules
-from tests.dataplane.support import PATIENCE, Plane, Server, closed_address, eventually, tcp_address
+from tests.dataplane.support import (
+    PATIENCE,
+    MakePlane,
+    Plane,
+    Server,
+    closed_address,
+    eventually,
+    linger_reset,
+    silent_server,
+    tcp_address,
+)
 
-MakePlane = Callable[..., Plane]
 SERVICE = Address("10.1.2.3", 80)
 
 
@@ -65,10 +77,14 @@ class Asking:
             [bytes(ffi.buffer(request))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
         )
 
-    def connect(self) -> socket.socket:
+    def connect_ex(self) -> int:
+        """The errno."""
         assert self.action == lib.MOSNHOOK_DIRECT
         assert self.endpoint
-        self.socket.connect((self.endpoint.host, self.endpoint.port))
+        return self.socket.connect_ex((self.endpoint.host, self.endpoint.port))
+
+    def connect(self) -> socket.socket:
+        assert self.connect_ex() == 0
         return self.socket
 
 
@@ -140,9 +156,7 @@ def test_a_socket_that_never_connects_is_a_failed_connect(make_plane: MakePlane)
     for connect in (False, True):
         asking = Asking(plane)
         if connect:
-            assert asking.endpoint
-            refused = asking.socket.connect_ex((asking.endpoint.host, asking.endpoint.port))
-            assert refused == errno.ECONNREFUSED
+            assert asking.connect_ex() == errno.ECONNREFUSED
         asking.socket.close()
         done = plane.next_closed()
         assert (done.end, done.bytes_sent) == (End.UPSTREAM_CONNECT, 0)
@@ -154,11 +168,9 @@ def test_a_socket_that_is_asked_for_again_has_one_record(
     plane = make_plane(workers=4, before_start=direct_to(closed_address()))
     asking = Asking(plane)
     for _ in range(8):
-        assert asking.endpoint
         # With a timeout Python's would be non-blocking, whose failure is read twice.
         asking.socket.settimeout(None)
-        refused = asking.socket.connect_ex((asking.endpoint.host, asking.endpoint.port))
-        assert refused == errno.ECONNREFUSED
+        assert asking.connect_ex() == errno.ECONNREFUSED
         asking = Asking(plane, asking.socket)
     direct_to(server.address)(plane.data)
     Asking(plane, asking.socket).connect()
@@ -169,6 +181,108 @@ def test_a_socket_that_is_asked_for_again_has_one_record(
     server.accept().close()
     eventually(lambda: plane.data.live == 0, "the last record to end")
     assert plane.closed()[-1].end == End.EOF
+
+
+def ejected(plane: Plane) -> list[Address]:
+    return [each.endpoint for each in plane.data.ejected()]
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_an_endpoint_that_refused_has_no_turn(
+    make_plane: MakePlane, server: Server, blocking: bool
+) -> None:
+    dead = closed_address()
+    plane = make_plane(before_start=direct_to(dead, server.address))
+    failed = Asking(plane)
+    assert failed.endpoint == dead
+    failed.socket.settimeout(None if blocking else PATIENCE)
+    assert failed.connect_ex() == errno.ECONNREFUSED
+    failed.socket.close()
+    assert plane.next_closed().end == End.UPSTREAM_CONNECT
+    assert ejected(plane) == [dead]
+    for _ in range(6):
+        Asking(plane).connect()
+
+
+def test_an_endpoint_is_ejected_by_silence_after_the_connect_timeout(
+    make_plane: MakePlane, server: Server
+) -> None:
+    with silent_server() as silent:
+        plane = make_plane(
+            timeouts=Timeouts(connect=0.2), before_start=direct_to(silent, server.address)
+        )
+        asked = time.monotonic()
+        asking = Asking(plane)
+        asking.socket.setblocking(False)
+        assert asking.connect_ex() == errno.EINPROGRESS
+        eventually(lambda: time.monotonic() - asked > 0.3, "the timeout to pass")
+        asking.socket.close()
+        plane.next_closed()
+        assert ejected(plane) == [silent]
+
+
+def never(asking: Asking) -> None:
+    pass
+
+
+def in_the_handshake(asking: Asking) -> None:
+    asking.socket.setblocking(False)
+    assert asking.connect_ex() == errno.EINPROGRESS
+
+
+def without_a_route(asking: Asking) -> None:
+    assert asking.connect_ex() == errno.ENETUNREACH
+
+
+@pytest.mark.parametrize("connect", [never, in_the_handshake, without_a_route])
+def test_what_the_application_does_ejects_nobody(
+    make_plane: MakePlane, server: Server, connect: Callable[[Asking], None]
+) -> None:
+    with silent_server() as silent:
+        # TCP does not go to a multicast address.
+        endpoint = Address("224.0.0.1", 80) if connect is without_a_route else silent
+        plane = make_plane(before_start=direct_to(endpoint, server.address))
+        asking = Asking(plane)
+        assert asking.endpoint == endpoint
+        connect(asking)
+        asking.socket.close()
+        assert plane.next_closed().end == End.UPSTREAM_CONNECT
+        assert ejected(plane) == []
+
+
+def test_only_a_connection_that_is_younger_than_the_failure_ends_an_ejection(
+    make_plane: MakePlane,
+) -> None:
+    with Server() as server:
+        plane = make_plane(before_start=direct_to(server.address))
+        old = Asking(plane).connect()
+        server.accept()
+    failing = Asking(plane)
+    assert failing.connect_ex() == errno.ECONNREFUSED
+    failing.socket.close()
+    plane.next_closed()
+    assert ejected(plane) == [server.address]
+    linger_reset(old)
+    plane.next_closed()
+    assert ejected(plane) == [server.address]
+    with Server(port=server.address.port) as back:
+        Asking(plane).connect().close()
+        back.accept().close()
+        assert plane.next_closed().end == End.EOF
+        assert ejected(plane) == []
+
+
+def test_where_only_an_ejected_endpoint_is_within_reach_it_is_a_relay(
+    make_plane: MakePlane,
+) -> None:
+    dead = closed_address()
+    with Server("::1") as other:
+        plane = make_plane(before_start=direct_to(dead, other.address))
+        asking = Asking(plane)
+        assert asking.connect_ex() == errno.ECONNREFUSED
+        asking.socket.close()
+        plane.next_closed()
+        assert Asking(plane).action == lib.MOSNHOOK_RELAY
 
 
 def test_many_come_and_go_in_any_order(make_plane: MakePlane, server: Server) -> None:

@@ -267,6 +267,35 @@ def test_endpoints_take_turns(sidecar: Sidecar) -> None:
             assert sorted(map(upstreams.count, set(upstreams))) == [5, 5]
 
 
+def test_an_endpoint_that_failed_is_left_out_until_its_time_is_over(
+    listener: socket.socket,
+) -> None:
+    settings = {"workers": 2, "outbound": {"ejection_time": "3s"}}
+    with Sidecar(settings) as sidecar, socket.socket() as dead:
+        dead.bind(("127.0.0.1", 0))  # but it does not listen
+        dead.settimeout(0)
+        sidecar.route(SERVICE, [dead, listener], action="direct")
+        with Client(sidecar) as client:
+
+            def connect() -> Any:
+                failure = client.connect()
+                client("s.close()")
+                return failure
+
+            assert connect() == {"errno": errno.ECONNREFUSED}
+            closed(sidecar)  # the kernel's report has come
+            assert [connect() for _ in range(20)] == [None] * 20
+            dead.listen()
+
+            def is_back() -> bool:
+                assert connect() is None
+                with contextlib.suppress(BlockingIOError), dead.accept()[0]:
+                    return True
+                return False
+
+            assert wait_until(is_back, PATIENCE)
+
+
 def test_least_connections_counts_direct_ones_until_they_end(sidecar: Sidecar) -> None:
     with listen() as one, listen() as two:
         sidecar.route(SERVICE, [one, two], action="direct", balance="least_connections")
