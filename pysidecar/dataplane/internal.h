@@ -141,9 +141,10 @@ void route_give_back(struct route *route);
 /* Endpoints whose last connect failed after that moment are ejected. */
 uint64_t ejected_since(const struct dp *dp, uint64_t now_ms);
 bool endpoint_is_ejected(const struct endpoint *endpoint, uint64_t since_ms);
-/* What became of a connect, by the endpoint's doing. NULL is allowed. */
+/* What became of a connect, by the endpoint's doing. NULL is allowed. A success makes up for what
+ * failed before `until_ms`. */
 void endpoint_failed(struct endpoint *endpoint, uint64_t now_ms);
-void endpoint_succeeded(struct endpoint *endpoint, uint64_t began_ms);
+void endpoint_succeeded(struct endpoint *endpoint, uint64_t until_ms);
 
 /* ---- connections ---- */
 

@@ -102,12 +102,12 @@ void endpoint_failed(struct endpoint *endpoint, uint64_t now_ms)
         atomic_store_explicit(&endpoint->failed_ms, now_ms, memory_order_relaxed);
 }
 
-void endpoint_succeeded(struct endpoint *endpoint, uint64_t began_ms)
+void endpoint_succeeded(struct endpoint *endpoint, uint64_t until_ms)
 {
     uint64_t failed_ms =
         endpoint ? atomic_load_explicit(&endpoint->failed_ms, memory_order_relaxed) : 0;
 
-    if (failed_ms > 0 && failed_ms <= began_ms)
+    if (failed_ms > 0 && failed_ms < until_ms)
         atomic_store_explicit(&endpoint->failed_ms, 0, memory_order_relaxed);
 }
 

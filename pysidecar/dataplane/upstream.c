@@ -301,7 +301,7 @@ static void count_failure(struct connection *connection, int error)
 
 static void upstream_connected(struct connection *connection)
 {
-    endpoint_succeeded(connection->endpoint, connection->worker->now_ms);
+    endpoint_succeeded(connection->endpoint, UINT64_MAX);
     connection->side[UPSTREAM].writable = true;
     timer_cancel(&connection->worker->timers, connection);
     if (connection->application >= 0)
