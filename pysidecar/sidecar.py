@@ -74,6 +74,7 @@ class Sidecar:
             version=importlib.metadata.version("pysidecar"),
             counters=lambda: self._data_plane.counters(),
             live=self.connections,
+            ejected=lambda: self._data_plane.ejected(),
             lost_records=lambda: self._access_log.lost_records,
             rule_counters=lambda: self._rule_counters,
             conntrack=rules.conntrack,
@@ -374,6 +375,7 @@ def _timeouts(config: Config) -> Timeouts:
         connect=outbound.connect_timeout,
         idle=outbound.idle_timeout,
         header=outbound.header_timeout,
+        ejection=outbound.ejection_time,
     )
 
 

@@ -18,7 +18,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from pysidecar.dataplane import ConnectionRecord, Counters, End
+from pysidecar.dataplane import ConnectionRecord, Counters, EjectedEndpoint, End
 from pysidecar.interception.rules import Conntrack
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics", "RuleCounters"]
@@ -48,6 +48,7 @@ class Metrics:
         version: str,
         counters: Callable[[], Counters],
         live: Callable[[], Sequence[ConnectionRecord]],
+        ejected: Callable[[], Sequence[EjectedEndpoint]],
         lost_records: Callable[[], int],
         rule_counters: Callable[[], RuleCounters],
         conntrack: Callable[[], Conntrack | None],
@@ -74,7 +75,7 @@ class Metrics:
             registry=self._registry,
         )
         ProcessCollector(registry=self._registry)
-        self._registry.register(_DataPlaneCollector(version, counters, live, lost_records))
+        self._registry.register(_DataPlaneCollector(version, counters, live, ejected, lost_records))
         self._registry.register(_KernelCollector(rule_counters, conntrack))
 
     def count_closed(self, records: Sequence[ConnectionRecord]) -> None:
@@ -128,11 +129,13 @@ class _DataPlaneCollector(Collector):
         version: str,
         counters: Callable[[], Counters],
         live: Callable[[], Sequence[ConnectionRecord]],
+        ejected: Callable[[], Sequence[EjectedEndpoint]],
         lost_records: Callable[[], int],
     ) -> None:
         self._version = version
         self._counters = counters
         self._live = live
+        self._ejected = ejected
         self._lost_records = lost_records
 
     def describe(self) -> Iterable[Metric]:
@@ -177,6 +180,15 @@ class _DataPlaneCollector(Collector):
         for labels, count in Tally(_labels(record) for record in self._live()).items():
             active.add_metric(labels, count)
         yield active
+        ejected = GaugeMetricFamily(
+            "pysidecar_endpoint_ejected",
+            "Endpoints that get no connections for now, since a connect failed.",
+            labels=("direction", "route", "endpoint"),
+        )
+        for each in set(self._ejected()):  # a route may name an endpoint twice
+            labels = (each.direction.name.lower(), str(each.route), str(each.endpoint))
+            ejected.add_metric(labels, 1)
+        yield ejected
         yield InfoMetricFamily("pysidecar_build", "This build.", value={"version": self._version})
 
 

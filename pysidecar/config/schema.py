@@ -29,6 +29,7 @@ from pysidecar.config.values import (
     AddressText,
     CgroupPath,
     Duration,
+    DurationOrZero,
     EndpointText,
     FilePath,
     HostText,
@@ -153,8 +154,9 @@ class RouteEntry(_Section):
     connect fail with ECONNREFUSED."""
 
     endpoints: Annotated[tuple[EndpointText, ...], Field(min_length=1)] | None = None
-    """Where to connect; when one refuses, the next is tried (not with `direct`). Without it, the
-    original destination."""
+    """Where to connect; when one refuses, the next is tried (`direct` leaves that to the
+    application's next connect; see `outbound.ejection_time`). Without it, the original
+    destination."""
 
     balance: Literal["round_robin", "least_connections"] = "round_robin"
     """Which endpoint a connection tries first."""
@@ -273,6 +275,12 @@ class Outbound(_Section):
 
     connect_timeout: Duration = 5.0
     """For connecting to each endpoint; inbound too."""
+
+    ejection_time: DurationOrZero = 10.0
+    """For this long after a connect to it failed, an endpoint is ejected: connections get another
+    one of the route, unless all of them are ejected, too. A connect that succeeds ends it, and so
+    does a reload. Failures that say nothing of the endpoint do not count, such as a lack of local
+    ports, or an application that gives up before `connect_timeout`. `0s`: never; inbound too."""
 
     idle_timeout: Duration = 3600.0
     """A connection without a byte in either direction for this long is closed; inbound too."""

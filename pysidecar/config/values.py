@@ -20,6 +20,7 @@ __all__ = [
     "AddressText",
     "CgroupPath",
     "Duration",
+    "DurationOrZero",
     "EndpointText",
     "FilePath",
     "HostText",
@@ -45,6 +46,7 @@ _MAX_SECONDS = 0xFFFFFFFF / 1000  # the data plane's timers are milliseconds in 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
 _DURATION_PATTERN = r"\d+(\.\d+)?(ms|s|m|h|d)"
+_ZERO = "0s"
 _DURATION_EXPECTED = "expected a duration such as 500ms, 5s, 10m or 1h"
 
 
@@ -59,9 +61,16 @@ def parse_duration(value: Any) -> float:
     return seconds
 
 
+def parse_duration_or_zero(value: Any) -> float:
+    """As ``parse_duration``, or ``0s``."""
+    return 0.0 if value == _ZERO else parse_duration(value)
+
+
 def format_duration(seconds: float) -> str:
     """The shortest exact spelling that ``parse_duration`` reads back."""
     milliseconds = round(seconds * 1000)
+    if milliseconds == 0:
+        return _ZERO
     for unit in ("d", "h", "m", "s"):
         count, rest = divmod(milliseconds, round(_UNITS[unit] * 1000))
         if rest == 0:
@@ -74,6 +83,15 @@ Duration = Annotated[
     PlainValidator(parse_duration),
     PlainSerializer(format_duration, return_type=str),
     WithJsonSchema({"type": "string", "pattern": f"^{_DURATION_PATTERN}$", "kind": "duration"}),
+]
+
+DurationOrZero = Annotated[
+    float,
+    PlainValidator(parse_duration_or_zero),
+    PlainSerializer(format_duration, return_type=str),
+    WithJsonSchema(
+        {"type": "string", "pattern": f"^{_DURATION_PATTERN}$", "kind": "duration or `0s`"}
+    ),
 ]
 
 

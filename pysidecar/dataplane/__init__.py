@@ -30,6 +30,7 @@ __all__ = [
     "Counters",
     "DataPlane",
     "Direction",
+    "EjectedEndpoint",
     "End",
     "Listener",
     "Route",
@@ -141,6 +142,7 @@ class Timeouts:
     connect: float = 5.0
     idle: float = 3600.0
     header: float = 5.0
+    ejection: float = 10.0  # 0: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +216,14 @@ class ConnectionRecord(NamedTuple):
         if self.errno:
             return f"{text}: {errno.errorcode.get(self.errno, self.errno)}"
         return text
+
+
+class EjectedEndpoint(NamedTuple):
+    """One that gets no connections for now, since a connect to it failed."""
+
+    direction: Direction
+    route: int
+    endpoint: Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,6 +391,13 @@ class DataPlane:
         """The number of live connections whose bytes pass the data plane: not direct ones."""
         return int(lib.dp_passing(self._dp))
 
+    def ejected(self) -> list[EjectedEndpoint]:
+        """Endpoints that are ejected now."""
+        room = int(lib.dp_ejected(self._dp, ffi.NULL, 0))
+        raw = ffi.new("struct dp_ejected[]", room)
+        count = min(room, int(lib.dp_ejected(self._dp, raw, room)))
+        return [_ejected(each) for each in raw[0:count]]
+
     def counters(self) -> Counters:
         """Sums over all workers."""
         raw = ffi.new("struct dp_counters *")
@@ -437,8 +454,15 @@ def _timeouts(timeouts: Timeouts) -> Any:
             "connect_ms": milliseconds(timeouts.connect),
             "idle_ms": milliseconds(timeouts.idle),
             "header_ms": milliseconds(timeouts.header),
+            "ejection_ms": milliseconds(timeouts.ejection) if timeouts.ejection else 0,
         },
     )
+
+
+def _ejected(raw: Any) -> EjectedEndpoint:
+    endpoint = Address.from_native(raw.endpoint)
+    assert endpoint is not None
+    return EjectedEndpoint(Direction(raw.direction), raw.route, endpoint)
 
 
 _TRANSPORTS = tuple(Transport)

@@ -95,6 +95,8 @@ void dp_destroy(struct dp *dp)
         park_close(&dp->parks[i]);
     accelerator_close(&dp->accelerator);
     close_fd(dp->event);
+    for (int direction = 0; direction < DIRECTIONS; direction++)
+        table_release(dp->tables[direction]);
     free(dp->own);
     free(dp->workers);
     free(dp);
@@ -194,7 +196,8 @@ int dp_set_routes(struct dp *dp, uint32_t direction, const struct mosnhook_rules
     for (uint32_t i = 0; i < dp->worker_count; i++)
         table_release(atomic_exchange_explicit(&dp->workers[i].new_tables[direction],
                                                table_reference(table), memory_order_acq_rel));
-    table_release(table);
+    table_release(dp->tables[direction]);
+    dp->tables[direction] = table;
     wake_workers(dp);
     return 0;
 }
@@ -204,6 +207,7 @@ void dp_set_timeouts(struct dp *dp, const struct dp_timeouts *timeouts)
     atomic_store(&dp->connect_ms, timeouts->connect_ms);
     atomic_store(&dp->idle_ms, timeouts->idle_ms);
     atomic_store(&dp->header_ms, timeouts->header_ms);
+    atomic_store(&dp->ejection_ms, timeouts->ejection_ms);
 }
 
 /* ---- life ---- */
@@ -390,6 +394,26 @@ size_t dp_passing(struct dp *dp)
 {
     take_inboxes(dp);
     return dp->live_count - direct_count(dp);
+}
+
+size_t dp_ejected(struct dp *dp, struct dp_ejected *ejected, size_t max)
+{
+    uint64_t since_ms = ejected_since(dp, clock_ns(CLOCK_MONOTONIC) / 1000000u);
+    size_t count = 0;
+
+    for (uint32_t direction = 0; direction < DIRECTIONS; direction++) {
+        const struct table *table = dp->tables[direction];
+
+        for (uint32_t route = 0; table && route < table->route_count; route++)
+            for (uint32_t i = 0; i < table->routes[route].endpoint_count; i++) {
+                const struct endpoint *endpoint =
+                    &table->endpoints[table->routes[route].first_endpoint + i];
+
+                if (endpoint_is_ejected(endpoint, since_ms) && count++ < max)
+                    ejected[count - 1] = (struct dp_ejected){endpoint->address, direction, route};
+            }
+    }
+    return count;
 }
 
 void dp_read_counters(struct dp *dp, struct dp_counters *sum)

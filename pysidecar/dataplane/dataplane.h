@@ -131,11 +131,19 @@ struct dp_acceleration {
 
 enum { DP_REASON_SIZE = 256 };
 
-/* Milliseconds, each at least 1. */
+/* Milliseconds, each at least 1 unless it says otherwise. */
 struct dp_timeouts {
-    uint32_t connect_ms; /* for each endpoint */
-    uint32_t idle_ms;    /* without a byte in either direction */
-    uint32_t header_ms;  /* for the whole PROXY header or control request */
+    uint32_t connect_ms;  /* for each endpoint */
+    uint32_t idle_ms;     /* without a byte in either direction */
+    uint32_t header_ms;   /* for the whole PROXY header or control request */
+    uint32_t ejection_ms; /* of an endpoint after a connect that failed; 0: none is ejected */
+};
+
+/* One that is ejected: connections get another endpoint of the route, unless all are. */
+struct dp_ejected {
+    struct mosnhook_address endpoint;
+    uint32_t direction; /* enum dp_direction */
+    uint32_t route;     /* its index */
 };
 
 /* Sums since the start, over all workers. */
@@ -211,6 +219,9 @@ size_t dp_snapshot(struct dp *dp, struct dp_record *records, size_t max);
 
 /* Live connections whose bytes pass the data plane: those that a drain waits for. */
 size_t dp_passing(struct dp *dp);
+
+/* Stores at most `max` endpoints that are ejected now. Returns the number of all of them. */
+size_t dp_ejected(struct dp *dp, struct dp_ejected *ejected, size_t max);
 
 void dp_read_counters(struct dp *dp, struct dp_counters *counters);
 

@@ -76,6 +76,9 @@ static bool parse(const struct nlmsghdr *header, struct diag_socket *socket)
     address_of(&socket->source, message->idiag_family, message->id.idiag_src,
                message->id.idiag_sport);
     socket->unread = message->idiag_rqueue;
+    socket->unacked = message->idiag_wqueue;
+    socket->segments_sent = info.tcpi_segs_out;
+    socket->segments_received = info.tcpi_segs_in;
     socket->bytes_sent = info.tcpi_bytes_sent - info.tcpi_bytes_retrans;
     socket->bytes_received = info.tcpi_bytes_received;
     socket->bytes_acked = info.tcpi_bytes_acked;

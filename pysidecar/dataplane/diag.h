@@ -15,7 +15,10 @@ struct diag_socket {
     bool freed; /* what the kernel keeps of it in FIN_WAIT2 and TIME_WAIT */
     struct inet_diag_sockid id;
     struct mosnhook_address source;
-    uint32_t unread;         /* bytes, where the peer's FIN counts as one */
+    uint32_t unread;        /* bytes, where the peer's FIN counts as one */
+    uint32_t unacked;       /* sequence numbers: 0 if no connect ever sent a SYN */
+    uint32_t segments_sent; /* forgotten, as bytes are, by a socket that was disconnected */
+    uint32_t segments_received;
     uint64_t bytes_sent;     /* without what was sent again */
     uint64_t bytes_received; /* a FIN counts as one */
     uint64_t bytes_acked;    /* SYN and FIN count as one each */

@@ -102,16 +102,42 @@ static void note_seen(struct connection *connection, const struct diag_socket *s
     atomic_store_explicit(&connection->rtt_us, socket->rtt_us, memory_order_relaxed);
 }
 
+static uint64_t opened_ms(const struct connection *connection)
+{
+    return connection->opened_ns / 1000000u;
+}
+
+/* Negative in the turn of the loop that opened it. */
+static int64_t age_ms(const struct connection *connection)
+{
+    return (int64_t)connection->worker->now_ms - (int64_t)opened_ms(connection);
+}
+
 /* A socket that was disconnected (by SO_LINGER 0, or connect to AF_UNSPEC) has forgotten its bytes,
  * but not when the last acknowledgement came; one that never got one says a time before it was
  * made. */
 static bool was_established(const struct connection *connection, const struct diag_socket *socket)
 {
-    /* Negative in the turn of the loop that opened it. */
-    int64_t age_ms =
-        (int64_t)connection->worker->now_ms - (int64_t)(connection->opened_ns / 1000000u);
+    return socket->bytes_acked > 0 || socket->last_ack_ms <= age_ms(connection) + CLOCK_SLACK_MS;
+}
 
-    return socket->bytes_acked > 0 || socket->last_ack_ms <= age_ms + CLOCK_SLACK_MS;
+/* Of one that was never established:
+ *
+ *   no SYN was sent                       no route, no port, or never connected: not the endpoint
+ *   the endpoint answered                 it refused
+ *   the kernel has disconnected it        a connect() that waited, and failed
+ *   the application closed it, unheard    the endpoint's doing if it had the time that we take
+ *
+ * An application that disconnects it itself is taken for the third. */
+static bool is_endpoints_doing(const struct connection *connection,
+                               const struct diag_socket *socket)
+{
+    const struct dp *dp = connection->worker->dp;
+
+    if (socket->unacked == 0)
+        return false;
+    return socket->segments_received > 0 || socket->segments_sent == 0 ||
+           age_ms(connection) >= atomic_load_explicit(&dp->connect_ms, memory_order_relaxed);
 }
 
 /* The kernel counts the peer's FIN as a byte received, if it came before the socket was freed.
@@ -142,15 +168,19 @@ static void count_bytes(struct connection *connection, uint64_t sent, uint64_t r
 
 static void end(struct connection *connection, const struct diag_socket *socket)
 {
+    struct worker *worker = connection->worker;
     bool fin_acked = socket->bytes_acked == socket->bytes_sent + 2; /* besides, the SYN */
     enum dp_end end = DP_END_UPSTREAM_RESET;
 
     connection->source = socket->source;
     if (!was_established(connection, socket)) {
-        worker_count(&connection->worker->counters.connect_failures, 1);
+        worker_count(&worker->counters.connect_failures, 1);
+        if (is_endpoints_doing(connection, socket))
+            endpoint_failed(connection->endpoint, worker->now_ms);
         connection_close(connection, DP_END_UPSTREAM_CONNECT, 0);
         return;
     }
+    endpoint_succeeded(connection->endpoint, opened_ms(connection));
     if (fin_acked)
         end = DP_END_EOF;
     else if (socket->bytes_acked == 0 || socket->unread > 0)
@@ -208,6 +238,8 @@ static void mark_present(void *argument, const struct diag_socket *socket)
     if (connection) {
         connection->present = true;
         note_seen(connection, socket);
+        if (was_established(connection, socket))
+            endpoint_succeeded(connection->endpoint, opened_ms(connection));
     }
 }
 
@@ -223,8 +255,7 @@ static void look_for_all(struct worker *worker)
         return;
     for (size_t i = 0; i < direct->capacity;) {
         struct connection *connection = direct->slots[i];
-        uint64_t connected_by_ms =
-            connection ? connection->opened_ns / 1000000u + CONNECT_SOON_MS : 0;
+        uint64_t connected_by_ms = connection ? opened_ms(connection) + CONNECT_SOON_MS : 0;
 
         if (connection && !connection->present && connected_by_ms > worker->now_ms)
             (void)timer_set(&worker->timers, connection, connected_by_ms);
@@ -296,7 +327,9 @@ static bool can_reach(const struct connection *connection, const struct mosnhook
 /* False where only a relay will do. */
 static bool choose(struct connection *connection)
 {
+    uint64_t since_ms = ejected_since(connection->worker->dp, connection->worker->now_ms);
     socklen_t length = sizeof connection->cookie;
+    bool relayable = false; /* an endpoint that is not ejected, but not within reach */
 
     if (read_option(connection->application, SOL_SOCKET, SO_PROTOCOL) != IPPROTO_TCP ||
         getsockopt(connection->application, SOL_SOCKET, SO_COOKIE, &connection->cookie, &length) <
@@ -305,9 +338,13 @@ static bool choose(struct connection *connection)
         subscribe(connection->worker) < 0 ||
         !is_of_our_namespace(connection->application, connection->worker->freed.fd))
         return false;
-    while (upstream_next_endpoint(connection))
+    while (upstream_next_endpoint(connection)) {
+        bool ejected = connection->endpoint && endpoint_is_ejected(connection->endpoint, since_ms);
+
         if (can_reach(connection, &connection->upstream))
-            return true;
+            return !(ejected && relayable);
+        relayable |= !ejected;
+    }
     return false;
 }
 
@@ -394,6 +431,7 @@ static void hand_over(struct connection *connection)
         route_give_back(&connection->table->routes[connection->route]);
     upstream_release(connection);
     connection->attempts = 0;
+    connection->postponed = 0;
     memset(&connection->source, 0, sizeof connection->source);
     memset(&connection->upstream, 0, sizeof connection->upstream);
     close_fd(&connection->application);

@@ -102,7 +102,8 @@ struct park {
 
 struct endpoint {
     struct mosnhook_address address;
-    atomic_uint active; /* connections that have it now */
+    atomic_uint active;         /* connections that have it now */
+    _Atomic uint64_t failed_ms; /* when a connect failed last; 0: one succeeded since then */
 };
 
 struct route {
@@ -131,10 +132,19 @@ struct table *table_reference(struct table *table);
 void table_release(struct table *table); /* NULL is allowed */
 /* The index of the first route that matches, or MOSNHOOK_NO_RULE. */
 uint32_t table_match(const struct table *table, const struct mosnhook_address *destination);
-/* The index in the route (not in the table) of the endpoint to try first. */
-uint32_t route_pick(struct table *table, struct route *route);
+/* The index in the route (not in the table) of the endpoint to try first: one that is not ejected,
+ * if there is one. `since_ms`: see ejected_since. */
+uint32_t route_pick(struct table *table, struct route *route, uint64_t since_ms);
 /* After route_pick: its turn was not used. */
 void route_give_back(struct route *route);
+
+/* Endpoints whose last connect failed after that moment are ejected. */
+uint64_t ejected_since(const struct dp *dp, uint64_t now_ms);
+bool endpoint_is_ejected(const struct endpoint *endpoint, uint64_t since_ms);
+/* What became of a connect, by the endpoint's doing. NULL is allowed. A success makes up for what
+ * failed before `until_ms`. */
+void endpoint_failed(struct endpoint *endpoint, uint64_t now_ms);
+void endpoint_succeeded(struct endpoint *endpoint, uint64_t until_ms);
 
 /* ---- connections ---- */
 
@@ -210,7 +220,8 @@ struct connection {
 
     struct table *table; /* set with `endpoint` */
     struct endpoint *endpoint;
-    uint32_t first_endpoint, attempts; /* in the route; endpoints tried */
+    uint32_t first_endpoint, attempts; /* in the route; endpoints tried or postponed */
+    uint64_t postponed;                /* attempts, as bits: the endpoints were ejected */
 
     uint32_t pid, uid, route;
     uint32_t header_size; /* of the PROXY header; 0: there was none */
@@ -334,7 +345,7 @@ struct dp {
     struct mosnhook_page *page;
     struct accelerator accelerator;
 
-    _Atomic uint32_t connect_ms, idle_ms, header_ms;
+    _Atomic uint32_t connect_ms, idle_ms, header_ms, ejection_ms;
     atomic_bool draining, stopping;
     atomic_uint undrained; /* workers that still accept */
     _Atomic uint64_t next_id;
@@ -348,6 +359,7 @@ struct dp {
     /* The control thread's own. */
     struct connection *to_report, *live;
     size_t live_count;
+    struct table *tables[DIRECTIONS];
 };
 
 void *worker_run(void *worker);
@@ -374,7 +386,8 @@ uint8_t listener_fds(const struct listener *listener);
 /* Chooses route and endpoint; expects source and original_destination to be set. DP_END_NONE, or
  * why it is refused. */
 enum dp_end upstream_route(struct connection *connection, bool *direct);
-/* Makes the next endpoint that has not been tried the upstream: false when there is none. */
+/* Makes the next endpoint that has not been tried the upstream: false when there is none. Those
+ * that are ejected come last. */
 bool upstream_next_endpoint(struct connection *connection);
 /* Routes and connects; expects source and original_destination to be set. */
 void upstream_start(struct connection *connection);

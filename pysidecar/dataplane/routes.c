@@ -82,21 +82,76 @@ uint32_t table_match(const struct table *table, const struct mosnhook_address *d
     return mosnhook_match(table->rules, table->rules + 1, destination);
 }
 
-uint32_t route_pick(struct table *table, struct route *route)
+uint64_t ejected_since(const struct dp *dp, uint64_t now_ms)
 {
-    struct endpoint *endpoints = table->endpoints + route->first_endpoint;
-    uint32_t start =
-        atomic_fetch_add_explicit(&route->next, 1, memory_order_relaxed) % route->endpoint_count;
-    uint32_t best = start;
+    uint32_t ejection_ms = atomic_load_explicit(&dp->ejection_ms, memory_order_relaxed);
+
+    if (ejection_ms == 0)
+        return UINT64_MAX;
+    return now_ms > ejection_ms ? now_ms - ejection_ms : 0;
+}
+
+bool endpoint_is_ejected(const struct endpoint *endpoint, uint64_t since_ms)
+{
+    return atomic_load_explicit(&endpoint->failed_ms, memory_order_relaxed) > since_ms;
+}
+
+void endpoint_failed(struct endpoint *endpoint, uint64_t now_ms)
+{
+    if (endpoint)
+        atomic_store_explicit(&endpoint->failed_ms, now_ms, memory_order_relaxed);
+}
+
+void endpoint_succeeded(struct endpoint *endpoint, uint64_t until_ms)
+{
+    uint64_t failed_ms =
+        endpoint ? atomic_load_explicit(&endpoint->failed_ms, memory_order_relaxed) : 0;
+
+    if (failed_ms > 0 && failed_ms < until_ms)
+        atomic_store_explicit(&endpoint->failed_ms, 0, memory_order_relaxed);
+}
+
+/* Who has an ejected endpoint's turn: the others, one after the other, so that none gets it all.
+ * Where there are no others, the endpoint itself. */
+static uint32_t stand_in(const struct endpoint *endpoints, uint32_t count, uint32_t turn,
+                         uint64_t since_ms)
+{
+    uint32_t others = 0, which;
+
+    for (uint32_t i = 0; i < count; i++)
+        others += !endpoint_is_ejected(&endpoints[i], since_ms);
+    which = others ? turn / count % others : 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (!endpoint_is_ejected(&endpoints[i], since_ms) && which-- == 0)
+            return i;
+    return turn % count;
+}
+
+static bool is_better(const struct endpoint *a, const struct endpoint *b, uint64_t since_ms)
+{
+    bool a_ejected = endpoint_is_ejected(a, since_ms), b_ejected = endpoint_is_ejected(b, since_ms);
+
+    if (a_ejected != b_ejected)
+        return b_ejected;
+    return atomic_load_explicit(&a->active, memory_order_relaxed) <
+           atomic_load_explicit(&b->active, memory_order_relaxed);
+}
+
+uint32_t route_pick(struct table *table, struct route *route, uint64_t since_ms)
+{
+    const struct endpoint *endpoints = table->endpoints + route->first_endpoint;
+    uint32_t turn = atomic_fetch_add_explicit(&route->next, 1, memory_order_relaxed);
+    uint32_t start = turn % route->endpoint_count, best = start;
 
     if (route->balance == DP_ROUND_ROBIN)
-        return start;
+        return endpoint_is_ejected(&endpoints[start], since_ms)
+                   ? stand_in(endpoints, route->endpoint_count, turn, since_ms)
+                   : start;
     /* Beginning at a moving start, so that equally loaded endpoints take turns. */
     for (uint32_t i = 1; i < route->endpoint_count; i++) {
         uint32_t candidate = (start + i) % route->endpoint_count;
 
-        if (atomic_load_explicit(&endpoints[candidate].active, memory_order_relaxed) <
-            atomic_load_explicit(&endpoints[best].active, memory_order_relaxed))
+        if (is_better(&endpoints[candidate], &endpoints[best], since_ms))
             best = candidate;
     }
     return best;

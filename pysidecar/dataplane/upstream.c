@@ -14,6 +14,7 @@ enum {
     KEEPALIVE_IDLE_S = 60,
     KEEPALIVE_INTERVAL_S = 15,
     KEEPALIVE_PROBES = 4,
+    MAX_POSTPONED = 64, /* attempts: the bits of connection->postponed */
 };
 
 static void try_endpoints(struct connection *connection, int error);
@@ -91,7 +92,8 @@ static struct mosnhook_address default_upstream(const struct connection *connect
 enum dp_end upstream_route(struct connection *connection, bool *direct)
 {
     const struct dp_listener *listener = &connection->listener->settings;
-    struct table *table = worker_table(connection->worker, listener->direction);
+    struct worker *worker = connection->worker;
+    struct table *table = worker_table(worker, listener->direction);
     struct mosnhook_address upstream = default_upstream(connection);
     struct route *route = NULL;
 
@@ -105,8 +107,9 @@ enum dp_end upstream_route(struct connection *connection, bool *direct)
     }
     if (route && route->endpoint_count > 0) {
         connection->table = table_reference(table);
-        connection->first_endpoint = route_pick(table, route);
-    } else if (is_own(connection->worker->dp, &upstream)) {
+        connection->first_endpoint =
+            route_pick(table, route, ejected_since(worker->dp, worker->now_ms));
+    } else if (is_own(worker->dp, &upstream)) {
         return DP_END_LOOP;
     }
     return DP_END_NONE;
@@ -254,11 +257,30 @@ static int begin_connect(struct connection *connection)
     return result;
 }
 
+/* The next one that is not ejected; after all of those, the ejected ones. NULL: all were tried. */
+static struct endpoint *next_endpoint(struct connection *connection, const struct route *route)
+{
+    struct endpoint *endpoints = connection->table->endpoints + route->first_endpoint, *endpoint;
+    uint64_t since_ms = ejected_since(connection->worker->dp, connection->worker->now_ms);
+    uint32_t attempt;
+
+    while (connection->attempts < route->endpoint_count) {
+        attempt = connection->attempts++;
+        endpoint = &endpoints[(connection->first_endpoint + attempt) % route->endpoint_count];
+        if (attempt >= MAX_POSTPONED || !endpoint_is_ejected(endpoint, since_ms))
+            return endpoint;
+        connection->postponed |= UINT64_C(1) << attempt;
+    }
+    if (!connection->postponed)
+        return NULL;
+    attempt = (uint32_t)__builtin_ctzll(connection->postponed);
+    connection->postponed &= connection->postponed - 1;
+    return &endpoints[(connection->first_endpoint + attempt) % route->endpoint_count];
+}
+
 bool upstream_next_endpoint(struct connection *connection)
 {
     struct table *table = connection->table;
-    struct route *route;
-    uint32_t index;
 
     if (connection->endpoint)
         atomic_fetch_sub_explicit(&connection->endpoint->active, 1, memory_order_relaxed);
@@ -267,11 +289,9 @@ bool upstream_next_endpoint(struct connection *connection)
         connection->upstream = default_upstream(connection);
         return connection->attempts++ == 0;
     }
-    route = &table->routes[connection->route];
-    if (connection->attempts == route->endpoint_count)
+    connection->endpoint = next_endpoint(connection, &table->routes[connection->route]);
+    if (!connection->endpoint)
         return false;
-    index = (connection->first_endpoint + connection->attempts++) % route->endpoint_count;
-    connection->endpoint = &table->endpoints[route->first_endpoint + index];
     atomic_fetch_add_explicit(&connection->endpoint->active, 1, memory_order_relaxed);
     connection->upstream = connection->endpoint->address;
     return true;
@@ -282,8 +302,25 @@ static bool is_local_shortage(int error)
     return error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOBUFS;
 }
 
+/* Whether it is about the endpoint: not about us, or the way there. */
+static bool is_endpoints_doing(int error)
+{
+    return error == ECONNREFUSED || error == ECONNRESET || error == ETIMEDOUT ||
+           error == EHOSTUNREACH;
+}
+
+static void count_failure(struct connection *connection, int error)
+{
+    struct worker *worker = connection->worker;
+
+    worker_count(&worker->counters.connect_failures, 1);
+    if (is_endpoints_doing(error))
+        endpoint_failed(connection->endpoint, worker->now_ms);
+}
+
 static void upstream_connected(struct connection *connection)
 {
+    endpoint_succeeded(connection->endpoint, UINT64_MAX);
     connection->side[UPSTREAM].writable = true;
     timer_cancel(&connection->worker->timers, connection);
     if (connection->application >= 0)
@@ -303,7 +340,7 @@ static void try_endpoints(struct connection *connection, int error)
         }
         if (error == EINPROGRESS)
             return;
-        worker_count(&connection->worker->counters.connect_failures, 1);
+        count_failure(connection, error);
     }
     connection_refuse(connection,
                       is_local_shortage(error) ? DP_END_NO_RESOURCES
@@ -312,11 +349,11 @@ static void try_endpoints(struct connection *connection, int error)
                       error);
 }
 
-static void endpoint_failed(struct connection *connection, int error)
+static void connect_failed(struct connection *connection, int error)
 {
     struct watch *watch = &connection->side[UPSTREAM].watch;
 
-    worker_count(&connection->worker->counters.connect_failures, 1);
+    count_failure(connection, error);
     close(watch->fd);
     watch->fd = -1;
     try_endpoints(connection, error);
@@ -324,7 +361,7 @@ static void endpoint_failed(struct connection *connection, int error)
 
 void upstream_timeout(struct connection *connection)
 {
-    endpoint_failed(connection, ETIMEDOUT);
+    connect_failed(connection, ETIMEDOUT);
 }
 
 void upstream_event(struct connection *connection, uint32_t events)
@@ -338,7 +375,7 @@ void upstream_event(struct connection *connection, uint32_t events)
     if (getsockopt(upstream->watch.fd, SOL_SOCKET, SO_ERROR, &error, &length) < 0)
         error = errno;
     if (error) {
-        endpoint_failed(connection, error);
+        connect_failed(connection, error);
         return;
     }
     upstream->readable = true;

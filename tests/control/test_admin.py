@@ -65,6 +65,25 @@ def test_metrics_count_errors_by_reason(sidecar: RunningSidecar) -> None:
     assert metric(sidecar, "pysidecar_endpoint_connect_failures_total") == 1
 
 
+def test_metrics_name_ejected_endpoints(sidecar: RunningSidecar, echo: Address) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        dead = Address(*closed.getsockname())
+        sidecar.write_config(
+            "routes: [{match: {destination: 10.1.2.3}, "
+            f"endpoints: ['{dead}', '{dead}', '{echo}']}}]"
+        )
+        assert "reloaded" in sidecar.reload()
+        with sidecar.connect(Address("10.1.2.3", 80)) as client:
+            exchange(client, b"12345")
+        labels = {"direction": "outbound", "route": "0", "endpoint": str(dead)}
+        assert metric(sidecar, "pysidecar_endpoint_ejected", **labels) == 1
+        assert metric(sidecar, "pysidecar_endpoint_ejected") == 1
+        sidecar.write_config("ejection_time: 0s")
+        assert "reloaded" in sidecar.reload()
+        assert metric(sidecar, "pysidecar_endpoint_ejected") == 0
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [

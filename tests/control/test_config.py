@@ -44,6 +44,7 @@ outbound:
   when_away: wait:5s
   exclude: ["127.0.0.0/8", "::1/128", 10.0.0.53, {ports: [53, 8000-8001]}]
   connect_timeout: 500ms
+  ejection_time: 0s
   idle_timeout: 1h
   header_timeout: 1.5s
   routes:
@@ -83,6 +84,7 @@ def test_every_key_is_read() -> None:
     assert outbound.exclude[3].ports == (PortRange(53, 53), PortRange(8000, 8001))
     timeouts = (outbound.connect_timeout, outbound.idle_timeout, outbound.header_timeout)
     assert timeouts == (0.5, 3600.0, 1.5)
+    assert outbound.ejection_time == 0
     assert outbound.routes[0].endpoints == (Address("127.0.0.1", 5433),)
     assert [str(network) for network in outbound.routes[1].match.destination] == [
         "192.0.2.0/24",
@@ -378,6 +380,13 @@ def test_v4_mapped_networks_are_ipv4() -> None:
 def test_durations_are_spelled_as_they_are_read(text: str) -> None:
     config = parse(f"drain_timeout: {text}")
     assert format_duration(config.drain_timeout) == text
+    outbound = parse(f"outbound: {{ejection_time: {text}}}").to_plain()["outbound"]
+    assert outbound["ejection_time"] == text
+
+
+def test_a_duration_that_may_be_zero_is_spelled_so() -> None:
+    plain = parse("outbound: {ejection_time: 0s}").to_plain()
+    assert plain["outbound"]["ejection_time"] == "0s"
 
 
 @pytest.mark.parametrize(

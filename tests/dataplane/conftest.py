@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from tests.dataplane.support import Plane, Server
+from tests.dataplane.support import MakePlane, Plane, Server
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def plane() -> Iterator[Plane]:
 
 
 @pytest.fixture
-def make_plane() -> Iterator[Callable[..., Plane]]:
+def make_plane() -> Iterator[MakePlane]:
     """Makes data planes with other settings; see ``Plane``."""
     made: list[Plane] = []
 

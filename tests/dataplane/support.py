@@ -25,6 +25,9 @@ SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 
 T = TypeVar("T")
 
+MakePlane = Callable[..., "Plane"]
+"""The fixture ``make_plane``."""
+
 
 def eventually(ask: Callable[[], T], what: str) -> T:
     """The first true answer. For conditions that nothing announces."""
@@ -115,6 +118,27 @@ def silent_server() -> Iterator[Address]:
         yield tcp_address(listener)
 
 
+def hook_request(destination: Address, flags: int, command: bytes = b"test") -> bytes:
+    """What the connect hook sends on the control socket."""
+    request = ffi.new(
+        "struct mosnhook_request *",
+        {
+            "magic": lib.MOSNHOOK_MAGIC,
+            "version": lib.MOSNHOOK_VERSION,
+            "flags": flags,
+            "destination": destination.to_native(),
+            "command": command,
+        },
+    )
+    return bytes(ffi.buffer(request))
+
+
+def send_with_fds(control: socket.socket, message: bytes, fds: list[int]) -> None:
+    """With SCM_RIGHTS, if there are any."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    control.sendmsg([message], rights)
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the control socket answered."""
@@ -140,26 +164,16 @@ class Parked:
 
     def ask(self, destination: Address, *, waits: bool = False, command: bytes = b"test") -> None:
         """Sends the request."""
-        request = ffi.new(
-            "struct mosnhook_request *",
-            {
-                "magic": lib.MOSNHOOK_MAGIC,
-                "version": lib.MOSNHOOK_VERSION,
-                "flags": lib.MOSNHOOK_PARKED | (lib.MOSNHOOK_WAITS if waits else 0),
-                "destination": destination.to_native(),
-                "command": command,
-            },
-        )
+        flags = lib.MOSNHOOK_PARKED | (lib.MOSNHOOK_WAITS if waits else 0)
         self.control = self.plane.control()
-        self.send(bytes(ffi.buffer(request)), [self.socket.fileno()])
+        self.send(hook_request(destination, flags, command), [self.socket.fileno()])
         if not waits:
             self.control.close()
 
     def send(self, message: bytes, fds: list[int]) -> None:
         """Sends anything."""
         assert self.control
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        self.control.sendmsg([message], rights)
+        send_with_fds(self.control, message, fds)
 
     def answer(self) -> Answer | None:
         """The answer, or None where the other side just closed."""

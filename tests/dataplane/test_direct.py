@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-import array
 import errno
 import random
 import socket
+import time
 from collections.abc import Callable
 from ipaddress import ip_network
+
+import pytest
 
 from pysidecar.address import Address
 from pysidecar.dataplane import (
     Action,
     ConnectionPath,
-    DataPlane,
     End,
     Route,
     RouteTable,
     Timeouts,
+    direct_works,
     ffi,
     lib,
 )
 from pysidecar.routing.rules import Rule, compile_rules
-from tests.dataplane.support import PATIENCE, Plane, Server, closed_address, eventually, tcp_address
+from tests.dataplane.support import (
+    PATIENCE,
+    MakePlane,
+    Plane,
+    Server,
+    closed_address,
+    eventually,
+    hook_request,
+    linger_reset,
+    send_with_fds,
+    silent_server,
+    tcp_address,
+)
+from tests.sandbox import without_sock_diag
 
-MakePlane = Callable[..., Plane]
 SERVICE = Address("10.1.2.3", 80)
 
 
@@ -32,14 +46,20 @@ def table(route: Route) -> RouteTable:
     return RouteTable(compile_rules([Rule([ip_network("0.0.0.0/0")], None, 0)]), (route,))
 
 
-def direct_to(*endpoints: Address) -> Callable[[DataPlane], None]:
-    return lambda data: data.set_routes(table(Route(Action.DIRECT, endpoints=endpoints)))
+def direct_to(plane: Plane, *endpoints: Address) -> None:
+    plane.data.set_routes(table(Route(Action.DIRECT, endpoints=endpoints)))
+
+
+def connected(plane: Plane, server: Server) -> tuple[socket.socket, socket.socket]:
+    """The application's end and the server's."""
+    return Asking(plane).connect(), server.accept()
 
 
 class Asking:
     """An application's socket, and the question about it."""
 
     def __init__(self, plane: Plane, sock: socket.socket | None = None) -> None:
+        self.plane = plane
         self.socket = plane.owned(sock or socket.socket())
         self.socket.settimeout(PATIENCE)
         self.control = plane.control()
@@ -50,32 +70,30 @@ class Asking:
         self.endpoint = Address.from_native(answer.endpoint)
 
     def request(self, flags: int) -> None:
-        request = ffi.new(
-            "struct mosnhook_request *",
-            {
-                "magic": lib.MOSNHOOK_MAGIC,
-                "version": lib.MOSNHOOK_VERSION,
-                "flags": flags,
-                "destination": SERVICE.to_native(),
-                "command": b"test",
-            },
-        )
-        rights = array.array("i", [self.socket.fileno()])
-        self.control.sendmsg(
-            [bytes(ffi.buffer(request))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
-        )
+        send_with_fds(self.control, hook_request(SERVICE, flags), [self.socket.fileno()])
 
-    def connect(self) -> socket.socket:
+    def connect_ex(self) -> int:
+        """The errno."""
         assert self.action == lib.MOSNHOOK_DIRECT
         assert self.endpoint
-        self.socket.connect((self.endpoint.host, self.endpoint.port))
+        return self.socket.connect_ex((self.endpoint.host, self.endpoint.port))
+
+    def connect(self) -> socket.socket:
+        assert self.connect_ex() == 0
         return self.socket
 
+    def relay(self) -> None:
+        """The ordinary request, on the same connection of the control socket."""
+        assert self.action == lib.MOSNHOOK_RELAY
+        park = self.plane.parks["127.0.0.1"]
+        self.socket.setblocking(False)
+        assert self.socket.connect_ex((park.host, park.port)) == errno.EINPROGRESS
+        self.request(lib.MOSNHOOK_PARKED)
 
-def test_what_was_asked_for_is_accounted_for(make_plane: MakePlane, server: Server) -> None:
-    plane = make_plane(before_start=direct_to(server.address))
-    client = Asking(plane).connect()
-    peer = server.accept()
+
+def test_what_was_asked_for_is_accounted_for(plane: Plane, server: Server) -> None:
+    direct_to(plane, server.address)
+    client, peer = connected(plane, server)
     client.sendall(b"hello")
     assert peer.recv(5, socket.MSG_WAITALL) == b"hello"
     peer.sendall(b"hi")
@@ -94,18 +112,30 @@ def test_what_was_asked_for_is_accounted_for(make_plane: MakePlane, server: Serv
 
 def test_a_relay_is_asked_for_on_the_same_connection(plane: Plane, server: Server) -> None:
     plane.data.set_routes(table(Route(endpoints=(server.address,))))
+    is_relayed(plane, server)
+
+
+def test_without_sock_diag_it_is_a_relay(make_plane: MakePlane, server: Server) -> None:
+    plane = without_sock_diag(make_plane)
+    direct_to(plane, server.address)
+    for _ in range(3):
+        is_relayed(plane, server)
+    with pytest.raises(OSError, match="not supported"):
+        without_sock_diag(direct_works)
+
+
+def is_relayed(plane: Plane, server: Server) -> None:
     asking = Asking(plane)
-    assert asking.action == lib.MOSNHOOK_RELAY
-    park = plane.parks["127.0.0.1"]
-    asking.socket.setblocking(False)
-    assert asking.socket.connect_ex((park.host, park.port)) == errno.EINPROGRESS
-    asking.request(lib.MOSNHOOK_PARKED)
+    asking.relay()
     peer = server.accept()
     peer.sendall(b"hi")
     assert eventually(lambda: _received(asking.socket), "the upstream's bytes") == b"hi"
     asking.socket.close()
     peer.close()
-    assert plane.next_closed().path == ConnectionPath.RELAY
+    done = plane.next_closed()
+    assert (done.action, done.path, done.end) == (Action.RELAY, ConnectionPath.RELAY, End.EOF)
+    assert (done.original_destination, done.upstream) == (SERVICE, server.address)
+    assert (done.bytes_sent, done.bytes_received) == (0, 2)
     assert not plane.closed()
 
 
@@ -135,14 +165,12 @@ def test_a_question_may_be_refused(plane: Plane) -> None:
     assert plane.next_closed().end == End.REFUSED_BY_ROUTE
 
 
-def test_a_socket_that_never_connects_is_a_failed_connect(make_plane: MakePlane) -> None:
-    plane = make_plane(before_start=direct_to(closed_address()))
+def test_a_socket_that_never_connects_is_a_failed_connect(plane: Plane) -> None:
+    direct_to(plane, closed_address())
     for connect in (False, True):
         asking = Asking(plane)
         if connect:
-            assert asking.endpoint
-            refused = asking.socket.connect_ex((asking.endpoint.host, asking.endpoint.port))
-            assert refused == errno.ECONNREFUSED
+            assert asking.connect_ex() == errno.ECONNREFUSED
         asking.socket.close()
         done = plane.next_closed()
         assert (done.end, done.bytes_sent) == (End.UPSTREAM_CONNECT, 0)
@@ -151,16 +179,15 @@ def test_a_socket_that_never_connects_is_a_failed_connect(make_plane: MakePlane)
 def test_a_socket_that_is_asked_for_again_has_one_record(
     make_plane: MakePlane, server: Server
 ) -> None:
-    plane = make_plane(workers=4, before_start=direct_to(closed_address()))
+    plane = make_plane(workers=4)
+    direct_to(plane, closed_address())
     asking = Asking(plane)
     for _ in range(8):
-        assert asking.endpoint
         # With a timeout Python's would be non-blocking, whose failure is read twice.
         asking.socket.settimeout(None)
-        refused = asking.socket.connect_ex((asking.endpoint.host, asking.endpoint.port))
-        assert refused == errno.ECONNREFUSED
+        assert asking.connect_ex() == errno.ECONNREFUSED
         asking = Asking(plane, asking.socket)
-    direct_to(server.address)(plane.data)
+    direct_to(plane, server.address)
     Asking(plane, asking.socket).connect()
     eventually(lambda: plane.data.live == 1, "the earlier records to end")
     assert {record.end for record in plane.closed()} == {End.UPSTREAM_CONNECT}
@@ -171,13 +198,114 @@ def test_a_socket_that_is_asked_for_again_has_one_record(
     assert plane.closed()[-1].end == End.EOF
 
 
-def test_many_come_and_go_in_any_order(make_plane: MakePlane, server: Server) -> None:
-    plane = make_plane(before_start=direct_to(server.address))
+def ejected(plane: Plane) -> list[Address]:
+    return [each.endpoint for each in plane.data.ejected()]
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_an_endpoint_that_refused_has_no_turn(plane: Plane, server: Server, blocking: bool) -> None:
+    dead = closed_address()
+    direct_to(plane, dead, server.address)
+    failed = Asking(plane)
+    assert failed.endpoint == dead
+    failed.socket.settimeout(None if blocking else PATIENCE)
+    assert failed.connect_ex() == errno.ECONNREFUSED
+    failed.socket.close()
+    assert plane.next_closed().end == End.UPSTREAM_CONNECT
+    assert ejected(plane) == [dead]
+    for _ in range(6):
+        Asking(plane).connect()
+
+
+def test_an_endpoint_is_ejected_by_silence_after_the_connect_timeout(
+    make_plane: MakePlane, server: Server
+) -> None:
+    with silent_server() as silent:
+        plane = make_plane(timeouts=Timeouts(connect=0.2))
+        direct_to(plane, silent, server.address)
+        asked = time.monotonic()
+        asking = Asking(plane)
+        asking.socket.setblocking(False)
+        assert asking.connect_ex() == errno.EINPROGRESS
+        eventually(lambda: time.monotonic() - asked > 0.3, "the timeout to pass")
+        asking.socket.close()
+        plane.next_closed()
+        assert ejected(plane) == [silent]
+
+
+def never(asking: Asking) -> None:
+    pass
+
+
+def in_the_handshake(asking: Asking) -> None:
+    asking.socket.setblocking(False)
+    assert asking.connect_ex() == errno.EINPROGRESS
+
+
+def without_a_route(asking: Asking) -> None:
+    assert asking.connect_ex() == errno.ENETUNREACH
+
+
+@pytest.mark.parametrize("connect", [never, in_the_handshake, without_a_route])
+def test_what_the_application_does_ejects_nobody(
+    plane: Plane, server: Server, connect: Callable[[Asking], None]
+) -> None:
+    with silent_server() as silent:
+        # TCP does not go to a multicast address.
+        endpoint = Address("224.0.0.1", 80) if connect is without_a_route else silent
+        direct_to(plane, endpoint, server.address)
+        asking = Asking(plane)
+        assert asking.endpoint == endpoint
+        connect(asking)
+        asking.socket.close()
+        assert plane.next_closed().end == End.UPSTREAM_CONNECT
+        assert ejected(plane) == []
+
+
+def test_only_a_connection_that_is_younger_than_the_failure_ends_an_ejection(
+    plane: Plane,
+) -> None:
+    with Server() as server:
+        direct_to(plane, server.address)
+        old, _ = connected(plane, server)
+    failing = Asking(plane)
+    assert failing.connect_ex() == errno.ECONNREFUSED
+    failing.socket.close()
+    plane.next_closed()
+    assert ejected(plane) == [server.address]
+    linger_reset(old)
+    plane.next_closed()
+    assert ejected(plane) == [server.address]
+    with Server(port=server.address.port) as back:
+
+        def is_over() -> bool:  # the first one may be of the same millisecond
+            for each in connected(plane, back):
+                each.close()
+            assert plane.next_closed().end == End.EOF
+            return not ejected(plane)
+
+        eventually(is_over, "the ejection to end")
+
+
+def test_where_only_an_ejected_endpoint_is_within_reach_it_is_a_relay(
+    plane: Plane,
+) -> None:
+    dead = closed_address()
+    with Server("::1") as other:
+        direct_to(plane, dead, other.address)
+        asking = Asking(plane)
+        assert asking.connect_ex() == errno.ECONNREFUSED
+        asking.socket.close()
+        plane.next_closed()
+        assert Asking(plane).action == lib.MOSNHOOK_RELAY
+
+
+def test_many_come_and_go_in_any_order(plane: Plane, server: Server) -> None:
+    direct_to(plane, server.address)
     order = random.Random(7)
     open_: list[tuple[socket.socket, socket.socket]] = []
     for _ in range(600):
-        client = Asking(plane).connect()
-        open_.append((client, server.accept()))
+        open_.append(connected(plane, server))
         if len(open_) > 150:
             for each in open_.pop(order.randrange(len(open_))):
                 each.close()
@@ -191,10 +319,9 @@ def test_many_come_and_go_in_any_order(make_plane: MakePlane, server: Server) ->
     assert {(record.end, record.bytes_received) for record in plane.closed()} == {(End.EOF, 0)}
 
 
-def test_a_stop_leaves_them_open(make_plane: MakePlane, server: Server) -> None:
-    plane = make_plane(before_start=direct_to(server.address))
-    client = Asking(plane).connect()
-    peer = server.accept()
+def test_a_stop_leaves_them_open(plane: Plane, server: Server) -> None:
+    direct_to(plane, server.address)
+    client, peer = connected(plane, server)
     client.sendall(b"before")
     assert peer.recv(6, socket.MSG_WAITALL) == b"before"
     plane.stop()

@@ -9,7 +9,6 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 
@@ -17,11 +16,13 @@ from pysidecar.address import Address
 from pysidecar.dataplane import Action, End, Route, Timeouts, Transport, ffi, lib, parking_works
 from tests.dataplane.support import (
     Answer,
+    MakePlane,
     Parked,
     Plane,
     Server,
     closed_address,
     eventually,
+    hook_request,
     silent_server,
 )
 from tests.dataplane.test_routing import table
@@ -149,7 +150,7 @@ def test_the_page_keeps_the_true_errno_of_a_non_blocking_failure(plane: Plane) -
         assert slot & 0xFFFF == plane.next_closed().errno == errno.ENETUNREACH
 
 
-def test_a_silent_upstream_times_out(make_plane: Callable[..., Plane]) -> None:
+def test_a_silent_upstream_times_out(make_plane: MakePlane) -> None:
     plane = make_plane(timeouts=Timeouts(connect=0.2))
     with silent_server() as silent, Parked(plane) as application:
         application.ask(silent, waits=True)
@@ -169,7 +170,7 @@ def test_a_caller_that_no_longer_waits_finds_its_socket_connected(
 
 
 def test_a_caller_that_no_longer_waits_finds_the_error_on_its_socket(
-    make_plane: Callable[..., Plane],
+    make_plane: MakePlane,
 ) -> None:
     plane = make_plane(timeouts=Timeouts(connect=0.3))
     with silent_server() as silent, Parked(plane) as application:
@@ -180,7 +181,7 @@ def test_a_caller_that_no_longer_waits_finds_the_error_on_its_socket(
 
 
 def test_an_application_that_disconnected_is_left_alone(
-    make_plane: Callable[..., Plane], server: Server
+    make_plane: MakePlane, server: Server
 ) -> None:
     """It may have connected elsewhere meanwhile: neither success nor failure may touch it."""
     plane = make_plane(timeouts=Timeouts(connect=0.3))
@@ -247,7 +248,7 @@ def test_fds_that_do_not_belong_are_closed(plane: Plane) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_silent_caller_is_given_up_in_time(make_plane: Callable[..., Plane]) -> None:
+def test_a_silent_caller_is_given_up_in_time(make_plane: MakePlane) -> None:
     plane = make_plane(timeouts=Timeouts(header=0.2))
     with plane.control() as control:
         assert control.recv(1) == b""
@@ -259,17 +260,9 @@ def test_an_unparked_socket_is_connected_for_its_caller(plane: Plane, server: Se
     with Parked(plane) as application:
         application.socket.close()
         application.socket = plane.owned(socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262))
-        request = ffi.new(
-            "struct mosnhook_request *",
-            {
-                "magic": lib.MOSNHOOK_MAGIC,
-                "version": lib.MOSNHOOK_VERSION,
-                "flags": lib.MOSNHOOK_WAITS,
-                "destination": server.address.to_native(),
-            },
-        )
         application.control = plane.control()
-        application.send(bytes(ffi.buffer(request)), [application.socket.fileno()])
+        request = hook_request(server.address, lib.MOSNHOOK_WAITS)
+        application.send(request, [application.socket.fileno()])
         assert application.answer() == Answer(lib.MOSNHOOK_RELAY, 0)
         application.blocking().sendall(b"through")
         assert server.accept().recv(100) == b"through"

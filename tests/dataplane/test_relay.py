@@ -11,7 +11,6 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pysidecar.dataplane import End, Timeouts
-from tests.dataplane.support import Parked, Plane, Server, eventually, linger_reset
+from tests.dataplane.support import MakePlane, Parked, Plane, Server, eventually, linger_reset
 
 MIB = 1 << 20
 
@@ -227,7 +226,7 @@ def test_small_traffic_after_bulk_is_copied_again(plane: Plane, server: Server) 
 
 
 def test_an_idle_connection_times_out_and_a_busy_one_does_not(
-    make_plane: Callable[..., Plane], server: Server
+    make_plane: MakePlane, server: Server
 ) -> None:
     plane = make_plane(timeouts=Timeouts(idle=0.4))
     idle, _idle_upstream = open_pair(plane, server, "header")

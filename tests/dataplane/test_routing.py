@@ -12,9 +12,16 @@ import pytest
 
 from pysidecar.address import Address
 from pysidecar.config.values import PortRange
-from pysidecar.dataplane import Action, Balance, End, Route, RouteTable
+from pysidecar.dataplane import Action, Balance, End, Route, RouteTable, Timeouts
 from pysidecar.routing.rules import Rule, compile_rules
-from tests.dataplane.support import Plane, Server, closed_address, eventually
+from tests.dataplane.support import (
+    MakePlane,
+    Plane,
+    Server,
+    closed_address,
+    eventually,
+    silent_server,
+)
 
 Entry = tuple[str, tuple[int, int] | None, Route]
 ELSEWHERE = Address("10.11.12.13", 4711)
@@ -139,6 +146,100 @@ def test_when_all_endpoints_refuse_the_connect_fails(plane: Plane) -> None:
     assert record.end is End.UPSTREAM_CONNECT
     assert record.errno == errno.ECONNREFUSED
     assert plane.data.counters().connect_failures == 2
+
+
+def turns(plane: Plane, count: int, *servers: Server) -> Counter[int]:
+    return Counter(answered_by(plane, ELSEWHERE, *servers) for _ in range(count))
+
+
+def ejected(plane: Plane) -> list[Address]:
+    return [each.endpoint for each in plane.data.ejected()]
+
+
+@pytest.mark.parametrize("balance", Balance)
+def test_an_endpoint_that_failed_has_no_turn(plane: Plane, balance: Balance) -> None:
+    dead = closed_address()
+    with Server() as a, Server() as b:
+        route = Route(balance=balance, endpoints=(dead, a.address, b.address))
+        plane.data.set_routes(table(("10.0.0.0/8", None, route)))
+        turns(plane, 3, a, b)
+        assert ejected(plane) == [dead]
+        after = turns(plane, 20, a, b)
+        # The turns of the dead one are shared, too.
+        assert abs(after[0] - after[1]) <= 1 or balance is Balance.LEAST_CONNECTIONS
+    assert plane.data.counters().connect_failures == 1
+
+
+def test_an_endpoint_is_tried_again_after_its_time(make_plane: MakePlane) -> None:
+    plane = make_plane(timeouts=Timeouts(ejection=0.3))
+    dead = closed_address()
+    with Server() as a:
+        route = Route(endpoints=(dead, a.address))
+        plane.data.set_routes(table(("10.0.0.0/8", None, route)))
+        turns(plane, 2, a)
+        assert ejected(plane) == [dead]
+        with Server(port=dead.port) as b:
+            eventually(lambda: answered_by(plane, ELSEWHERE, a, b) == 1, "the one that is back")
+            assert ejected(plane) == []
+            assert turns(plane, 10, a, b) == {0: 5, 1: 5}
+
+
+def test_where_all_endpoints_failed_they_are_tried_as_ever(plane: Plane) -> None:
+    dead, late = closed_address(), closed_address()
+    plane.data.set_routes(table(("10.0.0.0/8", None, Route(endpoints=(dead, late)))))
+    with pytest.raises(ConnectionResetError):
+        plane.through(ELSEWHERE).recv(1)
+    assert {*ejected(plane)} == {dead, late}
+    with Server(port=late.port) as server:
+        for _ in range(4):
+            answered_by(plane, ELSEWHERE, server)
+            # At once: that it was connected is enough.
+            assert ejected(plane) == [dead]
+
+
+def test_the_ejected_are_the_last_that_are_tried(plane: Plane) -> None:
+    dead = closed_address()
+    with Server() as spare, Server() as first:
+        route = Route(endpoints=(dead, first.address, spare.address))
+        plane.data.set_routes(table(("10.0.0.0/8", None, route)))
+        turns(plane, 3, first, spare)
+        failures = plane.data.counters().connect_failures
+        first.close()
+        turns(plane, 3, spare)
+        assert plane.data.counters().connect_failures == failures + 1
+    with Server(port=dead.port) as back:
+        assert turns(plane, 3, back) == {0: 3}
+
+
+def test_an_endpoint_that_does_not_answer_in_time_has_failed(make_plane: MakePlane) -> None:
+    plane = make_plane(timeouts=Timeouts(connect=0.2))
+    with silent_server() as silent, Server() as server:
+        route = Route(endpoints=(silent, server.address))
+        plane.data.set_routes(table(("10.0.0.0/8", None, route)))
+        turns(plane, 10, server)
+        assert ejected(plane) == [silent]
+    assert plane.data.counters().connect_failures == 1
+
+
+def test_what_is_not_the_endpoints_doing_ejects_nobody(plane: Plane, server: Server) -> None:
+    unreachable = Address("224.0.0.1", 80)  # ENETUNREACH: TCP does not go there
+    route = Route(endpoints=(unreachable, server.address))
+    plane.data.set_routes(table(("10.0.0.0/8", None, route)))
+    turns(plane, 10, server)
+    assert plane.data.counters().connect_failures == 5
+    assert ejected(plane) == []
+
+
+def test_without_a_time_nobody_is_ejected(make_plane: MakePlane, server: Server) -> None:
+    plane = make_plane(timeouts=Timeouts(ejection=0))
+    route = Route(endpoints=(closed_address(), server.address))
+    plane.data.set_routes(table(("10.0.0.0/8", None, route)))
+    turns(plane, 10, server)
+    assert plane.data.counters().connect_failures == 5
+    assert ejected(plane) == []
+    # It counts from when it failed, whatever the time was then.
+    plane.data.set_timeouts(Timeouts(ejection=60))
+    assert len(ejected(plane)) == 1
 
 
 def test_a_change_holds_for_every_later_connection_and_no_earlier_one(plane: Plane) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.hook.reference import Endpoint, Sidecar
+from tests.talking import Talking
 
 SOURCES = Path(__file__).parent / "programs"
 
@@ -126,34 +127,19 @@ class Runner:
         return Result.parse(output, errors, process.returncode)
 
 
-class Interactive:
+class Interactive(Talking):
     """``programs/connect.c`` that connects line by line."""
 
     def __init__(self, run: Runner, *arguments: str, sidecar: Sidecar | None, **extra: str) -> None:
-        self._process = run.start("connect", *arguments, sidecar=sidecar, pass_fds=(), **extra)
-
-    def __enter__(self) -> Interactive:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._process.kill()
-        self._process.communicate()
+        super().__init__(run.start("connect", *arguments, sidecar=sidecar, pass_fds=(), **extra))
 
     def send(self, ip: str = V4, port: int = PORT) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{ip} {port}\n")
-        self._process.stdin.flush()
+        self.write(f"{ip} {port}")
 
     def result(self) -> Result:
-        assert self._process.stdout is not None
         text = ""
         while not text.endswith("done\n"):
-            line = self._process.stdout.readline()
+            line = self.read()
             assert line, f"ended after {text!r}"
             text += line
         return Result.parse(text)

@@ -13,8 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal
 
 import pytest
 
@@ -22,6 +21,8 @@ from pysidecar.address import Address
 from pysidecar.testing import Connection, Sidecar
 from pysidecar.testing.sidecar import wait_until
 from tests.interop.servers import HAS_IPV6
+from tests.sandbox import without_sock_diag
+from tests.talking import Talking
 
 PATIENCE = 10.0
 SERVICE = "10.1.2.3"
@@ -43,16 +44,18 @@ for line in sys.stdin:
 """
 
 
-class Client:
+class Client(Talking):
     """A Python under the hook that does what it is told, line by line."""
 
     def __init__(self, sidecar: Sidecar, *prefix: str) -> None:
-        self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-c", CLIENT],
-            env={**os.environ, **sidecar.environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        super().__init__(
+            subprocess.Popen(
+                [*prefix, sys.executable, "-c", CLIENT],
+                env={**os.environ, **sidecar.environment},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
         )
 
     def __call__(self, line: str) -> Any:
@@ -61,13 +64,10 @@ class Client:
         return self.answer()
 
     def send(self, line: str) -> None:
-        assert self.process.stdin
-        self.process.stdin.write((json.dumps(line) if "\n" in line else line) + "\n")
-        self.process.stdin.flush()
+        self.write(json.dumps(line) if "\n" in line else line)
 
     def answer(self) -> Any:
-        assert self.process.stdout
-        return json.loads(self.process.stdout.readline())
+        return json.loads(self.read())
 
     def connect(self, host: str = SERVICE, port: int = PORT) -> Any:
         family = "socket.AF_INET6" if ":" in host else "socket.AF_INET"
@@ -80,18 +80,6 @@ class Client:
         assert _read(peer, sent) == sent
         peer.sendall(b"y" * received)
         assert self(f"len(s.recv({received}, socket.MSG_WAITALL))") == received
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.process.kill()
-        self.process.communicate()
 
 
 def _read(peer: socket.socket, size: int) -> int:
@@ -267,6 +255,35 @@ def test_endpoints_take_turns(sidecar: Sidecar) -> None:
             assert sorted(map(upstreams.count, set(upstreams))) == [5, 5]
 
 
+def test_an_endpoint_that_failed_is_left_out_until_its_time_is_over(
+    listener: socket.socket,
+) -> None:
+    settings = {"workers": 2, "outbound": {"ejection_time": "3s"}}
+    with Sidecar(settings) as sidecar, socket.socket() as dead:
+        dead.bind(("127.0.0.1", 0))  # but it does not listen
+        dead.settimeout(0)
+        sidecar.route(SERVICE, [dead, listener], action="direct")
+        with Client(sidecar) as client:
+
+            def connect() -> Any:
+                failure = client.connect()
+                client("s.close()")
+                return failure
+
+            assert connect() == {"errno": errno.ECONNREFUSED}
+            closed(sidecar)  # the kernel's report has come
+            assert [connect() for _ in range(20)] == [None] * 20
+            dead.listen()
+
+            def is_back() -> bool:
+                assert connect() is None
+                with contextlib.suppress(BlockingIOError), dead.accept()[0]:
+                    return True
+                return False
+
+            assert wait_until(is_back, PATIENCE)
+
+
 def test_least_connections_counts_direct_ones_until_they_end(sidecar: Sidecar) -> None:
     with listen() as one, listen() as two:
         sidecar.route(SERVICE, [one, two], action="direct", balance="least_connections")
@@ -402,6 +419,56 @@ def test_with_transport_header_it_is_a_relay(listener: socket.socket) -> None:
             done = closed(sidecar)
         assert (done.path, done.action, done.transport) == ("relay", "relay", "header")
         assert sidecar.log.count("routes with action direct relay here") == 1
+
+
+def test_without_sock_diag_it_is_a_relay(listener: socket.socket) -> None:
+    with contextlib.ExitStack() as stack:
+        sidecar = without_sock_diag(lambda: stack.enter_context(Sidecar()))
+        sidecar.route(SERVICE, listener, action="direct")
+        client = stack.enter_context(Client(sidecar))
+        assert client.connect() is None
+        with accept(listener) as peer:
+            client.exchange(peer, 10, 20)
+            client("s.close()")
+        done = closed(sidecar)
+        assert (done.path, done.action, done.error) == ("relay", "relay", None)
+        assert (done.bytes_sent, done.bytes_received) == (10, 20)
+        assert sidecar.log.count("routes with action direct relay here: the kernel does not") == 1
+
+
+ELSEWHERE = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
+needs_namespaces = pytest.mark.skipif(
+    os.geteuid() != 0, reason="makes network namespaces, which needs root"
+)
+
+
+@needs_namespaces
+@pytest.mark.parametrize("action", ["direct", "relay"])
+def test_from_another_network_namespace_the_sidecar_is_away(
+    listener: socket.socket, action: Literal["direct", "relay"]
+) -> None:
+    with Sidecar() as sidecar:
+        sidecar.route(SERVICE, listener, action=action)
+        with Client(sidecar, *ELSEWHERE) as client:
+            assert client.connect() == {"errno": errno.ECONNREFUSED}
+            client("s = socket.socket()")
+            client("s.setblocking(False)")
+            assert client(f"s.connect_ex(('{SERVICE}', {PORT}))") == errno.ECONNREFUSED
+        with Client(sidecar) as client:  # but not from here
+            assert client.connect() is None
+            accept(listener).close()
+        assert all(c.closed and c.bytes_sent == 0 for c in sidecar.connections()[:-1])
+
+
+@needs_namespaces
+def test_from_another_network_namespace_when_away_decides() -> None:
+    with Sidecar({"outbound": {"when_away": "direct"}}) as sidecar:
+        sidecar.route("127.0.0.0/8", action="direct")
+        with Client(sidecar, *ELSEWHERE) as client:
+            client("listener = socket.create_server(('127.0.0.1', 0))")
+            client("s = socket.socket()")
+            assert client("s.connect(listener.getsockname())") is None
+            assert client("listener.accept()[1] == s.getsockname()") is True
 
 
 # ---- How it ends ----
