@@ -69,6 +69,7 @@ struct receiver {
 struct accelerated {
     struct record *record;
     uint64_t counted; /* of record->redirected[0]: added to the connection's bytes */
+    bool joined;      /* what we send to the application may be redirected */
     /* By the side that is sent to: the application, the upstream. */
     struct receiver receiver[2];
     struct connection *next_polled,
@@ -233,18 +234,19 @@ static size_t records_size(const struct accelerator *accelerator)
 static bool load(struct accelerator *accelerator, const char *path, char *reason)
 {
     union bpf_attr attributes;
-    int redirect, ends, records;
+    int redirect, records;
     void *memory;
 
     if (!load_object(accelerator, path, reason))
         return false;
     redirect = libbpf.program_fd(libbpf.find_program(accelerator->object, "redirect"));
-    ends = libbpf.map_fd(accelerator->object, "ends");
+    accelerator->ends = libbpf.map_fd(accelerator->object, "ends");
     records = libbpf.map_fd(accelerator->object, "records");
     accelerator->attach = libbpf.program_fd(libbpf.find_program(accelerator->object, "attach"));
+    accelerator->join = libbpf.program_fd(libbpf.find_program(accelerator->object, "join"));
     accelerator->probe = libbpf.program_fd(libbpf.find_program(accelerator->object, "probe"));
     memset(&attributes, 0, sizeof attributes);
-    attributes.target_fd = (uint32_t)ends;
+    attributes.target_fd = (uint32_t)accelerator->ends;
     attributes.attach_bpf_fd = (uint32_t)redirect;
     attributes.attach_type = BPF_SK_MSG_VERDICT;
     if (bpf(BPF_PROG_ATTACH, &attributes) < 0) {
@@ -403,6 +405,28 @@ static int attach(struct connection *connection, struct record *record)
     return ANSWER_OK;
 }
 
+/* Whether messages to the application may be redirected, or all take TCP. */
+static void set_joined(struct connection *connection, bool joined)
+{
+    const struct accelerator *accelerator = &connection->worker->dp->accelerator;
+    struct accelerated *accelerated = connection->accelerated;
+    uint64_t key = accelerated->record->id * KEYS_PER_CONNECTION + END_DOWNSTREAM;
+    union bpf_attr attributes;
+
+    if (joined == accelerated->joined)
+        return;
+    if (joined) {
+        joined = run_program(accelerator->join,
+                             (uint32_t)(accelerated->record - accelerator->records)) == ANSWER_OK;
+    } else {
+        memset(&attributes, 0, sizeof attributes);
+        attributes.map_fd = (uint32_t)accelerator->ends;
+        attributes.key = (uint64_t)(uintptr_t)&key;
+        bpf(BPF_MAP_DELETE_ELEM, &attributes);
+    }
+    accelerated->joined = joined;
+}
+
 static bool pays(const struct connection *connection)
 {
     const struct dp_acceleration *settings = &connection->worker->dp->accelerator.settings;
@@ -442,9 +466,9 @@ void accelerate_if_it_pays(struct connection *connection)
     }
     accelerated->record = record;
     connection->accelerated = accelerated;
-    connection->flow[UPSTREAM].splicing = false;
     if (record->local)
-        connection->flow[DOWNSTREAM].splicing = false;
+        connection->flow[DOWNSTREAM].splicing = connection->flow[UPSTREAM].splicing = false;
+    set_joined(connection, !connection->flow[UPSTREAM].splicing);
     atomic_store_explicit(&connection->path, record->local ? DP_PATH_LOCAL : DP_PATH_FULL,
                           memory_order_relaxed);
     timer_set(&connection->worker->timers, connection, connection->worker->now_ms + TICK_BUSY_MS);
@@ -470,14 +494,6 @@ void accelerate_prepare(struct connection *connection)
     if (accelerator->object && (accelerator->settings.blocking_sockets ||
                                 fcntl(connection->application, F_GETFL) & O_NONBLOCK))
         setsockopt(connection->application, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof unsent);
-}
-
-bool accelerate_may_splice(const struct connection *connection, int from)
-{
-    /* A message that is to be redirected is copied anyway, and redirected data cannot be spliced.
-     */
-    return !connection->accelerated ||
-           (from == DOWNSTREAM && !connection->accelerated->record->local);
 }
 
 bool accelerate_reads_both(const struct connection *connection, int from)
@@ -535,6 +551,27 @@ static void set_pace(struct connection *connection, int to, enum pace pace)
                                 is_waited_for(&accelerated->receiver[UPSTREAM]));
 }
 
+bool accelerate_splice(struct connection *connection, int from)
+{
+    if (!connection->accelerated)
+        return true;
+    /* Redirected data cannot be spliced, and the bytes of `local` are redirected. */
+    if (connection->accelerated->record->local)
+        return false;
+    /* To redirect is to copy, twice a message: TCP takes a blast's pages as they are. */
+    if (from == UPSTREAM) {
+        set_joined(connection, false);
+        set_pace(connection, DOWNSTREAM, PACE_KEEPS_UP);
+    }
+    return true;
+}
+
+void accelerate_copy(struct connection *connection, int from)
+{
+    if (connection->accelerated && from == UPSTREAM)
+        set_joined(connection, true);
+}
+
 /* Bytes that the upstream has not acknowledged. */
 static uint32_t unacknowledged(const struct connection *connection)
 {
@@ -571,7 +608,7 @@ void accelerate_sent(struct connection *connection, bool bulk, uint64_t redirect
     struct accelerated *accelerated = connection->accelerated;
     const struct record *record = accelerated->record;
 
-    if (accelerated->receiver[DOWNSTREAM].pace != PACE_KEEPS_UP)
+    if (!accelerated->joined || accelerated->receiver[DOWNSTREAM].pace != PACE_KEEPS_UP)
         return;
     if (record->redirected[1] == redirected_before) {
         if (bulk) /* it would take TCP's way for ever, since there is always something in it */

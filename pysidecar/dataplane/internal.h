@@ -325,8 +325,9 @@ struct accelerator {
     struct dp_acceleration settings;
     void *object; /* libbpf's; NULL: there is no acceleration */
     struct record *records;
-    int attach, probe;    /* programs */
-    pthread_mutex_t lock; /* of what follows: for a moment in a connection's life */
+    int attach, join, probe; /* programs */
+    int ends;                /* the map of their sockets */
+    pthread_mutex_t lock;    /* of what follows: for a moment in a connection's life */
     struct resting_slot *free;
     size_t first_free, free_count;
 };
@@ -440,10 +441,12 @@ void accelerate_prepare(struct connection *connection);
 uint8_t accelerate_tries(const struct connection *connection);
 /* For connections that are `accelerable`. */
 void accelerate_if_it_pays(struct connection *connection);
-/* Of a connection, accelerated or not: whether a direction may be moved by splice. */
-bool accelerate_may_splice(const struct connection *connection, int from);
-/* As accelerate_may_splice: whether redirected bytes and those that came by TCP wait in two queues,
- * so that a short read does not mean that there is no more. */
+/* Of a connection, accelerated or not: a direction is to be spliced from now on, or copied again.
+ * False where it cannot be spliced. */
+bool accelerate_splice(struct connection *connection, int from);
+void accelerate_copy(struct connection *connection, int from);
+/* Of a connection, accelerated or not: whether redirected bytes and those that came by TCP wait in
+ * two queues, so that a short read does not mean that there is no more. */
 bool accelerate_reads_both(const struct connection *connection, int from);
 /* The relay sent these bytes, which came by TCP, to the upstream. */
 void accelerate_forwarded(struct connection *connection, size_t bytes);

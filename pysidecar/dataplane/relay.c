@@ -210,6 +210,18 @@ static bool after_read(struct connection *connection, int from, ssize_t count, s
     return count > 0;
 }
 
+static void set_splicing(struct connection *connection, int from, bool on)
+{
+    struct flow *flow = &connection->flow[from];
+
+    if (on)
+        on = accelerate_splice(connection, from);
+    else
+        accelerate_copy(connection, from);
+    flow->splicing = on;
+    flow->streak = 0;
+}
+
 /* Reads once and passes on what can be passed on. False when this direction cannot go on. */
 static bool copy_once(struct connection *connection, int from, enum progress *progress)
 {
@@ -229,10 +241,8 @@ static bool copy_once(struct connection *connection, int from, enum progress *pr
     connection->round_trips += from == DOWNSTREAM && connection->last_read == UPSTREAM;
     connection->last_read = (uint8_t)from;
     flow->streak = count == SCRATCH_SIZE ? flow->streak + 1 : 0;
-    if (flow->streak >= FULL_READS_TO_SPLICE && accelerate_may_splice(connection, from)) {
-        flow->splicing = true;
-        flow->streak = 0;
-    }
+    if (flow->streak >= FULL_READS_TO_SPLICE)
+        set_splicing(connection, from, true);
     sent = send(to->watch.fd, worker->scratch, (size_t)count, MSG_NOSIGNAL);
     if (sent < 0 && errno != EAGAIN && errno != EINTR) {
         *progress = side_failed(connection, !from, errno);
@@ -269,7 +279,7 @@ static bool splice_once(struct connection *connection, int from, enum progress *
     if (!flow->pipe) {
         flow->pipe = pipe_acquire(connection->worker);
         if (!flow->pipe) {
-            flow->splicing = false;
+            set_splicing(connection, from, false);
             return true;
         }
     }
@@ -283,10 +293,8 @@ static bool splice_once(struct connection *connection, int from, enum progress *
         return true;
     flow->pipe->held += (size_t)count;
     flow->streak = count < SMALL_SPLICE ? flow->streak + 1 : 0;
-    if (flow->streak >= SMALL_SPLICES_TO_COPY) {
-        flow->splicing = false;
-        flow->streak = 0;
-    }
+    if (flow->streak >= SMALL_SPLICES_TO_COPY)
+        set_splicing(connection, from, false);
     return flush_pipe(connection, from, progress);
 }
 

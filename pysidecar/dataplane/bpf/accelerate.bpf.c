@@ -306,20 +306,19 @@ SEC("tc")
 int attach(struct __sk_buff *context)
 {
     struct record *record = record_of(context);
-    struct reference of_application = {}, of_downstream = {};
+    struct reference of_application = {};
     struct bpf_sock *socket;
     struct tcp_sock *typed;
-    __u64 address = 0, key;
+    __u64 key, address;
     int answer;
 
     if (!record)
         return ANSWER_NO_SOCKET;
     key = record->id * KEYS_PER_CONNECTION;
-    of_application.id = of_downstream.id = record->id;
-    of_application.slot = of_downstream.slot = context->mark;
+    of_application.id = record->id;
+    of_application.slot = context->mark;
     of_application.to_upstream = !record->local;
     of_application.target_key = key + (record->local ? END_DOWNSTREAM : END_UPSTREAM);
-    of_downstream.target_key = key + END_APPLICATION;
 
     socket = find(context, &record->downstream, 1);
     if (!socket)
@@ -348,7 +347,7 @@ int attach(struct __sk_buff *context)
     socket = find(context, &record->downstream, 1);
     if (!socket)
         return ANSWER_NO_SOCKET;
-    answer = insert(socket, &ends, key + END_APPLICATION, &of_application, &of_downstream.target);
+    answer = insert(socket, &ends, key + END_APPLICATION, &of_application, &address);
     bpf_sk_release(socket);
     if (answer != ANSWER_OK)
         return answer;
@@ -357,6 +356,34 @@ int attach(struct __sk_buff *context)
         return ANSWER_NO_SOCKET;
     typed = bpf_skc_to_tcp_sock(socket);
     record->attached_at = typed ? typed->write_seq : 0;
+    bpf_sk_release(socket);
+    return ANSWER_OK;
+}
+
+/* From here on our downstream socket's messages are redirected, too: until it leaves the map. */
+SEC("tc")
+int join(struct __sk_buff *context)
+{
+    struct record *record = record_of(context);
+    struct reference of_downstream = {};
+    struct bpf_sock *socket;
+    __u64 key, address;
+    int answer;
+
+    if (!record)
+        return ANSWER_NO_SOCKET;
+    key = record->id * KEYS_PER_CONNECTION;
+    of_downstream.id = record->id;
+    of_downstream.slot = context->mark;
+    of_downstream.target_key = key + END_APPLICATION;
+    socket = find(context, &record->downstream, 1);
+    if (!socket)
+        return ANSWER_NO_SOCKET;
+    of_downstream.target = address_of(socket);
+    bpf_sk_release(socket);
+    socket = find(context, &record->downstream, 0);
+    if (!socket)
+        return ANSWER_NO_SOCKET;
     answer = insert(socket, &ends, key + END_DOWNSTREAM, &of_downstream, &address);
     bpf_sk_release(socket);
     return answer;

@@ -50,7 +50,7 @@ struct record {
     __u32 attached_at; /* our downstream socket's write_seq when it was attached */
 } __attribute__((aligned(CACHE_LINE)));
 
-/* What the programs of `attach` and `probe` answer. */
+/* What `attach`, `join` and `probe` answer. */
 enum answer {
     ANSWER_OK = 1,
     ANSWER_NO_SOCKET = 2,  /* the application's socket is not on this host, or not connected */
