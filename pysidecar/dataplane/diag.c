@@ -4,9 +4,11 @@
 #include <linux/inet_diag.h>
 #include <linux/rtnetlink.h>
 #include <linux/sock_diag.h>
+#include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/time.h>
 #include <unistd.h>
 
@@ -49,6 +51,32 @@ static void address_of(struct mosnhook_address *address, uint8_t family, const _
     address_from_socket(address, &name);
 }
 
+static void take_info(struct diag_socket *socket, const struct tcp_info *info)
+{
+    socket->segments_sent = info->tcpi_segs_out;
+    socket->segments_received = info->tcpi_segs_in;
+    socket->bytes_sent = info->tcpi_bytes_sent - info->tcpi_bytes_retrans;
+    socket->bytes_received = info->tcpi_bytes_received;
+    socket->bytes_acked = info->tcpi_bytes_acked;
+    socket->last_ack_ms = info->tcpi_last_ack_recv;
+    socket->rtt_us = info->tcpi_rtt;
+}
+
+void diag_of_fd(int fd, struct diag_socket *socket)
+{
+    struct tcp_info info;
+    socklen_t length = sizeof info;
+    int unacked = 0;
+
+    memset(socket, 0, sizeof *socket);
+    memset(&info, 0, sizeof info);
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) < 0 ||
+        ioctl(fd, SIOCOUTQ, &unacked) < 0)
+        return;
+    take_info(socket, &info);
+    socket->unacked = (uint32_t)unacked;
+}
+
 /* False for a message that does not describe a socket. */
 static bool parse(const struct nlmsghdr *header, struct diag_socket *socket)
 {
@@ -77,13 +105,7 @@ static bool parse(const struct nlmsghdr *header, struct diag_socket *socket)
                message->id.idiag_sport);
     socket->unread = message->idiag_rqueue;
     socket->unacked = message->idiag_wqueue;
-    socket->segments_sent = info.tcpi_segs_out;
-    socket->segments_received = info.tcpi_segs_in;
-    socket->bytes_sent = info.tcpi_bytes_sent - info.tcpi_bytes_retrans;
-    socket->bytes_received = info.tcpi_bytes_received;
-    socket->bytes_acked = info.tcpi_bytes_acked;
-    socket->last_ack_ms = info.tcpi_last_ack_recv;
-    socket->rtt_us = info.tcpi_rtt;
+    take_info(socket, &info);
     return true;
 }
 

@@ -35,6 +35,8 @@ int diag_subscribe(void);
 bool diag_read_events(int fd, diag_visitor *visit, void *argument, bool *lost);
 /* Visits all TCP sockets of the namespace that are connecting or connected. 0 or -errno. */
 int diag_visit_live(diag_visitor *visit, void *argument);
+/* The same of a socket that is at hand, as far as it matters for whether it was connected. */
+void diag_of_fd(int fd, struct diag_socket *socket);
 /* The state of what the kernel keeps of a freed socket: DIAG_FIN_WAIT2, DIAG_TIME_WAIT, or 0. */
 int diag_state_left(const struct diag_socket *socket);
 

@@ -166,18 +166,24 @@ static void count_bytes(struct connection *connection, uint64_t sent, uint64_t r
     worker_count(&counters->bytes[UPSTREAM], (int64_t)received);
 }
 
-static void end(struct connection *connection, const struct diag_socket *socket)
+static void end_unestablished(struct connection *connection, const struct diag_socket *socket)
 {
     struct worker *worker = connection->worker;
+
+    worker_count(&worker->counters.connect_failures, 1);
+    if (is_endpoints_doing(connection, socket))
+        endpoint_failed(connection->endpoint, worker->now_ms);
+    connection_close(connection, DP_END_UPSTREAM_CONNECT, 0);
+}
+
+static void end(struct connection *connection, const struct diag_socket *socket)
+{
     bool fin_acked = socket->bytes_acked == socket->bytes_sent + 2; /* besides, the SYN */
     enum dp_end end = DP_END_UPSTREAM_RESET;
 
     connection->source = socket->source;
     if (!was_established(connection, socket)) {
-        worker_count(&worker->counters.connect_failures, 1);
-        if (is_endpoints_doing(connection, socket))
-            endpoint_failed(connection->endpoint, worker->now_ms);
-        connection_close(connection, DP_END_UPSTREAM_CONNECT, 0);
+        end_unestablished(connection, socket);
         return;
     }
     endpoint_succeeded(connection->endpoint, opened_ms(connection));
@@ -366,25 +372,23 @@ static void close_fd(int *fd)
 }
 
 /* The socket is asked for a second time: its first connect failed, or was undone. */
-static void replace(struct worker *worker, uint64_t cookie)
+static void replace(struct worker *worker, const struct diag_socket *socket)
 {
-    struct connection *before = cookies_find(&worker->direct, cookie);
+    struct connection *before = cookies_find(&worker->direct, socket->cookie);
 
-    if (before)
-        connection_close(before,
-                         atomic_load_explicit(&before->rtt_us, memory_order_relaxed)
-                             ? DP_END_UNOBSERVED
-                             : DP_END_UPSTREAM_CONNECT,
-                         0);
+    if (before && was_established(before, socket))
+        connection_close(before, DP_END_UNOBSERVED, 0);
+    else if (before)
+        end_unestablished(before, socket);
 }
 
 /* A socket whose earlier connection may be another worker's. */
 struct reused {
     struct reused *next;
-    uint64_t cookie;
+    struct diag_socket socket;
 };
 
-static void replace_elsewhere(struct worker *worker, uint64_t cookie)
+static void replace_elsewhere(struct worker *worker, const struct diag_socket *socket)
 {
     struct dp *dp = worker->dp;
     uint64_t one = 1;
@@ -395,7 +399,7 @@ static void replace_elsewhere(struct worker *worker, uint64_t cookie)
 
         if (!reused)
             continue;
-        reused->cookie = cookie;
+        reused->socket = *socket;
         reused->next = atomic_load_explicit(&other->reused, memory_order_relaxed);
         while (!atomic_compare_exchange_weak_explicit(&other->reused, &reused->next, reused,
                                                       memory_order_release, memory_order_relaxed))
@@ -414,7 +418,7 @@ void direct_take_reused(struct worker *worker)
     while (reused) {
         struct reused *next = reused->next;
 
-        replace(worker, reused->cookie);
+        replace(worker, &reused->socket);
         free(reused);
         reused = next;
     }
@@ -444,6 +448,7 @@ static void hand_over(struct connection *connection)
 void direct_ask(struct connection *connection)
 {
     struct worker *worker = connection->worker;
+    struct diag_socket before;
     bool direct;
     enum dp_end refused = upstream_route(connection, &direct);
 
@@ -457,9 +462,11 @@ void direct_ask(struct connection *connection)
         hand_over(connection);
         return;
     }
-    replace(worker, connection->cookie);
+    diag_of_fd(connection->application, &before);
+    before.cookie = connection->cookie;
+    replace(worker, &before);
     if (connection->source.port != 0) /* it was bound, or connected before */
-        replace_elsewhere(worker, connection->cookie);
+        replace_elsewhere(worker, &before);
     if (!cookies_add(&worker->direct, connection)) {
         hand_over(connection);
         return;

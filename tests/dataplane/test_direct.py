@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import random
 import socket
+import struct
 import time
 from collections.abc import Callable
 from ipaddress import ip_network
@@ -215,6 +217,33 @@ def test_an_endpoint_that_refused_has_no_turn(plane: Plane, server: Server, bloc
     assert ejected(plane) == [dead]
     for _ in range(6):
         Asking(plane).connect()
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_socket_that_is_asked_for_again_tells_of_its_failure(
+    make_plane: MakePlane, server: Server, blocking: bool
+) -> None:
+    plane = make_plane(workers=4)
+    dead = closed_address()
+    direct_to(plane, dead, server.address)
+    asking = Asking(plane)
+    asking.socket.settimeout(None if blocking else PATIENCE)
+    assert asking.connect_ex() == errno.ECONNREFUSED
+    again = Asking(plane, asking.socket)
+    assert again.endpoint == server.address
+    assert plane.next_closed().end == End.UPSTREAM_CONNECT
+    assert ejected(plane) == [dead]
+    assert plane.data.counters().connect_failures == 1
+
+
+def test_a_connection_that_was_undone_is_no_failure(plane: Plane, server: Server) -> None:
+    direct_to(plane, server.address)
+    client, _ = connected(plane, server)
+    disconnect = ctypes.CDLL(None).connect
+    assert disconnect(client.fileno(), struct.pack("H14x", socket.AF_UNSPEC), 16) == 0
+    Asking(plane, client)
+    assert plane.next_closed().end == End.UNOBSERVED
+    assert ejected(plane) == []
 
 
 def test_an_endpoint_is_ejected_by_silence_after_the_connect_timeout(
