@@ -44,7 +44,8 @@ __all__ = ["Sidecar", "prepare_process"]
 
 log = logging.getLogger(__name__)
 
-_REPORT_PAUSE = 0.02  # seconds: so that reports come in batches and not one by one
+# Seconds: so that reports come in batches, and seldom wake a thread that competes with the workers.
+_REPORT_PAUSE = 0.1
 _RECENT_CLOSED = 1000  # connections that /connections?closed= can show
 _MOST_FDS = 1 << 20
 

@@ -40,9 +40,10 @@ enum {
     DIRECTIONS = 2,           /* enum dp_direction */
     MAX_UNREPORTED = 1 << 18, /* closed connections that the control thread has not taken */
     ACCEPT_PAUSE_MS = 20,
-    FDS_PER_REQUEST = 4, /* control socket, the application's socket, upstream, downstream */
-    FDS_PER_RELAY = 2,   /* downstream, upstream */
-    FDS_SPARE = 64,      /* left for the control plane */
+    FEW_CONNECTIONS = 64, /* of a worker: however they are shared out, it does not matter */
+    FDS_PER_REQUEST = 4,  /* control socket, the application's socket, upstream, downstream */
+    FDS_PER_RELAY = 2,    /* downstream, upstream */
+    FDS_SPARE = 64,       /* left for the control plane */
 };
 
 struct accelerated;
@@ -302,6 +303,7 @@ struct worker {
     _Atomic(struct table *) new_tables[DIRECTIONS];
     struct table *tables[DIRECTIONS];
     bool accepting, drained;
+    bool leaves_to_others; /* does not accept, since it has too many connections */
     uint64_t accept_again_ms;
     uint64_t now_ns, now_ms; /* CLOCK_MONOTONIC at the start of this turn */
     struct timers timers;

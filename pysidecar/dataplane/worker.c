@@ -107,12 +107,13 @@ static bool reserve_fds(struct dp *dp, int count)
     return false;
 }
 
-static void accept_batch(struct worker *worker, const struct listener *listener)
+/* Up to a batch of what waits at the listener. */
+static void accept_waiting(struct worker *worker, const struct listener *listener)
 {
     struct dp *dp = worker->dp;
     int fds = listener_fds(listener);
 
-    for (int i = 0; i < ACCEPT_BATCH && worker->accepting; i++) {
+    for (int i = 0; i < ACCEPT_BATCH; i++) {
         int fd;
 
         if (atomic_load_explicit(&dp->unreported, memory_order_relaxed) > MAX_UNREPORTED ||
@@ -131,6 +132,57 @@ static void accept_batch(struct worker *worker, const struct listener *listener)
         if (errno != ECONNABORTED && errno != EINTR)
             return;
     }
+}
+
+static uint64_t connections_of(const struct worker *worker)
+{
+    const struct counters *counters = &worker->counters;
+
+    return atomic_load_explicit(&counters->accepted, memory_order_relaxed) -
+           atomic_load_explicit(&counters->closed, memory_order_relaxed);
+}
+
+/* Whether this worker has clearly more connections than its share. */
+static bool has_too_many(const struct worker *worker)
+{
+    const struct dp *dp = worker->dp;
+    uint64_t own = connections_of(worker), all = 0;
+
+    if (own < FEW_CONNECTIONS)
+        return false;
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        all += connections_of(&dp->workers[i]);
+    return 4 * own * dp->worker_count > 5 * all;
+}
+
+/* The kernel wakes the first worker that sleeps, which with clients that connect one after the
+ * other is always the same: from its share on it leaves them to the others. */
+static void accept_batch(struct worker *worker, const struct listener *listener)
+{
+    struct dp *dp = worker->dp;
+
+    if (!worker->accepting)
+        return;
+    accept_waiting(worker, listener);
+    if (!worker->accepting || !has_too_many(worker))
+        return;
+    set_accepting(worker, false);
+    worker->leaves_to_others = true;
+    worker->accept_again_ms = worker->now_ms + ACCEPT_PAUSE_MS;
+    /* Those for which we were woken meanwhile: nobody else was. */
+    for (size_t i = 0; i < dp->listener_count; i++)
+        accept_waiting(worker, &dp->listeners[i]);
+}
+
+static void go_on_accepting(struct worker *worker)
+{
+    if (worker->accepting || worker->drained)
+        return;
+    if (worker->now_ms < worker->accept_again_ms &&
+        (!worker->leaves_to_others || has_too_many(worker)))
+        return;
+    worker->leaves_to_others = false;
+    set_accepting(worker, true);
 }
 
 void worker_leave_listeners(struct worker *worker)
@@ -155,7 +207,7 @@ static void drain_listeners(struct worker *worker)
     if (worker->drained || !atomic_load_explicit(&dp->draining, memory_order_acquire))
         return;
     for (size_t i = 0; i < dp->listener_count; i++)
-        accept_batch(worker, &dp->listeners[i]);
+        accept_waiting(worker, &dp->listeners[i]);
     worker_leave_listeners(worker);
 }
 
@@ -301,8 +353,7 @@ void *worker_run(void *argument)
         run_runnable(worker);
         while ((connection = timer_expired(&worker->timers, worker->now_ms)))
             expire(connection);
-        if (!worker->accepting && !worker->drained && worker->now_ms >= worker->accept_again_ms)
-            set_accepting(worker, true);
+        go_on_accepting(worker);
         drain_listeners(worker);
         connections_hand_over(worker);
     }

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from pysidecar.dataplane import End
-from tests.dataplane.support import Plane, Server, eventually, linger_reset
+from tests.dataplane.support import MakePlane, Parked, Plane, Server, eventually, linger_reset
 
 
 @pytest.fixture
@@ -89,6 +91,26 @@ def test_reports_are_never_lost(plane: Plane, server: Server) -> None:
     assert plane.data.take_closed() == []
     assert plane.data.live == 0
     assert {record.end for record in records} <= {End.DOWNSTREAM_RESET, End.EOF}
+
+
+def _watched() -> list[int]:
+    """How many fds each epoll instance of this process watches: those of the workers are ours."""
+    fds = [fd for fd in Path("/proc/self/fd").iterdir() if "eventpoll" in os.path.realpath(fd)]
+    return [Path(f"/proc/self/fdinfo/{fd.name}").read_text().count("tfd:") for fd in fds]
+
+
+def test_connections_that_come_one_by_one_are_shared_by_the_workers(
+    many_fds: None, make_plane: MakePlane, server: Server
+) -> None:
+    plane = make_plane(workers=2)
+    for _ in range(400):
+        client = Parked(plane)
+        client.ask(server.address, waits=True)
+        assert client.answer() is not None
+        server.accept()
+    fewer, more = sorted(_watched())[-2:]
+    assert fewer + more > 800, "both sockets of each"
+    assert more < 0.7 * (fewer + more), (fewer, more)
 
 
 def test_a_snapshot_shows_every_live_connection_once(
