@@ -44,8 +44,10 @@ __all__ = ["Sidecar", "prepare_process"]
 
 log = logging.getLogger(__name__)
 
-# Seconds: so that reports come in batches, and seldom wake a thread that competes with the workers.
-_REPORT_PAUSE = 0.1
+# Seconds: so that reports come in batches and not one by one; and, when they are many, seldom wake
+# a thread that competes with the workers.
+_REPORT_PAUSE, _BUSY_REPORT_PAUSE = 0.02, 0.1
+_BUSY_REPORTS = 16  # at a time
 _RECENT_CLOSED = 1000  # connections that /connections?closed= can show
 _MOST_FDS = 1 << 20
 
@@ -327,8 +329,8 @@ class Sidecar:
     def _on_reports(self) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._data_plane.event_fd)
-        self._take_reports()
-        loop.call_later(_REPORT_PAUSE, self._await_reports)
+        pause = _BUSY_REPORT_PAUSE if self._take_reports() >= _BUSY_REPORTS else _REPORT_PAUSE
+        loop.call_later(pause, self._await_reports)
 
     def _await_reports(self) -> None:
         if self.state != "stopped":
@@ -337,12 +339,14 @@ class Sidecar:
     def _ignore_reports(self) -> None:
         asyncio.get_running_loop().remove_reader(self._data_plane.event_fd)
 
-    def _take_reports(self) -> None:
+    def _take_reports(self) -> int:
+        """How many there were."""
         records = self._data_plane.take_closed()
         self._recent.extend(records)
         self.metrics.count_closed(records)
         self._access_log.write(records)
         self._reported.set()
+        return len(records)
 
     def _stop_data_plane(self) -> None:
         self._data_plane.stop()

@@ -75,7 +75,8 @@ def _run(results: Results | None) -> Iterator[str]:
     machine, settings = results.machine, results.settings
     yield (
         f"Linux {machine['kernel']}, {machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['memory_gib']:g} GiB. {settings['rounds']} rounds of {settings['seconds']:g} s "
+        f"{machine['memory_gib']:g} GiB, congestion control {machine['congestion_control']}. "
+        f"{settings['rounds']} rounds of {settings['seconds']:g} s "
         f"each, after {settings['warm_up']:g} s of warming up; "
         f"{settings['idle_connections']:,} idle connections. Other programs used "
         f"{machine['busy_before']:.0f} % of the CPUs before, {machine['busy_after']:.0f} % after."

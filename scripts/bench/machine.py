@@ -26,6 +26,7 @@ def describe() -> dict[str, Any]:
         "architecture": platform.machine(),
         "cpu": cpu[1] if cpu else "unknown",
         "cores": len(os.sched_getaffinity(0)),
+        "congestion_control": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "versions": {
             "pysidecar": version("pysidecar"),
