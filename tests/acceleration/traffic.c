@@ -254,6 +254,16 @@ static void end_came(struct connection *connection)
         failed(connection, "ends in order instead of by a reset");
 }
 
+/* The other stream has ended, and there is an error, which no receive tells then. */
+static void error_after_end(struct connection *connection)
+{
+    int error = 0;
+    socklen_t size = sizeof error;
+
+    getsockopt(connection->fd, SOL_SOCKET, SO_ERROR, &error, &size);
+    error_came(connection, "poll", error ? error : ECONNRESET);
+}
+
 /* ---- reading and writing ---- */
 
 static void check_greeting(struct connection *connection)
@@ -379,6 +389,8 @@ static void receive_some(struct connection *connection)
     connection->progress_ms = now_ms;
     if (count == 0) {
         end_came(connection);
+        if (connection->active && connection->failing)
+            error_after_end(connection);
         return;
     }
     /* epoll(7): a short read says that there is no more for now. */
@@ -503,10 +515,8 @@ static void event_came(struct connection *connection, uint32_t events)
         connection->writable = true;
     if (events & EPOLLERR)
         connection->failing = connection->readable = true;
-    if (connection->failing && connection->ended) {
-        getsockopt(connection->fd, SOL_SOCKET, SO_ERROR, &error, &size);
-        error_came(connection, "poll", error ? error : ECONNRESET);
-    }
+    if (connection->failing && connection->ended)
+        error_after_end(connection);
 }
 
 static void watch(struct connection *connection)
