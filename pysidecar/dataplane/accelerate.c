@@ -48,6 +48,7 @@ enum {
     TRIES = 8,          /* to attach a connection, at doubled distances */
     TICK_BUSY_MS = 250, /* how old byte counts may be */
     TICK_IDLE_MS = 1000,
+    MEMORY_LOOK_MS = 100, /* between two looks at TCP's memory */
     QUARANTINE_MS = 1000, /* of a slot, so that no program that still runs uses it */
 };
 
@@ -69,6 +70,7 @@ struct receiver {
 struct accelerated {
     struct record *record;
     uint64_t counted; /* of record->redirected[0]: added to the connection's bytes */
+    int room;         /* bytes of the buffer that redirected ones go to */
     bool joined;      /* what we send to the application may be redirected */
     /* By the side that is sent to: the application, the upstream. */
     struct receiver receiver[2];
@@ -230,6 +232,35 @@ static size_t records_size(const struct accelerator *accelerator)
     return accelerator->settings.connections * sizeof(struct record);
 }
 
+/* The link by which `wake_senders` can be run, or -errno. */
+static int link_iterator(int program)
+{
+    union bpf_attr attributes;
+    int link;
+
+    memset(&attributes, 0, sizeof attributes);
+    attributes.link_create.prog_fd = (uint32_t)program;
+    attributes.link_create.attach_type = BPF_TRACE_ITER;
+    link = (int)bpf(BPF_LINK_CREATE, &attributes);
+    return link < 0 ? -errno : link;
+}
+
+static void run_iterator(int link)
+{
+    union bpf_attr attributes;
+    char nothing[64];
+    int iterator;
+
+    memset(&attributes, 0, sizeof attributes);
+    attributes.iter_create.link_fd = (uint32_t)link;
+    iterator = (int)bpf(BPF_ITER_CREATE, &attributes);
+    if (iterator < 0)
+        return;
+    while (read(iterator, nothing, sizeof nothing) > 0)
+        ;
+    close(iterator);
+}
+
 /* Loads the programs and maps. False with a reason. */
 static bool load(struct accelerator *accelerator, const char *path, char *reason)
 {
@@ -253,6 +284,14 @@ static bool load(struct accelerator *accelerator, const char *path, char *reason
         snprintf(reason, DP_REASON_SIZE, "the kernel has no sockmap: %s", strerror(errno));
         return false;
     }
+    accelerator->shortage = libbpf.map_fd(accelerator->object, "shortage");
+    accelerator->wake_senders =
+        link_iterator(libbpf.program_fd(libbpf.find_program(accelerator->object, "wake_senders")));
+    if (accelerator->wake_senders < 0) {
+        snprintf(reason, DP_REASON_SIZE, "the kernel cannot iterate over sockets: %s",
+                 strerror(-accelerator->wake_senders));
+        return false;
+    }
     memory = mmap(NULL, records_size(accelerator), PROT_READ | PROT_WRITE, MAP_SHARED, records, 0);
     if (memory == MAP_FAILED) {
         snprintf(reason, DP_REASON_SIZE, "cannot map the records: %s", strerror(errno));
@@ -260,6 +299,21 @@ static bool load(struct accelerator *accelerator, const char *path, char *reason
     }
     accelerator->records = memory;
     return true;
+}
+
+/* The number behind the first `before` in a file of /proc; 0 where there is none. */
+static uint64_t read_number(const char *path, const char *before)
+{
+    char text[1024];
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t size = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    const char *at;
+
+    if (fd >= 0)
+        close(fd);
+    text[size < 0 ? 0 : size] = '\0';
+    at = strstr(text, before);
+    return at ? strtoull(at + strlen(before), NULL, 10) : 0;
 }
 
 int dp_accelerate(struct dp *dp, const char *path, const struct dp_acceleration *settings,
@@ -282,6 +336,7 @@ int dp_accelerate(struct dp *dp, const char *path, const struct dp_acceleration 
         accelerator->free[i].slot = i;
     accelerator->free_count = settings->connections;
     pthread_mutex_init(&accelerator->lock, NULL);
+    accelerator->memory_pressure = read_number("/proc/sys/net/ipv4/tcp_mem", "\t");
     return 0;
 }
 
@@ -289,6 +344,8 @@ void accelerator_close(struct accelerator *accelerator)
 {
     if (accelerator->records)
         munmap(accelerator->records, records_size(accelerator));
+    if (accelerator->wake_senders > 0)
+        close(accelerator->wake_senders);
     if (accelerator->object)
         libbpf.close(accelerator->object);
     free(accelerator->free);
@@ -333,9 +390,11 @@ static uint32_t window(const struct accelerator *accelerator)
     /* Not under the lock: a moment's difference does not matter. */
     uint32_t free = (uint32_t)__atomic_load_n(&accelerator->free_count, __ATOMIC_RELAXED);
     uint32_t used = accelerator->settings.connections - free;
-    uint32_t share = WINDOW_BUDGET / (used ? used : 1);
+    uint32_t share = WINDOW_MAX;
 
-    return share > WINDOW_MAX ? WINDOW_MAX : share < WINDOW_MIN ? WINDOW_MIN : share;
+    while (share > WINDOW_MIN && (uint64_t)share * used > WINDOW_BUDGET)
+        share /= 2; /* in steps, so that it seldom changes */
+    return share;
 }
 
 /* ---- attaching ---- */
@@ -372,7 +431,7 @@ static int attach(struct connection *connection, struct record *record)
     int upstream = connection->side[UPSTREAM].watch.fd;
     int downstream = connection->side[DOWNSTREAM].watch.fd;
     bool local = accelerator->settings.path == DP_PATH_LOCAL;
-    int room = WINDOW_MAX * 2, small = RECEIVE_BUFFER, answer;
+    int small = RECEIVE_BUFFER, answer;
 
     memset(record, 0, sizeof *record);
     record->local = local;
@@ -389,20 +448,34 @@ static int attach(struct connection *connection, struct record *record)
         __atomic_store_n(&record->id, 0, __ATOMIC_RELEASE);
         return answer;
     }
-    if (local) {
-        /* What is redirected to our own socket takes room from what comes by TCP. */
-        setsockopt(downstream, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof room);
-    } else {
-        /* The upstream must hold a full window, however small the messages are that it consists
-         * of: it has to take what is redirected to it, or the application would be told to try
-         * again without being told when. The kernel doubles the value. */
-        setsockopt(upstream, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room);
+    if (!local) {
         setsockopt(downstream, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
         follow_nodelay(connection, record);
     }
-    /* From here on there is room to redirect to. */
-    __atomic_store_n(&record->window, window(accelerator), __ATOMIC_RELEASE);
     return ANSWER_OK;
+}
+
+/* Redirected bytes need room: the upstream must hold a full window, however small the messages are
+ * that it consists of, or the application would be told to try again without being told when; and
+ * in our own socket they take room from what comes by TCP. What the kernel does not size by itself,
+ * it does not cut down either when memory gets short: so no more than this connection's share. */
+static void set_window(struct connection *connection)
+{
+    struct record *record = connection->accelerated->record;
+    uint32_t before = record->window, now = window(&connection->worker->dp->accelerator);
+    /* A window that shrinks may be in use for a moment. The kernel doubles the value. */
+    int room = (int)(before > now ? before : now) * 2;
+
+    if (room == connection->accelerated->room && before == now)
+        return;
+    connection->accelerated->room = room;
+    if (record->local)
+        setsockopt(connection->side[DOWNSTREAM].watch.fd, SOL_SOCKET, SO_RCVBUFFORCE, &room,
+                   sizeof room);
+    else
+        setsockopt(connection->side[UPSTREAM].watch.fd, SOL_SOCKET, SO_SNDBUFFORCE, &room,
+                   sizeof room);
+    __atomic_store_n(&record->window, now, __ATOMIC_RELEASE);
 }
 
 /* Whether messages to the application may be redirected, or all take TCP. */
@@ -469,6 +542,7 @@ void accelerate_if_it_pays(struct connection *connection)
     if (record->local)
         connection->flow[DOWNSTREAM].splicing = connection->flow[UPSTREAM].splicing = false;
     set_joined(connection, !connection->flow[UPSTREAM].splicing);
+    set_window(connection); /* from here on there is room to redirect to */
     atomic_store_explicit(&connection->path, record->local ? DP_PATH_LOCAL : DP_PATH_FULL,
                           memory_order_relaxed);
     timer_set(&connection->worker->timers, connection, connection->worker->now_ms + TICK_BUSY_MS);
@@ -691,13 +765,46 @@ static bool count_redirected(struct connection *connection)
     return true;
 }
 
+static void set_memory_short(struct accelerator *accelerator, bool is_short)
+{
+    uint32_t first = 0, value = is_short;
+    union bpf_attr attributes;
+
+    memset(&attributes, 0, sizeof attributes);
+    attributes.map_fd = (uint32_t)accelerator->shortage;
+    attributes.key = (uint64_t)(uintptr_t)&first;
+    attributes.value = (uint64_t)(uintptr_t)&value;
+    bpf(BPF_MAP_UPDATE_ELEM, &attributes);
+    atomic_store_explicit(&accelerator->memory_short, is_short, memory_order_relaxed);
+}
+
+/* TCP's memory is the machine's. When it is short, whoever uses it, everything takes TCP, and the
+ * kernel limits what each socket has; and senders of ours may have to be woken, a last time when it
+ * is no longer short. One of the workers looks. */
+static void look_at_memory(struct accelerator *accelerator, uint64_t now_ms)
+{
+    uint64_t due = atomic_load_explicit(&accelerator->look_at_memory_at_ms, memory_order_relaxed);
+    bool was_short = atomic_load_explicit(&accelerator->memory_short, memory_order_relaxed),
+         is_short;
+
+    if (now_ms < due || !atomic_compare_exchange_strong_explicit(
+                            &accelerator->look_at_memory_at_ms, &due, now_ms + MEMORY_LOOK_MS,
+                            memory_order_relaxed, memory_order_relaxed))
+        return;
+    is_short = read_number("/proc/net/sockstat", " mem ") >= accelerator->memory_pressure;
+    if (is_short != was_short)
+        set_memory_short(accelerator, is_short);
+    if (is_short || was_short)
+        run_iterator(accelerator->wake_senders);
+}
+
 uint64_t accelerate_tick(struct connection *connection)
 {
-    struct accelerated *accelerated = connection->accelerated;
     uint64_t now_ms = connection->worker->now_ms;
     bool busy = count_redirected(connection);
 
-    accelerated->record->window = window(&connection->worker->dp->accelerator);
+    set_window(connection);
+    look_at_memory(&connection->worker->dp->accelerator, now_ms);
     return now_ms + (busy ? TICK_BUSY_MS : TICK_IDLE_MS);
 }
 

@@ -28,6 +28,9 @@ enum { ESTABLISHED = 1, SYN_SENT = 2, SYN_RECEIVED = 3, NAGLE_OFF = 1 };
 
 enum { DO_NOT_BLOCK = 04000 }; /* O_NONBLOCK */
 
+/* From linux/net.h and asm-generic/socket.h. */
+enum { SOCK_NOSPACE = 2, SOL_SOCKET = 1, SO_SNDBUF = 7 };
+
 /* Of the kernel's structures only what is used; the loader finds where it is (CO-RE). */
 enum sock_flags { SOCK_ZEROCOPY };
 
@@ -40,6 +43,7 @@ struct file {
 } KERNEL_TYPE;
 
 struct socket {
+    unsigned long flags;
     struct file *file;
 } KERNEL_TYPE;
 
@@ -64,6 +68,10 @@ struct sk_psock {
     __u32 msg_tot_len;
 } KERNEL_TYPE;
 
+struct bpf_iter__tcp {
+    struct sock_common *sk_common;
+} KERNEL_TYPE;
+
 extern void *bpf_rdonly_cast(const void *object, __u32 type) __ksym;
 
 /* Kept with each sending socket, so that it goes when the socket goes. */
@@ -82,6 +90,14 @@ struct {
     __type(key, __u32);
     __type(value, struct record);
 } records SEC(".maps");
+
+/* Whether TCP's memory, which is the machine's, is short: written by a worker. */
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, __u32);
+    __type(value, __u32);
+} shortage SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -178,6 +194,14 @@ static __always_inline int to_peer(struct sk_msg_md *message, struct record *rec
     return SK_PASS;
 }
 
+/* Where TCP's memory is used up, to redirect fails with an error that no sender expects. */
+static __always_inline int memory_is_short(void)
+{
+    __u32 first = 0, *answer = bpf_map_lookup_elem(&shortage, &first);
+
+    return answer && *answer;
+}
+
 SEC("sk_msg")
 int redirect(struct sk_msg_md *message)
 {
@@ -199,7 +223,7 @@ int redirect(struct sk_msg_md *message)
         return SK_PASS;
     slot = reference->slot;
     record = bpf_map_lookup_elem(&records, &slot);
-    if (!record || record->id != reference->id)
+    if (!record || record->id != reference->id || memory_is_short())
         return SK_PASS;
     if (reference->to_upstream)
         return to_upstream(message, record, reference, sender, size);
@@ -414,6 +438,34 @@ int probe(struct __sk_buff *context)
     record->unread = downstream ? downstream->write_seq - read : 0;
     bpf_sk_release(socket);
     return ANSWER_OK;
+}
+
+/* ---- called by the data plane (BPF_ITER_CREATE), for all TCP sockets of the namespace ---- */
+
+/* Where TCP's memory is used up, a message is refused to a socket in a sockmap even if nothing is
+ * on its way (an ordinary socket may always send a little): nothing that is acknowledged would ever
+ * wake its sender again. To set the size of its send buffer does, and it tries again. */
+SEC("iter/tcp")
+int wake_senders(struct bpf_iter__tcp *context)
+{
+    struct sock_common *common = context->sk_common;
+    struct reference *reference;
+    struct tcp_sock *sender;
+    struct socket *socket;
+    int size = SEND_BUFFER;
+
+    if (!common)
+        return 0;
+    sender = bpf_skc_to_tcp_sock(common);
+    if (!sender)
+        return 0;
+    reference = bpf_sk_storage_get(&references, sender, 0, 0);
+    if (!reference || sender->write_seq != sender->snd_una)
+        return 0;
+    socket = ((struct sock *)sender)->sk_socket;
+    if (socket && socket->flags & 1ul << SOCK_NOSPACE)
+        bpf_setsockopt(sender, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+    return 0;
 }
 
 char LICENSE[] SEC("license") = "GPL"; /* bpf_skc_to_tcp_sock asks for it */

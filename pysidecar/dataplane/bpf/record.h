@@ -12,6 +12,7 @@
 enum {
     KEYS_PER_CONNECTION = 4,
     CACHE_LINE = 64,
+    SEND_BUFFER = 128 * 1024, /* bytes, of a sender that has to be woken; the kernel doubles it */
 };
 
 /* Which of a connection's sockets; its key is id * KEYS_PER_CONNECTION + this. */
