@@ -316,6 +316,16 @@ static uint64_t read_number(const char *path, const char *before)
     return at ? strtoull(at + strlen(before), NULL, 10) : 0;
 }
 
+/* From how many pages on TCP's memory is short: the second number of tcp_mem. In a container's
+ * network namespace the file is not there; then what it is by default, a sixteenth of the machine's
+ * memory. */
+static uint64_t memory_pressure(void)
+{
+    uint64_t pages = read_number("/proc/sys/net/ipv4/tcp_mem", "\t");
+
+    return pages ? pages : (uint64_t)sysconf(_SC_PHYS_PAGES) / 16;
+}
+
 int dp_accelerate(struct dp *dp, const char *path, const struct dp_acceleration *settings,
                   char *reason)
 {
@@ -336,7 +346,7 @@ int dp_accelerate(struct dp *dp, const char *path, const struct dp_acceleration 
         accelerator->free[i].slot = i;
     accelerator->free_count = settings->connections;
     pthread_mutex_init(&accelerator->lock, NULL);
-    accelerator->memory_pressure = read_number("/proc/sys/net/ipv4/tcp_mem", "\t");
+    accelerator->memory_pressure = memory_pressure();
     return 0;
 }
 

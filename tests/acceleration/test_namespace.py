@@ -1,0 +1,54 @@
+"""A pod's network namespace has its own /proc/sys/net, without what is the machine's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pysidecar.interception.rules.namespace import inside
+from tests.acceleration.support import CLIENT_FIRST, V4, Server, check, mesh
+
+_UPLOAD = 2 << 30  # for some seconds: memory is looked at now and then
+
+
+@pytest.fixture
+def netns() -> Iterator[str]:
+    name = f"accelerated-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+def _redirected_uploads() -> int:
+    """Bytes, by the records of the sidecar that runs."""
+    dumped = subprocess.run(
+        ["bpftool", "-j", "map", "dump", "name", "records"], capture_output=True, check=True
+    )
+    records = [entry["formatted"]["value"] for entry in json.loads(dumped.stdout)]
+    return sum(record["redirected"][0] for record in records)
+
+
+@pytest.mark.exclusive  # nobody else makes BPF objects meanwhile
+def test_in_another_network_namespace_bytes_are_redirected(
+    traffic: Path, tmp_path: Path, netns: str
+) -> None:
+    def redirected() -> int:
+        with (
+            Server(traffic, tmp_path / "server") as server,
+            mesh(server, tmp_path, connections=8) as made,
+        ):
+            sizes = {"exactly": 1, "ends_last": 1, "up": _UPLOAD, "down": 100}
+            assert check(made.run(f"{V4},{CLIENT_FIRST}", way="edge", **sizes)) == {"complete": 1}
+            (logged,) = made.log(1)
+            assert logged["path"] == "full"
+            return _redirected_uploads()
+
+    assert inside(netns, redirected) > 0.5 * _UPLOAD
