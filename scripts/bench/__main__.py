@@ -24,7 +24,7 @@ from scripts.bench.sides import SIDES
 _BUILD = Path(__file__).resolve().parents[2] / "build" / "bench"
 
 _FULL = Settings(rounds=5, seconds=0.5, warm_up=0.2, idle_connections=20_000, connect_batches=1500)
-_SHORT = Settings(rounds=2, seconds=0.25, warm_up=0.1, idle_connections=2_000, connect_batches=500)
+_SHORT = Settings(rounds=2, seconds=0.2, warm_up=0.05, idle_connections=2_000, connect_batches=500)
 
 _HELP = f"""\
 Measures what a connection costs: direct, through the sidecar, and through its peers (HAProxy,
