@@ -113,11 +113,11 @@ int dp_add_listener(struct dp *dp, int fd, const struct dp_listener *listener)
         result = -ENOSPC;
     else if (listener->transport > DP_TRANSPORT_TPROXY || listener->direction >= DIRECTIONS)
         result = -EINVAL;
-    else if (listener->transport != DP_TRANSPORT_UNIX)
+    else if (listener->transport != DP_TRANSPORT_UNIX) {
         result = tune_socket(fd); /* accepted sockets inherit it */
-    if (listener->transport != DP_TRANSPORT_UNIX && address_of_local(fd, &here) == 0 &&
-        address_is_loopback(&here))
-        tune_for_this_host(fd);
+        if (address_of_local(fd, &here) == 0 && address_is_loopback(&here))
+            tune_for_this_host(fd);
+    }
     if (result < 0) {
         close(fd);
         return result;

@@ -88,12 +88,18 @@ static void set_accepting(struct worker *worker, bool on)
     }
 }
 
+static void leave_accepting(struct worker *worker, bool to_others)
+{
+    set_accepting(worker, false);
+    worker->leaves_to_others = to_others;
+    worker->accept_again_ms = worker->now_ms + ACCEPT_PAUSE_MS;
+}
+
 /* Out of fds or memory, or the control thread is far behind: the listeners are not watched for a
  * while, since a listener that is ready and cannot be served would spin. */
 static void pause_accepting(struct worker *worker)
 {
-    set_accepting(worker, false);
-    worker->accept_again_ms = worker->now_ms + ACCEPT_PAUSE_MS;
+    leave_accepting(worker, false);
     worker_count(&worker->counters.accept_pauses, 1);
 }
 
@@ -166,9 +172,7 @@ static void accept_batch(struct worker *worker, const struct listener *listener)
     accept_waiting(worker, listener);
     if (!worker->accepting || !has_too_many(worker))
         return;
-    set_accepting(worker, false);
-    worker->leaves_to_others = true;
-    worker->accept_again_ms = worker->now_ms + ACCEPT_PAUSE_MS;
+    leave_accepting(worker, true);
     /* Those for which we were woken meanwhile: nobody else was. */
     for (size_t i = 0; i < dp->listener_count; i++)
         accept_waiting(worker, &dp->listeners[i]);
@@ -181,7 +185,6 @@ static void go_on_accepting(struct worker *worker)
     if (worker->now_ms < worker->accept_again_ms &&
         (!worker->leaves_to_others || has_too_many(worker)))
         return;
-    worker->leaves_to_others = false;
     set_accepting(worker, true);
 }
 

@@ -218,8 +218,8 @@ def kernel_objects() -> set[tuple[str, int]]:
     """Ours of the kernel's BPF programs and maps, by their names."""
     found = set()
     for kind, names in (
-        ("prog", {"redirect", "attach", "probe"}),
-        ("map", {"records", "references", "ends", "upstreams"}),
+        ("prog", {"redirect", "attach", "join", "probe", "wake_senders"}),
+        ("map", {"records", "references", "ends", "upstreams", "shortage"}),
     ):
         listed = subprocess.run(
             ["bpftool", "-j", kind, "list"], capture_output=True, check=True, text=True

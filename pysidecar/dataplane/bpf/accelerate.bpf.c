@@ -298,10 +298,9 @@ static __always_inline int examine(struct bpf_sock *socket, struct record *recor
     return record->blocking || !blocks(typed) ? state(socket) : ANSWER_NOT_SUITED;
 }
 
-/* Puts a socket into its map, with its reference (0: it sends nothing that is redirected). Stores
- * its address, for the reference of who sends to it. */
+/* Puts a socket into its map, with its reference (0: it sends nothing that is redirected). */
 static __always_inline int insert(struct bpf_sock *socket, void *map, __u64 key,
-                                  struct reference *reference, __u64 *address)
+                                  struct reference *reference)
 {
     struct tcp_sock *typed = bpf_skc_to_tcp_sock(socket);
     struct reference *kept;
@@ -311,7 +310,6 @@ static __always_inline int insert(struct bpf_sock *socket, void *map, __u64 key,
         return ANSWER_NO_SOCKET;
     if (answer != ANSWER_OK)
         return answer;
-    *address = (__u64)typed;
     if (((const struct sock *)typed)->__sk_common.skc_flags &
         (1ul << bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY)))
         return ANSWER_NOT_SUITED;
@@ -333,7 +331,7 @@ int attach(struct __sk_buff *context)
     struct reference of_application = {};
     struct bpf_sock *socket;
     struct tcp_sock *typed;
-    __u64 key, address;
+    __u64 key;
     int answer;
 
     if (!record)
@@ -357,7 +355,8 @@ int attach(struct __sk_buff *context)
         socket = find(context, &record->upstream, 0);
         if (!socket)
             return ANSWER_NO_SOCKET;
-        answer = insert(socket, &upstreams, key + END_UPSTREAM, 0, &of_application.target);
+        answer = insert(socket, &upstreams, key + END_UPSTREAM, 0);
+        of_application.target = address_of(socket);
         bpf_sk_release(socket);
         if (answer != ANSWER_OK)
             return answer;
@@ -371,7 +370,7 @@ int attach(struct __sk_buff *context)
     socket = find(context, &record->downstream, 1);
     if (!socket)
         return ANSWER_NO_SOCKET;
-    answer = insert(socket, &ends, key + END_APPLICATION, &of_application, &address);
+    answer = insert(socket, &ends, key + END_APPLICATION, &of_application);
     bpf_sk_release(socket);
     if (answer != ANSWER_OK)
         return answer;
@@ -391,7 +390,7 @@ int join(struct __sk_buff *context)
     struct record *record = record_of(context);
     struct reference of_downstream = {};
     struct bpf_sock *socket;
-    __u64 key, address;
+    __u64 key;
     int answer;
 
     if (!record)
@@ -408,7 +407,7 @@ int join(struct __sk_buff *context)
     socket = find(context, &record->downstream, 0);
     if (!socket)
         return ANSWER_NO_SOCKET;
-    answer = insert(socket, &ends, key + END_DOWNSTREAM, &of_downstream, &address);
+    answer = insert(socket, &ends, key + END_DOWNSTREAM, &of_downstream);
     bpf_sk_release(socket);
     return answer;
 }
