@@ -71,7 +71,7 @@ static void pipe_close(struct worker *worker, struct pipe *pipe)
     atomic_fetch_sub_explicit(&worker->dp->fds_reserved, 2, memory_order_relaxed);
 }
 
-static void pipe_release(struct worker *worker, struct pipe *pipe)
+static void pipe_give_back(struct worker *worker, struct pipe *pipe)
 {
     worker_count(&worker->counters.buffers, -1);
     if (pipe->held > 0 || worker->pooled_pipes == POOLED_PIPES) {
@@ -96,17 +96,21 @@ void relay_close_pool(struct worker *worker)
 
 /* ---- one direction ---- */
 
-static void flow_release(struct worker *worker, struct flow *flow)
+static void release_chunk(struct worker *worker, struct flow *flow)
 {
-    if (flow->chunk) {
-        free(flow->chunk);
-        flow->chunk = NULL;
-        worker_count(&worker->counters.buffers, -1);
-    }
-    if (flow->pipe) {
-        pipe_release(worker, flow->pipe);
-        flow->pipe = NULL;
-    }
+    if (!flow->chunk)
+        return;
+    free(flow->chunk);
+    flow->chunk = NULL;
+    worker_count(&worker->counters.buffers, -1);
+}
+
+static void release_pipe(struct worker *worker, struct flow *flow)
+{
+    if (!flow->pipe)
+        return;
+    pipe_give_back(worker, flow->pipe);
+    flow->pipe = NULL;
 }
 
 void relay_count_bytes(struct connection *connection, int from, size_t bytes)
@@ -156,7 +160,7 @@ static bool flush_chunk(struct connection *connection, int from, enum progress *
         *progress = PROGRESS_BLOCKED;
         return false;
     }
-    flow_release(connection->worker, flow);
+    release_chunk(connection->worker, flow);
     return true;
 }
 
@@ -322,8 +326,9 @@ static enum progress run_flow(struct connection *connection, int from, bool pass
                              : copy_once(connection, from, &progress)))
             break;
     }
+    /* Not the chunk: what was copied after the last splice may wait in one. */
     if (flow->pipe && flow->pipe->held == 0)
-        flow_release(connection->worker, flow);
+        release_pipe(connection->worker, flow);
     if (progress == PROGRESS_FAILED || !side->ended || flow->chunk || flow->pipe || !pass_end)
         return progress;
     if (shutdown(to->watch.fd, SHUT_WR) < 0)
@@ -428,6 +433,8 @@ void relay_timeout(struct connection *connection)
 
 void relay_release(struct connection *connection)
 {
-    flow_release(connection->worker, &connection->flow[DOWNSTREAM]);
-    flow_release(connection->worker, &connection->flow[UPSTREAM]);
+    for (int from = DOWNSTREAM; from <= UPSTREAM; from++) {
+        release_chunk(connection->worker, &connection->flow[from]);
+        release_pipe(connection->worker, &connection->flow[from]);
+    }
 }

@@ -108,8 +108,8 @@ def test_streams_of_which_one_has_ended_are_relayed(
     make_mesh: MakeMesh, path: str, direction: str
 ) -> None:
     """The kernel would not take their sockets. Here the other stream ends long before it pays."""
-    sizes = {"up": 100, "down": 100} | {direction: 40 << 20}
-    with make_mesh(path=path, after_bytes=30 << 20, after_round_trips=NEVER) as mesh:
+    sizes = {"up": 100, "down": 100} | {direction: 80 << 20}
+    with make_mesh(path=path, after_bytes=20 << 20, after_round_trips=NEVER) as mesh:
         for ends_last, expected in ((0, "relay"), (1, path)):
             lines = mesh.run(f"{V4},{CLIENT_FIRST}", exactly=1, ends_last=ends_last, **sizes)
             assert check(lines) == {"complete": 1}

@@ -277,6 +277,20 @@ static void check_greeting(struct connection *connection)
     }
 }
 
+/* The position in the stream at which these bytes ought to be: what was lost, or came too early. -1
+ * if they are nowhere in it. */
+static long long belongs_at(const struct greeting *greeting, const uint8_t *bytes, size_t size)
+{
+    uint8_t there[16];
+
+    for (uint64_t at = sizeof *greeting; size >= sizeof there && at < total(greeting); at++) {
+        fill(there, greeting, at, sizeof there);
+        if (memcmp(there, bytes, sizeof there) == 0)
+            return (long long)at;
+    }
+    return -1;
+}
+
 static void check(struct connection *connection, const uint8_t *bytes, size_t size)
 {
     static __thread uint8_t expected[BUFFER];
@@ -298,9 +312,11 @@ static void check(struct connection *connection, const uint8_t *bytes, size_t si
     fill(expected, &connection->in, connection->received, size);
     for (size_t i = 0; memcmp(bytes, expected, size) != 0; i++)
         if (bytes[i] != expected[i]) {
-            failed(connection, "wrong byte at %llu of %llu (in a piece of %zu)",
+            failed(connection,
+                   "wrong byte at %llu of %llu (%llu of a piece of %zu): belongs at %lld",
                    (unsigned long long)(connection->received + i),
-                   (unsigned long long)total(&connection->in), size);
+                   (unsigned long long)total(&connection->in), (unsigned long long)i, size,
+                   belongs_at(&connection->in, bytes + i, size - i));
             return;
         }
     connection->received += size;

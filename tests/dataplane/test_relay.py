@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -223,6 +224,41 @@ def test_small_traffic_after_bulk_is_copied_again(plane: Plane, server: Server) 
         assert upstream.recv(100) == b"x" * 64
     assert plane.data.counters().bytes_spliced == spliced
     assert plane.data.counters().buffers == 0
+
+
+def test_nothing_is_lost_where_splicing_ends_before_a_receiver_that_is_behind(
+    plane: Plane, server: Server, tmp_path: Path
+) -> None:
+    """What is read right after the last splice may have no room, and has to wait."""
+    client, upstream = open_pair(plane, server, "header")
+    client.setblocking(False)
+    upstream.setblocking(False)
+    pick = random.Random(1)
+    content = pick.randbytes(MIB)
+    (tmp_path / "content").write_bytes(content)
+    on_the_way = bytearray()
+    with (tmp_path / "content").open("rb") as file:
+        for _ in range(1000):
+            # Bulk begins to splice. Pieces of different pages, of which few fit into a pipe, end it.
+            with contextlib.suppress(BlockingIOError):
+                for _ in range(pick.randrange(9)):
+                    on_the_way += content[: client.send(content)]
+                for _ in range(1200):
+                    at = pick.randrange(MIB - 50)
+                    size = os.sendfile(client.fileno(), file.fileno(), at, 50)
+                    on_the_way += content[at : at + size]
+                while True:
+                    on_the_way += content[: client.send(content)]
+            with contextlib.suppress(BlockingIOError):
+                for _ in range(pick.randrange(100)):
+                    data = upstream.recv(100_000)
+                    assert on_the_way.startswith(data), "something was lost"
+                    del on_the_way[: len(data)]
+    upstream.setblocking(True)
+    while on_the_way:
+        data = upstream.recv(MIB)
+        assert on_the_way.startswith(data), "something was lost"
+        del on_the_way[: len(data)]
 
 
 def test_an_idle_connection_times_out_and_a_busy_one_does_not(
