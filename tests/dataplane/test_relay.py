@@ -239,7 +239,7 @@ def test_nothing_is_lost_where_splicing_ends_before_a_receiver_that_is_behind(
     on_the_way = bytearray()
     with (tmp_path / "content").open("rb") as file:
         for _ in range(1000):
-            # Bulk begins to splice. Pieces of different pages, of which few fit into a pipe, end it.
+            # Bulk begins to splice. Pieces of different pages fill a pipe soon, and end it.
             with contextlib.suppress(BlockingIOError):
                 for _ in range(pick.randrange(9)):
                     on_the_way += content[: client.send(content)]
