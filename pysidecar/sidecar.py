@@ -226,7 +226,8 @@ class Sidecar:
         self._check(config)
         tables = _route_tables(config)
         try:
-            self._access_log.reopen(config.access_log.path)
+            if config.access_log.mode == "on":
+                self._access_log.reopen(config.access_log.path)
         except OSError as error:
             raise ConfigError(
                 source,
@@ -316,7 +317,8 @@ class Sidecar:
             ) from None
 
     def _open_access_log(self) -> AccessLog:
-        path = self.config.access_log.path
+        settings = self.config.access_log
+        path = settings.path if settings.mode == "on" else None  # no file for what is not written
         try:
             return AccessLog(path)
         except OSError as error:
@@ -344,7 +346,8 @@ class Sidecar:
         records = self._data_plane.take_closed()
         self._recent.extend(records)
         self.metrics.count_closed(records)
-        self._access_log.write(records)
+        if self.config.access_log.mode == "on":
+            self._access_log.write(records)
         self._reported.set()
         return len(records)
 

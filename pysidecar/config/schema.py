@@ -97,8 +97,29 @@ class Admin(_Section):
     the kernel picks one; the log says which."""
 
 
-class AccessLog(_Section):
+class _ModeSection(_Section):
+    """A section that may be given as its mode alone."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mode_alone(cls, value: Any) -> Any:
+        return {"mode": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        mapping = handler.resolve_ref_schema(handler(schema))
+        mode = mapping["properties"]["mode"]
+        modes = ", ".join(f"`{name}`" for name in mode["enum"])
+        return {"anyOf": [mode, mapping], "kind": f"{modes} or mapping"}
+
+
+class AccessLog(_ModeSection):
     """One JSON object for each connection, written when it closes."""
+
+    mode: Literal["on", "off"] = "on"
+    """`off` writes nothing. Metrics and `/connections` know of every connection nevertheless."""
 
     path: FilePath | None = None
     """File to append to, created with mode 0640; without it, standard output. Reopened at SIGHUP,
@@ -461,7 +482,7 @@ class Inbound(_Section):
         )
 
 
-class Acceleration(_Section):
+class Acceleration(_ModeSection):
     """Outbound connections of hooked applications, moved by BPF programs in the kernel."""
 
     mode: Annotated[Literal["auto", "off", "require"], Field(json_schema_extra=_AT_START)] = "auto"
@@ -493,21 +514,6 @@ class Acceleration(_Section):
     may let a `recv` that waits end with EAGAIN. The hook waits on then, but it does not see what
     libc reads on its own, such as `fgets` from a socket."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _mode_alone(cls, value: Any) -> Any:
-        return {"mode": value} if isinstance(value, str) else value
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        mapping = handler.resolve_ref_schema(handler(schema))
-        return {
-            "anyOf": [mapping["properties"]["mode"], mapping],
-            "kind": "`auto`, `off`, `require` or mapping",
-        }
-
 
 class Config(_Section):
     """The whole configuration."""
@@ -516,7 +522,8 @@ class Config(_Section):
     """The HTTP interface for people and monitoring."""
 
     access_log: AccessLog = AccessLog()
-    """One JSON object for each connection, written when it closes."""
+    """One JSON object for each connection, written when it closes: `on`, `off`, or a mapping with
+    the keys below."""
 
     outbound: Outbound = Outbound()
     """The connections that the application opens."""
@@ -582,20 +589,18 @@ class Config(_Section):
         return plain
 
 
-_NAMED_SECTIONS: list[type[BaseModel]] = [Admin, AccessLog, Outbound, Inbound, RouteEntry, Match]
+_NAMED_SECTIONS: list[type[BaseModel]] = [Admin, Outbound, Inbound, RouteEntry, Match]
+_SECTIONS_OR_SHORTER: list[type[BaseModel]] = [Exclude, Redirect, AccessLog, Acceleration]
+"""Which are given as something shorter, too: the schema's other alternative."""
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema, with the defaults as a file spells them."""
     schema = Config.model_json_schema()
     definitions = schema["$defs"]
-    sections: list[tuple[type[BaseModel], dict[str, Any]]] = [
-        (Config, schema),
-        (Exclude, definitions["Exclude"]["anyOf"][1]),
-        (Redirect, definitions["Redirect"]["anyOf"][1]),
-        (Acceleration, definitions["Acceleration"]["anyOf"][1]),
-    ]
+    sections: list[tuple[type[BaseModel], dict[str, Any]]] = [(Config, schema)]
     sections += [(s, definitions[s.__name__]) for s in _NAMED_SECTIONS]
+    sections += [(s, definitions[s.__name__]["anyOf"][1]) for s in _SECTIONS_OR_SHORTER]
     for section, part in sections:
         for name, value in section.model_construct().model_dump(mode="json").items():
             part["properties"][name]["default"] = value

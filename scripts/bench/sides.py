@@ -152,7 +152,8 @@ def _through_sidecar(site: Site, settings: Mapping[str, Any]) -> Iterator[Way]:
 
 def _ours(name: str, what: str, sidecar: Mapping[str, Any]) -> Side:
     # As many workers as by default; the test class that runs the sidecar would have one.
-    configuration = {"workers": None, **sidecar}
+    # And no peer writes anything for a connection.
+    configuration = {"workers": None, "access_log": "off", **sidecar}
     start = functools.partial(_through_sidecar, settings=configuration)
     return Side(name, Kind.OURS, what, start, sidecar=configuration)
 

@@ -155,6 +155,20 @@ def test_acceleration_is_a_mode_or_a_mapping(text: str, expected: tuple[object, 
     assert (found.mode, found.path, found.after_bytes, found.after_round_trips) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ("on", None)),
+        ("access_log: off", ("off", None)),
+        ("access_log: {mode: off, path: /a}", ("off", Path("/a"))),
+        ("access_log: {path: /a}", ("on", Path("/a"))),
+    ],
+)
+def test_access_log_is_a_mode_or_a_mapping(text: str, expected: tuple[object, ...]) -> None:
+    found = parse(text).access_log
+    assert (found.mode, found.path) == expected
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "outbound:\n  # routes: []\n"])
 def test_an_empty_file_is_the_defaults(text: str) -> None:
     assert parse(text) == Config() == load(None)
@@ -309,6 +323,7 @@ PORTS = "expected a port such as 5432 or a range such as 8000-8999"
         ("a: !!python/name:os.system x", "not YAML: could not determine a constructor"),
         ("\x00", "not YAML:"),
         ("&a [*a]", "expected keys such as outbound: at the top"),
+        ("access_log: maybe", "access_log: 'maybe': expected 'on' or 'off'"),
         (
             "acceleration: sometimes",
             "acceleration: 'sometimes': expected 'auto', 'off' or 'require'",

@@ -143,6 +143,29 @@ def test_a_reload_reopens_the_access_log(sidecar: RunningSidecar, echo: Address)
     assert stat.S_IMODE(sidecar.access_log_file.stat().st_mode) & ~0o640 == 0
 
 
+def test_the_access_log_can_be_turned_off(sidecar: RunningSidecar, echo: Address) -> None:
+    def connect(data: bytes) -> None:
+        with sidecar.connect(echo) as client:
+            exchange(client, data)
+
+        def closed() -> int:
+            found = sidecar.get_json("/connections?closed=5")
+            return sum(one["bytes_sent"] == len(data) for one in found)
+
+        eventually(closed)
+
+    written = sidecar.config_file.read_text()
+    connect(b"1")
+    sidecar.access_log(1)
+    sidecar.config_file.write_text(written.replace("access_log: {", "access_log: {mode: off, "))
+    sidecar.reload()
+    connect(b"22")
+    sidecar.config_file.write_text(written)
+    sidecar.reload()
+    connect(b"333")
+    assert [record["bytes_sent"] for record in sidecar.access_log(2)] == [1, 3]
+
+
 def refuses(address: Address) -> bool:
     try:
         socket.create_connection((address.host, address.port), PATIENCE).close()
