@@ -231,6 +231,26 @@ def test_receive_that_is_blocked_while_its_socket_is_attached_gets_the_data(
     application.exchange()
 
 
+def test_receive_that_is_blocked_until_more_has_come_gets_it(
+    start: Callable[..., Application], path: str
+) -> None:
+    """Some of it would come by TCP and the rest would not, so such a socket is left alone."""
+    application = start(path, after_bytes=5, after_round_trips=NEVER)
+    application("s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 10)")
+    application("import threading; got = []")
+    application("t = threading.Thread(target=lambda: got.append(s.recv(100))); t.start()")
+    time.sleep(0.1)  # it is blocked in recv, most probably
+    application("s.sendall(b'hello')")
+    assert receive(application.far, 5) == b"hello"
+    time.sleep(0.5)  # for all tries to attach it
+    application.far.sendall(b"hello")
+    time.sleep(0.1)
+    application.far.sendall(b"again")
+    application("t.join(5)")
+    assert application("got") == [b"helloagain"]
+    assert application.path == "relay"
+
+
 def test_receive_timeout(application: Application) -> None:
     application("s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack('ll', 0, 300000))")
     application("before = time.monotonic()")

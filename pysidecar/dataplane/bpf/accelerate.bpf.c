@@ -50,6 +50,7 @@ struct socket {
 struct sock {
     struct sock_common __sk_common;
     struct socket *sk_socket;
+    int sk_rcvlowat;
     void *sk_user_data; /* struct sk_psock, with flags in the lowest bits */
 } KERNEL_TYPE;
 
@@ -295,6 +296,9 @@ static __always_inline int examine(struct bpf_sock *socket, struct record *recor
     if (!typed)
         return ANSWER_NO_SOCKET;
     record->nodelay = has_nodelay(typed);
+    /* A recv() that waits for more (SO_RCVLOWAT) may be blocked now, with a part of it. */
+    if (((const struct sock *)typed)->sk_rcvlowat > 1)
+        return ANSWER_NOT_SUITED;
     return record->blocking || !blocks(typed) ? state(socket) : ANSWER_NOT_SUITED;
 }
 
