@@ -69,9 +69,10 @@ struct receiver {
 
 struct accelerated {
     struct record *record;
-    uint64_t counted; /* of record->redirected[0]: added to the connection's bytes */
-    int room;         /* bytes of the buffer that redirected ones go to */
-    bool joined;      /* what we send to the application may be redirected */
+    uint64_t counted;      /* of record->redirected[0]: added to the connection's bytes */
+    int room;              /* bytes of the buffer that redirected ones go to */
+    bool joined;           /* what we send to the application may be redirected */
+    uint64_t leaves_at_ms; /* when it goes back to the relay; 0: it does not */
     /* By the side that is sent to: the application, the upstream. */
     struct receiver receiver[2];
     struct connection *next_polled,
@@ -284,7 +285,6 @@ static bool load(struct accelerator *accelerator, const char *path, char *reason
         snprintf(reason, DP_REASON_SIZE, "the kernel has no sockmap: %s", strerror(errno));
         return false;
     }
-    accelerator->shortage = libbpf.map_fd(accelerator->object, "shortage");
     accelerator->wake_senders =
         link_iterator(libbpf.program_fd(libbpf.find_program(accelerator->object, "wake_senders")));
     if (accelerator->wake_senders < 0) {
@@ -301,29 +301,28 @@ static bool load(struct accelerator *accelerator, const char *path, char *reason
     return true;
 }
 
-/* The number behind the first `before` in a file of /proc; 0 where there is none. */
-static uint64_t read_number(const char *path, const char *before)
+/* Whether the kernel says that TCP's memory, which is the machine's, is short: from the second
+ * number of tcp_mem on, until there is less than the first. */
+static bool memory_is_short(void)
 {
-    char text[1024];
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    char text[8192], *line, *end, *word, *rest;
+    int fd = open("/proc/net/protocols", O_RDONLY | O_CLOEXEC);
     ssize_t size = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-    const char *at;
 
     if (fd >= 0)
         close(fd);
     text[size < 0 ? 0 : size] = '\0';
-    at = strstr(text, before);
-    return at ? strtoull(at + strlen(before), NULL, 10) : 0;
-}
-
-/* From how many pages on TCP's memory is short: the second number of tcp_mem. In a container's
- * network namespace the file is not there; then what it is by default, a sixteenth of the machine's
- * memory. */
-static uint64_t memory_pressure(void)
-{
-    uint64_t pages = read_number("/proc/sys/net/ipv4/tcp_mem", "\t");
-
-    return pages ? pages : (uint64_t)sysconf(_SC_PHYS_PAGES) / 16;
+    line = strstr(text, "\nTCP ");
+    if (!line)
+        return false;
+    end = strchr(line + 1, '\n');
+    if (end)
+        *end = '\0';
+    /* The columns: protocol, size, sockets, memory, press. */
+    word = strtok_r(line, " \n", &rest);
+    for (int column = 0; word && column < 4; column++)
+        word = strtok_r(NULL, " ", &rest);
+    return word && strcmp(word, "yes") == 0;
 }
 
 int dp_accelerate(struct dp *dp, const char *path, const struct dp_acceleration *settings,
@@ -346,7 +345,6 @@ int dp_accelerate(struct dp *dp, const char *path, const struct dp_acceleration 
         accelerator->free[i].slot = i;
     accelerator->free_count = settings->connections;
     pthread_mutex_init(&accelerator->lock, NULL);
-    accelerator->memory_pressure = memory_pressure();
     return 0;
 }
 
@@ -488,25 +486,30 @@ static void set_window(struct connection *connection)
     __atomic_store_n(&record->window, now, __ATOMIC_RELEASE);
 }
 
+static void remove_from_map(const struct connection *connection, enum end end)
+{
+    uint64_t key = connection->accelerated->record->id * KEYS_PER_CONNECTION + end;
+    union bpf_attr attributes;
+
+    memset(&attributes, 0, sizeof attributes);
+    attributes.map_fd = (uint32_t)connection->worker->dp->accelerator.ends;
+    attributes.key = (uint64_t)(uintptr_t)&key;
+    bpf(BPF_MAP_DELETE_ELEM, &attributes);
+}
+
 /* Whether messages to the application may be redirected, or all take TCP. */
 static void set_joined(struct connection *connection, bool joined)
 {
     const struct accelerator *accelerator = &connection->worker->dp->accelerator;
     struct accelerated *accelerated = connection->accelerated;
-    uint64_t key = accelerated->record->id * KEYS_PER_CONNECTION + END_DOWNSTREAM;
-    union bpf_attr attributes;
 
-    if (joined == accelerated->joined)
+    if (joined == accelerated->joined || (joined && accelerated->leaves_at_ms))
         return;
-    if (joined) {
+    if (joined)
         joined = run_program(accelerator->join,
                              (uint32_t)(accelerated->record - accelerator->records)) == ANSWER_OK;
-    } else {
-        memset(&attributes, 0, sizeof attributes);
-        attributes.map_fd = (uint32_t)accelerator->ends;
-        attributes.key = (uint64_t)(uintptr_t)&key;
-        bpf(BPF_MAP_DELETE_ELEM, &attributes);
-    }
+    else
+        remove_from_map(connection, END_DOWNSTREAM);
     accelerated->joined = joined;
 }
 
@@ -775,46 +778,74 @@ static bool count_redirected(struct connection *connection)
     return true;
 }
 
-static void set_memory_short(struct accelerator *accelerator, bool is_short)
-{
-    uint32_t first = 0, value = is_short;
-    union bpf_attr attributes;
-
-    memset(&attributes, 0, sizeof attributes);
-    attributes.map_fd = (uint32_t)accelerator->shortage;
-    attributes.key = (uint64_t)(uintptr_t)&first;
-    attributes.value = (uint64_t)(uintptr_t)&value;
-    bpf(BPF_MAP_UPDATE_ELEM, &attributes);
-    atomic_store_explicit(&accelerator->memory_short, is_short, memory_order_relaxed);
-}
-
-/* TCP's memory is the machine's. When it is short, whoever uses it, everything takes TCP, and the
- * kernel limits what each socket has; and senders of ours may have to be woken, a last time when it
- * is no longer short. One of the workers looks. */
+/* TCP's memory is the machine's. When it is short, whoever uses it, nothing is redirected; and
+ * senders of ours may have to be woken, a last time when it is no longer short. One of the workers
+ * looks. */
 static void look_at_memory(struct accelerator *accelerator, uint64_t now_ms)
 {
     uint64_t due = atomic_load_explicit(&accelerator->look_at_memory_at_ms, memory_order_relaxed);
-    bool was_short = atomic_load_explicit(&accelerator->memory_short, memory_order_relaxed),
-         is_short;
+    bool is_short;
 
     if (now_ms < due || !atomic_compare_exchange_strong_explicit(
                             &accelerator->look_at_memory_at_ms, &due, now_ms + MEMORY_LOOK_MS,
                             memory_order_relaxed, memory_order_relaxed))
         return;
-    is_short = read_number("/proc/net/sockstat", " mem ") >= accelerator->memory_pressure;
-    if (is_short != was_short)
-        set_memory_short(accelerator, is_short);
-    if (is_short || was_short)
+    is_short = memory_is_short();
+    if (atomic_exchange_explicit(&accelerator->memory_short, is_short, memory_order_relaxed) ||
+        is_short)
         run_iterator(accelerator->wake_senders);
 }
 
+/* One step back to the relay. True when the sockets are out of their maps: not before the programs
+ * that still run are through, and everything that was redirected has been read. */
+static bool leave(struct connection *connection)
+{
+    const struct accelerator *accelerator = &connection->worker->dp->accelerator;
+    struct accelerated *accelerated = connection->accelerated;
+    struct record *record = accelerated->record;
+    int unlocked = 0;
+
+    if (!accelerated->leaves_at_ms) {
+        accelerated->leaves_at_ms = connection->worker->now_ms + QUARANTINE_MS;
+        __atomic_store_n(&record->window, 0, __ATOMIC_RELEASE);
+    }
+    if (connection->worker->now_ms < accelerated->leaves_at_ms ||
+        run_program(accelerator->probe, (uint32_t)(record - accelerator->records)) != ANSWER_OK)
+        return false;
+    if (record->arrived == 0)
+        set_joined(connection, false);
+    if (accelerated->joined || record->queued > 0)
+        return false;
+    remove_from_map(connection, END_APPLICATION);
+    /* The kernel sizes these buffers again, and cuts them down when memory is short. */
+    for (int side = DOWNSTREAM; side <= UPSTREAM; side++)
+        setsockopt(connection->side[side].watch.fd, SOL_SOCKET, SO_BUF_LOCK, &unlocked,
+                   sizeof unlocked);
+    return true;
+}
+
+/* Where TCP's memory is used up, a socket in a sockmap can send nothing, while what waits for it is
+ * a part of that memory; an ordinary one may always send a little. So while memory is short,
+ * connections become ordinary ones, and stay it: this is seldom. */
 uint64_t accelerate_tick(struct connection *connection)
 {
+    struct accelerated *accelerated = connection->accelerated;
+    struct accelerator *accelerator = &connection->worker->dp->accelerator;
     uint64_t now_ms = connection->worker->now_ms;
-    bool busy = count_redirected(connection);
+    bool busy = count_redirected(connection), is_short;
 
+    look_at_memory(accelerator, now_ms);
+    is_short = atomic_load_explicit(&accelerator->memory_short, memory_order_relaxed);
+    if (accelerated->leaves_at_ms || is_short) {
+        /* Somebody has to look until it is over. */
+        if (!leave(connection) || is_short)
+            return now_ms + TICK_BUSY_MS;
+        accelerate_stop(connection);
+        accelerate_release(connection);
+        worker_add_runnable(connection->worker, connection); /* it may have waited for a receiver */
+        return UINT64_MAX;
+    }
     set_window(connection);
-    look_at_memory(&connection->worker->dp->accelerator, now_ms);
     return now_ms + (busy ? TICK_BUSY_MS : TICK_IDLE_MS);
 }
 

@@ -330,11 +330,9 @@ struct accelerator {
     int attach, join, probe; /* programs */
     int ends;                /* the map of their sockets */
     int wake_senders;        /* a link: what is read from it runs the program */
-    int shortage;            /* a map: whether TCP's memory is short */
     _Atomic uint64_t look_at_memory_at_ms;
     atomic_bool memory_short;
-    uint64_t memory_pressure; /* pages of TCP's memory from which on it is short */
-    pthread_mutex_t lock;     /* of what follows: for a moment in a connection's life */
+    pthread_mutex_t lock; /* of what follows: for a moment in a connection's life */
     struct resting_slot *free;
     size_t first_free, free_count;
 };

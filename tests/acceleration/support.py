@@ -219,7 +219,7 @@ def kernel_objects() -> set[tuple[str, int]]:
     found = set()
     for kind, names in (
         ("prog", {"redirect", "attach", "join", "probe", "wake_senders"}),
-        ("map", {"records", "references", "ends", "upstreams", "shortage"}),
+        ("map", {"records", "references", "ends", "upstreams"}),
     ):
         listed = subprocess.run(
             ["bpftool", "-j", kind, "list"], capture_output=True, check=True, text=True

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.acceleration.support import CLIENT_FIRST, V4, Mesh, Server, check, mesh
+from tests.acceleration.support import CLIENT_FIRST, V4, Mesh, Running, Server, check, mesh
 from tests.interop.servers import wait_until
 
 MakeMesh = Callable[..., AbstractContextManager[Mesh]]
@@ -20,8 +20,10 @@ _TARGET = f"{V4},{CLIENT_FIRST}"
 _STOP_MS = 3000
 _MIB = 1 << 20
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_TCP_LIMITS = Path("/proc/sys/net/ipv4/tcp_mem")  # in pages: normal, short, all
 # Both sockets' buffers on both sides of the sidecar, a window, and as much again.
 _MAX_IN_KERNEL = 48 * _MIB
+_LONG_MS = 60000
 _MAX_CPU = 0.3  # of the time, of a process that has nothing to do
 
 
@@ -115,6 +117,59 @@ def test_slow_reader_gets_everything(
         assert logged["path"] == path
 
 
+@pytest.fixture
+def little_tcp_memory() -> Iterator[int]:
+    """In bytes, where what TCP may use is some MiB more than what the machine uses now."""
+    before = _TCP_LIMITS.read_text()
+    pages = (_tcp_memory() + 12 * _MIB) // _PAGE
+    _TCP_LIMITS.write_text(f"{pages // 2} {pages * 2 // 3} {pages}")
+    try:
+        yield pages * _PAGE
+    finally:
+        _TCP_LIMITS.write_text(before)
+
+
+@contextmanager
+def _patient_mesh(traffic: Path, directory: Path, path: str) -> Iterator[Mesh]:
+    """What TCP has no memory for it drops, and tries again at doubled distances: in a stop of 15 s
+    the last try comes some 13 s after its begin, and the next one 13 s later."""
+    with (
+        Server(traffic, directory / "server", (f"patience_ms={_LONG_MS}",)) as server,
+        mesh(server, directory, path=path) as made,
+    ):
+        yield made
+
+
+def _start_many(mesh: Mesh, direction: str, count: int, size: int, stop_ms: int) -> Running:
+    sizes = {"up": 100, "down": 100} | {direction: size}
+    stop = {f"{direction}_stop_ms": stop_ms, "stop_at": 1}
+    options = {"count": count, "window": count, "way": "edge", "patience_ms": _LONG_MS}
+    return mesh.start(_TARGET, exactly=1, ends_last=1, **sizes, **stop, **options)
+
+
+@pytest.mark.exclusive  # TCP's memory is the machine's
+@pytest.mark.parametrize(
+    ("path", "direction"),
+    [
+        ("full", "up"),
+        ("local", "down"),
+        pytest.param("full", "down", marks=pytest.mark.soak),
+        pytest.param("local", "up", marks=pytest.mark.soak),
+    ],
+)
+def test_readers_that_stop_when_tcp_memory_is_used_up(
+    little_tcp_memory: int, traffic: Path, tmp_path: Path, path: str, direction: str
+) -> None:
+    """The kernel drops then, and refuses what nothing would announce to be possible again."""
+    count = 100
+    with _patient_mesh(traffic, tmp_path, path) as made:
+        client = _start_many(made, direction, count, 2 * _MIB, 1000)
+        wait_until(lambda: _tcp_memory() >= little_tcp_memory, "TCP's memory is used up")
+        assert check(client.wait()) == {"complete": count}
+        assert check(made.server.wait(count)) == {"complete": count}
+        assert Counter(line["path"] for line in made.log(count)) == {path: count}
+
+
 @pytest.mark.soak
 @pytest.mark.exclusive
 @pytest.mark.timeout(300)
@@ -124,19 +179,10 @@ def test_slow_reader_gets_everything(
 def test_a_thousand_readers_that_stop(
     traffic: Path, tmp_path: Path, path: str, direction: str, count: int
 ) -> None:
-    sizes = {"up": 100, "down": 100} | {direction: 6 * _MIB}
-    # What TCP has no memory for it drops, and tries again at doubled distances: in such a stop the
-    # last try comes some 13 s after its begin, the next one 13 s later.
-    patience_ms = 60000
-    with (
-        Server(traffic, tmp_path / "server", (f"patience_ms={patience_ms}",)) as server,
-        mesh(server, tmp_path, path=path) as made,
-    ):
-        stop = {f"{direction}_stop_ms": 15000, "stop_at": 1}
-        options = {"count": count, "window": count, "way": "edge", "patience_ms": patience_ms}
+    with _patient_mesh(traffic, tmp_path, path) as made:
         before = _tcp_memory()
-        client = made.start(_TARGET, exactly=1, ends_last=1, **sizes, **stop, **options)
-        sender, reader = client, server.running
+        client = _start_many(made, direction, count, 6 * _MIB, 15000)
+        sender, reader = client, made.server.running
         if direction == "down":
             sender, reader = reader, sender
         # The last ones may get nothing to stop at before the first ones read again.

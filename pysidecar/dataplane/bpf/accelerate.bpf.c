@@ -28,13 +28,21 @@ enum { ESTABLISHED = 1, SYN_SENT = 2, SYN_RECEIVED = 3, NAGLE_OFF = 1 };
 
 enum { DO_NOT_BLOCK = 04000 }; /* O_NONBLOCK */
 
-/* From linux/net.h and asm-generic/socket.h. */
-enum { SOCK_NOSPACE = 2, SOL_SOCKET = 1, SO_SNDBUF = 7 };
+/* From linux/net.h and netinet/tcp.h. */
+enum { SOCK_NOSPACE = 2, SOL_TCP = 6, TCP_NOTSENT_LOWAT = 25 };
 
 /* Of the kernel's structures only what is used; the loader finds where it is (CO-RE). */
 enum sock_flags { SOCK_ZEROCOPY };
 
+/* TCP's memory, which is the machine's, in pages: used, and as tcp_mem says (normal, short, all).
+ */
+struct proto {
+    void *memory_allocated;
+    void *sysctl_mem;
+} KERNEL_TYPE;
+
 struct sock_common {
+    struct proto *skc_prot;
     unsigned long skc_flags;
 } KERNEL_TYPE;
 
@@ -60,7 +68,7 @@ struct inet_connection_sock {
 
 struct tcp_sock {
     struct inet_connection_sock inet_conn;
-    __u32 copied_seq, rcv_nxt, write_seq, snd_una;
+    __u32 copied_seq, rcv_nxt, write_seq, snd_una, notsent_lowat;
     __u64 bytes_acked;
     __u8 nonagle : 4;
 } KERNEL_TYPE;
@@ -92,14 +100,6 @@ struct {
     __type(value, struct record);
 } records SEC(".maps");
 
-/* Whether TCP's memory, which is the machine's, is short: written by a worker. */
-struct {
-    __uint(type, BPF_MAP_TYPE_ARRAY);
-    __uint(max_entries, 1);
-    __type(key, __u32);
-    __type(value, __u32);
-} shortage SEC(".maps");
-
 struct {
     __uint(type, BPF_MAP_TYPE_SK_STORAGE);
     __uint(map_flags, BPF_F_NO_PREALLOC);
@@ -126,6 +126,8 @@ static __always_inline struct tcp_sock *as_tcp(__u64 address)
     return bpf_rdonly_cast((void *)address, bpf_core_type_id_kernel(struct tcp_sock));
 }
 
+enum { NO_TARGET = 0xffffffff };
+
 /* Redirected bytes that a socket has not read. Without a psock it cannot be a target. */
 static __always_inline __u32 queued(const struct tcp_sock *socket)
 {
@@ -133,7 +135,7 @@ static __always_inline __u32 queued(const struct tcp_sock *socket)
     const struct sk_psock *typed;
 
     if (!psock)
-        return ~0u;
+        return NO_TARGET;
     typed = bpf_rdonly_cast((void *)psock, bpf_core_type_id_kernel(struct sk_psock));
     return typed->msg_tot_len;
 }
@@ -195,12 +197,16 @@ static __always_inline int to_peer(struct sk_msg_md *message, struct record *rec
     return SK_PASS;
 }
 
-/* Where TCP's memory is used up, to redirect fails with an error that no sender expects. */
-static __always_inline int memory_is_short(void)
+/* Where TCP's memory is short, to redirect may fail, with an error that no sender expects and
+ * without a wake-up when it would work again. Below the first limit the kernel refuses nothing. */
+static __always_inline int memory_is_short(const struct tcp_sock *socket)
 {
-    __u32 first = 0, *answer = bpf_map_lookup_elem(&shortage, &first);
+    const struct proto *protocol = ((const struct sock *)socket)->__sk_common.skc_prot;
+    long used = 0, normal = 0;
 
-    return answer && *answer;
+    bpf_probe_read_kernel(&used, sizeof used, protocol->memory_allocated);
+    bpf_probe_read_kernel(&normal, sizeof normal, protocol->sysctl_mem);
+    return used >= normal;
 }
 
 SEC("sk_msg")
@@ -224,7 +230,7 @@ int redirect(struct sk_msg_md *message)
         return SK_PASS;
     slot = reference->slot;
     record = bpf_map_lookup_elem(&records, &slot);
-    if (!record || record->id != reference->id || memory_is_short())
+    if (!record || record->id != reference->id || memory_is_short(sender))
         return SK_PASS;
     if (reference->to_upstream)
         return to_upstream(message, record, reference, sender, size);
@@ -416,7 +422,14 @@ int join(struct __sk_buff *context)
     return answer;
 }
 
-/* How much waits for the application. */
+static __always_inline __u32 waiting(const struct tcp_sock *socket)
+{
+    __u32 bytes = queued(socket);
+
+    return bytes == NO_TARGET ? 0 : bytes;
+}
+
+/* How much waits for the application, and for us. */
 SEC("tc")
 int probe(struct __sk_buff *context)
 {
@@ -432,13 +445,14 @@ int probe(struct __sk_buff *context)
         return ANSWER_NO_SOCKET;
     application = bpf_skc_to_tcp_sock(socket);
     read = application ? application->copied_seq : 0;
-    record->queued = application ? queued(application) : 0;
+    record->queued = application ? waiting(application) : 0;
     bpf_sk_release(socket);
     socket = find(context, &record->downstream, 0);
     if (!socket)
         return ANSWER_NO_SOCKET;
     downstream = bpf_skc_to_tcp_sock(socket);
     record->unread = downstream ? downstream->write_seq - read : 0;
+    record->arrived = downstream ? waiting(downstream) : 0;
     bpf_sk_release(socket);
     return ANSWER_OK;
 }
@@ -447,7 +461,7 @@ int probe(struct __sk_buff *context)
 
 /* Where TCP's memory is used up, a message is refused to a socket in a sockmap even if nothing is
  * on its way (an ordinary socket may always send a little): nothing that is acknowledged would ever
- * wake its sender again. To set the size of its send buffer does, and it tries again. */
+ * wake its sender again. To set the limit of its unsent bytes does, and it tries again. */
 SEC("iter/tcp")
 int wake_senders(struct bpf_iter__tcp *context)
 {
@@ -455,7 +469,7 @@ int wake_senders(struct bpf_iter__tcp *context)
     struct reference *reference;
     struct tcp_sock *sender;
     struct socket *socket;
-    int size = SEND_BUFFER;
+    int unsent;
 
     if (!common)
         return 0;
@@ -466,8 +480,9 @@ int wake_senders(struct bpf_iter__tcp *context)
     if (!reference || sender->write_seq != sender->snd_una)
         return 0;
     socket = ((struct sock *)sender)->sk_socket;
+    unsent = (int)sender->notsent_lowat; /* as it is */
     if (socket && socket->flags & 1ul << SOCK_NOSPACE)
-        bpf_setsockopt(sender, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+        bpf_setsockopt(sender, SOL_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof unsent);
     return 0;
 }
 

@@ -12,7 +12,6 @@
 enum {
     KEYS_PER_CONNECTION = 4,
     CACHE_LINE = 64,
-    SEND_BUFFER = 128 * 1024, /* bytes, of a sender that has to be woken; the kernel doubles it */
 };
 
 /* Which of a connection's sockets; its key is id * KEYS_PER_CONNECTION + this. */
@@ -37,7 +36,7 @@ struct record {
     __u64 id; /* the connection's; 0: nothing is redirected any more */
     __u64
         forwarded; /* bytes that came from the application by TCP, and were sent to the upstream */
-    __u32 window;  /* bytes that may wait in the socket that data is redirected to */
+    __u32 window;  /* bytes that may wait in the socket that data is redirected to; 0: none is */
     __u32 local;   /* the application's data goes to our downstream socket, not to the upstream */
     __u32 hold; /* our downstream's data takes TCP: the application does not keep up with reading */
     __u32 blocking;                    /* sockets that block are attached too */
@@ -47,6 +46,7 @@ struct record {
     __u64 redirected[2] __attribute__((aligned(CACHE_LINE))); /* bytes: by the application, to it */
     __u32 queued; /* redirected bytes that wait for the application, as of the last send or probe */
     __u32 unread; /* bytes on the way to the application by TCP, as of the last probe */
+    __u32 arrived;     /* redirected bytes that wait for us, as of the last probe */
     __u32 nodelay;     /* the application's TCP_NODELAY */
     __u32 attached_at; /* our downstream socket's write_seq when it was attached */
 } __attribute__((aligned(CACHE_LINE)));
