@@ -266,10 +266,11 @@ class Sidecar:
 
     @property
     def access_log(self) -> str:
-        """The access log: one JSON object for each closed connection."""
+        """The access log: one JSON object for each closed connection. Empty where it is off."""
         if self._final_logs:
             return self._final_logs[1]
-        return _text(Path(self._settings["access_log"]["path"]))
+        setting = self._settings["access_log"]
+        return _text(Path(setting["path"])) if isinstance(setting, dict) else ""
 
     def admin_json(self, path: str) -> Any:
         """What the admin API answers to a GET, decoded. Raises SidecarError for another status."""

@@ -135,6 +135,15 @@ def test_it_starts_again_after_a_kill(greeter: Callable[[bytes], socket.socket])
         assert sidecar.hooked.run(READ).stdout == "one"
 
 
+def test_without_an_access_log(greeter: Callable[[bytes], socket.socket]) -> None:
+    with Sidecar({"access_log": "off"}) as sidecar:
+        sidecar.route(ANYWHERE, greeter(b"one"))
+        assert sidecar.hooked.run(READ).stdout == "one"
+        assert sidecar.wait_for_connection(ANYWHERE, closed=True)
+        assert sidecar.access_log == ""
+    assert sidecar.access_log == ""
+
+
 def test_a_sidecar_does_not_outlive_its_tests_even_if_they_are_killed() -> None:
     script = """
 import signal
