@@ -589,9 +589,10 @@ class Config(_Section):
         return plain
 
 
-_NAMED_SECTIONS: list[type[BaseModel]] = [Admin, Outbound, Inbound, RouteEntry, Match]
-_SECTIONS_OR_SHORTER: list[type[BaseModel]] = [Exclude, Redirect, AccessLog, Acceleration]
-"""Which are given as something shorter, too: the schema's other alternative."""
+_NAMED_SECTIONS: list[type[BaseModel]] = [
+    *(Admin, AccessLog, Outbound, Inbound, Acceleration),
+    *(RouteEntry, Match, Exclude, Redirect),
+]
 
 
 def json_schema() -> dict[str, Any]:
@@ -599,8 +600,10 @@ def json_schema() -> dict[str, Any]:
     schema = Config.model_json_schema()
     definitions = schema["$defs"]
     sections: list[tuple[type[BaseModel], dict[str, Any]]] = [(Config, schema)]
-    sections += [(s, definitions[s.__name__]) for s in _NAMED_SECTIONS]
-    sections += [(s, definitions[s.__name__]["anyOf"][1]) for s in _SECTIONS_OR_SHORTER]
+    for named in _NAMED_SECTIONS:
+        whole = definitions[named.__name__]
+        # What may be given as something shorter, too, has the mapping as its last alternative.
+        sections.append((named, whole.get("anyOf", [whole])[-1]))
     for section, part in sections:
         for name, value in section.model_construct().model_dump(mode="json").items():
             part["properties"][name]["default"] = value

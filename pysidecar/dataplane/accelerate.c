@@ -148,9 +148,10 @@ static long bpf(int command, union bpf_attr *attributes)
 }
 
 /* Runs a program of the kind that looks at packets, for one record. Its answer or -errno. */
-static int run_program(int program, uint32_t slot)
+static int run_program(const struct accelerator *accelerator, int program,
+                       const struct record *record)
 {
-    struct __sk_buff context = {.mark = slot};
+    struct __sk_buff context = {.mark = (uint32_t)(record - accelerator->records)};
     char packet[64] = {0}; /* the kernel wants one; nobody looks at it */
     union bpf_attr attributes;
 
@@ -305,24 +306,17 @@ static bool load(struct accelerator *accelerator, const char *path, char *reason
  * number of tcp_mem on, until there is less than the first. */
 static bool memory_is_short(void)
 {
-    char text[8192], *line, *end, *word, *rest;
+    char text[8192], press[4] = "";
     int fd = open("/proc/net/protocols", O_RDONLY | O_CLOEXEC);
     ssize_t size = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    const char *line;
 
     if (fd >= 0)
         close(fd);
     text[size < 0 ? 0 : size] = '\0';
     line = strstr(text, "\nTCP ");
-    if (!line)
-        return false;
-    end = strchr(line + 1, '\n');
-    if (end)
-        *end = '\0';
     /* The columns: protocol, size, sockets, memory, press. */
-    word = strtok_r(line, " \n", &rest);
-    for (int column = 0; word && column < 4; column++)
-        word = strtok_r(NULL, " ", &rest);
-    return word && strcmp(word, "yes") == 0;
+    return line && sscanf(line, " TCP %*s %*s %*s %3s", press) == 1 && strcmp(press, "yes") == 0;
 }
 
 int dp_accelerate(struct dp *dp, const char *path, const struct dp_acceleration *settings,
@@ -451,7 +445,7 @@ static int attach(struct connection *connection, struct record *record)
         !describe_socket(upstream, &record->upstream))
         return ANSWER_NO_SOCKET;
     __atomic_store_n(&record->id, connection->id, __ATOMIC_RELEASE);
-    answer = run_program(accelerator->attach, (uint32_t)(record - accelerator->records));
+    answer = run_program(accelerator, accelerator->attach, record);
     if (answer != ANSWER_OK) {
         __atomic_store_n(&record->id, 0, __ATOMIC_RELEASE);
         return answer;
@@ -506,8 +500,7 @@ static void set_joined(struct connection *connection, bool joined)
     if (joined == accelerated->joined || (joined && accelerated->leaves_at_ms))
         return;
     if (joined)
-        joined = run_program(accelerator->join,
-                             (uint32_t)(accelerated->record - accelerator->records)) == ANSWER_OK;
+        joined = run_program(accelerator, accelerator->join, accelerated->record) == ANSWER_OK;
     else
         remove_from_map(connection, END_DOWNSTREAM);
     accelerated->joined = joined;
@@ -722,8 +715,7 @@ static void poll_receiver(struct connection *connection, int to)
 
     if (to == UPSTREAM)
         waiting = unacknowledged(connection);
-    else if (run_program(accelerator->probe, (uint32_t)(record - accelerator->records)) ==
-             ANSWER_OK)
+    else if (run_program(accelerator, accelerator->probe, record) == ANSWER_OK)
         waiting = record->queued + record->unread;
     else /* it is closed: the end is on its way */
         waiting = UINT32_MAX;
@@ -810,7 +802,7 @@ static bool leave(struct connection *connection)
         __atomic_store_n(&record->window, 0, __ATOMIC_RELEASE);
     }
     if (connection->worker->now_ms < accelerated->leaves_at_ms ||
-        run_program(accelerator->probe, (uint32_t)(record - accelerator->records)) != ANSWER_OK)
+        run_program(accelerator, accelerator->probe, record) != ANSWER_OK)
         return false;
     if (record->arrived == 0)
         set_joined(connection, false);

@@ -215,15 +215,20 @@ def test_receive_that_was_blocked_before_goes_on(
     assert application.end() == b"and more"
 
 
-def test_receive_that_is_blocked_while_its_socket_is_attached_gets_the_data(
-    start: Callable[..., Application], path: str
-) -> None:
-    application = start(path, after_bytes=5, after_round_trips=NEVER)
+def begin_to_pay_in_recv(application: Application) -> None:
+    """Five bytes, while its thread `t` is blocked in a receive whose data goes to `got`."""
     application("import threading; got = []")
     application("t = threading.Thread(target=lambda: got.append(s.recv(100))); t.start()")
     time.sleep(0.1)  # it is blocked in recv, most probably
     application("s.sendall(b'hello')")
     assert receive(application.far, 5) == b"hello"
+
+
+def test_receive_that_is_blocked_while_its_socket_is_attached_gets_the_data(
+    start: Callable[..., Application], path: str
+) -> None:
+    application = start(path, after_bytes=5, after_round_trips=NEVER)
+    begin_to_pay_in_recv(application)
     application.wait_for_path(path)
     application.far.sendall(b"answer")
     application("t.join(5)")
@@ -237,11 +242,7 @@ def test_receive_that_is_blocked_until_more_has_come_gets_it(
     """Some of it would come by TCP and the rest would not, so such a socket is left alone."""
     application = start(path, after_bytes=5, after_round_trips=NEVER)
     application("s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 10)")
-    application("import threading; got = []")
-    application("t = threading.Thread(target=lambda: got.append(s.recv(100))); t.start()")
-    time.sleep(0.1)  # it is blocked in recv, most probably
-    application("s.sendall(b'hello')")
-    assert receive(application.far, 5) == b"hello"
+    begin_to_pay_in_recv(application)
     time.sleep(0.5)  # for all tries to attach it
     application.far.sendall(b"hello")
     time.sleep(0.1)

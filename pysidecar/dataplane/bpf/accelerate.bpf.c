@@ -34,8 +34,7 @@ enum { SOCK_NOSPACE = 2, SOL_TCP = 6, TCP_NOTSENT_LOWAT = 25 };
 /* Of the kernel's structures only what is used; the loader finds where it is (CO-RE). */
 enum sock_flags { SOCK_ZEROCOPY };
 
-/* TCP's memory, which is the machine's, in pages: used, and as tcp_mem says (normal, short, all).
- */
+/* TCP's memory, the machine's, in pages: used, and as tcp_mem says (normal, short, all). */
 struct proto {
     void *memory_allocated;
     void *sysctl_mem;
