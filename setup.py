@@ -166,6 +166,8 @@ data_plane: Any = {
 setup(
     libraries=[("pysidecar_dataplane", data_plane)],
     cffi_modules=["pysidecar/dataplane/build_native.py:ffibuilder"],
+    # cffi builds for the stable ABI: one wheel serves this version of Python and all later ones.
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
     cmdclass={
         "build": Build,
         "build_ext": BuildExt,

@@ -33,9 +33,14 @@ def test_the_installed_package_brings_its_hook(tmp_path: Path) -> None:
         check=True,
     )
     [wheel] = tmp_path.glob("pysidecar-*.whl")
+    assert "-cp311-abi3-linux_" in wheel.name
     installed = tmp_path / "installed"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
+    [metadata] = installed.glob("pysidecar-*.dist-info")
+    assert "License-Expression: Apache-2.0 AND" in (metadata / "METADATA").read_text()
+    assert (metadata / "licenses" / "LICENSE").is_file()
+    assert [native.name for native in installed.rglob("_native*.so")] == ["_native.abi3.so"]
 
     def python(*arguments: str) -> str:
         done = subprocess.run(

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Redirects what is sent on one socket of a connection to another one of it, in the sender's own
  * context and in order (sk_msg, never sk_skb).
  *
@@ -485,4 +486,4 @@ int wake_senders(struct bpf_iter__tcp *context)
     return 0;
 }
 
-char LICENSE[] SEC("license") = "GPL"; /* bpf_skc_to_tcp_sock asks for it */
+char LICENSE[] SEC("license") = "Dual BSD/GPL"; /* bpf_skc_to_tcp_sock asks for GPL */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* What the data plane and its BPF programs share: one record for each accelerated connection, in a
  * memory-mapped array. Compiled into both; plain types only.
  *
