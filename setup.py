@@ -1,7 +1,9 @@
 """Builds the compiled parts: data plane, cffi module, connect hook, BPF programs.
 
-With ``PYSIDECAR_SANITIZE=1`` in the environment, all of them with AddressSanitizer and
-UndefinedBehaviorSanitizer (see ``make sanitized``). Everything else is in ``pyproject.toml``.
+With ``PYSIDECAR_ASSERT=1`` in the environment the data plane checks its assertions: so it is in the
+tree in which it is developed and tested, and not in what ``pip install`` makes. With
+``PYSIDECAR_SANITIZE=1`` it does, too, and all of them are built with AddressSanitizer and
+UndefinedBehaviorSanitizer. Everything else is in ``pyproject.toml``.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 SANITIZE = os.environ.get("PYSIDECAR_SANITIZE") == "1"
+ASSERT = SANITIZE or os.environ.get("PYSIDECAR_ASSERT") == "1"
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
@@ -138,6 +141,12 @@ class BuildExt(build_ext):
 class Build(build):
     """The usual steps, the hook and the BPF programs."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # Objects are only made anew for newer sources, not for other flags.
+        if ASSERT:
+            self.build_temp += "-asserting"
+
     sub_commands: ClassVar = [
         *build.sub_commands,
         ("build_hook", None),
@@ -147,7 +156,7 @@ class Build(build):
 
 data_plane: Any = {
     "sources": native.SOURCES,
-    "obj_deps": {"": native.HEADERS},
+    "obj_deps": {"": [*native.HEADERS, "setup.py"]},
     "include_dirs": native.INCLUDE_DIRS,
     "cflags": [
         *(
@@ -159,6 +168,8 @@ data_plane: Any = {
             "-Wextra",
             "-Werror",
             "-fvisibility=hidden",
+            # Python's own flags, which come before these, have -DNDEBUG.
+            "-UNDEBUG" if ASSERT else "-DNDEBUG",
         ),
         *(SANITIZERS if SANITIZE else []),
     ],

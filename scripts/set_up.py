@@ -194,8 +194,8 @@ def when_changed(name: str, content: str, *products: Path) -> Iterator[bool]:
         stamp.write_text(content)
 
 
-def run(*command: str | Path, cwd: Path = ROOT) -> None:
-    subprocess.run(command, check=True, cwd=cwd)
+def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> None:
+    subprocess.run(command, check=True, cwd=cwd, env=os.environ | variables)
 
 
 def make_venv() -> None:
@@ -250,6 +250,7 @@ def build_package() -> None:
                 # Errors only: setuptools warns of what an editable installation is.
                 *(VENV_PYTHON, "-m", "pip", "-qq", "--disable-pip-version-check", "install"),
                 *("--no-build-isolation", "--no-deps", "--editable", "."),
+                PYSIDECAR_ASSERT="1",
             )
     products = [ROOT / "pysidecar/libmosnhook.so"]
     with when_changed("compiled", content_hash([*sources, *how]), *products) as changed:
@@ -258,6 +259,7 @@ def build_package() -> None:
             run(
                 *(VENV_PYTHON, "setup.py", "--quiet", "build_clib", "build_ext", "--inplace"),
                 *("build_hook", "--inplace", "build_programs", "--inplace"),
+                PYSIDECAR_ASSERT="1",
             )
 
 

@@ -38,6 +38,6 @@ ffibuilder.set_source(
     "pysidecar.dataplane._native",
     '#include "dataplane.h"',
     include_dirs=INCLUDE_DIRS,
-    depends=SOURCES + HEADERS,
+    depends=[*SOURCES, *HEADERS, "setup.py"],
     libraries=["pthread"],
 )

@@ -1,3 +1,4 @@
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,8 +53,21 @@ struct connection *connection_open(struct worker *worker, const struct listener 
     return connection;
 }
 
+/* Which phases may follow, as bits. */
+static const uint8_t following[] = {
+    [PHASE_REQUEST] = 1 << PHASE_CONNECTING | 1 << PHASE_DIRECT | 1 << PHASE_CLOSED,
+    [PHASE_HEADER] = 1 << PHASE_CONNECTING | 1 << PHASE_CLOSED,
+    [PHASE_CONNECTING] = 1 << PHASE_COMPLETING | 1 << PHASE_RELAYING | 1 << PHASE_CLOSED,
+    [PHASE_COMPLETING] = 1 << PHASE_RELAYING | 1 << PHASE_CLOSED,
+    [PHASE_RELAYING] = 1 << PHASE_CLOSED,
+    [PHASE_DIRECT] = 1 << PHASE_CLOSED,
+    [PHASE_CLOSED] = 0,
+};
+
 void connection_enter(struct connection *connection, enum phase phase)
 {
+    assert(following[atomic_load_explicit(&connection->phase, memory_order_relaxed)] & 1 << phase);
+    (void)following; /* without assertions */
     atomic_store_explicit(&connection->phase, phase, memory_order_release);
 }
 

@@ -1,5 +1,6 @@
 #include "dataplane.h"
 
+#include <assert.h>
 #include <dirent.h>
 #include <errno.h>
 #include <signal.h>
@@ -39,11 +40,13 @@ static void close_fd(int fd)
 
 static void worker_destroy(struct worker *worker)
 {
+    assert(worker->timers.count == 0 && worker->direct.count == 0 && !worker->closed);
     for (int direction = 0; direction < DIRECTIONS; direction++) {
         table_release(worker->tables[direction]);
         table_release(atomic_load(&worker->new_tables[direction]));
     }
     relay_close_pool(worker);
+    assert(atomic_load(&worker->counters.buffers) == 0);
     direct_close_table(worker);
     free(worker->timers.heap);
     close_fd(worker->private_listener[0]);
@@ -83,10 +86,26 @@ struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts)
     return dp;
 }
 
+static void take_inboxes(struct dp *dp);
+
+/* Reports that nobody took. */
+static void free_reports(struct dp *dp)
+{
+    take_inboxes(dp);
+    while (dp->to_report) {
+        struct connection *connection = dp->to_report;
+
+        dp->to_report = connection->next_closed;
+        connection_free(connection);
+    }
+}
+
 void dp_destroy(struct dp *dp)
 {
+    free_reports(dp);
     for (uint32_t i = 0; i < dp->worker_count; i++)
         worker_destroy(&dp->workers[i]);
+    assert(dp->live_count == 0 && atomic_load(&dp->fds_reserved) == 0);
     if (!dp->started) {
         for (size_t i = 0; i < dp->listener_count; i++)
             close(dp->listeners[i].watch.fd);

@@ -1,3 +1,4 @@
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -71,6 +72,8 @@ void table_release(struct table *table)
 {
     if (!table || atomic_fetch_sub_explicit(&table->references, 1, memory_order_acq_rel) > 1)
         return;
+    for (size_t i = 0; table->endpoints && i < table->endpoint_count; i++)
+        assert(atomic_load(&table->endpoints[i].active) == 0);
     free(table->rules);
     free(table->routes);
     free(table->endpoints);

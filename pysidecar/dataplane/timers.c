@@ -1,6 +1,7 @@
 /* A binary heap by deadline, with each connection's place in the connection, so that moving and
  * cancelling need no search. Idle deadlines are not moved at every byte: they are looked at again
  * when they come (see worker.c), so the heap is touched a few times in a connection's life. */
+#include <assert.h>
 #include <stdlib.h>
 
 #include "internal.h"
@@ -67,6 +68,7 @@ void timer_cancel(struct timers *timers, struct connection *connection)
     if (connection->timer_index < 0)
         return;
     index = (size_t)connection->timer_index;
+    assert(index < timers->count && timers->heap[index] == connection);
     connection->timer_index = -1;
     last = timers->heap[--timers->count];
     if (last == connection)

@@ -58,3 +58,6 @@ def test_the_installed_package_brings_its_hook(tmp_path: Path) -> None:
     assert hook.read_bytes().startswith(b"\x7fELF")
     native = python("-c", "import pysidecar.dataplane._native as native; print(native.__file__)")
     assert Path(native).is_relative_to(installed)
+    symbols = ["readelf", "--wide", "--dyn-syms", native]
+    dynamic = subprocess.run(symbols, capture_output=True, text=True, check=True).stdout
+    assert "__assert_fail" not in dynamic, "assertions are for the tests"
