@@ -69,7 +69,8 @@ static void read_request(struct connection *connection)
     if (size < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     timer_cancel(&connection->worker->timers, connection);
-    if (size > 0)
+    /* Also of an empty message: descriptors come with any. */
+    if (size >= 0)
         connection->application = take_fd(&message);
     if (getsockopt(connection->request.fd, SOL_SOCKET, SO_PEERCRED, &caller, &length) == 0) {
         connection->pid = (uint32_t)caller.pid;
