@@ -164,6 +164,16 @@ void connections_hand_over(struct worker *worker)
         return; /* an eventfd at its limit is readable all the same */
 }
 
+/* The worker writes `source` late where it does not know it before: of a socket that came unparked,
+ * and of one that the application connects itself. */
+static bool source_is_final(const struct connection *connection, enum phase phase)
+{
+    if (connection->listener->settings.transport != DP_TRANSPORT_UNIX)
+        return phase >= PHASE_CONNECTING;
+    return phase != PHASE_DIRECT &&
+           (phase >= PHASE_COMPLETING || (phase == PHASE_CONNECTING && connection->parked));
+}
+
 void connection_describe(const struct connection *connection, uint64_t now_ns,
                          struct dp_record *record)
 {
@@ -183,8 +193,9 @@ void connection_describe(const struct connection *connection, uint64_t now_ns,
     record->path = atomic_load_explicit(&connection->path, memory_order_relaxed);
     record->uid = UINT32_MAX;
     record->route = UINT32_MAX;
-    if (phase == PHASE_CLOSED || phase >= PHASE_CONNECTING) {
+    if (source_is_final(connection, phase))
         record->source = connection->source;
+    if (phase >= PHASE_CONNECTING) {
         record->original_destination = connection->original_destination;
         record->pid = connection->pid;
         record->uid = connection->uid;

@@ -191,8 +191,9 @@ struct flow {
 };
 
 /* `phase` is stored with release order after the fields that the control thread may read from then
- * on: source from the start (but not in PHASE_DIRECT); destination, process, route from
- * PHASE_CONNECTING; upstream from PHASE_RELAYING; everything once closed. */
+ * on: destination, process, route from PHASE_CONNECTING; source too, but of a socket that came
+ * unparked from PHASE_COMPLETING, and never in PHASE_DIRECT; upstream from PHASE_RELAYING;
+ * everything once closed. */
 struct connection {
     struct worker *worker;
     const struct listener *listener;

@@ -26,6 +26,7 @@ enum progress {
     PROGRESS_BATCH,   /* there is more to do, but others first */
     PROGRESS_DONE,    /* everything was passed on, the end included */
     PROGRESS_FAILED,  /* a side was reset; connection->error says how */
+    PROGRESS_LOST,    /* bytes that were read cannot be kept: nothing may follow the gap */
 };
 
 /* ---- pipes ---- */
@@ -262,7 +263,7 @@ static bool copy_once(struct connection *connection, int from, enum progress *pr
         return true;
     flow->chunk = malloc(sizeof *flow->chunk + (size_t)(count - sent));
     if (!flow->chunk) {
-        *progress = side_failed(connection, from, ENOMEM);
+        *progress = PROGRESS_LOST;
         return false;
     }
     worker_count(&worker->counters.buffers, 1);
@@ -329,7 +330,9 @@ static enum progress run_flow(struct connection *connection, int from, bool pass
     /* Not the chunk: what was copied after the last splice may wait in one. */
     if (flow->pipe && flow->pipe->held == 0)
         release_pipe(connection->worker, flow);
-    if (progress == PROGRESS_FAILED || !side->ended || flow->chunk || flow->pipe || !pass_end)
+    if (progress == PROGRESS_FAILED || progress == PROGRESS_LOST)
+        return progress;
+    if (!side->ended || flow->chunk || flow->pipe || !pass_end)
         return progress;
     if (shutdown(to->watch.fd, SHUT_WR) < 0)
         return side_failed(connection, !from, errno);
@@ -362,6 +365,10 @@ void relay_run(struct connection *connection)
         progress[from] = run_flow(connection, from, true);
         if (progress[from] == PROGRESS_FAILED) {
             fail(connection);
+            return;
+        }
+        if (progress[from] == PROGRESS_LOST) {
+            connection_close(connection, DP_END_NO_RESOURCES, ENOMEM);
             return;
         }
     }

@@ -80,6 +80,70 @@ def test_out_of_fds_accepting_pauses_without_spinning_and_recovers() -> None:
     assert result.stdout == "ok\n", result.stderr
 
 
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="malloc is ASan's")
+def test_nothing_follows_bytes_that_no_memory_could_keep(tmp_path: Path) -> None:
+    """Bytes that were read and not sent need memory. Without it the stream has a gap, and must not
+    go on behind it. In a process of its own, in which one allocation fails; while it fails the
+    receiver makes room, so that what comes behind the gap could be sent."""
+    library = tmp_path / "allocation.so"
+    source = Path(__file__).parent / "programs" / "allocation.c"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-o", library, source], check=True)
+    script = """
+        import contextlib, ctypes, os, select
+        from pysidecar.dataplane import End
+        from tests.dataplane.support import Plane, Server
+
+        failing, failed = os.pipe()
+        awaited, go_on = os.pipe()
+        content = bytes(range(256)) * 4096
+        with Server() as server, Plane(workers=1) as plane:
+            client = plane.through(server.address)
+            upstream = server.accept()
+            client.sendall(content[:1000])
+            assert upstream.recv(1000, 0x100) == content[:1000]  # MSG_WAITALL
+            ctypes.CDLL(None).fail_next_allocation(failed, awaited)
+            sent = 1000
+            while not select.select([failing], [], [], 0)[0]:
+                # One by one, and smaller than what would begin to splice.
+                if plane.data.snapshot()[0].bytes_sent == sent:
+                    at = sent % len(content)
+                    sent += client.send(content[at : at + 60_000])
+            os.read(failing, 1)
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                for _ in range(100):
+                    at = sent % len(content)
+                    sent += client.send(content[at : at + 60_000])
+            # Nothing is on the way to the upstream but what was counted.
+            (record,) = plane.data.snapshot()
+            received = 1000
+            while received < record.bytes_sent:
+                data = upstream.recv(record.bytes_sent - received)
+                at = received % len(content)
+                assert (content + content)[at : at + len(data)] == data
+                received += len(data)
+            assert received < sent, "there is nothing that could be lost"
+            os.write(go_on, b"x")
+            try:
+                more = upstream.recv(1 << 20)
+            except ConnectionResetError:
+                print("reset")
+            else:
+                print("the stream goes on:", len(more), "bytes")
+            closed = plane.next_closed()
+            assert (closed.end, closed.errno) == (End.NO_RESOURCES, 12), closed
+    """
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore::ResourceWarning", "-c", textwrap.dedent(script)],
+        env={**os.environ, "LD_PRELOAD": str(library)},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert result.stdout == "reset\n", (result.stdout, result.stderr)
+
+
 def test_reports_are_never_lost(plane: Plane, server: Server) -> None:
     """Not even when nobody takes them for a while, and each comes once and in order."""
     count = 1000  # what the server's queue holds

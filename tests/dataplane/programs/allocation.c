@@ -1,0 +1,36 @@
+/* For LD_PRELOAD: lets one large allocation of a thread other than the main one fail, at a moment
+ * that the test chooses. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <unistd.h>
+
+enum { LARGE = 1024 };
+
+extern void *__libc_malloc(size_t size);
+
+static atomic_int armed;
+static int told, awaited;
+
+/* The next such allocation writes a byte to `tell`, waits for one from `await`, and fails. */
+void fail_next_allocation(int tell, int await)
+{
+    told = tell;
+    awaited = await;
+    atomic_store(&armed, 1);
+}
+
+void *malloc(size_t size)
+{
+    struct pollfd go_on = {.events = POLLIN};
+
+    if (size < LARGE || gettid() == getpid() || !atomic_exchange(&armed, 0))
+        return __libc_malloc(size);
+    go_on.fd = awaited;
+    if (write(told, "", 1) == 1)
+        poll(&go_on, 1, -1);
+    errno = ENOMEM;
+    return NULL;
+}
