@@ -126,16 +126,6 @@ static int plain_poll(struct pollfd *fds, unsigned long count, int timeout_ms)
     return (int)kernel_result(sys_poll(fds, count, timeout_ms));
 }
 
-static int plain_clock_gettime(int clock, struct timespec *now)
-{
-    struct __kernel_timespec kernel_now;
-    int result = sys_clock_gettime(clock, &kernel_now);
-
-    now->tv_sec = (time_t)kernel_now.tv_sec;
-    now->tv_nsec = (long)kernel_now.tv_nsec;
-    return (int)kernel_result(result);
-}
-
 /* For what has no system call of its own: a libc without it has no callers of it either. */
 static int missing(void)
 {
@@ -182,8 +172,8 @@ static const struct {
     SYMBOL(posix_spawn, "posix_spawn", missing_spawn),
     SYMBOL(posix_spawnp, "posix_spawnp", missing_spawn),
     SYMBOL(poll, "poll", plain_poll),
-    SYMBOL(clock_gettime, "clock_gettime", plain_clock_gettime),
     SYMBOL(pthread_setcancelstate, "pthread_setcancelstate", NULL),
+    SYMBOL(pthread_setcanceltype, "pthread_setcanceltype", NULL),
     SYMBOL(pthread_cleanup_push, "_pthread_cleanup_push", NULL),
     SYMBOL(pthread_cleanup_pop, "_pthread_cleanup_pop", NULL),
 };
@@ -213,8 +203,8 @@ const struct libc *libc(void)
 
 int64_t now_ns(void)
 {
-    struct timespec now = {0, 0};
+    struct __kernel_timespec now = {0, 0};
 
-    libc()->clock_gettime(CLOCK_MONOTONIC, &now);
+    sys_clock_gettime(CLOCK_MONOTONIC, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }

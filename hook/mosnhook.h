@@ -35,7 +35,6 @@ struct iovec;
 struct msghdr;
 struct mmsghdr;
 struct pollfd;
-struct timespec;
 
 /* ---- libc.c: the functions that the hook stands before, as the next library has them ---- */
 
@@ -65,11 +64,11 @@ struct libc {
     int (*posix_spawnp)(pid_t *, const char *, const void *, const void *, char *const[],
                         char *const[]);
 
-    int (*poll)(struct pollfd *, unsigned long, int); /* a cancellation point, as connect is one */
-    int (*clock_gettime)(int, struct timespec *);     /* the vDSO's: no system call */
+    int (*poll)(struct pollfd *, unsigned long, int);
 
     /* NULL where libc has none. */
     int (*pthread_setcancelstate)(int, int *);
+    int (*pthread_setcanceltype)(int, int *);
     void (*pthread_cleanup_push)(void *, void (*)(void *), void *);
     void (*pthread_cleanup_pop)(void *, int);
 };
@@ -83,7 +82,8 @@ int get_errno(void);
 /* Sets errno and returns -1, unless `error` is 0. */
 int errno_result(int error);
 
-/* CLOCK_MONOTONIC, nanoseconds. */
+/* CLOCK_MONOTONIC, nanoseconds, by a system call: the sidecar's sign of life is to be compared with
+ * the kernel's clock, and libc's may be another library's (libfaketime). */
 int64_t now_ns(void);
 
 /* ---- environment.c: MOSNHOOK_* variables, read once at start-up ---- */

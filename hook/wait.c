@@ -7,13 +7,13 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
-#include <time.h>
 
 #include "mosnhook.h"
 #include "sys.h"
 
 enum {
     CANCEL_DISABLE = 1,       /* PTHREAD_CANCEL_DISABLE of glibc and musl */
+    CANCEL_ASYNCHRONOUS = 1,  /* PTHREAD_CANCEL_ASYNCHRONOUS, likewise */
     CLEANUP_BUFFER_SIZE = 64, /* struct _pthread_cleanup_buffer: 32 in glibc, 24 in musl */
 
     /* Signals that libc keeps for itself and whose handlers the program has no part in. */
@@ -46,22 +46,25 @@ static void close_owned(void *owned)
     sys_close(*(int *)owned);
 }
 
-/* poll() in which the thread can be cancelled. */
+/* The system call, in which the thread can be cancelled as in libc's poll(). That one is not used:
+ * it may be another library's, with a time of its own (libfaketime). */
 static int cancellable_poll(struct attempt *attempt, struct pollfd *fds, unsigned long count,
                             int timeout_ms, int owned)
 {
     _Alignas(16) char buffer[CLEANUP_BUFFER_SIZE];
     const struct libc *table = libc();
     bool guarded = owned >= 0 && table->pthread_cleanup_push && table->pthread_cleanup_pop;
-    int result;
+    int result, type;
 
-    if (owned >= 0 && !guarded) /* better a late cancellation than a leak */
+    /* Better a late cancellation than a leak. */
+    if ((owned >= 0 && !guarded) || !table->pthread_setcanceltype)
         return sys_poll(fds, count, timeout_ms);
     if (guarded)
         table->pthread_cleanup_push(buffer, close_owned, &owned);
     cancel_restore(attempt);
-    result = table->poll(fds, count, timeout_ms);
-    result = result < 0 ? -get_errno() : result;
+    table->pthread_setcanceltype(CANCEL_ASYNCHRONOUS, &type);
+    result = sys_poll(fds, count, timeout_ms);
+    table->pthread_setcanceltype(type, &type);
     cancel_disable(attempt);
     if (guarded)
         table->pthread_cleanup_pop(buffer, 0);

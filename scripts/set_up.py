@@ -85,6 +85,7 @@ TO_TEST: list[Requirement] = [
     ("clang-format", program("clang-format")),
     ("conntrack", program("conntrack")),
     ("default-jdk-headless", program("java", "javac")),
+    ("faketime", program("faketime")),
     ("fcgiwrap", program("fcgiwrap")),
     ("git", program("git")),
     ("golang-go", program("go")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import platform
 import socket
 import threading
 import time
@@ -23,11 +24,15 @@ from tests.hook.reference import (
     WAIT,
     Sidecar,
 )
-from tests.hook.support import PORT, V4, EchoServer, Interactive, Result, Runner
+from tests.hook.support import PORT, SANITIZED, V4, EchoServer, Interactive, Result, Runner
 
 MakeSidecar = Callable[..., Sidecar]
 
 MODES = ["blocking", "nonblocking"]
+
+needs_plain_hook = pytest.mark.skipif(
+    SANITIZED, reason="the sanitizers' runtime cannot start with a clock of another library"
+)
 
 
 def _mode(name: str) -> list[str]:
@@ -278,3 +283,45 @@ def test_a_queue_that_empties_is_used(
         threading.Thread(target=sidecar.accept_all).start()
         result = program.result()
     assert (result["connect"], result["echo"]) == ("0", "hello")
+
+
+# ---- Another library's idea of the time ----
+
+FAKETIME = Path(f"/usr/lib/{platform.machine()}-linux-gnu/faketime/libfaketime.so.1")
+
+
+@needs_plain_hook
+@pytest.mark.parametrize("moment", ["1990-01-01 00:00:00", "+30y", "+0 x1000", "+0 x0.001"])
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("transport", [UNIX, HEADER])
+def test_the_sign_of_life_is_judged_by_the_kernels_clock(
+    run: Runner,
+    make_sidecar: MakeSidecar,
+    upstream: EchoServer,
+    transport: int,
+    before: bool,
+    moment: str,
+) -> None:
+    (run.preload_before if before else run.preload_after).append(FAKETIME)
+    sidecar = make_sidecar(transport=transport, fallback=upstream.address)
+    for mode in MODES:
+        result = run("connect", "-e", *_mode(mode), V4, PORT, sidecar=sidecar, FAKETIME=moment)
+        assert result["echo"] == "hello"
+    assert len(sidecar.wait_for_requests(2)) == 2
+
+
+@needs_plain_hook
+@pytest.mark.parametrize("speed", ["x1000", "x0.001"])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_sidecar_that_stops_is_away_by_the_kernels_clock(
+    run: Runner, make_sidecar: MakeSidecar, before: bool, speed: str
+) -> None:
+    (run.preload_before if before else run.preload_after).append(FAKETIME)
+    sidecar = make_sidecar(when_away=WAIT, wait_ms=300, fallback="hold")
+    with run.start("connect", V4, PORT, sidecar=sidecar, FAKETIME=f"+0 {speed}") as process:
+        sidecar.wait_for_requests(1)
+        sidecar.freeze()
+        began = time.monotonic()
+        output, _ = process.communicate(timeout=20)
+    assert f"connect={errno.ECONNREFUSED}\n" in output
+    assert 0.3 <= time.monotonic() - began < 3
