@@ -1,8 +1,10 @@
 /* What MOSNHOOK_* variables say. Read once, before the program can change its environment, into
- * static storage: at exec the program's own copy may be gone. */
+ * static storage: at exec the program's own copy may be gone. A program that the kernel runs in
+ * secure mode (setuid) reads none of them. */
 #include "mosnhook.h"
 #include "sys.h"
 
+#include <linux/auxvec.h>
 #include <linux/prctl.h>
 
 enum { STORAGE_SIZE = 8192 };
@@ -13,6 +15,7 @@ static char storage[STORAGE_SIZE];
 static size_t stored;
 
 extern char **environ __attribute__((weak));
+extern unsigned long getauxval(unsigned long type) __attribute__((weak));
 
 static size_t length(const char *text)
 {
@@ -116,7 +119,7 @@ static void read_variable(const char *entry)
         environment.disabled = text_equal(value, "1");
 }
 
-void environment_read(char *const entries[])
+static void environment_read(char *const entries[])
 {
     for (; entries && *entries; entries++) {
         const char *value, *entry;
@@ -131,8 +134,26 @@ void environment_read(char *const entries[])
             environment.preload = size ? store(entry, size) : NULL;
         }
     }
-    /* Of the main thread, which is the process's; later ones may be named otherwise. */
-    sys_prctl(PR_GET_NAME, environment.command);
+}
+
+/* As the dynamic loader does with its own variables: the program may become wholly another user's
+ * and then run children to which the kernel does not say that their environment is a stranger's. */
+static void environment_forget(char *entries[])
+{
+    char **kept = entries;
+
+    for (; entries && *entries; entries++)
+        if (!begins(*entries, "MOSNHOOK_"))
+            *kept++ = *entries;
+    if (kept)
+        *kept = NULL;
+}
+
+/* Whether the program has privileges that its caller has not (setuid, setgid, file capabilities),
+ * so that its environment is not to be believed. */
+static bool is_secure(void)
+{
+    return !getauxval || getauxval(AT_SECURE);
 }
 
 static bool bypassed; /* atomic */
@@ -152,7 +173,15 @@ __attribute__((constructor)) static void start(int count, char **arguments, char
 {
     (void)count;
     (void)arguments;
-    environment_read(&environ && environ ? environ : entries);
+    if (&environ && environ)
+        entries = environ;
+    environment.secure = is_secure();
+    if (environment.secure)
+        environment_forget(entries);
+    else
+        environment_read(entries);
+    /* Of the main thread, which is the process's; later ones may be named otherwise. */
+    sys_prctl(PR_GET_NAME, environment.command);
     libc();
     if (!environment.disabled)
         page_open();

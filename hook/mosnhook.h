@@ -89,6 +89,7 @@ int64_t now_ns(void);
 /* ---- environment.c: MOSNHOOK_* variables, read once at start-up ---- */
 
 struct environment {
+    bool secure; /* AT_SECURE: no variable was read */
     bool disabled;
     bool inherit;
     uint32_t when_away; /* enum mosnhook_when_away */
@@ -104,8 +105,6 @@ struct environment {
 };
 
 extern struct environment environment;
-
-void environment_read(char *const entries[]);
 
 /* The value if `entry` is "name=value", else NULL. */
 const char *environment_value(const char *entry, const char *name);

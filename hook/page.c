@@ -34,13 +34,22 @@ static const struct mosnhook_page *page(void)
     return at;
 }
 
-/* ---- Finding the file ---- */
+/* ---- Finding the file ----
+ *
+ * The page says where this program's traffic goes, so it is somebody's who may decide that: nobody
+ * but its owner can write to it, and nobody but its owner could have put it there. */
 
-/* Maps the file if it is a policy page that may be trusted. `named`: the user chose it, so the
- * owner is the user's affair. */
-static bool map_file(const char *path, bool named)
+static const char page_name[] = "hook.policy";
+
+static bool is_writable_for_others(const struct stat *status)
 {
-    int fd = sys_open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0);
+    return status->st_mode & (S_IWGRP | S_IWOTH);
+}
+
+/* Maps the file if it is a page, and takes its descriptor. `owner`: whose it must be if it is not
+ * root's; NULL: anybody's. */
+static bool map_page(int fd, const uid_t *owner)
+{
     struct stat status;
     bool mapped = false;
 
@@ -48,20 +57,44 @@ static bool map_file(const char *path, bool named)
         return false;
     /* A shorter file would be a SIGBUS in the middle of the program. */
     if (sys_fstat(fd, &status) == 0 && S_ISREG(status.st_mode) &&
-        status.st_size == MOSNHOOK_PAGE_SIZE &&
-        (named || status.st_uid == 0 || status.st_uid == sys_geteuid()) &&
-        (named || !(status.st_mode & S_IWOTH)))
+        status.st_size == MOSNHOOK_PAGE_SIZE && !is_writable_for_others(&status) &&
+        (!owner || status.st_uid == 0 || status.st_uid == *owner))
         mapped = sys_mmap(&area, sizeof area, PROT_READ, MAP_SHARED | MAP_FIXED, fd) == (long)&area;
     sys_close(fd);
     return mapped;
 }
 
-static bool join(char path[PATH_ROOM], const char *a, const char *b, const char *c)
+/* The page that was named: whose it is, is the affair of whoever named it. */
+static bool map_named(const char *path)
 {
-    const char *parts[] = {a, b, c};
+    return map_page(sys_open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0), NULL);
+}
+
+/* The page in one of the usual directories, in which only the owner (root, or `owner`; NULL:
+ * anybody) can replace files. Symbolic links, which anybody could have made, are not followed. */
+static bool map_in(const char *directory, const uid_t *owner)
+{
+    int place = sys_open(directory, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+    struct stat status;
+    bool mapped = false;
+
+    if (place < 0)
+        return false;
+    if (sys_fstat(place, &status) == 0 && !is_writable_for_others(&status) &&
+        (!owner || status.st_uid == 0 || status.st_uid == *owner))
+        mapped = map_page(sys_openat(place, page_name,
+                                     O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0),
+                          &status.st_uid);
+    sys_close(place);
+    return mapped;
+}
+
+static bool join(char path[PATH_ROOM], const char *a, const char *b)
+{
+    const char *parts[] = {a, b};
     size_t size = 0;
 
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 2; i++)
         for (const char *at = parts[i]; *at; at++) {
             if (size == PATH_ROOM - 1)
                 return false;
@@ -73,26 +106,26 @@ static bool join(char path[PATH_ROOM], const char *a, const char *b, const char 
 
 void page_open(void)
 {
+    static const uid_t root = 0;
     char path[PATH_ROOM], digits[12], *digit = digits + sizeof digits - 1;
-    unsigned uid = sys_geteuid();
+    uid_t own = sys_geteuid(), uid = own;
 
     if (environment.policy) {
-        map_file(environment.policy, true);
+        map_named(environment.policy);
         return;
     }
     if (environment.runtime_directory && environment.runtime_directory[0] == '/' &&
-        join(path, environment.runtime_directory, "/pysidecar/hook.policy", "") &&
-        map_file(path, false))
+        join(path, environment.runtime_directory, "/pysidecar") && map_in(path, &own))
         return;
-    /* Only root can make /run/pysidecar, so who owns what is in it is root's decision. */
-    if (map_file("/run/pysidecar/hook.policy", true))
+    /* Only root can make it, and give it to the user that the sidecar runs as. */
+    if (map_in("/run/pysidecar", environment.secure ? &root : NULL) || environment.secure)
         return;
     *digit = 0;
     do
         *--digit = (char)('0' + uid % 10);
     while (uid /= 10);
-    if (join(path, "/tmp/pysidecar-", digit, "/hook.policy"))
-        map_file(path, false);
+    if (join(path, "/tmp/pysidecar-", digit))
+        map_in(path, &own);
 }
 
 /* ---- Reading ---- */
@@ -193,11 +226,12 @@ void page_look(const struct mosnhook_address *destination, struct page_view *vie
     view->wait_ms = environment.wait_ms;
 }
 
+/* One in the future, from before a reboot perhaps, is none. */
 bool page_heartbeat(void)
 {
-    int64_t alive = (int64_t)__atomic_load_n(&page()->alive_ns, __ATOMIC_RELAXED);
+    uint64_t alive = __atomic_load_n(&page()->alive_ns, __ATOMIC_ACQUIRE);
 
-    return now_ns() - alive <= (int64_t)MOSNHOOK_STALE_AFTER_MS * MS;
+    return (uint64_t)now_ns() - alive <= (uint64_t)MOSNHOOK_STALE_AFTER_MS * MS;
 }
 
 bool page_accelerates(void)

@@ -13,6 +13,10 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
+#ifndef O_PATH /* only _GNU_SOURCE shows it */
+#define O_PATH 010000000
+#endif
+
 #if defined(__x86_64__)
 
 static inline long sys_call(long number, long a, long b, long c, long d, long e, long f)
@@ -62,9 +66,14 @@ static inline int sys_fcntl(int fd, int command, long argument)
     return (int)sys_call(SYS_fcntl, fd, command, argument, 0, 0, 0);
 }
 
+static inline int sys_openat(int directory, const char *path, int flags, int mode)
+{
+    return (int)sys_call(SYS_openat, directory, (long)path, flags, mode, 0, 0);
+}
+
 static inline int sys_open(const char *path, int flags, int mode)
 {
-    return (int)sys_call(SYS_openat, AT_FDCWD, (long)path, flags, mode, 0, 0);
+    return sys_openat(AT_FDCWD, path, flags, mode);
 }
 
 static inline int sys_fstat(int fd, struct stat *status)

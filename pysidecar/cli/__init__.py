@@ -164,8 +164,12 @@ def _warn_unless_serving(config: Config, policy: Path) -> None:
 
 
 def _unreadable(policy: Path) -> str:
+    from pysidecar.interception.policy_page import others_can_write
+
     try:
-        with policy.open("rb"):
+        with policy.open("rb") as file:
+            if others_can_write(os.fstat(file.fileno())):
+                return f"{policy} can be written by others than its owner, so no hook follows it"
             return f"{policy} is not a policy page of this version"
     except FileNotFoundError:
         return f"{policy} does not exist"

@@ -29,6 +29,7 @@ __all__ = [
     "Policy",
     "PolicyPage",
     "State",
+    "others_can_write",
     "page_path",
     "read_page",
 ]
@@ -83,7 +84,10 @@ class PageStatus:
     @property
     def serving(self) -> bool:
         """Whether hooked processes find a sidecar."""
-        return self.state is State.SERVING and self.silent_for * 1000 <= lib.MOSNHOOK_STALE_AFTER_MS
+        return (
+            self.state is State.SERVING
+            and 0 <= self.silent_for * 1000 <= lib.MOSNHOOK_STALE_AFTER_MS
+        )
 
 
 def page_path(control_path: Path) -> Path:
@@ -203,11 +207,17 @@ def _create(path: Path, mode: int) -> int:
     return fd
 
 
+def others_can_write(status: os.stat_result) -> bool:
+    """Whether others than its owner can write to the file, so that no hook follows it."""
+    return bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
 def read_page(path: Path) -> PageStatus | None:
     """What the page says; None where there is none, or none that a hook would accept."""
     try:
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size != lib.MOSNHOOK_PAGE_SIZE:
+            status = os.fstat(file.fileno())
+            if status.st_size != lib.MOSNHOOK_PAGE_SIZE or others_can_write(status):
                 return None
             view = mmap.mmap(file.fileno(), lib.MOSNHOOK_PAGE_SIZE, prot=mmap.PROT_READ)
     except OSError:
@@ -223,14 +233,20 @@ def read_page(path: Path) -> PageStatus | None:
         state, silent_ns = page.state, time.monotonic_ns() - page.alive_ns
         transport, when_away, wait_ms = page.transport, page.when_away, page.wait_ms
         if page.sequence == sequence:
-            return PageStatus(
-                state=State(state),
-                silent_for=silent_ns / 1e9,
-                transport=_name(_TRANSPORTS, transport),
-                when_away=WhenAway(_name(_WHEN_AWAY, when_away), wait_ms / 1000),  # type: ignore[arg-type]
-            )
+            try:
+                return PageStatus(
+                    state=State(state),
+                    silent_for=silent_ns / 1e9,
+                    transport=_name(_TRANSPORTS, transport),
+                    when_away=WhenAway(_name(_WHEN_AWAY, when_away), wait_ms / 1000),  # type: ignore[arg-type]
+                )
+            except ValueError:
+                return None
     return None
 
 
 def _name(names: dict[str, int], value: int) -> str:
-    return next(name for name, number in names.items() if number == value)
+    for name, number in names.items():
+        if number == value:
+            return name
+    raise ValueError(value)

@@ -151,6 +151,13 @@ def test_exec_notices_a_dead_sidecar(sidecar: RunningSidecar) -> None:
     assert "no sign of life" in eventually(warning)
 
 
+def test_exec_says_when_others_can_write_the_page(sidecar: RunningSidecar) -> None:
+    page = sidecar.control_socket.with_name("hook.policy")
+    page.chmod(0o664)
+    done = run("exec", "-c", sidecar.config_file, "--", "true")
+    assert f"{page} can be written by others than its owner" in done.stderr
+
+
 def test_exec_warns_of_what_it_cannot_reach(tmp_path: Path) -> None:
     program = tmp_path / "program"
     source = b"int main(void) { return 5; }"

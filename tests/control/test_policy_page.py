@@ -221,3 +221,33 @@ def test_the_layout_has_room_for_rules() -> None:
 def test_the_page_is_beside_the_socket(socket: str, page: str) -> None:
     assert page_path(Path(socket)) == Path(page)
     assert os.path.dirname(page) == os.path.dirname(socket)
+
+
+@pytest.mark.parametrize(
+    "damage", [("state", 9), ("transport", 9), ("when_away", 9), ("version", 99), ("sequence", 1)]
+)
+def test_a_page_that_says_nonsense_is_none(tmp_path: Path, damage: tuple[str, int]) -> None:
+    path = tmp_path / "hook.policy"
+    page = PolicyPage(path, socket_mode=0o600)
+    page.publish(POLICY, State.SERVING)
+    setattr(ffi.from_buffer("struct mosnhook_page *", page.buffer), *damage)
+    assert read_page(path) is None
+
+
+def test_a_page_that_others_can_write_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "hook.policy"
+    PolicyPage(path, socket_mode=0o600).publish(POLICY, State.SERVING)
+    assert read_page(path) is not None
+    for mode in (0o660, 0o602):
+        path.chmod(mode)
+        assert read_page(path) is None
+
+
+def test_a_sign_of_life_in_the_future_does_not_serve(tmp_path: Path) -> None:
+    path = tmp_path / "hook.policy"
+    page = PolicyPage(path, socket_mode=0o600)
+    page.publish(POLICY, State.SERVING)
+    ffi.from_buffer("struct mosnhook_page *", page.buffer).alive_ns += 3600 * 10**9
+    status = read_page(path)
+    assert status is not None
+    assert not status.serving
