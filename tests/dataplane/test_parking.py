@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -198,6 +199,30 @@ def test_an_application_that_disconnected_is_left_alone(
         assert plane.next_closed().end is End.UPSTREAM_TIMEOUT
         application.blocking().sendall(b"direct")
         assert upstream.recv(100) == b"direct"
+
+
+def test_an_application_that_listens_instead_is_not_connected_to(
+    make_plane: MakePlane, server: Server
+) -> None:
+    """Its socket is looked at again when the upstream is connected: what it is by then may accept
+    strangers."""
+    plane = make_plane(timeouts=Timeouts(connect=0.3))
+    destination = Address("192.0.2.7", 80)
+    with silent_server() as silent, Parked(plane, source="127.0.0.1") as application:
+        silent_first = Route(endpoints=(silent, server.address))
+        plane.data.set_routes(table(("192.0.2.0/24", None, silent_first)))
+        application.ask(destination)
+        eventually(
+            lambda: [r.original_destination for r in plane.data.snapshot()] == [destination],
+            "the connect to begin",
+        )
+        name = application.socket.getsockname()
+        ctypes.CDLL(None).connect(application.socket.fileno(), bytes(16), 16)  # AF_UNSPEC
+        application.socket.bind(name)
+        application.socket.listen()
+        server.accept()  # it was connected, in vain
+        assert plane.next_closed().end is End.DOWNSTREAM_GONE
+        assert not select.select([application.socket], [], [], 0)[0]
 
 
 def test_a_socket_that_is_not_parked_here_is_refused_unharmed(plane: Plane, server: Server) -> None:
