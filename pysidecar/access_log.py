@@ -46,6 +46,7 @@ def describe_connection(record: ConnectionRecord) -> dict[str, Any]:
         "rtt_ms": record.rtt_ms,
         "duration_ms": round(record.duration_ms, 3),
         "pid": record.pid,
+        "uid": record.uid,
         "process": record.process,
         "error": record.error,
     }

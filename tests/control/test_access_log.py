@@ -65,6 +65,7 @@ def test_a_record_is_one_line_of_json(tmp_path: Path) -> None:
         "rtt_ms": None,
         "duration_ms": 1.5,
         "pid": 7,
+        "uid": 0,
         "process": "a\nb",
         "error": "upstream connect failed: ECONNREFUSED",
     }

@@ -24,7 +24,8 @@ PRINT_ENVIRONMENT = (
 )
 FIELDS = [
     *("time", "direction", "transport", "source", "original_destination", "upstream", "action"),
-    *("path", "bytes_sent", "bytes_received", "rtt_ms", "duration_ms", "pid", "process", "error"),
+    *("path", "bytes_sent", "bytes_received", "rtt_ms", "duration_ms", "pid", "uid"),
+    *("process", "error"),
 ]
 
 
@@ -52,6 +53,7 @@ def test_a_connection_is_relayed_shown_and_logged(sidecar: RunningSidecar, echo:
         "bytes_received": 5,
         "rtt_ms": None,
         "pid": None,
+        "uid": None,
         "process": None,
         "error": None,
     }
