@@ -92,50 +92,26 @@ static int until_decided(struct attempt *attempt)
     }
 }
 
-/* A socket that connected itself before. As long as anything of that is in the kernel, a connect()
- * is about that, and the kernel's own affair. */
-static int ask_kernel_directly(struct attempt *attempt, const struct peer *peer)
-{
-    uint8_t state = TCP_CLOSE; /* the first byte of struct tcp_info */
-    socklen_t length = sizeof state;
-    int error;
-
-    if (sys_getsockopt(attempt->fd, IPPROTO_TCP, TCP_INFO, &state, &length) == 0 &&
-        state != TCP_CLOSE) {
-        attempt->endpoint = peer->via;
-        return OUTCOME_DIRECT;
-    }
-    error = socket_take_error(attempt->fd);
-    if (error == 0)
-        return OUTCOME_NOT_OURS;
-    socket_disconnect(attempt);
-    return error;
-}
-
-/* A socket that was captured before: what the kernel says of that connect. OUTCOME_NOT_OURS:
- * nothing, this is a new one. */
+/* A socket that is connected, connecting, or has failed to: as long as anything of that is in the
+ * kernel, a connect() is about that, whatever address it names, and is answered by the kernel.
+ * OUTCOME_NOT_OURS: there is nothing, this is a new one. */
 static int ask_kernel(struct attempt *attempt)
 {
-    struct peer peer;
-    int result, error;
+    struct mosnhook_address via;
+    int result;
 
-    if (!peers_any() || !peers_find(attempt->cookie, &peer))
+    if (!socket_peer(attempt->fd, attempt->family, &via))
         return OUTCOME_NOT_OURS;
-    if (peer.direct)
-        return ask_kernel_directly(attempt, &peer);
-    /* The sidecar makes a connect fail by disconnecting the socket, which leaves an error. */
-    error = socket_take_error(attempt->fd);
-    if (error) {
-        socket_disconnect(attempt);
-        return page_true_error(attempt->cookie, error);
+    if (!page_lists(&via)) { /* it connected itself */
+        attempt->endpoint = via;
+        return OUTCOME_DIRECT;
     }
-    result = socket_connect_now(attempt, &peer.via);
-    if (result == EINPROGRESS) { /* it was not connected: take that back */
+    result = socket_connect_now(attempt, &via);
+    if (result == EINPROGRESS) { /* another thread, or the sidecar, has just disconnected it */
         socket_disconnect(attempt);
-        /* A failure that the application has read already is an abort to the kernel, once. */
-        return page_knows_failure(attempt->cookie) ? ECONNABORTED : OUTCOME_NOT_OURS;
+        return OUTCOME_NOT_OURS;
     }
-    return socket_settle(attempt, result, &peer.via);
+    return socket_settle(attempt, result, &via);
 }
 
 int capture(int fd, struct target *target, int flags)
@@ -147,8 +123,8 @@ int capture(int fd, struct target *target, int flags)
     bool repeated;
 
     if (address && length >= sizeof address->sa_family && address->sa_family == AF_UNSPEC &&
-        peers_any())
-        peers_forget(socket_cookie(fd)); /* the application disconnects it */
+        page_known())
+        memo_forget(fd); /* the application disconnects it */
     if (!address_from_sockaddr(address, length, &attempt.destination))
         return OUTCOME_NOT_OURS;
     page_look(&attempt.destination, &attempt.view);
@@ -169,7 +145,6 @@ int capture(int fd, struct target *target, int flags)
     attempt.blocking = !(status & O_NONBLOCK);
     attempt.waits = attempt.blocking && !(flags & CAPTURE_CONNECT_DONT_WAIT);
     attempt.multipath = protocol == IPPROTO_MPTCP;
-    attempt.cookie = socket_cookie(fd);
     attempt.deadline = attempt.waits ? send_deadline(fd) : 0;
     attempt.fast_open = read_option(fd, IPPROTO_TCP, TCP_FASTOPEN_CONNECT) > 0;
 

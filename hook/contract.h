@@ -14,7 +14,7 @@
 
 enum mosnhook_constants {
     MOSNHOOK_MAGIC = 0x4b48534d, /* "MSHK" */
-    MOSNHOOK_VERSION = 2,
+    MOSNHOOK_VERSION = 3,
 
     MOSNHOOK_PAGE_SIZE =
         1048576, /* bytes of the policy file; sparse, so unused rules cost nothing */
@@ -29,7 +29,7 @@ enum mosnhook_constants {
     MOSNHOOK_ALIVE_INTERVAL_MS = 200,
     MOSNHOOK_STALE_AFTER_MS = 2000,
 
-    MOSNHOOK_FAILURES = 512, /* recent failures of non-blocking connects, see mosnhook_page */
+    MOSNHOOK_MEMO_MAGIC = 0x4d48534d, /* "MSHM"; another layout has another one */
 };
 
 /* An IPv4 or IPv6 endpoint. */
@@ -104,7 +104,7 @@ enum mosnhook_verdict {
     MOSNHOOK_VERDICTS = 4,
 };
 
-/* `sequence` is a seqlock over everything but `alive_ns`, `accelerates` and `failures`: odd while
+/* `sequence` is a seqlock over everything but `alive_ns`, `accelerates` and `elsewhere`: odd while
  * the control plane writes. It starts at a random even number, so that a page that replaces another
  * one under a reader's eyes never looks like the same one. A reader that meets an odd number (a
  * writer killed half-way) gives up after a bounded number of tries and takes the sidecar as away.
@@ -124,17 +124,39 @@ struct mosnhook_page {
     uint32_t own_count;
     char control_path[MOSNHOOK_PATH_SIZE]; /* NUL-terminated; "" without a control socket */
     uint32_t accelerates; /* the data plane's: data may be redirected in the kernel */
+    /* The data plane's: some captured sockets are connected elsewhere than to the listeners and
+     * parks below (direct connections, MPTCP), so that only their memo tells them. */
+    uint32_t elsewhere;
     /* Where PROXY v2 connections are accepted. */
     struct mosnhook_address listeners[MOSNHOOK_MAX_LISTENERS];
     /* Where a socket waits in SYN_SENT for its upstream (see mosnhook_request). */
     struct mosnhook_address parks[MOSNHOOK_MAX_PARKS];
     /* The sidecar's other listeners (admin), which are never captured. */
     struct mosnhook_address own[MOSNHOOK_MAX_OWN];
-    /* The true errno of recent non-blocking connects that failed: slot = cookie % count, value =
-     * cookie << 16 | errno, where the cookie is the application's socket's (SO_COOKIE). The data
-     * plane's, atomic. */
-    uint64_t failures[MOSNHOOK_FAILURES];
     struct mosnhook_rules rules; /* the rest of the file belongs to its arrays */
+};
+
+/* ---- The memo: what a captured socket remembers ----
+ *
+ * It is kept by the kernel, in the socket itself, as its TCP_FASTOPEN_KEY: 32 bytes that anybody
+ * may set and read, and that only listeners use. So it is there wherever the socket is: after dup,
+ * fork, exec and SCM_RIGHTS, in any number. The hook writes it when it captures the socket; before
+ * a non-blocking connect fails, the sidecar writes the true errno. Kernels before 5.3 know keys of
+ * 16 bytes only: there is no memo there.
+ *
+ * Whoever has the socket can write it: see hook/memo.c for when it is believed.
+ */
+enum mosnhook_memo_kind {
+    MOSNHOOK_MEMO_NONE = 0,    /* it was captured, but was disconnected since */
+    MOSNHOOK_MEMO_RELAYED = 1, /* connected to the sidecar */
+    MOSNHOOK_MEMO_DIRECT = 2,  /* connected by itself to an endpoint that the sidecar chose */
+};
+
+struct mosnhook_memo {
+    uint32_t magic;                      /* MOSNHOOK_MEMO_MAGIC */
+    uint16_t kind;                       /* enum mosnhook_memo_kind */
+    uint16_t error;                      /* errno with which the connect failed, 0: it has not */
+    struct mosnhook_address destination; /* the application's */
 };
 
 /* ---- The control socket (SOCK_SEQPACKET): one request, at most one answer, then closed ----

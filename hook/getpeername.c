@@ -15,18 +15,16 @@ MOSNHOOK_EXPORT int getpeername(int fd, struct sockaddr *address, socklen_t *len
     int result = libc()->getpeername(fd, address, length);
     struct sockaddr_storage whole;
     socklen_t whole_length = sizeof whole;
-    struct mosnhook_address actual;
-    struct peer peer;
+    struct mosnhook_address actual, destination;
 
-    if (result != 0 || !peers_any() || !hook_active() || room < sizeof address->sa_family ||
+    if (result != 0 || !page_known() || !hook_active() || room < sizeof address->sa_family ||
         (address->sa_family != AF_INET && address->sa_family != AF_INET6))
         return result;
     if (libc()->getpeername(fd, (struct sockaddr *)&whole, &whole_length) != 0 ||
         !address_from_sockaddr((struct sockaddr *)&whole, whole_length, &actual))
         return result;
-    /* Connected to where we led it, and not elsewhere since? */
-    if (peers_find(socket_cookie(fd), &peer) && address_equal(&peer.via, &actual)) {
-        whole_length = address_to_sockaddr(&peer.destination, whole.ss_family, &whole);
+    if (memo_destination(fd, &actual, &destination)) {
+        whole_length = address_to_sockaddr(&destination, whole.ss_family, &whole);
         if (whole_length)
             store(&whole, whole_length, address, room, length);
     }

@@ -168,29 +168,29 @@ bool page_accelerates(void);
 /* Whether new connections can be sent there. */
 bool page_serving(const struct page_view *view);
 
-/* The true errno of a socket whose connect failed with `error`, as far as the page knows it. */
-int page_true_error(uint64_t cookie, int error);
+/* Whether there is, or was, a sidecar at all. */
+bool page_known(void);
 
-/* Whether the page has a failure of this socket. */
-bool page_knows_failure(uint64_t cookie);
+/* Whether it is one of the page's listeners or parks: what is connected there is relayed. */
+bool page_lists(const struct mosnhook_address *address);
 
-/* ---- peers.c: where captured sockets really wanted to go ---- */
+/* Whether captured sockets may be connected elsewhere. */
+bool page_elsewhere(void);
 
-struct peer {
-    struct mosnhook_address destination; /* the application's */
-    struct mosnhook_address via;         /* where the socket was connected to instead */
-    uint32_t direct;                     /* by itself, past the sidecar */
-};
+/* ---- memo.c: what a captured socket remembers, see contract.h ---- */
 
-void peers_remember(uint64_t cookie, const struct peer *peer);
-bool peers_find(uint64_t cookie, struct peer *peer);
-void peers_forget(uint64_t cookie);
+void memo_write(int fd, enum mosnhook_memo_kind kind, const struct mosnhook_address *destination);
+bool memo_read(int fd, struct mosnhook_memo *memo);
 
-/* False while there is nothing to find: spares asking for a cookie. */
-bool peers_any(void);
+/* The socket was disconnected. Does nothing to sockets without a memo. */
+void memo_forget(int fd);
 
-/* SO_COOKIE, 0 if it has none. */
-uint64_t socket_cookie(int fd);
+/* Where a socket that is connected to `peer` was to go. False if there is nothing to believe. */
+bool memo_destination(int fd, const struct mosnhook_address *peer,
+                      struct mosnhook_address *destination);
+
+/* The true errno of a socket that failed with `error`, as far as it is known. */
+int memo_true_error(int fd, int error);
 
 /* ---- capture.c: the decision, and the way of a captured connect ---- */
 
@@ -210,11 +210,10 @@ enum {
 struct attempt {
     int fd;
     int family;
-    bool blocking;  /* O_NONBLOCK is not set */
-    bool waits;     /* the caller blocks until there is a result */
-    bool multipath; /* MPTCP */
-    bool fast_open; /* TCP_FASTOPEN_CONNECT was set (and was switched off by us) */
-    uint64_t cookie;
+    bool blocking;    /* O_NONBLOCK is not set */
+    bool waits;       /* the caller blocks until there is a result */
+    bool multipath;   /* MPTCP */
+    bool fast_open;   /* TCP_FASTOPEN_CONNECT was set (and was switched off by us) */
     int64_t deadline; /* by SO_SNDTIMEO, on now_ns's clock; 0: none */
     int cancel_state; /* the thread's, which is off while we hold something */
     struct mosnhook_address destination;
@@ -237,6 +236,11 @@ int capture(int fd, struct target *target, int flags);
 /* connect() to one of the sidecar's addresses, without waiting, whatever kind of socket it is. */
 int socket_connect_now(struct attempt *attempt, const struct mosnhook_address *to);
 
+/* Where the socket is connected to, or was until its connect failed or its connection ended: unlike
+ * getpeername() also in SYN_SENT and after a reset. False: nowhere, or it was disconnected since.
+ */
+bool socket_peer(int fd, int family, struct mosnhook_address *peer);
+
 /* SO_ERROR, which clears it; 0 if there is none. */
 int socket_take_error(int fd);
 
@@ -247,8 +251,8 @@ void socket_disconnect(struct attempt *attempt);
  * which a blocking caller waits. */
 int socket_settle(struct attempt *attempt, int result, const struct mosnhook_address *via);
 
-/* The sidecar's addresses that this socket can be connected to, the best first, each socket
- * beginning elsewhere. Stores indices, returns their number. */
+/* The sidecar's addresses that this socket can be connected to, the best first, in turn. Stores
+ * indices, returns their number. */
 size_t socket_order(const struct attempt *attempt, const struct mosnhook_address *addresses,
                     size_t count, uint8_t order[MOSNHOOK_MAX_LISTENERS]);
 

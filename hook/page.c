@@ -195,13 +195,18 @@ static bool try_to_read(const struct mosnhook_address *destination, struct page_
     return __atomic_load_n(&from->sequence, __ATOMIC_RELAXED) == *sequence;
 }
 
+bool page_known(void)
+{
+    return page()->magic == MOSNHOOK_MAGIC && page()->version == MOSNHOOK_VERSION;
+}
+
 static bool read_page(const struct mosnhook_address *destination, struct page_view *view)
 {
     /* The odd number at which patience ended before: its writer is dead. */
     static uint32_t given_up;
     uint32_t sequence = 0;
 
-    if (page()->magic != MOSNHOOK_MAGIC || page()->version != MOSNHOOK_VERSION)
+    if (!page_known())
         return false;
     for (int i = 0; i < SPINS + PAUSES; i++) {
         if (try_to_read(destination, view, &sequence))
@@ -236,33 +241,26 @@ bool page_heartbeat(void)
 
 bool page_accelerates(void)
 {
-    return page()->magic == MOSNHOOK_MAGIC && page()->version == MOSNHOOK_VERSION &&
-           page()->accelerates;
+    return page_known() && page()->accelerates;
+}
+
+bool page_elsewhere(void)
+{
+    return page_known() && __atomic_load_n(&page()->elsewhere, __ATOMIC_RELAXED);
+}
+
+/* Without a look at the sequence: as long as a sidecar lives these stay what they are. */
+bool page_lists(const struct mosnhook_address *address)
+{
+    const struct mosnhook_page *from = page();
+
+    return page_known() &&
+           (is_own(from->listeners, at_most(from->listener_count, MOSNHOOK_MAX_LISTENERS),
+                   address) ||
+            is_own(from->parks, at_most(from->park_count, MOSNHOOK_MAX_PARKS), address));
 }
 
 bool page_serving(const struct page_view *view)
 {
     return view->known && view->state == MOSNHOOK_STATE_SERVING && page_heartbeat();
-}
-
-/* The errno, or 0. */
-static int find_failure(uint64_t cookie)
-{
-    uint64_t failure =
-        __atomic_load_n(&page()->failures[cookie % MOSNHOOK_FAILURES], __ATOMIC_RELAXED);
-
-    return cookie && failure >> 16 == (cookie & (UINT64_MAX >> 16)) ? (int)(failure & 0xffff) : 0;
-}
-
-bool page_knows_failure(uint64_t cookie)
-{
-    return find_failure(cookie) != 0;
-}
-
-int page_true_error(uint64_t cookie, int error)
-{
-    int failure = find_failure(cookie);
-
-    /* What the sidecar can do to a socket leaves one of these two. */
-    return failure && (error == ECONNRESET || error == ECONNREFUSED) ? failure : error;
 }

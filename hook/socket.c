@@ -39,6 +39,17 @@ int socket_connect_now(struct attempt *attempt, const struct mosnhook_address *t
     return result;
 }
 
+bool socket_peer(int fd, int family, struct mosnhook_address *peer)
+{
+    struct sockaddr_storage address;
+    /* It is to be asked for exactly the bytes that there are. */
+    socklen_t length =
+        family == AF_INET6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in);
+
+    return sys_getsockopt(fd, SOL_SOCKET, SO_PEERNAME, &address, &length) == 0 &&
+           address_from_sockaddr((struct sockaddr *)&address, length, peer);
+}
+
 int socket_take_error(int fd)
 {
     int error = 0;
@@ -54,7 +65,7 @@ void socket_disconnect(struct attempt *attempt)
     real_connect(attempt->fd, &nowhere, sizeof nowhere);
     /* To leave SYN_SENT leaves an ECONNRESET behind, which would be found instead of the result. */
     socket_take_error(attempt->fd);
-    peers_forget(attempt->cookie);
+    memo_forget(attempt->fd);
 }
 
 int socket_settle(struct attempt *attempt, int result, const struct mosnhook_address *via)
@@ -71,8 +82,8 @@ int socket_settle(struct attempt *attempt, int result, const struct mosnhook_add
         result = socket_connect_now(attempt, via);
     }
     if (result != 0 && result != EISCONN && result != EALREADY) {
-        peers_forget(attempt->cookie);
-        result = page_true_error(attempt->cookie, result);
+        result = memo_true_error(attempt->fd, result);
+        memo_forget(attempt->fd);
     }
     return result;
 }
@@ -83,11 +94,12 @@ size_t socket_order(const struct attempt *attempt, const struct mosnhook_address
                     size_t count, uint8_t order[MOSNHOOK_MAX_LISTENERS])
 {
     bool ipv4 = address_is_ipv4(&attempt->destination);
+    uint64_t first = (uint64_t)now_ns() / 1024; /* as good as any */
     size_t found = 0;
 
     for (int pass = 0; pass < (attempt->family == AF_INET6 ? 2 : 1); pass++)
         for (size_t i = 0; i < count; i++) {
-            uint8_t at = (uint8_t)((attempt->cookie + i) % count);
+            uint8_t at = (uint8_t)((first + i) % count);
 
             if (address_is_ipv4(&addresses[at]) == (pass == 0 ? ipv4 : !ipv4))
                 order[found++] = at;

@@ -119,7 +119,7 @@ static int send_header(const struct attempt *attempt)
 static int try_listeners(struct attempt *attempt)
 {
     const struct page_view *view = &attempt->view;
-    struct peer peer = {.destination = attempt->destination};
+    struct mosnhook_address via;
     uint8_t order[MOSNHOOK_MAX_LISTENERS];
     size_t count = socket_order(attempt, view->listeners, view->listener_count, order);
     int last = OUTCOME_AWAY;
@@ -127,21 +127,21 @@ static int try_listeners(struct attempt *attempt)
     for (size_t i = 0; i < count; i++) {
         int result;
 
-        peer.via = view->listeners[order[i]];
-        result = socket_connect_now(attempt, &peer.via);
+        via = view->listeners[order[i]];
+        result = socket_connect_now(attempt, &via);
         if (result == EADDRNOTAVAIL || result == ENETUNREACH) {
             last = last == OUTCOME_AWAY ? result : last;
             continue;
         }
         if (result != EINPROGRESS)
-            return socket_settle(attempt, result, &peer.via);
+            return socket_settle(attempt, result, &via);
         result = send_header(attempt);
         if (result == 0) {
-            peers_remember(attempt->cookie, &peer);
+            memo_write(attempt->fd, MOSNHOOK_MEMO_RELAYED, &attempt->destination);
             if (!attempt->waits)
                 return EINPROGRESS;
             /* Completes the connect in the kernel's eyes: the next one says EISCONN. */
-            result = socket_settle(attempt, socket_connect_now(attempt, &peer.via), &peer.via);
+            result = socket_settle(attempt, socket_connect_now(attempt, &via), &via);
             return result == EISCONN ? 0 : result;
         }
         socket_disconnect(attempt);

@@ -63,6 +63,20 @@ static bool allow_ipv4(const struct attempt *attempt)
            sys_setsockopt(attempt->fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off) == 0;
 }
 
+/* EINPROGRESS, unless the socket has an error: one that the sidecar left there when it made an
+ * earlier connect fail, or the park's, where nobody parks any more: the page is a dead sidecar's,
+ * though it looks alive (and the control socket may be its successor's). */
+static int check_parked(struct attempt *attempt)
+{
+    int error = socket_take_error(attempt->fd), earlier;
+
+    if (!error)
+        return EINPROGRESS;
+    earlier = memo_true_error(attempt->fd, error);
+    socket_disconnect(attempt);
+    return earlier == error ? OUTCOME_AWAY : earlier;
+}
+
 /* EINPROGRESS when the socket is parked at `*via`; else what connect() said, which is its answer to
  * an application that connects again. */
 static int park(struct attempt *attempt, struct mosnhook_address *via)
@@ -81,12 +95,8 @@ static int park(struct attempt *attempt, struct mosnhook_address *via)
         if (result != EADDRNOTAVAIL) /* else its ports are used up, the next one has others */
             break;
     }
-    /* Nobody parks there any more: the page is a dead sidecar's, though it looks alive (and the
-     * control socket may be its successor's). */
-    if (result == EINPROGRESS && socket_take_error(attempt->fd)) {
-        socket_disconnect(attempt);
-        return OUTCOME_AWAY;
-    }
+    if (result == EINPROGRESS)
+        result = check_parked(attempt);
     return result;
 }
 
@@ -155,7 +165,6 @@ static int receive_answer(int control, struct attempt *attempt)
 /* Whether the sidecar leaves the connection to us. 0: no, it is to be handed over. */
 static int ask(int control, struct attempt *attempt)
 {
-    struct peer peer = {.destination = attempt->destination, .direct = true};
     int result = connect_control(control, attempt);
 
     if (result == 0)
@@ -164,37 +173,27 @@ static int ask(int control, struct attempt *attempt)
         result = receive_answer(control, attempt);
     if (result == EINPROGRESS) /* SO_SNDTIMEO: but nothing is in progress */
         return ETIMEDOUT;
-    if (result == OUTCOME_DIRECT) {
-        /* Also where nothing is replaced: a second connect() of this socket is not a new one. */
-        peer.via = attempt->endpoint.port ? attempt->endpoint : attempt->destination;
-        peers_remember(attempt->cookie, &peer);
-    }
+    if (result == OUTCOME_DIRECT && attempt->endpoint.port)
+        memo_write(attempt->fd, MOSNHOOK_MEMO_DIRECT, &attempt->destination);
     return result;
 }
 
-/* The sidecar says that the socket is connected. */
-static int finish(struct attempt *attempt, struct peer *peer)
+/* The sidecar says that the socket is connected. A second connect() completes the first one in the
+ * kernel's eyes, so that a third says EISCONN as it should; and a failure that the sidecar does not
+ * know of comes out. */
+static int finish(struct attempt *attempt, const struct mosnhook_address *via)
 {
-    struct sockaddr_storage address = {.ss_family = AF_UNSPEC};
-    socklen_t length = sizeof address;
     int result;
 
-    if (attempt->multipath) { /* where to, was the sidecar's choice */
-        if (sys_getpeername(attempt->fd, &address, &length) < 0 ||
-            !address_from_sockaddr((struct sockaddr *)&address, length, &peer->via))
-            return ECONNREFUSED;
-        peers_remember(attempt->cookie, peer);
+    if (attempt->multipath) /* it was connected by the sidecar, to where the sidecar likes */
         return 0;
-    }
-    /* A second connect() completes the first one in the kernel's eyes, so that a third says EISCONN
-     * as it should; and a failure that the sidecar does not know of comes out. */
-    result = socket_settle(attempt, socket_connect_now(attempt, &peer->via), &peer->via);
+    result = socket_settle(attempt, socket_connect_now(attempt, via), via);
     return result == EISCONN ? 0 : result;
 }
 
 int transport_unix(struct attempt *attempt)
 {
-    struct peer peer = {.destination = attempt->destination};
+    struct mosnhook_address via;
     int control = open_control(), result;
     bool asked = attempt->view.asks && !attempt->multipath;
 
@@ -208,13 +207,13 @@ int transport_unix(struct attempt *attempt)
         }
     }
     if (!attempt->multipath) {
-        result = park(attempt, &peer.via);
+        result = park(attempt, &via);
         if (result != EINPROGRESS) {
             sys_close(control);
-            return result < 0 ? result : socket_settle(attempt, result, &peer.via);
+            return result < 0 ? result : socket_settle(attempt, result, &via);
         }
-        peers_remember(attempt->cookie, &peer);
     }
+    memo_write(attempt->fd, MOSNHOOK_MEMO_RELAYED, &attempt->destination);
     /* As late as that: it wakes a worker, which shall find the request when it looks. */
     result = asked ? 0 : connect_control(control, attempt);
     if (result == 0)
@@ -223,7 +222,7 @@ int transport_unix(struct attempt *attempt)
         result = receive_answer(control, attempt);
     sys_close(control);
     if (result == 0)
-        return attempt->waits ? finish(attempt, &peer) : EINPROGRESS;
+        return attempt->waits ? finish(attempt, &via) : EINPROGRESS;
     /* Timed out or interrupted: as with any connect(), it goes on without the caller. */
     if (result != EINPROGRESS && result != EINTR)
         socket_disconnect(attempt);

@@ -325,7 +325,7 @@ class DataPlane:
         _check(lib.dp_set_own_addresses(self._dp, raw, len(addresses)), "own addresses")
 
     def set_page(self, page: Any) -> None:
-        """The mapped policy page (a writable buffer) for the sign of life and failures."""
+        """The mapped policy page (a writable buffer) for the sign of life and other news."""
         self._page = ffi.from_buffer("struct mosnhook_page *", page, require_writable=True)
         lib.dp_set_page(self._dp, self._page)
 

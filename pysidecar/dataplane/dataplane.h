@@ -188,8 +188,8 @@ int dp_direct_works(void);
 int dp_accelerate(struct dp *dp, const char *path, const struct dp_acceleration *settings,
                   char *reason);
 
-/* The page whose alive_ns and failures the data plane maintains; it must stay mapped until
- * dp_stop. Before dp_start only. */
+/* The page whose alive_ns, accelerates and elsewhere the data plane maintains; it must stay mapped
+ * until dp_stop. Before dp_start only. */
 void dp_set_page(struct dp *dp, struct mosnhook_page *page);
 
 /* Around every change of a page by its control plane: the seqlock of contract.h, with the memory

@@ -471,6 +471,8 @@ void direct_ask(struct connection *connection)
         hand_over(connection);
         return;
     }
+    if (worker->dp->page)
+        __atomic_store_n(&worker->dp->page->elsewhere, 1, __ATOMIC_RELAXED);
     connection->action = DP_DIRECT;
     atomic_store_explicit(&connection->path, DP_PATH_DIRECT, memory_order_relaxed);
     connection_enter(connection, PHASE_DIRECT);

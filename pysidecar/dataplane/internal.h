@@ -213,7 +213,7 @@ struct connection {
     struct flow flow[2];
     struct watch request; /* the control socket, until answered */
     int application;      /* the application's own socket, until completed */
-    uint64_t cookie;      /* its SO_COOKIE */
+    uint64_t cookie;      /* its SO_COOKIE, if it is connected directly */
 
     struct mosnhook_address source, original_destination, upstream;
     struct mosnhook_address park;
@@ -421,7 +421,7 @@ size_t direct_count(const struct dp *dp);
 /* Opens a park on park->address (its port is ignored), and stores where it is. 0 or -errno. */
 int park_open(struct park *park);
 void park_close(struct park *park);
-/* Whether the application's socket is parked at one of ours; sets source, park and cookie. */
+/* Whether the application's socket is parked at one of ours; sets source and park. */
 bool park_inspect(struct connection *connection);
 /* Connects the parked (or unparked) socket of the application to us: PHASE_COMPLETING. */
 void park_complete(struct connection *connection);

@@ -2,8 +2,8 @@
  *
  * An application's socket S is connected to a park: a listener that drops every SYN. To complete S,
  * a socket bound to the same address connects to S: the crossed SYNs establish both (simultaneous
- * open, RFC 9293 figure 7). To fail S it is disconnected, which leaves ECONNRESET for the
- * application to find; the hook makes the true errno of it. */
+ * open, RFC 9293 figure 7). To fail S, the same is begun, and reset before S is established. That
+ * leaves ECONNRESET for the application to find; the hook makes the true errno of it. */
 #include <errno.h>
 #include <linux/filter.h>
 #include <netinet/in.h>
@@ -17,7 +17,12 @@
 
 enum {
     COMPLETE_MS = 2000, /* a simultaneous open on loopback takes microseconds */
+    WITHHOLD_ACK_S = 1, /* any number will do */
 };
+
+#ifndef TCP_FASTOPEN_KEY
+#define TCP_FASTOPEN_KEY 33
+#endif
 
 /* Without the privilege for a filter: one connection that is never accepted fills the accept queue,
  * and a listener whose queue is full drops SYNs too. (It counts them as ListenOverflows, which a
@@ -107,9 +112,6 @@ static bool read_parked(const struct dp *dp, int fd, struct mosnhook_address *so
 
 bool park_inspect(struct connection *connection)
 {
-    socklen_t length = sizeof connection->cookie;
-
-    getsockopt(connection->application, SOL_SOCKET, SO_COOKIE, &connection->cookie, &length);
     return read_parked(connection->worker->dp, connection->application, &connection->source,
                        &connection->park);
 }
@@ -122,13 +124,14 @@ static bool is_still_parked(const struct connection *connection)
            address_equal(&source, &connection->source) && address_equal(&park, &connection->park);
 }
 
-/* A socket that connects to a parked one. Its fd or -errno; `*connected`: whether it is already. */
+/* A socket that connects to a parked one. Its fd or -errno; `*connected`: whether it is already.
+ * `withholds`: it does not acknowledge the parked one's SYN, which stays in SYN_RECV then. */
 static int open_crossing(const struct mosnhook_address *park, const struct mosnhook_address *source,
-                         bool *connected)
+                         bool withholds, bool *connected)
 {
     struct sockaddr_storage name;
     socklen_t length = address_to_socket(park, &name);
-    int one = 1, result = 0;
+    int one = 1, delay = WITHHOLD_ACK_S, result = 0;
     int fd = socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
 
     if (fd < 0)
@@ -136,6 +139,7 @@ static int open_crossing(const struct mosnhook_address *park, const struct mosnh
     tune_socket(fd);
     tune_for_this_host(fd);
     if (setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) < 0 ||
+        (withholds && setsockopt(fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, &delay, sizeof delay) < 0) ||
         bind(fd, (struct sockaddr *)&name, length) < 0)
         result = -errno;
     if (result == 0)
@@ -245,8 +249,11 @@ void park_complete(struct connection *connection)
         return;
     }
     tune_for_this_host(connection->application);
-    fd = connection->parked ? open_crossing(&connection->park, &connection->source, &connected)
-                            : connect_unparked(connection);
+    fd = connection->parked
+             ? open_crossing(&connection->park, &connection->source, false, &connected)
+             : connect_unparked(connection);
+    if (!connection->parked && worker->dp->page)
+        __atomic_store_n(&worker->dp->page->elsewhere, 1, __ATOMIC_RELAXED);
     if (fd >= 0) {
         watch->fd = fd;
         connection_enter(connection, PHASE_COMPLETING);
@@ -275,21 +282,41 @@ void park_completing_event(struct connection *connection, uint32_t events)
     completed(connection);
 }
 
+static void note_error(const struct connection *connection, int error)
+{
+    struct mosnhook_memo memo = {
+        .magic = MOSNHOOK_MEMO_MAGIC,
+        .kind = MOSNHOOK_MEMO_RELAYED,
+        .error = (uint16_t)error,
+        .destination = connection->original_destination,
+    };
+
+    (void)setsockopt(connection->application, IPPROTO_TCP, TCP_FASTOPEN_KEY, &memo, sizeof memo);
+}
+
+/* S comes to SYN_RECV, in which it is not writable yet, and ends there, by a reset, as a native
+ * connect ends that is refused. Whether that could be done. */
+static bool reset_parked(const struct connection *connection)
+{
+    bool connected;
+    int fd = open_crossing(&connection->park, &connection->source, true, &connected);
+
+    if (fd >= 0)
+        close(fd); /* a reset, if it is connected: see tune_socket */
+    return fd >= 0 && connected;
+}
+
+/* The error first: the application may look as soon as its socket fails. */
 void park_fail(struct connection *connection, int error)
 {
-    struct mosnhook_page *page = connection->worker->dp->page;
-    int fd = connection->application;
     struct sockaddr unconnected = {.sa_family = AF_UNSPEC};
 
     if (!connection->parked || !is_still_parked(connection))
         return;
-    if (page)
-        __atomic_store_n(&page->failures[connection->cookie % MOSNHOOK_FAILURES],
-                         connection->cookie << 16 | (uint16_t)error, __ATOMIC_RELEASE);
-    /* Leaves ECONNRESET, in one step; the hook makes the true errno of it. To go on and connect to
-     * a closed port, for ECONNREFUSED, would be a moment without an error in which the application,
-     * already woken up, finds itself connected. */
-    (void)connect(fd, &unconnected, sizeof unconnected);
+    note_error(connection, error);
+    /* To disconnect S leaves ECONNRESET too, but not the rest of what a failed connect leaves. */
+    if (!reset_parked(connection))
+        (void)connect(connection->application, &unconnected, sizeof unconnected);
 }
 
 int dp_parking_works(const struct mosnhook_address *address)
@@ -314,7 +341,7 @@ int dp_parking_works(const struct mosnhook_address *address)
     waits[0] = (struct pollfd){.fd = parked, .events = POLLOUT};
     if (connect(parked, (struct sockaddr *)&name, length) < 0 && errno == EINPROGRESS &&
         poll(&waits[0], 1, 0) == 0 && address_of_local(parked, &source) == 0)
-        crossing = open_crossing(&park.address, &source, &connected);
+        crossing = open_crossing(&park.address, &source, false, &connected);
     waits[1] = (struct pollfd){.fd = crossing, .events = POLLOUT};
     result = crossing >= 0 && poll(&waits[0], 1, COMPLETE_MS) == 1 &&
              poll(&waits[1], 1, COMPLETE_MS) == 1 && waits[0].revents == POLLOUT &&

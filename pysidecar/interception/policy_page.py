@@ -115,11 +115,10 @@ class PolicyPage:
         self._page: Any = ffi.from_buffer("struct mosnhook_page *", self._map)
         with self._writing():
             self._page.state = State.STARTING
-            # Nobody else writes these two before the data plane starts. What a file survived (a
-            # reboot, where it is not on a tmpfs) must not look like a sign of life.
+            # Nobody else writes this before the data plane starts. What a file survived (a reboot,
+            # where it is not on a tmpfs) must not look like a sign of life. `elsewhere` stays:
+            # direct connections outlive a sidecar.
             self._page.alive_ns = time.monotonic_ns()
-            failures = ffi.buffer(self._page.failures)
-            failures[:] = bytes(len(failures))
             self._page.version = lib.MOSNHOOK_VERSION
             self._page.magic = lib.MOSNHOOK_MAGIC
 

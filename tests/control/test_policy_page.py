@@ -95,16 +95,16 @@ def test_an_existing_page_is_taken_over_in_place(tmp_path: Path, cut_off: bool) 
     first = PolicyPage(path, socket_mode=0o600)
     first.publish(POLICY, State.SERVING)
     mapped = as_a_hook_maps_it(path)
+    raw = ffi.from_buffer("struct mosnhook_page *", first.buffer)
+    raw.elsewhere = 1
     if cut_off:
-        raw = ffi.from_buffer("struct mosnhook_page *", first.buffer)
         raw.sequence |= 1
-        raw.failures[3] = 7
     before = mapped.sequence
     second = PolicyPage(path, socket_mode=0o644)
     assert mapped.state == lib.MOSNHOOK_STATE_STARTING
     assert mapped.sequence % 2 == 0
     assert mapped.sequence != before
-    assert mapped.failures[3] == 0
+    assert mapped.elsewhere == 1  # direct connections outlive the sidecar
     second.publish(POLICY, State.SERVING)
     assert mapped.state == lib.MOSNHOOK_STATE_SERVING
     assert stat.S_IMODE(path.stat().st_mode) == 0o644

@@ -137,18 +137,19 @@ def test_an_unreachable_upstream_is_told_as_such(plane: Plane) -> None:
     assert answer == Answer(lib.MOSNHOOK_REFUSE, errno.ENETUNREACH)
 
 
-def test_the_page_keeps_the_true_errno_of_a_non_blocking_failure(plane: Plane) -> None:
-    with Parked(plane) as application:
-        cookie = int.from_bytes(
-            application.socket.getsockopt(socket.SOL_SOCKET, 57, 8),
-            "little",  # SO_COOKIE
-        )
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_socket_that_failed_remembers_the_true_errno(plane: Plane, host: str) -> None:
+    """By then: the application may ask as soon as it sees the failure."""
+    with Parked(plane, host=host) as application:
         application.ask(UNREACHABLE)
-        assert eventually(application.error, "an error") == errno.ECONNRESET
-        page = ffi.from_buffer("struct mosnhook_page *", plane.page)
-        slot = page.failures[cookie % lib.MOSNHOOK_FAILURES]
-        assert slot >> 16 == cookie
-        assert slot & 0xFFFF == plane.next_closed().errno == errno.ENETUNREACH
+        assert application.is_writable()
+        memo = ffi.from_buffer(
+            "struct mosnhook_memo *", application.socket.getsockopt(socket.IPPROTO_TCP, 33, 32)
+        )
+        assert memo.magic == lib.MOSNHOOK_MEMO_MAGIC
+        assert (memo.kind, memo.error) == (lib.MOSNHOOK_MEMO_RELAYED, errno.ENETUNREACH)
+        assert Address.from_native(memo.destination) == UNREACHABLE
+        assert plane.next_closed().errno == errno.ENETUNREACH
 
 
 def test_a_silent_upstream_times_out(make_plane: MakePlane) -> None:

@@ -23,24 +23,25 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 from mmap import mmap
 from pathlib import Path
 
-MAGIC, VERSION = 0x4B48534D, 2
+MAGIC, VERSION = 0x4B48534D, 3
+MEMO_MAGIC = 0x4D48534D
 PAGE_SIZE = 1048576
 STARTING, SERVING, DRAINING, GONE = range(4)
 UNIX, HEADER = range(2)
 REFUSE, DIRECT, WAIT = range(3)
 WAITS, PARKED, ASKS = 1, 2, 4
 CAPTURE, EXCLUDE, ASK = range(3)
-MAX_LISTENERS, MAX_PARKS, MAX_OWN, FAILURES = 16, 16, 64, 512
+RELAYED = 1  # a memo's kind
+MAX_LISTENERS, MAX_PARKS, MAX_OWN = 16, 16, 64
 
 _ADDRESS = struct.Struct("=16sHHI")
-_HEAD = struct.Struct("=4I Q 6I 108s I")
+_HEAD = struct.Struct("=4I Q 6I 108s 2I")
 _REQUEST = struct.Struct("=I2H 24s 16s")
 _ANSWER = struct.Struct("=I2H i 24s")
-_SEQUENCE, _STATE, _ALIVE = 8, 12, 16
-_FAILURES_AT = _HEAD.size + (MAX_LISTENERS + MAX_PARKS + MAX_OWN) * _ADDRESS.size
-_RULES_AT = _FAILURES_AT + FAILURES * 8
+_SEQUENCE, _STATE, _ALIVE, _ELSEWHERE = 8, 12, 16, _HEAD.size - 4
+_RULES_AT = _HEAD.size + (MAX_LISTENERS + MAX_PARKS + MAX_OWN) * _ADDRESS.size
 
-_SO_PEERNAME, _SO_COOKIE, _SO_ATTACH_FILTER = 28, 57, 26
+_SO_PEERNAME, _SO_ATTACH_FILTER, _TCP_FASTOPEN_KEY = 28, 26, 33
 _TCP_SYN_SENT = 2
 _HOLD = "hold"
 _MAPPED = 0xFFFF << 32  # ::ffff:0.0.0.0
@@ -200,6 +201,7 @@ class Sidecar:
         self.transport, self.when_away, self.wait_ms = transport, when_away, wait_ms
         self.excluded, self.asked, self.own = list(excluded), list(asked), list(own)
         self.state = SERVING
+        self.elsewhere = bool(asked)
         self._waiting: list[tuple[socket.socket, socket.socket, int]] = []
         self._held: list[socket.socket] = []
         self.parks = [open_park(host) for host in parks]
@@ -258,7 +260,7 @@ class Sidecar:
             + addresses(self.parks, MAX_PARKS)
             + own.ljust(MAX_OWN * _ADDRESS.size, b"\0")
         )
-        self._page[_HEAD.size : _FAILURES_AT] = body
+        self._page[_HEAD.size : _RULES_AT] = body
         head = _HEAD.pack(
             MAGIC,
             VERSION,
@@ -273,6 +275,7 @@ class Sidecar:
             len(self.own),
             str(self.control_path).encode(),
             0,
+            self.elsewhere,
         )
         self._page[: _HEAD.size] = head
         struct.pack_into("=I", self._page, _SEQUENCE, self._sequence)
@@ -414,7 +417,7 @@ class Sidecar:
             self._serve_control(control.dup())  # the request itself
         elif isinstance(decision, tuple):
             with socket.create_connection(decision) as upstream:
-                ours = self._complete(parked) if flags & PARKED else self._connect_unparked(parked)
+                ours = self._cross(parked) if flags & PARKED else self._connect_unparked(parked)
                 answer(0)
                 control.close()
                 parked.close()
@@ -425,34 +428,31 @@ class Sidecar:
                 self._fail(parked, decision)
             answer(2, decision)
 
-    def _complete(self, parked: socket.socket) -> socket.socket:
+    def _cross(self, parked: socket.socket, *, withholds: bool = False) -> socket.socket:
+        """A simultaneous open. Who withholds the ACK leaves the other side in SYN_RECV."""
         assert _state(parked) == _TCP_SYN_SENT
         park = _peer_in_syn_sent(parked)
         ours = socket.socket(_family(park[0]))
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, int(withholds))
         ours.bind(park)
         ours.connect(_unmapped(parked.getsockname()[:2]))
         return ours
 
     def _connect_unparked(self, theirs: socket.socket) -> socket.socket:
+        struct.pack_into("=I", self._page, _ELSEWHERE, 1)
         host = "::1" if theirs.family == socket.AF_INET6 else "127.0.0.1"
         with socket.create_server((host, 0), family=_family(host)) as listener:
             theirs.connect(listener.getsockname())
             return listener.accept()[0]
 
     def _fail(self, parked: socket.socket, error: int) -> None:
-        cookie = struct.unpack("=Q", parked.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0]
-        struct.pack_into(
-            "=Q",
-            self._page,
-            _FAILURES_AT + 8 * (cookie % FAILURES),
-            (cookie << 16 | error) & (2**64 - 1),
-        )
-        # To disconnect it leaves an ECONNRESET, in one step: to connect it to a closed port after
-        # that, for an ECONNREFUSED, would be a moment without an error after it was woken up.
-        # By libc, because Python's own connect has no AF_UNSPEC.
-        libc = ctypes.CDLL(None, use_errno=True)
-        assert libc.connect(parked.fileno(), bytes(16), 16) == 0
+        memo = bytearray(parked.getsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_KEY, 32))
+        assert struct.unpack_from("=I2H", memo) == (MEMO_MAGIC, RELAYED, 0)
+        struct.pack_into("=H", memo, 6, error)
+        parked.setsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_KEY, memo)
+        with self._cross(parked, withholds=True) as ours:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("2i", 1, 0))
 
     def _serve_header(self, connection: socket.socket) -> None:
         head = self._read(connection, 16)
