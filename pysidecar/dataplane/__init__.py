@@ -30,6 +30,7 @@ __all__ = [
     "Counters",
     "DataPlane",
     "Direction",
+    "Dropped",
     "EjectedEndpoint",
     "End",
     "Listener",
@@ -218,6 +219,13 @@ class ConnectionRecord(NamedTuple):
         return text
 
 
+class Dropped(NamedTuple):
+    """Closed connections that were not reported, since nobody took the reports for too long."""
+
+    connections: dict[tuple[Direction, Transport, Action], int]
+    ends: dict[End, int]
+
+
 class EjectedEndpoint(NamedTuple):
     """One that gets no connections for now, since a connect to it failed."""
 
@@ -365,13 +373,29 @@ class DataPlane:
         return int(lib.dp_event_fd(self._dp))
 
     def take_closed(self) -> list[ConnectionRecord]:
-        """Connections that closed since the last call, each reported exactly once."""
+        """Connections that closed since the last call, each reported exactly once: but see
+        ``take_dropped``."""
         taken: list[ConnectionRecord] = []
         while True:
             count = lib.dp_take_closed(self._dp, self._records, _BATCH)
             taken.extend(_read_records(self._records, count))
             if count < _BATCH:
                 return taken
+
+    def take_dropped(self) -> Dropped:
+        """What ``take_closed`` did not get to see since the last call."""
+        raw = ffi.new("struct dp_dropped *")
+        lib.dp_take_dropped(self._dp, raw)
+        kinds = {
+            (direction, transport, action): int(raw.connections[direction][transport][action])
+            for direction in Direction
+            for transport in Transport
+            for action in Action
+        }
+        return Dropped(
+            {kind: count for kind, count in kinds.items() if count},
+            {end: int(raw.ends[end]) for end in End if raw.ends[end]},
+        )
 
     def snapshot(self) -> list[ConnectionRecord]:
         """The live connections, with their counters as of now."""

@@ -154,14 +154,16 @@ void connections_hand_over(struct worker *worker)
         count++;
     }
     worker->closed = NULL;
-    atomic_fetch_add_explicit(&dp->unreported, count, memory_order_relaxed);
+    count += atomic_fetch_add_explicit(&dp->unreported, count, memory_order_relaxed);
     head = atomic_load_explicit(&dp->closed, memory_order_relaxed);
     do
         last->next_closed = head;
     while (!atomic_compare_exchange_weak_explicit(&dp->closed, &head, first, memory_order_release,
                                                   memory_order_relaxed));
     if (!head && write(dp->event, &one, sizeof one) < 0)
-        return; /* an eventfd at its limit is readable all the same */
+        one = 0; /* an eventfd at its limit is readable all the same */
+    if (count > MAX_UNREPORTED && !dp->joined)
+        reports_drop(dp);
 }
 
 /* The worker writes `source` late where it does not know it before: of a socket that came unparked,

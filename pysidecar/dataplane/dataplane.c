@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -67,6 +68,8 @@ struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts)
     dp = calloc(1, sizeof *dp);
     if (!dp)
         return NULL;
+    pthread_mutex_init(&dp->reports, NULL);
+    dp->to_report_tail = &dp->to_report;
     dp->event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (dp->event < 0)
         error = errno;
@@ -118,6 +121,7 @@ void dp_destroy(struct dp *dp)
         table_release(dp->tables[direction]);
     free(dp->own);
     free(dp->workers);
+    pthread_mutex_destroy(&dp->reports);
     free(dp);
 }
 
@@ -279,8 +283,13 @@ int dp_start(struct dp *dp)
     for (uint32_t i = 0; i < dp->worker_count && error == 0; i++) {
         struct worker *worker = &dp->workers[i];
 
+        char name[16]; /* for top(1) and debuggers */
+
         error = pthread_create(&worker->thread, NULL, worker_run, worker);
         worker->started = error == 0;
+        snprintf(name, sizeof name, "worker-%u", (unsigned)(uint8_t)i);
+        if (worker->started)
+            pthread_setname_np(worker->thread, name);
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (error)
@@ -359,8 +368,7 @@ static void remove_live(struct dp *dp, struct connection *connection)
 static void take_inboxes(struct dp *dp)
 {
     struct connection *closed = atomic_exchange_explicit(&dp->closed, NULL, memory_order_acquire);
-    struct connection **tail = &dp->to_report;
-    struct connection *in_order = NULL;
+    struct connection *newest = closed, *in_order = NULL;
 
     take_opened(dp);
     while (closed) { /* the inbox is a stack: newest first */
@@ -371,48 +379,101 @@ static void take_inboxes(struct dp *dp)
         in_order = closed;
         closed = next;
     }
-    while (*tail)
-        tail = &(*tail)->next_closed;
-    *tail = in_order;
+    if (!newest)
+        return;
+    *dp->to_report_tail = in_order;
+    dp->to_report_tail = &newest->next_closed;
+}
+
+static struct connection *next_report(struct dp *dp)
+{
+    struct connection *connection = dp->to_report;
+
+    if (!connection)
+        return NULL;
+    dp->to_report = connection->next_closed;
+    if (!dp->to_report)
+        dp->to_report_tail = &dp->to_report;
+    return connection;
+}
+
+static void count_dropped(struct dp_dropped *dropped, const struct connection *connection)
+{
+    const struct dp_listener *listener = &connection->listener->settings;
+
+    dropped->connections[listener->direction][listener->transport][connection->action]++;
+    dropped->ends[connection->end]++;
+}
+
+void reports_drop(struct dp *dp)
+{
+    struct connection *connection;
+
+    if (pthread_mutex_trylock(&dp->reports) != 0)
+        return; /* somebody takes or drops them just now */
+    take_inboxes(dp);
+    while (atomic_load_explicit(&dp->unreported, memory_order_relaxed) > MAX_UNREPORTED &&
+           (connection = next_report(dp))) {
+        count_dropped(&dp->dropped, connection);
+        connection_free(connection);
+        atomic_fetch_sub_explicit(&dp->unreported, 1, memory_order_relaxed);
+    }
+    pthread_mutex_unlock(&dp->reports);
+}
+
+void dp_take_dropped(struct dp *dp, struct dp_dropped *dropped)
+{
+    pthread_mutex_lock(&dp->reports);
+    *dropped = dp->dropped;
+    memset(&dp->dropped, 0, sizeof dp->dropped);
+    pthread_mutex_unlock(&dp->reports);
 }
 
 size_t dp_take_closed(struct dp *dp, struct dp_record *records, size_t max)
 {
+    struct connection *connection;
     uint64_t count;
     size_t taken = 0;
 
     if (read(dp->event, &count, sizeof count) < 0)
         count = 0; /* nobody announced anything: look all the same */
+    pthread_mutex_lock(&dp->reports);
     take_inboxes(dp);
-    for (; taken < max && dp->to_report; taken++) {
-        struct connection *connection = dp->to_report;
-
-        dp->to_report = connection->next_closed;
+    for (; taken < max && (connection = next_report(dp)); taken++) {
         connection_describe(connection, 0, &records[taken]);
         connection_free(connection);
     }
     atomic_fetch_sub_explicit(&dp->unreported, taken, memory_order_relaxed);
+    pthread_mutex_unlock(&dp->reports);
     return taken;
 }
 
 size_t dp_snapshot(struct dp *dp, struct dp_record *records, size_t max)
 {
     uint64_t now = clock_ns(CLOCK_MONOTONIC);
-    size_t stored = 0;
+    size_t stored = 0, count;
 
+    pthread_mutex_lock(&dp->reports);
     take_inboxes(dp);
     if (max > 0)
         direct_look(dp);
     for (struct connection *connection = dp->live; connection && stored < max;
          connection = connection->live_next)
         connection_describe(connection, now, &records[stored++]);
-    return dp->live_count;
+    count = dp->live_count;
+    pthread_mutex_unlock(&dp->reports);
+    return count;
 }
 
 size_t dp_passing(struct dp *dp)
 {
+    size_t count;
+
+    pthread_mutex_lock(&dp->reports);
     take_inboxes(dp);
-    return dp->live_count - direct_count(dp);
+    count = dp->live_count - direct_count(dp);
+    pthread_mutex_unlock(&dp->reports);
+    return count;
 }
 
 size_t dp_ejected(struct dp *dp, struct dp_ejected *ejected, size_t max)

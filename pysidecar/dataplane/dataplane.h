@@ -4,6 +4,9 @@
  * the worker hands it over as closed; the control side then reports and frees it. So the control
  * side may read the counters of any live connection without a lock. All dp_* functions are for one
  * control thread; none blocks, except dp_stop.
+ *
+ * The control side may be late: beyond 65,536 closed connections that it has not taken, the oldest
+ * are dropped, and counted (struct dp_dropped).
  */
 #ifndef PYSIDECAR_DATAPLANE_H
 #define PYSIDECAR_DATAPLANE_H
@@ -129,7 +132,10 @@ struct dp_acceleration {
     uint64_t after_bytes; /* in both directions together */
 };
 
-enum { DP_REASON_SIZE = 256 };
+enum {
+    DP_REASON_SIZE = 256,
+    DP_ADMIN_CONNECTIONS = 128, /* fds that are left for them */
+};
 
 /* Milliseconds, each at least 1 unless it says otherwise. */
 struct dp_timeouts {
@@ -157,6 +163,12 @@ struct dp_counters {
     uint64_t accept_pauses;    /* times that accepting paused for lack of fds */
     uint64_t buffers;          /* relay buffers and pipes in use now */
     uint64_t connection_bytes; /* user memory of one idle connection, bytes */
+};
+
+/* Closed connections that were not reported, as sums: nobody took the reports for too long. */
+struct dp_dropped {
+    uint64_t connections[2][4][3]; /* by enum dp_direction, dp_transport and dp_action */
+    uint64_t ends[32];             /* the same ones by enum dp_end */
 };
 
 struct dp;
@@ -213,6 +225,9 @@ int dp_event_fd(struct dp *dp);
 
 /* Stores at most `max` connections that closed; each is reported once. Returns their number. */
 size_t dp_take_closed(struct dp *dp, struct dp_record *records, size_t max);
+
+/* Stores what was dropped since the last call. */
+void dp_take_dropped(struct dp *dp, struct dp_dropped *dropped);
 
 /* Stores at most `max` live connections. Returns the number of all live ones. */
 size_t dp_snapshot(struct dp *dp, struct dp_record *records, size_t max);

@@ -38,12 +38,12 @@ enum {
     RELAY_BATCH = 16,         /* reads of one direction before others get their turn */
     MAX_LISTENERS = 64,
     DIRECTIONS = 2,           /* enum dp_direction */
-    MAX_UNREPORTED = 1 << 18, /* closed connections that the control thread has not taken */
+    MAX_UNREPORTED = 1 << 16, /* closed connections that the control thread has not taken */
     ACCEPT_PAUSE_MS = 20,
     FEW_CONNECTIONS = 64, /* of a worker: however they are shared out, it does not matter */
     FDS_PER_REQUEST = 4,  /* control socket, the application's socket, upstream, downstream */
     FDS_PER_RELAY = 2,    /* downstream, upstream */
-    FDS_SPARE = 64,       /* left for the control plane */
+    FDS_SPARE = 64 + DP_ADMIN_CONNECTIONS, /* left for the control plane */
 };
 
 struct accelerated;
@@ -262,6 +262,9 @@ void connections_hand_over(struct worker *worker);
 void connection_describe(const struct connection *connection, uint64_t now_ns,
                          struct dp_record *record);
 void connection_free(struct connection *connection);
+/* Frees the oldest closed connections beyond MAX_UNREPORTED, unreported but counted: so that
+ * workers go on, within bounds, while the control thread does not. */
+void reports_drop(struct dp *dp);
 
 /* ---- timers: a heap by deadline ---- */
 
@@ -363,9 +366,11 @@ struct dp {
     _Atomic(struct connection *) opened, closed;
     atomic_size_t unreported;
     int event;
-    /* The control thread's own. */
-    struct connection *to_report, *live;
+    /* The control thread's own; a worker has them under the lock when it drops reports. */
+    pthread_mutex_t reports;
+    struct connection *to_report, **to_report_tail, *live;
     size_t live_count;
+    struct dp_dropped dropped;
     struct table *tables[DIRECTIONS];
 };
 

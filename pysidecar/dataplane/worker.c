@@ -95,8 +95,8 @@ static void leave_accepting(struct worker *worker, bool to_others)
     worker->accept_again_ms = worker->now_ms + ACCEPT_PAUSE_MS;
 }
 
-/* Out of fds or memory, or the control thread is far behind: the listeners are not watched for a
- * while, since a listener that is ready and cannot be served would spin. */
+/* Out of fds or memory: the listeners are not watched for a while, since a listener that is ready
+ * and cannot be served would spin. */
 static void pause_accepting(struct worker *worker)
 {
     leave_accepting(worker, false);
@@ -122,8 +122,7 @@ static void accept_waiting(struct worker *worker, const struct listener *listene
     for (int i = 0; i < ACCEPT_BATCH; i++) {
         int fd;
 
-        if (atomic_load_explicit(&dp->unreported, memory_order_relaxed) > MAX_UNREPORTED ||
-            !reserve_fds(dp, fds)) {
+        if (!reserve_fds(dp, fds)) {
             pause_accepting(worker);
             return;
         }
@@ -304,7 +303,7 @@ static int time_to_wait(const struct worker *worker)
 
     if (worker->runnable_head)
         return 0;
-    if (worker->index == 0 && worker->dp->page)
+    if (worker->dp->page)
         until = worker->now_ms + MOSNHOOK_ALIVE_INTERVAL_MS;
     if (worker->timers.count > 0 && worker->timers.heap[0]->deadline_ms < until)
         until = worker->timers.heap[0]->deadline_ms;
@@ -326,10 +325,15 @@ static int wait_for_events(struct worker *worker, struct epoll_event *events)
     return epoll_pwait2(worker->epoll, events, EVENT_BATCH, &timeout, NULL);
 }
 
+/* The sidecar is alive while any worker is: listeners are shared, so whoever is not stuck serves.
+ * The workers share the page's cache line, too, and leave it alone while it is fresh. */
 static void show_sign_of_life(const struct worker *worker)
 {
-    if (worker->index == 0 && worker->dp->page)
-        __atomic_store_n(&worker->dp->page->alive_ns, worker->now_ns, __ATOMIC_RELEASE);
+    struct mosnhook_page *page = worker->dp->page;
+    uint64_t half_ns = MOSNHOOK_ALIVE_INTERVAL_MS * 500000u;
+
+    if (page && worker->now_ns > __atomic_load_n(&page->alive_ns, __ATOMIC_RELAXED) + half_ns)
+        __atomic_store_n(&page->alive_ns, worker->now_ns, __ATOMIC_RELEASE);
 }
 
 void *worker_run(void *argument)

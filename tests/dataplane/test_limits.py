@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pysidecar.dataplane import End
+from pysidecar.dataplane import Action, Direction, End, Transport
 from tests.dataplane.support import MakePlane, Parked, Plane, Server, eventually, linger_reset
 
 
@@ -155,6 +155,29 @@ def test_reports_are_never_lost(plane: Plane, server: Server) -> None:
     assert plane.data.take_closed() == []
     assert plane.data.live == 0
     assert {record.end for record in records} <= {End.DOWNSTREAM_RESET, End.EOF}
+
+
+def test_reports_that_nobody_takes_are_bounded_and_counted(make_plane: MakePlane) -> None:
+    """While the control thread is stuck, the workers go on, and no count is wrong afterwards."""
+    kept, more = 1 << 16, 3000
+    plane = make_plane(workers=2)
+    for _ in range(kept + more):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.connect(plane.control_path)
+    eventually(lambda: plane.data.counters().closed == kept + more, "all to close")
+    dropped = plane.data.take_dropped()
+    records = plane.data.take_closed()
+    number = sum(dropped.connections.values())
+    # What a worker closed in its last turn may still be too many.
+    assert more - 1000 <= number <= more + 2
+    assert len(records) + number == kept + more
+    assert len({record.id for record in records}) == len(records)
+    assert dropped.connections.keys() == {(Direction.OUTBOUND, Transport.UNIX, Action.RELAY)}
+    assert dropped.ends == {End.HEADER_TRUNCATED: number}
+    assert plane.data.take_dropped() == ({}, {})
+    assert plane.data.live == 0
+    plane.control().close()
+    assert plane.next_closed().end is End.HEADER_TRUNCATED
 
 
 def _watched() -> list[int]:
