@@ -20,7 +20,7 @@ from typing import Any
 from pysidecar.access_log import AccessLog
 from pysidecar.address import Address
 from pysidecar.admin import AdminServer
-from pysidecar.admin.metrics import Metrics, RuleCounters
+from pysidecar.admin.metrics import Metrics, OwnCounters, RuleCounters
 from pysidecar.config import Config, ConfigError, Problem, load, restart_keys
 from pysidecar.dataplane import (
     Acceleration,
@@ -38,6 +38,7 @@ from pysidecar.interception.hook import ConnectHook
 from pysidecar.interception.kernel import interceptions, remove_leftovers
 from pysidecar.interception.preload import without_hook
 from pysidecar.listeners import open_listener
+from pysidecar.log import lost_lines
 from pysidecar.routing.table import route_table
 
 __all__ = ["Sidecar", "prepare_process"]
@@ -78,7 +79,7 @@ class Sidecar:
             counters=lambda: self._data_plane.counters(),
             live=self.connections,
             ejected=lambda: self._data_plane.ejected(),
-            lost_records=lambda: self._access_log.lost_records,
+            own=self._own_counters,
             rule_counters=lambda: self._rule_counters,
             conntrack=rules.conntrack,
         )
@@ -134,6 +135,16 @@ class Sidecar:
                 log.debug("no counters of the %s rules: %s", way.direction.value, error)
         return counters
 
+    def _own_counters(self) -> OwnCounters:
+        http = self._admin.http
+        return OwnCounters(
+            access_log_lost_records=self._access_log.lost_records,
+            log_lost_lines=lost_lines(),
+            admin_connections=http.connections,
+            admin_connections_refused=http.refused,
+            admin_bad_requests=http.bad_requests,
+        )
+
     def connections(self) -> list[ConnectionRecord]:
         """The live ones."""
         return self._data_plane.snapshot()
@@ -178,7 +189,7 @@ class Sidecar:
         asyncio.get_running_loop().add_reader(data_plane.event_fd, self._on_reports)
         stack.callback(self._ignore_reports)
 
-        await self._admin.start()
+        self._admin.start()
         stack.push_async_callback(self._admin.stop)
         if config.manage_rules:
             remove_leftovers(self._kernel)
@@ -346,10 +357,22 @@ class Sidecar:
         records = self._data_plane.take_closed()
         self._recent.extend(records)
         self.metrics.count_closed(records)
+        if len(records) >= _BUSY_REPORTS:
+            self._count_dropped()
         if self.config.access_log.mode == "on":
             self._access_log.write(records)
         self._reported.set()
         return len(records)
+
+    def _count_dropped(self) -> None:
+        dropped = self._data_plane.take_dropped()
+        if count := sum(dropped.connections.values()):
+            self.metrics.count_dropped(dropped)
+            log.warning(
+                "%d connections that ended are counted, but neither shown nor logged: the control "
+                "plane was stuck",
+                count,
+            )
 
     def _stop_data_plane(self) -> None:
         self._data_plane.stop()

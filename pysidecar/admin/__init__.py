@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from ipaddress import ip_address
+from http import HTTPStatus
 from typing import Any, Protocol
-
-from aiohttp import web
 
 from pysidecar.access_log import describe_connection
 from pysidecar.address import Address
+from pysidecar.admin.http import HttpServer, Request, RequestError, Response
 from pysidecar.admin.metrics import CONTENT_TYPE_LATEST, Metrics
 from pysidecar.config import Config
 from pysidecar.dataplane import ConnectionRecord
 
 __all__ = ["AdminServer", "Observed"]
 
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_Page = Callable[[Request], Awaitable[Response]]
 
 
 class Observed(Protocol):
@@ -52,70 +51,68 @@ class AdminServer:
         self._observed = observed
         self.address = Address(*listener.getsockname()[:2])
         self._listener = listener
-        application = web.Application(middlewares=[_only_addressed_to_us])
-        application.router.add_get("/", self._index)
-        application.router.add_get("/ready", self._ready)
-        application.router.add_get("/connections", self._connections)
-        application.router.add_get("/config", self._config)
-        application.router.add_get("/metrics", self._metrics)
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+        self.http = HttpServer(listener, self._answer)
+        self._pages: dict[str, _Page] = {
+            "/": self._index,
+            "/ready": self._ready,
+            "/connections": self._connections,
+            "/config": self._config,
+            "/metrics": self._metrics,
+        }
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Answers from here on."""
-        await self._runner.setup()
-        await web.SockSite(self._runner, self._listener).start()
+        self.http.start()
 
     async def stop(self) -> None:
-        """Ends within a second, also when a client is slow."""
-        await self._runner.cleanup()
+        """Ends at once, also when a client is slow."""
+        await self.http.stop()
         self._listener.close()
 
-    async def _index(self, request: web.Request) -> web.Response:
-        return web.Response(
-            text="pysidecar\n"
-            "  /ready        200 while connections are accepted\n"
-            "  /connections  live connections; ?closed=N adds the N latest that closed\n"
-            "  /config       the configuration in effect, and the rules in the kernel\n"
-            "  /metrics      for Prometheus\n"
+    async def _answer(self, request: Request) -> Response:
+        page = self._pages.get(request.path)
+        if page is None:
+            raise RequestError(
+                HTTPStatus.NOT_FOUND, f"expected one of {', '.join(self._pages)} as path"
+            )
+        return await page(request)
+
+    async def _index(self, request: Request) -> Response:
+        return Response(
+            b"pysidecar\n"
+            b"  /ready        200 while connections are accepted\n"
+            b"  /connections  live connections; ?closed=N adds the N latest that closed\n"
+            b"  /config       the configuration in effect, and the rules in the kernel\n"
+            b"  /metrics      for Prometheus\n"
         )
 
-    async def _ready(self, request: web.Request) -> web.Response:
+    async def _ready(self, request: Request) -> Response:
         state = self._observed.state
-        return web.json_response({"state": state}, status=200 if state == "serving" else 503)
+        status = HTTPStatus.OK if state == "serving" else HTTPStatus.SERVICE_UNAVAILABLE
+        return _json({"state": state}, status)
 
-    async def _connections(self, request: web.Request) -> web.Response:
+    async def _connections(self, request: Request) -> Response:
         asked = request.query.get("closed", "0")
         if not (asked.isascii() and asked.isdigit()) or len(asked) > 9:
-            raise web.HTTPBadRequest(text=f"closed={asked}: expected a whole number\n")
+            raise RequestError(HTTPStatus.BAD_REQUEST, "closed: expected a whole number")
         entries = [_entry(record, "open") for record in self._observed.connections()]
         entries += [
             _entry(record, "closed") for record in self._observed.closed_connections(int(asked))
         ]
-        return web.json_response(entries)
+        return _json(entries)
 
-    async def _config(self, request: web.Request) -> web.Response:
+    async def _config(self, request: Request) -> Response:
         plain = self._observed.config.to_plain()
-        return web.json_response({**plain, "rules": self._observed.rules})
+        return _json({**plain, "rules": self._observed.rules})
 
-    async def _metrics(self, request: web.Request) -> web.Response:
+    async def _metrics(self, request: Request) -> Response:
         await self._observed.refresh()
-        return web.Response(
-            body=self._observed.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST}
-        )
+        return Response(self._observed.metrics.render(), CONTENT_TYPE_LATEST)
+
+
+def _json(value: Any, status: HTTPStatus = HTTPStatus.OK) -> Response:
+    return Response(json.dumps(value).encode(), "application/json; charset=utf-8", status)
 
 
 def _entry(record: ConnectionRecord, state: str) -> dict[str, Any]:
     return {"id": record.id, "state": state, **describe_connection(record)}
-
-
-@web.middleware
-async def _only_addressed_to_us(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """A name in Host that is not ours is a web page that got our address under its own name (DNS
-    rebinding): it must not read along."""
-    host = request.url.host or ""
-    if host != "localhost":
-        with contextlib.suppress(ValueError):
-            ip_address(host)
-            return await handler(request)
-        raise web.HTTPForbidden(text=f"Host {host}: expected an IP address or localhost\n")
-    return await handler(request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector
@@ -18,13 +19,34 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from pysidecar.dataplane import ConnectionRecord, Counters, EjectedEndpoint, End
+from pysidecar.dataplane import (
+    Action,
+    ConnectionRecord,
+    Counters,
+    Direction,
+    Dropped,
+    EjectedEndpoint,
+    End,
+    Transport,
+)
 from pysidecar.interception.rules import Conntrack
 
-__all__ = ["CONTENT_TYPE_LATEST", "Metrics", "RuleCounters"]
+__all__ = ["CONTENT_TYPE_LATEST", "Metrics", "OwnCounters", "RuleCounters"]
 
 RuleCounters = dict[str, Mapping[str, tuple[int, int]]]
 """Packets and bytes, by direction and purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnCounters:
+    """What the control plane counts of itself, since the start but for ``admin_connections``."""
+
+    access_log_lost_records: int
+    log_lost_lines: int
+    admin_connections: int
+    admin_connections_refused: int
+    admin_bad_requests: int
+
 
 _LABELS = ("direction", "transport", "action")
 # Seconds: from a request on loopback to connections of a pool that live for a day.
@@ -49,7 +71,7 @@ class Metrics:
         counters: Callable[[], Counters],
         live: Callable[[], Sequence[ConnectionRecord]],
         ejected: Callable[[], Sequence[EjectedEndpoint]],
-        lost_records: Callable[[], int],
+        own: Callable[[], OwnCounters],
         rule_counters: Callable[[], RuleCounters],
         conntrack: Callable[[], Conntrack | None],
     ) -> None:
@@ -66,6 +88,12 @@ class Metrics:
             ["reason"],
             registry=self._registry,
         )
+        self._dropped = Counter(
+            "pysidecar_reports_dropped",
+            "Connections that ended while the control plane was stuck: neither logged nor in "
+            "/connections, but counted.",
+            registry=self._registry,
+        )
         self._durations = _Durations()
         self._registry.register(self._durations)
         self._reloads = Counter(
@@ -75,18 +103,33 @@ class Metrics:
             registry=self._registry,
         )
         ProcessCollector(registry=self._registry)
-        self._registry.register(_DataPlaneCollector(version, counters, live, ejected, lost_records))
+        self._registry.register(_DataPlaneCollector(version, counters, live, ejected))
+        self._registry.register(_OwnCollector(own))
         self._registry.register(_KernelCollector(rule_counters, conntrack))
 
     def count_closed(self, records: Sequence[ConnectionRecord]) -> None:
         """Adds connections that ended."""
-        closed = Tally((record.direction, record.transport, record.action) for record in records)
-        for kind, count in closed.items():
+        self._count_ends(
+            Tally((record.direction, record.transport, record.action) for record in records),
+            Tally(record.end for record in records),
+        )
+        self._durations.add(record.duration_ms / 1000 for record in records)
+
+    def count_dropped(self, dropped: Dropped) -> None:
+        """Adds connections that ended unreported; nobody knows their durations."""
+        self._dropped.inc(sum(dropped.connections.values()))
+        self._count_ends(dropped.connections, dropped.ends)
+
+    def _count_ends(
+        self,
+        kinds: Mapping[tuple[Direction, Transport, Action], int],
+        ends: Mapping[End, int],
+    ) -> None:
+        for kind, count in kinds.items():
             self._closed.labels(*(value.name.lower() for value in kind)).inc(count)
-        for end, count in Tally(record.end for record in records).items():
+        for end, count in ends.items():
             if end not in (End.NONE, End.EOF):
                 self._errors.labels(end.name.lower()).inc(count)
-        self._durations.add(record.duration_ms / 1000 for record in records)
 
     def count_reload(self, *, applied: bool) -> None:
         """Adds a reload that was applied or rejected."""
@@ -130,13 +173,11 @@ class _DataPlaneCollector(Collector):
         counters: Callable[[], Counters],
         live: Callable[[], Sequence[ConnectionRecord]],
         ejected: Callable[[], Sequence[EjectedEndpoint]],
-        lost_records: Callable[[], int],
     ) -> None:
         self._version = version
         self._counters = counters
         self._live = live
         self._ejected = ejected
-        self._lost_records = lost_records
 
     def describe(self) -> Iterable[Metric]:
         return ()  # registering asks for nothing: there may be no data plane yet
@@ -157,11 +198,6 @@ class _DataPlaneCollector(Collector):
                 "accept_pauses",
                 "Times that accepting paused for lack of file descriptors.",
                 counters.accept_pauses,
-            ),
-            (
-                "access_log_lost_records",
-                "Records that the access log could not write.",
-                self._lost_records(),
             ),
         ):
             yield CounterMetricFamily(f"pysidecar_{name}", text, value=value)
@@ -190,6 +226,45 @@ class _DataPlaneCollector(Collector):
             ejected.add_metric(labels, 1)
         yield ejected
         yield InfoMetricFamily("pysidecar_build", "This build.", value={"version": self._version})
+
+
+class _OwnCollector(Collector):
+    def __init__(self, own: Callable[[], OwnCounters]) -> None:
+        self._own = own
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        own = self._own()
+        for name, text, value in (
+            (
+                "access_log_lost_records",
+                "Records that the access log could not write.",
+                own.access_log_lost_records,
+            ),
+            (
+                "log_lost_lines",
+                "Lines of the log that standard error did not take.",
+                own.log_lost_lines,
+            ),
+            (
+                "admin_connections_refused",
+                "Connections to the admin interface that were too many.",
+                own.admin_connections_refused,
+            ),
+            (
+                "admin_bad_requests",
+                "Requests to the admin interface that asked for nothing that it has.",
+                own.admin_bad_requests,
+            ),
+        ):
+            yield CounterMetricFamily(f"pysidecar_{name}", text, value=value)
+        yield GaugeMetricFamily(
+            "pysidecar_admin_connections",
+            "Connections to the admin interface.",
+            value=own.admin_connections,
+        )
 
 
 class _KernelCollector(Collector):

@@ -20,7 +20,7 @@ from pysidecar.errors import StartError
 
 __all__ = ["main"]
 
-# What only some commands need (the data plane, aiohttp, rich) they import themselves, so that the
+# What only some commands need (the data plane, rich) they import themselves, so that the
 # others answer at once.
 
 _NOT_FOUND = 127  # exit statuses of a shell for a command that cannot be run
@@ -74,18 +74,17 @@ def run(config_file: Path | None, verbose: bool, until_stdin_ends: bool) -> None
     SIGHUP            reloads the file; open connections go on
     SIGTERM, SIGINT   drains: no new connections, the open ones may finish; once more aborts them
     """
+    from pysidecar.log import non_blocking_log
     from pysidecar.sidecar import Sidecar, prepare_process
 
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
     config = _load(config_file)
     prepare_process()
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with (
+            non_blocking_log(logging.DEBUG if verbose else logging.INFO),
+            asyncio.Runner(loop_factory=_loop_factory()) as runner,
+        ):
             sidecar = Sidecar(config, source=config_file)
             runner.run(sidecar.run(until_stdin_ends=until_stdin_ends))
     except (StartError, ConfigError) as error:

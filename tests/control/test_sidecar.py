@@ -32,6 +32,8 @@ FIELDS = [
 def test_a_connection_is_relayed_shown_and_logged(sidecar: RunningSidecar, echo: Address) -> None:
     with sidecar.connect(echo) as client:
         assert exchange(client, b"hello") == b"hello"
+        # Bytes are counted when they have been sent, which may be after they have arrived.
+        eventually(lambda: sidecar.get_json("/connections")[0]["bytes_received"])
         [live] = sidecar.get_json("/connections")
         assert live["state"] == "open"
         assert live["original_destination"] == str(echo)

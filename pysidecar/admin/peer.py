@@ -1,0 +1,63 @@
+"""Who is at the other end of a TCP connection: the user, where that is on this host."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+import struct
+
+__all__ = ["Peer", "peer_of"]
+
+Peer = str
+"""Such as ``uid 1000`` or ``192.0.2.1``."""
+
+# <linux/netlink.h>, <linux/sock_diag.h>, <linux/inet_diag.h>
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_NLM_F_REQUEST = 1
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+_REQUEST = struct.Struct("=BBBxI")  # struct inet_diag_req_v2, without the id
+_ID = struct.Struct("!HH16s16s4s8s")  # struct inet_diag_sockid
+_ANY = b"\0" * 4 + b"\xff" * 8  # interface and cookie
+_MESSAGE = struct.Struct("=4x48x3I I4x")  # struct inet_diag_msg: expires, queues, uid
+_ALL_STATES = 0xFFFFFFFF
+
+
+def peer_of(accepted: socket.socket) -> Peer:
+    """The user whose socket is connected to this one; another host's address if it is elsewhere."""
+    try:
+        ours, theirs = accepted.getsockname(), accepted.getpeername()
+        uid = _uid(accepted.family, theirs, ours)
+    except OSError:
+        return "unknown"
+    return str(theirs[0]) if uid is None else f"uid {uid}"
+
+
+@functools.cache
+def _diag() -> socket.socket:
+    return socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_SOCK_DIAG
+    )
+
+
+def _uid(family: int, source: tuple[str, int], destination: tuple[str, int]) -> int | None:
+    """Asks the kernel, which answers such a question before ``send`` returns."""
+    socket_id = _ID.pack(
+        source[1],
+        destination[1],
+        socket.inet_pton(family, source[0].partition("%")[0]),
+        socket.inet_pton(family, destination[0].partition("%")[0]),
+        *(_ANY[:4], _ANY[4:]),
+    )
+    body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _ALL_STATES) + socket_id
+    size = _HEADER.size + len(body)
+    diag = _diag()
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            diag.recv(4096)  # of a question that was given up
+    diag.send(_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0) + body)
+    answer = diag.recv(4096)
+    if _HEADER.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:
+        return None  # there is no such socket here
+    return int(_MESSAGE.unpack_from(answer, _HEADER.size)[3])

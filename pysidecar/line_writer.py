@@ -1,0 +1,193 @@
+"""Lines for a file, a pipe or a terminal that may stall: whoever hands them over never waits."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import stat
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+__all__ = ["LineWriter"]
+
+Item = TypeVar("Item")
+
+_BATCH = 1024  # items that are rendered at a time
+_NEWLINE = 0x0A
+
+
+class LineWriter(Generic[Item]):
+    """A thread that writes items to a descriptor, a line each, from a bounded queue.
+
+    What does not fit the queue, or cannot be written, is dropped and counted in ``lost``. The
+    thread waits for the descriptor with ``poll`` and writes no more than it takes at once, so that
+    it can be given another one, or be ended, while nobody reads.
+
+    ``render`` makes a line without its newline. ``on_loss`` is called when losses begin, with the
+    reason, and ``on_recovery`` when they have ended, with their number: by whichever thread
+    notices.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        render: Callable[[Item], str],
+        *,
+        name: str,
+        limit: int,
+        on_loss: Callable[[str], object] = lambda reason: None,
+        on_recovery: Callable[[int], object] = lambda lost: None,
+    ) -> None:
+        """Owns the descriptor from here on. ``limit`` is in items."""
+        self.lost = 0
+        self._render = render
+        self._limit = limit
+        self._on_loss = on_loss
+        self._on_recovery = on_recovery
+        self._lock = threading.Lock()
+        self._queue: deque[Item] = deque()
+        self._replacement: int | None = None
+        self._deadline: float | None = None  # set: the thread ends when all is written, or then
+        self._lost_now = 0  # since losses began
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._pending = memoryview(b"")  # rendered, not written
+        self._cut = False  # the beginning of the first pending line was written
+        self._rest = b""  # the end of a line of which that is all that was not lost
+        self._take(fd)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def write(self, items: Iterable[Item]) -> None:
+        """Takes items to be written; never blocks."""
+        lost = 0
+        with self._lock:
+            for item in items:
+                if len(self._queue) >= self._limit:
+                    lost += 1
+                else:
+                    self._queue.append(item)
+        os.eventfd_write(self._wake, 1)
+        self._count_lost(lost, "its reader does not keep up")
+
+    def replace(self, fd: int) -> None:
+        """Goes on with another descriptor, which it owns from here on; closes the one before."""
+        with self._lock:
+            if self._replacement is not None:
+                os.close(self._replacement)
+            self._replacement = fd
+        os.eventfd_write(self._wake, 1)
+
+    def close(self, patience: float) -> bool:
+        """Writes what is queued, for so many seconds at most. Returns whether that was all."""
+        with self._lock:
+            self._deadline = time.monotonic() + patience
+        os.eventfd_write(self._wake, 1)
+        self._thread.join(patience + 1)  # a disk, unlike a pipe, cannot be polled
+        with self._lock:
+            left = len(self._queue) + bytes(self._pending).count(b"\n")
+            self.lost += left
+        return left == 0 and not self._thread.is_alive()
+
+    def _count_lost(self, lost: int, reason: str) -> None:
+        if not lost:
+            return
+        with self._lock:
+            self.lost += lost
+            began = self._lost_now == 0
+            self._lost_now += lost
+        if began:
+            self._on_loss(reason)
+
+    def _end_loss(self) -> None:
+        with self._lock:
+            lost, self._lost_now = self._lost_now, 0
+        if lost:
+            self._on_recovery(lost)
+
+    # ---- The thread ----
+
+    def _run(self) -> None:
+        while True:
+            if self._replacement is not None:
+                self._replace()
+            if not self._pending:
+                self._pending = memoryview(self._next_batch())
+            if self._can_write():
+                self._write()
+            elif self._is_over():
+                break
+        os.close(self._fd)
+
+    def _take(self, fd: int) -> None:
+        self._fd = fd
+        # What a pipe that polls as writable takes without blocking; other writers may share it.
+        at_once = not os.get_blocking(fd) or stat.S_ISREG(os.fstat(fd).st_mode)
+        self._most = sys.maxsize if at_once else select.PIPE_BUF
+
+    def _replace(self) -> None:
+        with self._lock:
+            fd, self._replacement = self._replacement, None
+        os.close(self._fd)
+        assert fd is not None
+        self._take(fd)
+        if self._cut:
+            pending = bytes(self._pending)
+            self._pending = memoryview(pending[pending.find(b"\n") + 1 :])
+            self._cut = False
+            self.lost += 1
+        self._rest = b""
+
+    def _next_batch(self) -> bytes:
+        with self._lock:
+            items = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH))]
+        if not items:
+            return b""
+        lines = "".join(f"{self._render(item)}\n" for item in items)
+        rest, self._rest = self._rest, b""
+        self._cut = bool(rest)
+        return rest + lines.encode(errors="backslashreplace")
+
+    def _can_write(self) -> bool:
+        """Waits until the descriptor takes bytes, or (False) there is something else to do."""
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        if self._pending:
+            poll.register(self._fd, select.POLLOUT)
+        timeout = None
+        if self._deadline is not None:
+            left = self._deadline - time.monotonic() if self._pending else 0
+            timeout = max(0.0, left) * 1000
+        ready = {fd for fd, _ in poll.poll(timeout)}
+        if self._wake in ready:
+            os.eventfd_read(self._wake)
+        return self._fd in ready
+
+    def _is_over(self) -> bool:
+        if self._deadline is None or self._replacement is not None:
+            return False
+        return time.monotonic() >= self._deadline or not (self._pending or self._queue)
+
+    def _write(self) -> None:
+        try:
+            written = os.write(self._fd, self._pending[: self._most])
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EINTR):
+                self._lose_pending(str(error.strerror))
+            return
+        self._cut = self._pending[written - 1] != _NEWLINE
+        self._pending = self._pending[written:]
+        if not self._pending and not self._queue:
+            self._end_loss()
+
+    def _lose_pending(self, reason: str) -> None:
+        pending = bytes(self._pending)
+        kept = pending.find(b"\n") + 1 if self._cut else 0
+        self._rest = pending[:kept]  # to be written before anything else, so that lines stay whole
+        self._pending = memoryview(b"")
+        self._cut = False
+        self._count_lost(pending.count(b"\n", kept), reason)

@@ -1,0 +1,99 @@
+"""Lines stay whole, whatever becomes of the others."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from pysidecar.line_writer import LineWriter
+from pysidecar.log import lost_lines, non_blocking_log
+from tests.control.conftest import eventually
+
+
+def _pipe() -> tuple[int, int]:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    return reader, writer
+
+
+def _read_all(reader: int) -> list[str]:
+    """Until the writing end is closed."""
+    text = b""
+    while data := os.read(reader, 65536):
+        text += data
+    os.close(reader)
+    return text.decode().splitlines(keepends=True)
+
+
+def test_a_line_that_was_cut_by_an_error_is_completed_before_any_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As on a disk that is full in the middle of a line, and has room again later."""
+    room = 15
+    real = os.write
+
+    def write(fd: int, data: bytes) -> int:
+        nonlocal room
+        if room == 0:
+            raise OSError(28, "No space left on device")
+        written = real(fd, data[:room])
+        room -= written
+        return written
+
+    monkeypatch.setattr("pysidecar.line_writer.os.write", write)
+    told: list[object] = []
+    fd = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+    writer: LineWriter[str] = LineWriter(
+        fd, str, name="test", limit=100, on_loss=told.append, on_recovery=told.append
+    )
+    writer.write(["0123456789", "abcdefghij", "lost", "lost too"])
+    eventually(lambda: writer.lost == 2)
+    room = sys.maxsize
+    writer.write(["after"])
+    assert writer.close(5)
+    assert (tmp_path / "log").read_text() == "0123456789\nabcdefghij\nafter\n"
+    assert told == ["No space left on device", 2]
+
+
+def test_closing_does_not_wait_for_a_reader_longer_than_asked() -> None:
+    reader, writer_fd = _pipe()
+    writer: LineWriter[str] = LineWriter(writer_fd, str, name="test", limit=1000)
+    writer.write(["x" * 99] * 100)
+    assert not writer.close(0.05)
+    assert writer.lost + len(_read_all(reader)) == 100 + 1, "one line is cut"
+
+
+def test_the_log_tells_how_many_lines_it_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer_fd = _pipe()
+    monkeypatch.setattr("pysidecar.log._STANDARD_ERROR", writer_fd)
+    monkeypatch.setattr("pysidecar.log._QUEUE_LIMIT", 50)
+    before = lost_lines()
+    os.write(writer_fd, b"\n" * 4096)
+    with non_blocking_log(logging.INFO):
+        log = logging.getLogger("test")
+        for number in range(5000):
+            log.info("line %d", number)
+        lost = lost_lines() - before
+        assert 5000 - 50 - 1024 <= lost <= 5000 - 50
+        os.read(reader, 65536)
+        os.set_blocking(reader, False)
+        text = b""
+
+        def told() -> bool:
+            nonlocal text
+            try:
+                text += os.read(reader, 65536)
+            except BlockingIOError:
+                return False
+            return b" lines of this log are lost" in text
+
+        eventually(told)
+    assert f" WARNING {lost} lines of this log are lost".encode() in text
+    assert lost_lines() - before == lost
+    os.close(reader)
+    os.close(writer_fd)
