@@ -78,6 +78,10 @@ TO_DEMO: list[Requirement] = [
     ("nginx-light", program("nginx")),
     ("curl", program("curl")),
 ]
+STREAM_MODULE: Requirement = (
+    "libnginx-mod-stream",
+    file("/usr/lib/nginx/modules/ngx_stream_module.so"),
+)
 TO_TEST: list[Requirement] = [
     *TO_ACCELERATE,
     *TO_DEMO,
@@ -92,6 +96,7 @@ TO_TEST: list[Requirement] = [
     ("haproxy", program("haproxy")),
     ("iproute2", program("ip", "ss")),
     ("iptables", program("iptables-nft-restore", "iptables-legacy-restore")),
+    STREAM_MODULE,
     ("musl-tools", program("musl-gcc")),
     ("nftables", program("nft")),
     ("nodejs", program("node")),
@@ -109,7 +114,7 @@ TO_TEST: list[Requirement] = [
 TO_BENCH: list[Requirement] = [
     ("haproxy", program("haproxy")),
     ("iproute2", program("ip")),
-    ("libnginx-mod-stream", file("/usr/lib/nginx/modules/ngx_stream_module.so")),
+    STREAM_MODULE,
     ("microsocks", program("microsocks")),
     ("nftables", program("nft")),
     ("nginx-light", program("nginx")),
