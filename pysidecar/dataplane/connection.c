@@ -102,6 +102,7 @@ void connection_close(struct connection *connection, enum dp_end end, int error)
     connection->error = error;
     connection->closed_ns = clock_ns(CLOCK_MONOTONIC);
     timer_cancel(&worker->timers, connection);
+    worker_remove_runnable(worker, connection);
     if (connection->accelerated)
         accelerate_stop(connection);
     relay_release(connection);
@@ -140,6 +141,15 @@ void connection_refuse(struct connection *connection, enum dp_end end, int error
     connection_close(connection, end, error);
 }
 
+/* Whether its worker could still come upon it, although the control thread may free it. */
+static inline bool is_listed(const struct connection *connection)
+{
+    return connection->previous_runnable || connection->timer_index >= 0 ||
+           connection->accelerated || direct_lists(connection) ||
+           connection->side[DOWNSTREAM].watch.fd >= 0 || connection->side[UPSTREAM].watch.fd >= 0 ||
+           connection->request.fd >= 0;
+}
+
 void connections_hand_over(struct worker *worker)
 {
     struct dp *dp = worker->dp;
@@ -149,7 +159,9 @@ void connections_hand_over(struct worker *worker)
 
     if (!first)
         return;
+    assert(!is_listed(last));
     while (last->next_closed) {
+        assert(!is_listed(last->next_closed));
         last = last->next_closed;
         count++;
     }

@@ -42,6 +42,7 @@ static void close_fd(int fd)
 static void worker_destroy(struct worker *worker)
 {
     assert(worker->timers.count == 0 && worker->direct.count == 0 && !worker->closed);
+    assert(worker->runnable_count == 0 && !worker->runnable_head && !worker->polled);
     for (int direction = 0; direction < DIRECTIONS; direction++) {
         table_release(worker->tables[direction]);
         table_release(atomic_load(&worker->new_tables[direction]));

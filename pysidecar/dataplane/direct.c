@@ -500,6 +500,11 @@ void direct_release(struct connection *connection)
                     atomic_load_explicit(&connection->seen_bytes[UPSTREAM], memory_order_relaxed));
 }
 
+bool direct_lists(const struct connection *connection)
+{
+    return cookies_find(&connection->worker->direct, connection->cookie) == connection;
+}
+
 void direct_close_table(struct worker *worker)
 {
     direct_take_reused(worker);

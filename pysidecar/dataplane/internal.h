@@ -200,6 +200,7 @@ struct connection {
     struct connection *next_opened;   /* the control thread's inbox */
     struct connection *next_closed;   /* the worker's list of this turn, then the inbox */
     struct connection *next_runnable; /* the worker's queue of connections that used their batch */
+    struct connection **previous_runnable; /* what points to it there; NULL: not in the queue */
     struct connection *live_next, *live_previous; /* the control thread's list */
 
     uint64_t id;
@@ -234,7 +235,7 @@ struct connection {
     uint8_t action, end;
     uint8_t fds_reserved;
     uint8_t last_read; /* the side: DOWNSTREAM or UPSTREAM */
-    bool waits, parked, runnable;
+    bool waits, parked;
     bool present, counted; /* direct.c: was just seen; its bytes are final */
     /* Of a direct connection when it was looked at last, by its worker or the control thread. */
     _Atomic uint64_t seen_bytes[2];
@@ -315,6 +316,7 @@ struct worker {
     struct connection *polled; /* accelerated ones with a receiver that is behind */
     uint64_t poll_at_ns;
     struct connection *runnable_head, **runnable_tail;
+    size_t runnable_count;
     struct pipe *pipes;
     unsigned pooled_pipes;
     int private_listener[2]; /* IPv4, IPv6: for sockets that cannot be parked; -1: not open */
@@ -381,6 +383,7 @@ int worker_watch(struct worker *worker, struct watch *watch, uint32_t events);
 struct table *worker_table(struct worker *worker, enum dp_direction direction);
 void worker_count(_Atomic uint64_t *counter, int64_t change);
 void worker_add_runnable(struct worker *worker, struct connection *connection);
+void worker_remove_runnable(struct worker *worker, struct connection *connection);
 
 /* ---- the stations of a connection ---- */
 
@@ -417,6 +420,7 @@ void direct_take_reused(struct worker *worker);
 /* Since a direct connection has a deadline only while it may not have been made yet. */
 void direct_expire(struct connection *connection);
 void direct_release(struct connection *connection);
+bool direct_lists(const struct connection *connection);
 void direct_unsubscribe(struct worker *worker);
 void direct_close_table(struct worker *worker);
 /* For the control thread: asks the kernel about the live ones, and counts them. */

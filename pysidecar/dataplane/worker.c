@@ -39,12 +39,26 @@ struct table *worker_table(struct worker *worker, enum dp_direction direction)
 
 void worker_add_runnable(struct worker *worker, struct connection *connection)
 {
-    if (connection->runnable)
+    if (connection->previous_runnable)
         return;
-    connection->runnable = true;
     connection->next_runnable = NULL;
+    connection->previous_runnable = worker->runnable_tail;
     *worker->runnable_tail = connection;
     worker->runnable_tail = &connection->next_runnable;
+    worker->runnable_count++;
+}
+
+void worker_remove_runnable(struct worker *worker, struct connection *connection)
+{
+    if (!connection->previous_runnable)
+        return;
+    *connection->previous_runnable = connection->next_runnable;
+    if (connection->next_runnable)
+        connection->next_runnable->previous_runnable = connection->previous_runnable;
+    else
+        worker->runnable_tail = connection->previous_runnable;
+    connection->previous_runnable = NULL;
+    worker->runnable_count--;
 }
 
 static void update_clock(struct worker *worker)
@@ -281,19 +295,14 @@ static void expire(struct connection *connection)
     }
 }
 
+/* Those that are queued now; who has more to do queues up again, for the next turn. */
 static void run_runnable(struct worker *worker)
 {
-    struct connection *connection = worker->runnable_head;
+    for (size_t left = worker->runnable_count; left > 0 && worker->runnable_head; left--) {
+        struct connection *connection = worker->runnable_head;
 
-    worker->runnable_head = NULL;
-    worker->runnable_tail = &worker->runnable_head;
-    while (connection) {
-        struct connection *next = connection->next_runnable;
-
-        connection->runnable = false;
-        if (atomic_load_explicit(&connection->phase, memory_order_relaxed) == PHASE_RELAYING)
-            relay_run(connection);
-        connection = next;
+        worker_remove_runnable(worker, connection);
+        relay_run(connection);
     }
 }
 

@@ -1,13 +1,25 @@
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.acceleration.support import Mesh, Server, compile_program, mesh
+from pysidecar.testing import Sidecar
+from tests.acceleration.support import (
+    AT_ONCE,
+    PORT,
+    V4,
+    Application,
+    Mesh,
+    Server,
+    compile_program,
+    mesh,
+)
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +38,41 @@ def server(traffic: Path, tmp_path: Path) -> Iterator[Server]:
 def make_mesh(server: Server, tmp_path: Path) -> Callable[..., AbstractContextManager[Mesh]]:
     """Starts a sidecar that accelerates; see ``support.mesh``."""
     return partial(mesh, server, tmp_path)
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening
+
+
+@pytest.fixture
+def start(
+    sidecar_factory: Callable[..., Sidecar], listener: socket.socket
+) -> Iterator[Callable[..., Application]]:
+    started: list[Application] = []
+
+    def run(path: str, ip: str = V4, **acceleration: object) -> Application:
+        endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
+        match = {"destination": V4, "ports": [PORT]}
+        settings: dict[str, Any] = {
+            "outbound": {
+                "routes": [{"match": match, "endpoints": [endpoint]}],
+                "idle_timeout": acceleration.pop("idle_timeout", "1h"),
+            },
+            "acceleration": {
+                "mode": "require",
+                "path": path,
+                "blocking_sockets": True,
+                **AT_ONCE,
+                **acceleration,
+            },
+        }
+        if path == "relay":
+            settings["acceleration"] = "off"
+        started.append(Application(sidecar_factory(settings), listener, ip))
+        return started[-1]
+
+    yield run
+    for application in started:
+        application.close()

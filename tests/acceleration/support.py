@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import select
+import socket
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +27,9 @@ NEVER = 2**32 - 1
 SLOTS = 16384
 """The default: connections that are accelerated at a time."""
 AT_ONCE = {"after_bytes": 0, "after_round_trips": 0}
+PORT = 7003
+"""Where an ``Application`` connects to."""
+_PATIENCE = 10.0
 
 
 def compile_program(source: Path, directory: Path) -> Path:
@@ -228,3 +235,84 @@ def kernel_objects() -> set[tuple[str, int]]:
             (kind, one["id"]) for one in json.loads(listed.stdout) if one.get("name") in names
         }
     return found
+
+
+class CallError(Exception):
+    """A call of the application failed; the text is the errno's name."""
+
+
+class Application:
+    """A hooked process with a connection `s`, and `far`, the server's end of it."""
+
+    def __init__(self, sidecar: Sidecar, listener: socket.socket, ip: str = V4) -> None:
+        self.sidecar = sidecar
+        self._process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("application.py")],
+            env=plain_environment(**sidecar.environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        family = "AF_INET6" if ":" in ip else "AF_INET"
+        self(f"s = socket.socket(socket.{family})")
+        self(f"s.connect(({ip!r}, {PORT}))")
+        listener.settimeout(_PATIENCE)
+        self.far = listener.accept()[0]
+        self.far.settimeout(_PATIENCE)
+
+    def begin(self, code: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(code) + "\n")
+        self._process.stdin.flush()
+
+    def answers(self, seconds: float) -> bool:
+        """Whether the call that began ends within this time."""
+        assert self._process.stdout is not None
+        return bool(select.select([self._process.stdout], [], [], seconds)[0])
+
+    def end(self) -> Any:
+        assert self._process.stdout is not None
+        assert self.answers(_PATIENCE), "hangs"
+        kind, value = json.loads(self._process.stdout.readline())
+        if kind == "error":
+            raise CallError(value)
+        return ast.literal_eval(value)
+
+    def __call__(self, code: str) -> Any:
+        self.begin(code)
+        return self.end()
+
+    @property
+    def path(self) -> str:
+        return str(self.sidecar.admin_json("/connections?closed=0")[0]["path"])
+
+    def wait_for_path(self, path: str) -> None:
+        wait_until(lambda: self.path == path, lambda: f"{self.path} becomes {path}")
+
+    def exchange(self, count: int = 3) -> None:
+        """Some messages there and back: afterwards data is redirected."""
+        for number in range(count):
+            question, answer = b"question %d" % number, b"answer %d" % number
+            self(f"s.sendall({question!r})")
+            assert receive(self.far, len(question)) == question
+            self.far.sendall(answer)
+            assert self(f"s.recv({len(answer)})") == answer
+
+    def deliver(self, data: bytes) -> None:
+        """The server's data is there for the application to read."""
+        self.far.sendall(data)
+        self(f"select.select([s], [], [], {_PATIENCE})[0] != []")
+
+    def close(self) -> None:
+        self.far.close()
+        self._process.kill()
+        self._process.communicate()
+
+
+def receive(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = connection.recv(size - len(data))
+        assert part, f"ends after {data!r}"
+        data += part
+    return data

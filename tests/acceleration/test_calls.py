@@ -2,153 +2,31 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import json
-import select
 import socket
 import struct
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pysidecar.testing import Sidecar
-from tests.acceleration.support import AT_ONCE, MAPPED, NEVER, V4
-from tests.interop.servers import plain_environment, wait_until
+from tests.acceleration.support import (
+    MAPPED,
+    NEVER,
+    V4,
+    Application,
+    CallError,
+    receive,
+)
 
-_PORT = 7003
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close resets
-_PATIENCE = 10.0
-
-
-class CallError(Exception):
-    """A call of the application failed; the text is the errno's name."""
-
-
-class Application:
-    """A hooked process with a connection `s`, and `far`, the server's end of it."""
-
-    def __init__(self, sidecar: Sidecar, listener: socket.socket, ip: str = V4) -> None:
-        self._sidecar = sidecar
-        self._process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("application.py")],
-            env=plain_environment(**sidecar.environment),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        family = "AF_INET6" if ":" in ip else "AF_INET"
-        self(f"s = socket.socket(socket.{family})")
-        self(f"s.connect(({ip!r}, {_PORT}))")
-        listener.settimeout(_PATIENCE)
-        self.far = listener.accept()[0]
-        self.far.settimeout(_PATIENCE)
-
-    def begin(self, code: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(code) + "\n")
-        self._process.stdin.flush()
-
-    def answers(self, seconds: float) -> bool:
-        """Whether the call that began ends within this time."""
-        assert self._process.stdout is not None
-        return bool(select.select([self._process.stdout], [], [], seconds)[0])
-
-    def end(self) -> Any:
-        assert self._process.stdout is not None
-        assert self.answers(_PATIENCE), "hangs"
-        kind, value = json.loads(self._process.stdout.readline())
-        if kind == "error":
-            raise CallError(value)
-        return ast.literal_eval(value)
-
-    def __call__(self, code: str) -> Any:
-        self.begin(code)
-        return self.end()
-
-    @property
-    def path(self) -> str:
-        return str(self._sidecar.admin_json("/connections?closed=0")[0]["path"])
-
-    def wait_for_path(self, path: str) -> None:
-        wait_until(lambda: self.path == path, lambda: f"{self.path} becomes {path}")
-
-    def exchange(self, count: int = 3) -> None:
-        """Some messages there and back: afterwards data is redirected."""
-        for number in range(count):
-            question, answer = b"question %d" % number, b"answer %d" % number
-            self(f"s.sendall({question!r})")
-            assert receive(self.far, len(question)) == question
-            self.far.sendall(answer)
-            assert self(f"s.recv({len(answer)})") == answer
-
-    def deliver(self, data: bytes) -> None:
-        """The server's data is there for the application to read."""
-        self.far.sendall(data)
-        self(f"select.select([s], [], [], {_PATIENCE})[0] != []")
-
-    def close(self) -> None:
-        self.far.close()
-        self._process.kill()
-        self._process.communicate()
-
-
-def receive(connection: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        part = connection.recv(size - len(data))
-        assert part, f"ends after {data!r}"
-        data += part
-    return data
-
-
-@pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        yield listening
 
 
 @pytest.fixture(params=["full", "local", "relay"])
 def path(request: pytest.FixtureRequest) -> str:
     """The relay's behaviour is what is asked of the other paths."""
     return str(request.param)
-
-
-@pytest.fixture
-def start(
-    sidecar_factory: Callable[..., Sidecar], listener: socket.socket
-) -> Iterator[Callable[..., Application]]:
-    started: list[Application] = []
-
-    def run(path: str, ip: str = V4, **acceleration: object) -> Application:
-        endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
-        match = {"destination": V4, "ports": [_PORT]}
-        settings: dict[str, Any] = {
-            "outbound": {
-                "routes": [{"match": match, "endpoints": [endpoint]}],
-                "idle_timeout": acceleration.pop("idle_timeout", "1h"),
-            },
-            "acceleration": {
-                "mode": "require",
-                "path": path,
-                "blocking_sockets": True,
-                **AT_ONCE,
-                **acceleration,
-            },
-        }
-        if path == "relay":
-            settings["acceleration"] = "off"
-        started.append(Application(sidecar_factory(settings), listener, ip))
-        return started[-1]
-
-    yield run
-    for application in started:
-        application.close()
 
 
 @pytest.fixture

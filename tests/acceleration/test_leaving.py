@@ -1,0 +1,100 @@
+"""Connections that go back to the relay, while TCP's memory is short."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceleration.support import Application
+from tests.interop.servers import wait_until
+
+_TCP_LIMITS = Path("/proc/sys/net/ipv4/tcp_mem")  # in pages: normal, short, all
+_IDLE_S = 6
+
+
+def _tcp_memory_is_short() -> bool:
+    lines = Path("/proc/net/protocols").read_text().splitlines()
+    (line,) = [line.split() for line in lines if line.startswith("TCP ")]
+    return line[4] == "yes"
+
+
+@pytest.fixture
+def say_whether_memory_is_short() -> Iterator[Callable[[bool], None]]:
+    """Makes the kernel call TCP's memory short, or no longer; nobody is refused any."""
+    before = _TCP_LIMITS.read_text()
+    short = "1 2 " + before.split()[2]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def exchange() -> None:
+            """The kernel looks when a socket needs more."""
+            with (
+                socket.create_connection(listener.getsockname()) as one,
+                listener.accept()[0] as other,
+            ):
+                one.setblocking(False)
+                one.send(bytes(1 << 20))
+                other.recv(1 << 20)
+
+        def say(wanted: bool) -> None:
+            _TCP_LIMITS.write_text(short if wanted else before)
+
+            def said() -> bool:
+                exchange()
+                return _tcp_memory_is_short() == wanted
+
+            wait_until(said, lambda: f"TCP's memory is {'' if wanted else 'not '}short")
+
+        try:
+            yield say
+        finally:
+            say(False)
+
+
+def _bpftool(*words: str) -> Any:
+    done = subprocess.run(["bpftool", "-j", *words], capture_output=True, check=True)
+    return json.loads(done.stdout)
+
+
+def _windows(slots: int) -> list[int]:
+    """How much may be redirected for the connections of the sidecar with so many slots."""
+    (map_id,) = [
+        one["id"]
+        for one in _bpftool("map", "list")
+        if one.get("name") == "records" and one["max_entries"] == slots
+    ]
+    records = [one["formatted"]["value"] for one in _bpftool("map", "dump", "id", str(map_id))]
+    return [record["window"] for record in records if record["id"]]
+
+
+@pytest.mark.exclusive  # TCP's memory is the machine's
+@pytest.mark.parametrize("path", ["full", "local"])
+def test_connection_whose_idle_time_ends_when_it_has_left(
+    start: Callable[..., Application],
+    path: str,
+    say_whether_memory_is_short: Callable[[bool], None],
+) -> None:
+    """Both in one turn of the worker: it is neither run nor looked at after that."""
+    slots = random.randint(1000, 9999)  # by which its map is found
+    application = start(path, idle_timeout=f"{_IDLE_S}s", connections=slots)
+    application.exchange()
+    application.wait_for_path(path)
+    say_whether_memory_is_short(True)
+    wait_until(lambda: _windows(slots) == [0], "it begins to leave")
+    application.sidecar.pause()
+    try:
+        say_whether_memory_is_short(False)
+        time.sleep(_IDLE_S)
+    finally:
+        application.sidecar.resume()
+    wait_until(lambda: application.sidecar.access_log != "", "it is closed")
+    (logged,) = application.sidecar.access_log.splitlines()
+    assert json.loads(logged)["error"] == "idle timeout"
+    application.sidecar.stop()  # whose data plane checks that nothing is left
