@@ -86,6 +86,7 @@ TO_TEST: list[Requirement] = [
     *TO_ACCELERATE,
     *TO_DEMO,
     ("bpftool", program("bpftool")),
+    ("chromium", program("chromium")),
     ("clang-format", program("clang-format")),
     ("conntrack", program("conntrack")),
     ("default-jdk-headless", program("java", "javac")),
