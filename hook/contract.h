@@ -127,6 +127,7 @@ struct mosnhook_page {
     /* The data plane's: some captured sockets are connected elsewhere than to the listeners and
      * parks below (direct connections, MPTCP), so that only their memo tells them. */
     uint32_t elsewhere;
+    uint32_t server_uid; /* whose the listeners are: nobody else is sent anything */
     /* Where PROXY v2 connections are accepted. */
     struct mosnhook_address listeners[MOSNHOOK_MAX_LISTENERS];
     /* Where a socket waits in SYN_SENT for its upstream (see mosnhook_request). */

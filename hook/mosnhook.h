@@ -148,6 +148,7 @@ struct page_view {
     uint32_t wait_ms;
     uint32_t listener_count;
     uint32_t park_count;
+    uint32_t server_uid;
     struct mosnhook_address listeners[MOSNHOOK_MAX_LISTENERS];
     struct mosnhook_address parks[MOSNHOOK_MAX_PARKS];
     char control_path[MOSNHOOK_PATH_SIZE];
@@ -231,7 +232,12 @@ struct target {
 
 int capture(int fd, struct target *target, int flags);
 
-/* ---- socket.c: steps on the application's socket that both transports take ---- */
+/* ---- socket.c: steps that both transports take ---- */
+
+/* A socket of the hook's own, for a moment: its descriptor or -errno. */
+int socket_open(int family, int type, int protocol);
+
+/* The others are about the application's socket. */
 
 /* connect() to one of the sidecar's addresses, without waiting, whatever kind of socket it is. */
 int socket_connect_now(struct attempt *attempt, const struct mosnhook_address *to);
@@ -255,6 +261,13 @@ int socket_settle(struct attempt *attempt, int result, const struct mosnhook_add
  * indices, returns their number. */
 size_t socket_order(const struct attempt *attempt, const struct mosnhook_address *addresses,
                     size_t count, uint8_t order[MOSNHOOK_MAX_LISTENERS]);
+
+/* ---- server.c ---- */
+
+/* Whether the sidecar (or who stands in for it) has the other end of the connection to one of its
+ * listeners, of which our end is `here`. 0, EAGAIN (nobody has it yet), EMFILE (to ask takes a
+ * descriptor), or OUTCOME_AWAY, also where the kernel cannot be asked. */
+int server_check(const struct attempt *attempt, const struct mosnhook_address *here);
 
 /* ---- wait.c ---- */
 

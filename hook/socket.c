@@ -1,11 +1,24 @@
-/* Steps on the application's own socket. The state of a connect lives in the kernel's socket and
- * nowhere else: what the application does with it later behaves as without the hook. */
+/* Steps on sockets, mostly the application's own. The state of a connect lives in the kernel's
+ * socket and nowhere else: what the application does with it later behaves as without the hook. */
 #include <errno.h>
 #include <netinet/in.h>
 #include <signal.h>
 
 #include "mosnhook.h"
 #include "sys.h"
+
+enum { FIRST_FREE_FD = 3 }; /* the program may have closed its stdio */
+
+int socket_open(int family, int type, int protocol)
+{
+    int fd = sys_socket(family, type | SOCK_CLOEXEC, protocol), higher;
+
+    if (fd < 0 || fd >= FIRST_FREE_FD)
+        return fd;
+    higher = sys_fcntl(fd, F_DUPFD_CLOEXEC, FIRST_FREE_FD);
+    sys_close(fd);
+    return higher;
+}
 
 static int real_connect(int fd, const void *address, socklen_t length)
 {

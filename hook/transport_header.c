@@ -89,30 +89,39 @@ static void build_header(struct header *header, const struct attempt *attempt,
     __builtin_memcpy(header->bytes + PROXY_PREFIX - sizeof length, &length, sizeof length);
 }
 
-/* Sends all of it at once, into a send buffer that is empty. 0 or an errno: EAGAIN is a handshake
- * that did not come about, because the listener's accept queue is full. */
-static int send_header(const struct attempt *attempt)
+/* Sends all of it at once, into a send buffer that is empty. 0 or an errno. */
+static int send_header(const struct attempt *attempt, const struct mosnhook_address *source)
+{
+    struct header header;
+    long sent;
+
+    build_header(&header, attempt, source);
+    sent = sys_sendto(attempt->fd, header.bytes, header.size, MSG_DONTWAIT | MSG_NOSIGNAL, NULL, 0);
+    if (sent == (long)header.size)
+        return 0;
+    return sent < 0 ? (int)-sent : EMSGSIZE;
+}
+
+/* Sends the header to the sidecar, and to nobody else. Besides an errno, OUTCOME_AWAY: somebody
+ * else has the other end. EAGAIN is a handshake that did not come about, because the listener's
+ * accept queue is full. */
+static int introduce(const struct attempt *attempt)
 {
     struct sockaddr_storage local = {.ss_family = AF_UNSPEC};
     socklen_t length = sizeof local;
     struct pollfd writable = {.fd = attempt->fd, .events = POLLOUT};
     struct mosnhook_address source;
-    struct header header;
-    long sent;
+    int result;
 
     if (sys_getsockname(attempt->fd, &local, &length) < 0 ||
         !address_from_sockaddr((struct sockaddr *)&local, length, &source))
         return ENOTCONN;
-    build_header(&header, attempt, &source);
-    for (bool waited = false;; waited = true) {
-        sent = sys_sendto(attempt->fd, header.bytes, header.size, MSG_DONTWAIT | MSG_NOSIGNAL, NULL,
-                          0);
-        if (sent == (long)header.size)
-            return 0;
-        if (waited || (sent != -EAGAIN && sent != -ENOTCONN))
-            return sent < 0 ? (int)-sent : EMSGSIZE;
+    result = server_check(attempt, &source);
+    if (result == EAGAIN) {
         sys_poll(&writable, 1, HANDSHAKE_MS);
+        result = server_check(attempt, &source);
     }
+    return result == 0 ? send_header(attempt, &source) : result;
 }
 
 /* One round over the listeners. Besides results as of transport_header, EAGAIN: all are full. */
@@ -135,7 +144,7 @@ static int try_listeners(struct attempt *attempt)
         }
         if (result != EINPROGRESS)
             return socket_settle(attempt, result, &via);
-        result = send_header(attempt);
+        result = introduce(attempt);
         if (result == 0) {
             memo_write(attempt->fd, MOSNHOOK_MEMO_RELAYED, &attempt->destination);
             if (!attempt->waits)
@@ -147,6 +156,8 @@ static int try_listeners(struct attempt *attempt)
         socket_disconnect(attempt);
         if (result == EAGAIN || result == ENOTCONN)
             last = EAGAIN;
+        if (result == EMFILE)
+            return EMFILE;
     }
     return last;
 }

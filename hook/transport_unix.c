@@ -11,20 +11,13 @@
 enum {
     BACKLOG_CHECK_MS = 5,
     ERRNO_MAX = 4095,
-    FIRST_FREE_FD = 3, /* the program may have closed its stdio */
 };
 
 /* A control socket, not connected yet: its descriptor, or an outcome (negative). */
 static int open_control(void)
 {
-    int fd = sys_socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    int fd = socket_open(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0);
 
-    if (fd >= 0 && fd < FIRST_FREE_FD) {
-        int higher = sys_fcntl(fd, F_DUPFD_CLOEXEC, FIRST_FREE_FD);
-
-        sys_close(fd);
-        fd = higher;
-    }
     /* No descriptor left, or a sandbox that allows no such socket. */
     return fd < 0 ? OUTCOME_OTHER_TRANSPORT : fd;
 }

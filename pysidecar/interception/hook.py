@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shlex
 import socket
 from collections.abc import Sequence
@@ -170,6 +171,7 @@ class ConnectHook(Interception):
                 parks=self._parks,
                 own=self._also_own,
                 rules=hook_rules(outbound, direct=not self._no_direct),
+                server_uid=os.geteuid(),
             ),
             State.SERVING,
         )

@@ -61,7 +61,8 @@ _WHEN_AWAY = {
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What the page tells hooked processes. ``rules`` is compiled, see
-    ``pysidecar.routing.table.hook_rules``; ``control_path`` is absolute."""
+    ``pysidecar.routing.table.hook_rules``; ``control_path`` is absolute; ``server_uid`` is the user
+    whose the listeners are: to another's nothing is sent."""
 
     transport: str
     when_away: WhenAway
@@ -70,6 +71,7 @@ class Policy:
     parks: Sequence[Address]
     own: Sequence[Address]
     rules: bytes
+    server_uid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,7 @@ class PolicyPage:
         with self._writing():
             page.transport = _TRANSPORTS[policy.transport]
             page.when_away = _WHEN_AWAY[policy.when_away.mode]
+            page.server_uid = policy.server_uid
             page.wait_ms = min(round(policy.when_away.wait * 1000), _MAX_U32)
             page.control_path = os.fsencode(policy.control_path).ljust(
                 lib.MOSNHOOK_PATH_SIZE, b"\0"

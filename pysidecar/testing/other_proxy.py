@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,10 +18,14 @@ __all__ = ["hooked_to"]
 
 
 @contextlib.contextmanager
-def hooked_to(listeners: Sequence[Address], page_path: Path) -> Iterator[dict[str, str]]:
+def hooked_to(
+    listeners: Sequence[Address], page_path: Path, *, served_by: int | None = None
+) -> Iterator[dict[str, str]]:
     """The variables that hook a process to a proxy that is not ours, everything captured.
 
-    ``page_path`` is where the policy page is, until the end of the block.
+    ``page_path`` is where the policy page is, until the end of the block. ``served_by`` is the uid
+    as which the proxy runs, by default that of this process: the hook sends to no other user's
+    listener, except root's.
     """
     page = PolicyPage(page_path, socket_mode=0o600)
     # The proxy gives no sign of life to the page; a data plane without listeners does nothing else.
@@ -37,6 +42,7 @@ def hooked_to(listeners: Sequence[Address], page_path: Path) -> Iterator[dict[st
                 parks=[],
                 own=[],
                 rules=compile_rules([]),
+                server_uid=os.geteuid() if served_by is None else served_by,
             ),
             State.SERVING,
         )

@@ -33,6 +33,7 @@ POLICY = Policy(
     parks=[Address("127.0.0.1", 4000)],
     own=[Address("127.0.0.1", 15000)],
     rules=compile_rules([]),
+    server_uid=1337,
 )
 
 
@@ -60,6 +61,7 @@ def test_everything_published_can_be_read(tmp_path: Path) -> None:
     own = [Address.from_native(page.own[i]) for i in range(page.own_count)]
     assert (listeners, parks, own) == (POLICY.listeners, POLICY.parks, POLICY.own)
     assert page.rules.size == len(POLICY.rules)
+    assert page.server_uid == 1337
 
 
 def test_a_status_is_what_was_published(tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_who_may_use_the_socket_may_read_the_page(
 def test_a_reader_never_sees_half_a_policy(tmp_path: Path) -> None:
     path = tmp_path / "hook.policy"
     page = PolicyPage(path, socket_mode=0o600)
-    small = Policy("unix", WhenAway("refuse"), Path("/a"), [], [], [], compile_rules([]))
+    small = Policy("unix", WhenAway("refuse"), Path("/a"), [], [], [], compile_rules([]), 0)
     page.publish(small, State.SERVING)
     mapped = as_a_hook_maps_it(path)
     done = threading.Event()

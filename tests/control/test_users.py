@@ -133,3 +133,26 @@ for flags in os.O_RDONLY, os.O_RDWR, os.O_WRONLY:
         with start_script(user, script, page_path(sidecar.control_socket)) as process:
             output, errors = process.communicate()
         assert output.split() == ["yes" if readable else "no", "no", "no"], errors
+
+
+def test_who_takes_a_killed_sidecars_port_is_sent_nothing(start: Start) -> None:
+    sidecar = start("control_socket_mode: '0666'\ntransport: header")
+    listener, squatting = (
+        sidecar.listener,
+        """
+listener = socket.create_server((sys.argv[1], int(sys.argv[2])))
+print("listens", flush=True)
+with listener.accept()[0] as client:
+    print(client.recv(4096))
+""",
+    )
+    squatter, caller = USERS
+    sidecar.kill()
+    with start_script(squatter, squatting, listener.host, listener.port) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "listens\n"
+        assert sidecar.refuses(caller)
+        output, errors = process.communicate(timeout=PATIENCE)
+    # Reset before anything was sent, or (where that is seen sooner) not even accepted.
+    assert "QUIT" not in output
+    assert "ConnectionResetError" in errors or output == "b''\n"

@@ -11,6 +11,7 @@ import array
 import contextlib
 import ctypes
 import errno
+import os
 import random
 import select
 import socket
@@ -35,10 +36,10 @@ RELAYED = 1  # a memo's kind
 MAX_LISTENERS, MAX_PARKS, MAX_OWN = 16, 16, 64
 
 _ADDRESS = struct.Struct("=16sHHI")
-_HEAD = struct.Struct("=4I Q 6I 108s 2I")
+_HEAD = struct.Struct("=4I Q 6I 108s 3I")
 _REQUEST = struct.Struct("=I2H 24s 16s")
 _ANSWER = struct.Struct("=I2H i 24s")
-_SEQUENCE, _STATE, _ALIVE, _ELSEWHERE = 8, 12, 16, _HEAD.size - 4
+_SEQUENCE, _STATE, _ALIVE, _ELSEWHERE = 8, 12, 16, _HEAD.size - 8
 _RULES_AT = _HEAD.size + (MAX_LISTENERS + MAX_PARKS + MAX_OWN) * _ADDRESS.size
 
 _SO_PEERNAME, _SO_ATTACH_FILTER, _TCP_FASTOPEN_KEY = 28, 26, 33
@@ -188,6 +189,7 @@ class Sidecar:
         backlog: int = 128,
         fallback: Decision = errno.ECONNREFUSED,
         accepting: bool = True,
+        server_uid: int | None = None,
     ) -> None:
         self.directory = directory
         self.control_path = directory / "hook.sock"
@@ -201,6 +203,7 @@ class Sidecar:
         self.transport, self.when_away, self.wait_ms = transport, when_away, wait_ms
         self.excluded, self.asked, self.own = list(excluded), list(asked), list(own)
         self.state = SERVING
+        self.server_uid = os.geteuid() if server_uid is None else server_uid
         self.elsewhere = bool(asked)
         self._waiting: list[tuple[socket.socket, socket.socket, int]] = []
         self._held: list[socket.socket] = []
@@ -276,6 +279,7 @@ class Sidecar:
             str(self.control_path).encode(),
             0,
             self.elsewhere,
+            self.server_uid,
         )
         self._page[: _HEAD.size] = head
         struct.pack_into("=I", self._page, _SEQUENCE, self._sequence)
@@ -455,7 +459,10 @@ class Sidecar:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("2i", 1, 0))
 
     def _serve_header(self, connection: socket.socket) -> None:
-        head = self._read(connection, 16)
+        try:
+            head = self._read(connection, 16)
+        except ConnectionResetError:
+            head = b""
         if not head:
             return  # a hook whose socket turned out not to need it
         assert head[:12] == b"\r\n\r\n\0\r\nQUIT\n", head

@@ -387,17 +387,18 @@ def test_listeners_and_parks_share_the_load(
     assert len(sidecar.accepted) == len(hosts)
 
 
-def test_the_hook_costs_a_captured_process_no_descriptor(
-    run: Runner, sidecar: Sidecar, upstream: EchoServer
+@pytest.mark.parametrize("transport", [UNIX, HEADER])
+def test_a_captured_connect_without_a_descriptor_left_says_so(
+    run: Runner, make_sidecar: MakeSidecar, transport: int
 ) -> None:
-    """With all descriptors in use a real connect works; so does a captured one, by header."""
-    sidecar.fallback = upstream.address
-    command = ["prlimit", "--nofile=4", str(run.programs("connect")), "-e", V4, str(PORT)]
+    """The hook needs one for a moment, whichever way it takes."""
+    sidecar = make_sidecar(transport=transport)
+    command = ["prlimit", "--nofile=4", str(run.programs("connect")), V4, str(PORT)]
     done = subprocess.run(
         command, env=run.environment(sidecar, {}), capture_output=True, text=True, check=True
     )
-    assert Result.parse(done.stdout)["echo"] == "hello"
-    assert [one.transport for one in sidecar.wait_for_requests()] == [HEADER]
+    assert Result.parse(done.stdout).number("connect") == errno.EMFILE
+    assert sidecar.requests == []
 
 
 ASKED = ("192.0.2.0/24", "2001:db8::/32")

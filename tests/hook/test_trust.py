@@ -8,20 +8,31 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.hook.reference import Sidecar
-from tests.hook.support import PORT, SANITIZED, V4, EchoServer, Result, Runner
+from tests.hook.reference import HEADER, Endpoint, Sidecar
+from tests.hook.support import (
+    MAPPED,
+    PORT,
+    SANITIZED,
+    V4,
+    V6,
+    EchoServer,
+    Result,
+    Runner,
+)
+from tests.talking import Talking
 
 MakeSidecar = Callable[..., Sidecar]
 NOBODY = 65534
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs two users")
-needs_plain_hook = pytest.mark.skipif(SANITIZED, reason="its runtime is not for setuid programs")
+needs_plain_hook = pytest.mark.skipif(SANITIZED, reason="its runtime is root's")
 
 
 def _refused(result: Result) -> bool:
@@ -112,6 +123,7 @@ def test_what_belongs_to_another_user_is_not_followed(
 
 
 @needs_root
+@needs_plain_hook
 def test_a_squatted_directory_in_tmp_is_not_followed(run: Runner, upstream: EchoServer) -> None:
     """/tmp/pysidecar-<uid> of a user who has no sidecar, made by another one."""
     uid = 54321
@@ -282,3 +294,114 @@ def test_a_setuid_program_is_captured_by_roots_page_only(
             os.chown(path, 0, 0)
         assert len(sidecar.requests) == 1
     assert sidecar.errors == []
+
+
+# ---- Who listens where the sidecar did ----
+
+_LISTENS = """
+import os, socket, sys
+host, port, opened_as, runs_as, accepts = sys.argv[1], *map(int, sys.argv[2:])
+os.setegid(opened_as)
+os.seteuid(opened_as)
+listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.bind((host, port))
+listener.listen()
+os.seteuid(0)
+os.setresuid(runs_as, runs_as, runs_as)
+print("ready", flush=True)
+connections = [listener.accept()[0]] if accepts else []
+sys.stdin.readline()  # the client has ended
+listener.setblocking(False)
+while True:
+    try:
+        connections.append(listener.accept()[0])
+    except BlockingIOError:
+        break
+print(*(connection.recv(4096).hex() for connection in connections), flush=True)
+"""
+
+
+class _Listener(Talking):
+    """A process of another user that listens there; it ``accepts`` the first connection at once, or
+    all of them at the end only."""
+
+    def __init__(
+        self, address: Endpoint, runs_as: int, *, opened_as: int | None = None, accepts: bool
+    ) -> None:
+        users = [runs_as if opened_as is None else opened_as, runs_as, int(accepts)]
+        super().__init__(
+            subprocess.Popen(
+                [sys.executable, "-c", _LISTENS, *map(str, [*address[:2], *users])],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        assert self.read() == "ready\n"
+
+    def received(self) -> bytes:
+        """What clients sent."""
+        self.write("")
+        return bytes.fromhex(self.read().strip())
+
+
+def _listener_of_the_dead(
+    make_sidecar: MakeSidecar, server_uid: int, host: str = "127.0.0.1"
+) -> tuple[Sidecar, Endpoint]:
+    """A sidecar that was just killed, so that its page looks alive, and where it listened."""
+    sidecar = make_sidecar(transport=HEADER, listeners=[host], server_uid=server_uid)
+    address: Endpoint = sidecar.listeners[0].getsockname()[:2]
+    sidecar.kill()
+    return sidecar, address
+
+
+SERVER = 1337
+
+
+@needs_root
+@pytest.mark.parametrize("accepts", [False, True])
+@pytest.mark.parametrize("mode", ["blocking", "nonblocking"])
+@pytest.mark.parametrize(
+    ("host", "destination"),
+    [("127.0.0.1", V4), ("127.0.0.1", MAPPED), ("::1", V6)],
+)
+@pytest.mark.parametrize("server_uid", [0, SERVER])
+def test_nothing_is_sent_to_another_users_listener(
+    run: Runner,
+    make_sidecar: MakeSidecar,
+    host: str,
+    destination: str,
+    mode: str,
+    accepts: bool,
+    server_uid: int,
+) -> None:
+    sidecar, address = _listener_of_the_dead(make_sidecar, server_uid, host)
+    option = ["-n"] if mode == "nonblocking" else []
+    with _Listener(address, NOBODY, accepts=accepts) as squatter:
+        sidecar.beat()
+        assert _refused(run("connect", *option, "-e", destination, PORT, sidecar=sidecar))
+        assert squatter.received() == b""
+
+
+@needs_root
+@pytest.mark.parametrize("accepts", [False, True])
+@pytest.mark.parametrize("opened_as", [SERVER, 0])
+def test_the_user_whom_the_page_names_is_sent_to(
+    run: Runner, make_sidecar: MakeSidecar, accepts: bool, opened_as: int
+) -> None:
+    """Also where it opened its listener as root, as proxies do."""
+    sidecar, address = _listener_of_the_dead(make_sidecar, SERVER)
+    with _Listener(address, SERVER, opened_as=opened_as, accepts=accepts) as proxy:
+        sidecar.beat()
+        assert run("connect", V4, PORT, sidecar=sidecar)["connect"] == "0"
+        assert proxy.received().startswith(b"\r\n\r\n\0\r\nQUIT\n")
+
+
+def test_where_the_kernel_cannot_be_asked_nothing_is_sent(
+    run: Runner, make_sidecar: MakeSidecar
+) -> None:
+    sidecar = make_sidecar(transport=HEADER)
+    assert _refused(run("sandbox", "no-netlink", V4, PORT, sidecar=sidecar))
+    assert run("sandbox", "no-unix", V4, PORT, sidecar=sidecar)["connect"] == "0"

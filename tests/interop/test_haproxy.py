@@ -25,6 +25,7 @@ from tests.interop.servers import (
     running,
     wait_until,
 )
+from tests.users import needs_root
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,13 @@ class _HAProxy:
 
 
 @pytest.fixture
-def haproxy(web: Nginx, tmp_path: Path) -> Iterator[_HAProxy]:
+def haproxy_user() -> str:
+    """A line of the configuration: the user as which it runs, by default ours."""
+    return ""
+
+
+@pytest.fixture
+def haproxy(web: Nginx, tmp_path: Path, haproxy_user: str) -> Iterator[_HAProxy]:
     here = _HAProxy(
         Address("127.0.0.1", free_port()),
         Address("127.0.0.1", free_port()),
@@ -59,6 +66,7 @@ def haproxy(web: Nginx, tmp_path: Path) -> Iterator[_HAProxy]:
 global
     maxconn 200
     log stdout format raw local0
+    {haproxy_user}
 defaults
     log global
     timeout connect {PATIENCE:g}s
@@ -110,6 +118,18 @@ def test_haproxy_learns_the_original_destination(
     # HAProxy writes IPv6 addresses without brackets.
     assert f"x-original-destination: {host}:8123" in output.splitlines()
     haproxy.wait_for(f"{host}:8123")
+
+
+@needs_root
+@pytest.mark.parametrize("haproxy_user", ["uid 65534"])
+def test_haproxy_may_be_another_user_if_the_page_names_it(
+    haproxy: _HAProxy, tmp_path: Path
+) -> None:
+    url = f"http://{literal(WEB, 8123)}/whoami"
+    command = [program("curl"), "-sS", "--include", url]
+    with hooked_to([haproxy.naming], tmp_path / "named", served_by=65534) as environment:
+        assert f"x-original-destination: {WEB}:8123" in _run(command, environment).splitlines()
+    haproxy.wait_for(f"{WEB}:8123")
 
 
 @pytest.mark.parametrize("name", HTTP_CLIENTS)

@@ -1,10 +1,11 @@
 /* connect() with few system calls left.
  *
- * sandbox quiet|network|no-unix IP PORT
+ * sandbox quiet|network|no-unix|no-netlink IP PORT
  *
  * quiet    any system call but connect kills, between two marks
  * network  what a program with sockets cannot do without is allowed, the rest kills
- * no-unix  socket(AF_UNIX) fails, as under systemd's RestrictAddressFamilies= */
+ * no-unix, no-netlink
+ *          socket() of that family fails, as under systemd's RestrictAddressFamilies= */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <linux/filter.h>
@@ -49,13 +50,13 @@ static void allow_only(const int *calls, size_t count)
         _exit(4);
 }
 
-static void no_unix_sockets(void)
+static void no_sockets_of(unsigned family)
 {
     struct sock_filter filter[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_socket, 0, 3),
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AF_UNIX, 0, 1),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, family, 0, 1),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EAFNOSUPPORT),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
@@ -81,7 +82,7 @@ int main(int count, char **arguments)
     else if (strcmp(arguments[1], "network") == 0)
         allow_only(network, sizeof network / sizeof *network);
     else
-        no_unix_sockets();
+        no_sockets_of(strcmp(arguments[1], "no-unix") == 0 ? AF_UNIX : AF_NETLINK);
     result = connect(fd, (struct sockaddr *)&address, sizeof address);
     size = snprintf(line, sizeof line, "connect=%d\n", result < 0 ? errno : 0);
     return write(1, line, (size_t)size) != size ? 3 : (_exit(0), 0);
