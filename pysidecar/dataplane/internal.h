@@ -377,6 +377,8 @@ struct dp {
 };
 
 void *worker_run(void *worker);
+/* One turn of its loop: waits for events, and does what they ask for. */
+void worker_turn(struct worker *worker);
 /* Stops accepting for good; the last worker to do so closes the listeners. */
 void worker_leave_listeners(struct worker *worker);
 int worker_watch(struct worker *worker, struct watch *watch, uint32_t events);

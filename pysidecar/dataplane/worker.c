@@ -345,33 +345,36 @@ static void show_sign_of_life(const struct worker *worker)
         __atomic_store_n(&page->alive_ns, worker->now_ns, __ATOMIC_RELEASE);
 }
 
+void worker_turn(struct worker *worker)
+{
+    struct epoll_event events[EVENT_BATCH];
+    struct connection *connection;
+    int count;
+
+    show_sign_of_life(worker);
+    count = wait_for_events(worker, events);
+    update_clock(worker);
+    for (int direction = 0; direction < DIRECTIONS; direction++)
+        worker_table(worker, direction);
+    direct_take_reused(worker);
+    for (int i = 0; i < count; i++)
+        dispatch(worker, events[i].data.ptr, events[i].events);
+    accelerate_poll(worker);
+    run_runnable(worker);
+    while ((connection = timer_expired(&worker->timers, worker->now_ms)))
+        expire(connection);
+    go_on_accepting(worker);
+    drain_listeners(worker);
+    connections_hand_over(worker);
+}
+
 void *worker_run(void *argument)
 {
     struct worker *worker = argument;
-    struct dp *dp = worker->dp;
-    struct epoll_event events[EVENT_BATCH];
-    struct connection *connection;
 
     update_clock(worker);
     set_accepting(worker, true);
-    while (!atomic_load_explicit(&dp->stopping, memory_order_acquire)) {
-        int count;
-
-        show_sign_of_life(worker);
-        count = wait_for_events(worker, events);
-        update_clock(worker);
-        for (int direction = 0; direction < DIRECTIONS; direction++)
-            worker_table(worker, direction);
-        direct_take_reused(worker);
-        for (int i = 0; i < count; i++)
-            dispatch(worker, events[i].data.ptr, events[i].events);
-        accelerate_poll(worker);
-        run_runnable(worker);
-        while ((connection = timer_expired(&worker->timers, worker->now_ms)))
-            expire(connection);
-        go_on_accepting(worker);
-        drain_listeners(worker);
-        connections_hand_over(worker);
-    }
+    while (!atomic_load_explicit(&worker->dp->stopping, memory_order_acquire))
+        worker_turn(worker);
     return NULL;
 }
