@@ -32,6 +32,12 @@ test-quick: setup-tests ## run the tests without those of real applications
 test-sanitizers: setup-tests ## run the tests of the C code under ASan and UBSan
 	@scripts/test-sanitizers
 
+FUZZ_SECONDS = 60
+
+.PHONY: fuzz
+fuzz: setup-tests ## fuzz what reads others' input (FUZZ_SECONDS=… for each target, TARGET=…)
+	@$(PYTHON) scripts/fuzz.py --seconds $(FUZZ_SECONDS) $(TARGET)
+
 .PHONY: soak
 soak: setup-tests ## run the long tests (minutes each)
 	$(PYTHON) -m pytest -m soak --timeout 1800

@@ -98,6 +98,7 @@ TO_TEST: list[Requirement] = [
     ("iproute2", program("ip", "ss")),
     ("iptables", program("iptables-nft-restore", "iptables-legacy-restore")),
     STREAM_MODULE,
+    ("libclang-rt-dev", file("/usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a")),
     ("musl-tools", program("musl-gcc")),
     ("nftables", program("nft")),
     ("nodejs", program("node")),
