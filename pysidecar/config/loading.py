@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ from pysidecar.config.schema import Config, section_of
 __all__ = ["ConfigError", "Problem", "load", "parse"]
 
 _MAX_BYTES = 16 << 20  # 10,000 routes take about 1 MiB
+_MAX_DEPTH = 32  # mappings and lists within each other
+_MAX_VALUES = 1_000_000  # 50,000 routes have some 400,000
+_MAX_ALIASED = 100_000  # of them that aliases may stand for
 _MAX_SHOWN = 60  # characters of a value in a message
+_MAX_PROBLEMS = 100  # that are shown
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 2 * _MAX_SHOWN
+_repr = _short.repr  # whose cost has a limit, whatever the value
 
 KeyPath = tuple[str | int, ...]
 
@@ -41,13 +50,15 @@ class ConfigError(Exception):
         super().__init__("\n".join(self._lines()))
 
     def _lines(self) -> Iterator[str]:
-        for problem in self.problems:
+        for problem in self.problems[:_MAX_PROBLEMS]:
             place = self.source if problem.line is None else f"{self.source}:{problem.line}"
             yield (
                 f"{place}: {problem.key}: {problem.message}"
                 if problem.key
                 else (f"{place}: {problem.message}")
             )
+        if (more := len(self.problems) - _MAX_PROBLEMS) > 0:
+            yield f"{self.source}: {more:,} more like these"
 
 
 def load(path: Path | None) -> Config:
@@ -68,12 +79,13 @@ def load(path: Path | None) -> Config:
 
 def parse(data: bytes | str, *, source: str = "configuration") -> Config:
     """Reads YAML. ``source`` stands before every error. Raises ConfigError."""
-    plain, lines, problems = _read_yaml(data, source)
+    plain, problems = _read_yaml(data, source)
     if plain is not None and not isinstance(plain, dict):
         raise ConfigError(source, [Problem("", "expected keys such as outbound: at the top", 1)])
     try:
         config = Config.model_validate(plain if plain is not None else {})
     except ValidationError as error:
+        lines = _read_lines(data)
         for detail in error.errors(include_url=False):
             if detail["type"] == "too_short" and detail["input"]:
                 continue  # its entries are there, and reported by themselves
@@ -85,33 +97,181 @@ def parse(data: bytes | str, *, source: str = "configuration") -> Config:
 
 # ---- YAML ----
 
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Plain values as in YAML 1.2: only ``true`` and ``false`` are booleans, and a leading zero or
-    a colon makes a text and not a number (1.1 reads 0600 as octal and 10:20 as base 60)."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"null|Null|NULL|~|$"), None)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|false"), None)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"-?(?:0|[1-9][0-9]*)$"), None)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]+$"), None
-)
+_CLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_NOTHING = object()
+_CONSTANTS: dict[str, Any] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    "true": True,
+    "false": False,
+}
+_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,18})", re.ASCII)
+_FRACTION = re.compile(r"-?(?:0|[1-9][0-9]{0,18})\.[0-9]+", re.ASCII)
+_TEXT_TAGS = ("tag:yaml.org,2002:str", "!")
+_COLLECTION_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", "!")
 
 
-def _read_yaml(data: bytes | str, source: str) -> tuple[Any, dict[KeyPath, int], list[Problem]]:
-    """The plain values, the line of each key, and what YAML itself lets pass: duplicate keys."""
-    try:
-        loader = _Loader(data)
+def _plain(text: str) -> Any:
+    """An unquoted value as in YAML 1.2: only ``true`` and ``false`` are booleans, and a leading
+    zero or a colon makes a text and not a number (1.1 reads 0600 as octal and 10:20 as base 60)."""
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if text[0] in "-0123456789":
+        if _INTEGER.fullmatch(text):
+            return int(text)
+        if _FRACTION.fullmatch(text):
+            return float(text)
+    return text
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    """A mapping or list whose end has not come. ``size`` is in values, those within aliases too."""
+
+    value: Any
+    anchor: str | None
+    size: int = 1
+    key: Any = _NOTHING  # of a mapping: whose value comes next
+    key_line: int = 0
+    lines: dict[str, int] = field(default_factory=dict)  # of the keys
+
+
+class _Refused(Exception):
+    """What YAML allows and no configuration needs, or an error of YAML's."""
+
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+class _Builder:
+    """Plain values from the events of a parser. Nothing is built that is nested too deep, or that
+    aliases make large: an alias stands for its value, and is one object with it."""
+
+    def __init__(self, source: str) -> None:
+        self.problems: list[Problem] = []
+        self._source = source
+        self._open: list[_Open] = []
+        self._root: Any = _NOTHING
+        self._anchors: dict[str, tuple[Any, int]] = {}
+        self._aliased = 0
+
+    def build(self, loader: Any) -> Any:
+        """The document, None where there is none. Raises ConfigError."""
+        get_event = loader.get_event
         try:
-            root = loader.get_single_node()
-            lines: dict[KeyPath, int] = {}
-            problems: list[Problem] = []
-            if root is not None:
-                _index(root, (), lines, problems, set())
-            plain = loader.construct_document(root) if root is not None else None
+            while True:
+                event = get_event()
+                kind = type(event)
+                if kind is yaml.ScalarEvent:
+                    self._scalar(event)
+                elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
+                    self._start(event, {} if kind is yaml.MappingStartEvent else [])
+                elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
+                    done = self._open.pop()
+                    if done.anchor is not None:
+                        self._anchors[done.anchor] = (done.value, done.size)
+                    self._add(done.value, done.size, event)
+                elif kind is yaml.AliasEvent:
+                    self._alias(event)
+                elif kind is yaml.DocumentStartEvent:
+                    if self._root is not _NOTHING:
+                        raise _Refused("expected one document", _line(event))
+                elif kind is yaml.StreamEndEvent:
+                    return None if self._root is _NOTHING else self._root
+        except _Refused as refusal:
+            self.problems.append(Problem(self._key(), str(refusal), refusal.line))
+            raise ConfigError(self._source, self.problems) from None
+
+    def _scalar(self, event: Any) -> None:
+        text = event.value
+        if self._expects_key():
+            top = self._open[-1]
+            line = _line(event)
+            if text in top.lines:
+                self.problems.append(
+                    Problem(
+                        self._key(text),
+                        f"expected each key once; it is in line {top.lines[text]} already",
+                        line,
+                    )
+                )
+            top.lines.setdefault(text, line)
+            top.key = text
+            return
+        if event.tag is not None and event.tag not in _TEXT_TAGS:
+            raise _Refused(f"expected no tag {_shown(event.tag)}", _line(event))
+        value = _plain(text) if event.tag is None and event.implicit[0] else text
+        if event.anchor is not None:
+            self._anchors[event.anchor] = (value, 1)
+        self._add(value, 1, event)
+
+    def _start(self, event: Any, value: Any) -> None:
+        if self._expects_key():
+            raise _Refused("expected a text as key", _line(event))
+        if event.tag is not None and event.tag not in _COLLECTION_TAGS:
+            raise _Refused(f"expected no tag {_shown(event.tag)}", _line(event))
+        if len(self._open) >= _MAX_DEPTH:
+            raise _Refused(f"expected a depth of at most {_MAX_DEPTH}", _line(event))
+        if event.anchor is not None:
+            self._anchors.pop(event.anchor, None)
+        self._open.append(_Open(value, event.anchor))
+
+    def _alias(self, event: Any) -> None:
+        if self._expects_key():
+            raise _Refused("expected a text as key", _line(event))
+        if event.anchor not in self._anchors:
+            raise _Refused(
+                f"expected an alias of a value before it: *{_shown(event.anchor)}", _line(event)
+            )
+        value, size = self._anchors[event.anchor]
+        self._aliased += size
+        if self._aliased > _MAX_ALIASED:
+            raise _Refused(
+                f"expected aliases that stand for at most {_MAX_ALIASED:,} values", _line(event)
+            )
+        self._add(value, size, event)
+
+    def _expects_key(self) -> bool:
+        return bool(
+            self._open and self._open[-1].key is _NOTHING and type(self._open[-1].value) is dict
+        )
+
+    def _add(self, value: Any, size: int, event: Any) -> None:
+        if not self._open:
+            self._root = value
+            return
+        top = self._open[-1]
+        top.size += size
+        if type(top.value) is list:
+            top.value.append(value)
+        else:
+            top.value[top.key] = value
+            top.key = _NOTHING
+        if top.size > _MAX_VALUES:
+            raise _Refused(f"expected at most {_MAX_VALUES:,} values", _line(event))
+
+    def _key(self, last: str | None = None) -> str:
+        """Of the place where the parser is."""
+        path: list[str | int] = []
+        for each in self._open:
+            if type(each.value) is list:
+                path.append(len(each.value))
+            elif each.key is not _NOTHING:
+                path.append(each.key)
+        return _spell((*path, last) if last is not None else tuple(path))
+
+
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1
+
+
+def _read_yaml(data: bytes | str, source: str) -> tuple[Any, list[Problem]]:
+    """The plain values, and the keys that are there twice. Raises ConfigError."""
+    builder = _Builder(source)
+    try:
+        loader = _CLoader(data)
+        try:
+            return builder.build(loader), builder.problems
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
@@ -120,43 +280,40 @@ def _read_yaml(data: bytes | str, source: str) -> tuple[Any, dict[KeyPath, int],
         raise ConfigError(
             source, [Problem("", f"not YAML: {text}", mark.line + 1 if mark else None)]
         ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except yaml.reader.ReaderError as error:
+        line = data[: error.position].count(b"\n" if isinstance(data, bytes) else "\n") + 1  # type: ignore[arg-type]
         raise ConfigError(
-            source, [Problem("", f"not YAML: {' '.join(str(error).split())}")]
+            source, [Problem("", f"not YAML: {error.reason}: expected text in UTF-8", line)]
         ) from None
-    return plain, lines, problems
+    except UnicodeError as error:
+        raise ConfigError(source, [Problem("", f"not YAML: {error}")]) from None
 
 
-def _index(
-    node: yaml.Node,
-    path: KeyPath,
-    lines: dict[KeyPath, int],
-    problems: list[Problem],
-    seen: set[int],
-) -> None:
+def _read_lines(data: bytes | str) -> dict[KeyPath, int]:
+    """The line of each key, of what ``_read_yaml`` could read."""
+    lines: dict[KeyPath, int] = {}
+    loader = _CLoader(data)
+    try:
+        root = loader.get_single_node()
+        if root is not None:
+            _index(root, (), lines, set())
+    finally:
+        loader.dispose()
+    return lines
+
+
+def _index(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], seen: set[int]) -> None:
     lines.setdefault(path, node.start_mark.line + 1)
     if id(node) in seen:  # an alias: its lines are where it was first written
         return
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _index(item, (*path, index), lines, problems, seen)
+            _index(item, (*path, index), lines, seen)
     elif isinstance(node, yaml.MappingNode):
-        first_lines: dict[str, int] = {}
         for key, value in node.value:
-            name = str(key.value)
-            line = key.start_mark.line + 1
-            if name in first_lines:
-                problems.append(
-                    Problem(
-                        _spell((*path, name)),
-                        f"expected each key once; it is in line {first_lines[name]} already",
-                        line,
-                    )
-                )
-            first_lines.setdefault(name, line)
-            lines[(*path, name)] = line
-            _index(value, (*path, name), lines, problems, seen)
+            lines[(*path, key.value)] = key.start_mark.line + 1
+            _index(value, (*path, key.value), lines, seen)
 
 
 # ---- What the schema found, in our words ----
@@ -165,8 +322,17 @@ def _index(
 def _spell(path: KeyPath) -> str:
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += f".{_shown(part)}" if text else _shown(part)
     return text
+
+
+def _shown(text: str) -> str:
+    """A key or the like, without what a terminal would obey, and short."""
+    text = text[:_MAX_SHOWN]
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def _problem(detail: Any, plain: Any, lines: dict[KeyPath, int]) -> Problem:
@@ -222,7 +388,7 @@ def _message(detail: Any, path: KeyPath) -> str:
         expected = re.sub("^expected a valid ", "expected a whole ", text).replace(
             "whole integer", "whole number"
         )
-    shown = repr(value)
+    shown = _repr(value)
     if len(shown) > _MAX_SHOWN:
         shown = shown[: _MAX_SHOWN - 1] + "…"
     return f"{shown}: {expected}"

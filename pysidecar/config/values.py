@@ -269,9 +269,12 @@ HostText = Annotated[str, PlainValidator(parse_host), *_ADDRESS_FORM]
 
 
 def parse_path(value: Any) -> Path:
-    """A path, made absolute: against the directory that the sidecar is started in."""
+    """A path, made absolute: against the directory that the sidecar is started in. Not against a
+    home: the sidecar's and its applications' may differ, and both read the file."""
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise ValueError("expected a path")
+    if str(value).startswith("~"):
+        raise ValueError("expected a path without ~: write the home directory out")
     return Path(value).absolute()
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pysidecar.address import Address
 from pysidecar.config import (
@@ -320,9 +322,28 @@ PORTS = "expected a port such as 5432 or a range such as 8000-8999"
         ("workers: yes", "workers: 'yes': expected a whole number"),
         ("[1]", "expected keys such as outbound: at the top"),
         ("a: [", "not YAML: while parsing a flow node"),
-        ("a: !!python/name:os.system x", "not YAML: could not determine a constructor"),
+        (
+            "a: !!python/name:os.system x",
+            "f.yaml:1: a: expected no tag tag:yaml.org,2002:python/name",
+        ),
+        ("a:\n- !x y", "f.yaml:2: a[0]: expected no tag !x"),
+        ("a: !!binary aGk=", "a: expected no tag tag:yaml.org,2002:binary"),
         ("\x00", "not YAML:"),
-        ("&a [*a]", "expected keys such as outbound: at the top"),
+        ("&a [*a]", "f.yaml:1: [0]: expected an alias of a value before it: *a"),
+        ("a: *b", "a: expected an alias of a value before it: *b"),
+        ("a: 1\n---\nb: 1", "f.yaml:2: expected one document"),
+        ("? [a]\n: b", "expected a text as key"),
+        ("? {a: b}\n: b", "expected a text as key"),
+        ("a: &x b\n*x : c", "f.yaml:2: expected a text as key"),
+        ("a: " + "[" * 40, "a[0][0][0][0]"),
+        ("a: " + "[" * 40, "expected a depth of at most 32"),
+        ("a: 1\nb: \x07", "f.yaml:2: not YAML: control characters are not allowed"),
+        ("workers: " + "9" * 5000, "f.yaml:1: workers: '9999"),
+        ("workers: .nan", "workers: '.nan': expected a whole number"),
+        ("workers: 2001-12-14", "workers: '2001-12-14': expected a whole number"),
+        ("a\u202eb: 1", "f.yaml:1: a\\u202eb: unknown key"),
+        ("access_log: {path: ~/x}", "access_log.path: '~/x': expected a path without ~"),
+        ("outbound: {control_socket: ~root/x}", "control_socket: '~root/x': expected a path"),
         ("access_log: maybe", "access_log: 'maybe': expected 'on' or 'off'"),
         (
             "acceleration: sometimes",
@@ -359,6 +380,118 @@ def test_an_error_names_the_key_the_value_and_what_was_expected(text: str, error
     [line] = errors(text)
     assert line.startswith("f.yaml:")
     assert error in line
+
+
+@pytest.mark.parametrize("name", ["nullog.jsonl", "truelog.jsonl", "falsehood", "null.log", "~"])
+def test_a_text_that_begins_like_a_constant_is_a_text(name: str) -> None:
+    path = parse(f"access_log: {{path: {name}}}").access_log.path
+    assert path == (None if name == "~" else Path(name).absolute())
+
+
+def _bomb(levels: int) -> str:
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    for level in range(1, levels):
+        lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]")
+    return "\n".join(lines)
+
+
+def test_aliases_stand_for_a_bounded_number_of_values() -> None:
+    [line] = errors(_bomb(8))
+    assert line == "f.yaml:5: a4[7]: expected aliases that stand for at most 100,000 values"
+    assert "unknown key" in errors(_bomb(4))[0]
+    config = parse("outbound: {exclude: [&a 10.0.0.0/8, *a], routes: [{match: {ports: &p 80}}]}")
+    assert len(config.outbound.exclude) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: " + "[" * 1_000_000,
+        "{" * 1_000_000,
+        "? " * 1_000_000,
+        "- " * 1_000_000,
+        "a: [" + "1, " * 1_200_000,
+        "a: !" + "x" * 1_000_000,
+        "a: &" + "x" * 1_000_000,
+        "outbound: {exclude: &a [" + "1, " * 1000 + "], routes: [" + "*a, " * 90 + "]}",
+        "outbound: {routes: [" + "1," * 20_000 + "]}",
+        "\0" * 1_000_000,
+        "\n".join(f"key{number}: 1" for number in range(20_000)),
+    ],
+    ids=str.__len__,
+)
+def test_whatever_is_too_much_is_refused_in_few_lines(text: str) -> None:
+    lines = errors(text)
+    assert 1 <= len(lines) <= 101
+    assert all(line.startswith("f.yaml") and len(line) < 1000 for line in lines)
+
+
+_FRAGMENTS = [
+    *(
+        "&a ",
+        "*a",
+        "!!int ",
+        "!x ",
+        "? ",
+        ": ",
+        "- ",
+        "[",
+        "]",
+        "{",
+        "}",
+        "|",
+        ">",
+        "#",
+        "---",
+        "...",
+    ),
+    *(
+        "\n",
+        "  ",
+        "\t",
+        "'",
+        '"',
+        "%YAML 1.1",
+        "<<: ",
+        "~",
+        "null",
+        "true",
+        ".inf",
+        "1e400",
+        "0x1f",
+    ),
+    *("2001-12-14t21:59:43.10-05:00", "\ufeff", "\0", "\x85", "\u2028", "\ud7ff", "9" * 400, "-0"),
+]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, len(EVERYTHING)),
+            st.integers(0, 12),
+            st.one_of(st.sampled_from(_FRAGMENTS), st.text(max_size=3)),
+        ),
+        max_size=6,
+    ),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "latin-1"]),
+    st.binary(max_size=2),
+)
+def test_a_mutilated_file_is_read_or_refused(
+    changes: list[tuple[int, int, str]], encoding: str, more: bytes
+) -> None:
+    text = EVERYTHING
+    for at, cut, put in changes:
+        text = text[:at] + put + text[at + cut :]
+    data = text.encode(encoding, errors="replace") + more
+    refusal = "f.yaml"
+    try:
+        config = parse(data, source="f.yaml")
+    except ConfigError as error:
+        refusal = str(error)
+    else:
+        assert parse(yaml.safe_dump(config.to_plain())) == config
+    assert all(line.startswith("f.yaml") for line in refusal.splitlines())
 
 
 def test_all_errors_are_reported_at_once_with_their_lines() -> None:
