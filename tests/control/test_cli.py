@@ -226,10 +226,10 @@ def test_connections_on_a_terminal_are_a_live_table(sidecar: RunningSidecar, ech
             env={**os.environ, "COLUMNS": "200", "TERM": "xterm"},
         )
         os.close(theirs)
-        shown = ""
-        while shown.count("1 open connections") < 2:
-            shown += os.read(ours, 65536).decode()
-        assert str(echo) in shown
+        shown = b""  # which may end within a character
+        while shown.count(b"1 open connections") < 2:
+            shown += os.read(ours, 65536)
+        assert str(echo).encode() in shown
         watch.send_signal(signal.SIGINT)
         with contextlib.suppress(OSError):  # EIO: the other side is closed
             while os.read(ours, 65536):  # what is not read holds the writer up
