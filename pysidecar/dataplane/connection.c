@@ -57,8 +57,10 @@ struct connection *connection_open(struct worker *worker, const struct listener 
 static const uint8_t following[] = {
     [PHASE_REQUEST] = 1 << PHASE_CONNECTING | 1 << PHASE_DIRECT | 1 << PHASE_CLOSED,
     [PHASE_HEADER] = 1 << PHASE_CONNECTING | 1 << PHASE_CLOSED,
-    [PHASE_CONNECTING] = 1 << PHASE_COMPLETING | 1 << PHASE_RELAYING | 1 << PHASE_CLOSED,
-    [PHASE_COMPLETING] = 1 << PHASE_RELAYING | 1 << PHASE_CLOSED,
+    [PHASE_CONNECTING] =
+        1 << PHASE_COMPLETING | 1 << PHASE_FAILING | 1 << PHASE_RELAYING | 1 << PHASE_CLOSED,
+    [PHASE_COMPLETING] = 1 << PHASE_FAILING | 1 << PHASE_RELAYING | 1 << PHASE_CLOSED,
+    [PHASE_FAILING] = 1 << PHASE_CLOSED,
     [PHASE_RELAYING] = 1 << PHASE_CLOSED,
     [PHASE_DIRECT] = 1 << PHASE_CLOSED,
     [PHASE_CLOSED] = 0,
@@ -136,8 +138,14 @@ void connection_refuse(struct connection *connection, enum dp_end end, int error
         return;
     if (connection->application >= 0 &&
         !(connection->waits && send(connection->request.fd, &answer, sizeof answer,
-                                    MSG_NOSIGNAL | MSG_DONTWAIT) == sizeof answer))
-        park_fail(connection, answer.error);
+                                    MSG_NOSIGNAL | MSG_DONTWAIT) == sizeof answer) &&
+        park_fail(connection, answer.error)) {
+        connection->end = (uint8_t)end;
+        connection->error = error;
+        close_side(&connection->side[UPSTREAM], true);
+        connection_enter(connection, PHASE_FAILING);
+        return;
+    }
     connection_close(connection, end, error);
 }
 

@@ -154,6 +154,7 @@ enum phase {
     PHASE_HEADER,     /* the PROXY header is not complete */
     PHASE_CONNECTING, /* to the upstream */
     PHASE_COMPLETING, /* the parked socket */
+    PHASE_FAILING,    /* the parked socket */
     PHASE_RELAYING,
     PHASE_DIRECT, /* not here: between the application and the upstream */
     PHASE_CLOSED,
@@ -437,7 +438,11 @@ bool park_inspect(struct connection *connection);
 /* Connects the parked (or unparked) socket of the application to us: PHASE_COMPLETING. */
 void park_complete(struct connection *connection);
 void park_completing_event(struct connection *connection, uint32_t events);
-void park_fail(struct connection *connection, int error);
+/* Makes the parked socket fail. True if that takes a moment, after which the connection is closed
+ * with what connection->end and error say: to be PHASE_FAILING until then. */
+bool park_fail(struct connection *connection, int error);
+void park_failing_event(struct connection *connection);
+void park_failing_timeout(struct connection *connection);
 
 void relay_start(struct connection *connection);
 void relay_event(struct connection *connection, int side, uint32_t events);

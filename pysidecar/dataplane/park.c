@@ -294,29 +294,53 @@ static void note_error(const struct connection *connection, int error)
     (void)setsockopt(connection->application, IPPROTO_TCP, TCP_FASTOPEN_KEY, &memo, sizeof memo);
 }
 
-/* S comes to SYN_RECV, in which it is not writable yet, and ends there, by a reset, as a native
- * connect ends that is refused. Whether that could be done. */
-static bool reset_parked(const struct connection *connection)
-{
-    bool connected;
-    int fd = open_crossing(&connection->park, &connection->source, true, &connected);
-
-    if (fd >= 0)
-        close(fd); /* a reset, if it is connected: see tune_socket */
-    return fd >= 0 && connected;
-}
-
-/* The error first: the application may look as soon as its socket fails. */
-void park_fail(struct connection *connection, int error)
+/* Leaves ECONNRESET as well, but not the rest of what a failed connect leaves. */
+static void disconnect_parked(const struct connection *connection)
 {
     struct sockaddr unconnected = {.sa_family = AF_UNSPEC};
 
+    (void)connect(connection->application, &unconnected, sizeof unconnected);
+}
+
+/* The error first: the application may look as soon as its socket fails. Then S comes to SYN_RECV,
+ * in which it is not writable yet, and ends there, by a reset, as a native connect ends that is
+ * refused. */
+bool park_fail(struct connection *connection, int error)
+{
+    struct worker *worker = connection->worker;
+    struct watch *watch = &connection->side[DOWNSTREAM].watch;
+    bool connected = false;
+    int fd;
+
     if (!connection->parked || !is_still_parked(connection))
-        return;
+        return false;
     note_error(connection, error);
-    /* To disconnect S leaves ECONNRESET too, but not the rest of what a failed connect leaves. */
-    if (!reset_parked(connection))
-        (void)connect(connection->application, &unconnected, sizeof unconnected);
+    if (watch->fd >= 0) { /* it could not be completed either */
+        disconnect_parked(connection);
+        return false;
+    }
+    fd = open_crossing(&connection->park, &connection->source, true, &connected);
+    watch->fd = fd >= 0 ? fd : -1;
+    /* Without a connection there is nothing to reset: the SYN waits for a busy processor. */
+    if (fd >= 0 && !connected &&
+        timer_set(&worker->timers, connection, worker->now_ms + COMPLETE_MS) &&
+        worker_watch(worker, watch, EPOLLOUT) == 0)
+        return true;
+    if (!connected)
+        disconnect_parked(connection);
+    return false; /* closing the connection resets the crossing socket: see tune_socket */
+}
+
+void park_failing_event(struct connection *connection)
+{
+    connection_close(connection, connection->end, connection->error);
+}
+
+void park_failing_timeout(struct connection *connection)
+{
+    if (is_still_parked(connection))
+        disconnect_parked(connection);
+    connection_close(connection, connection->end, connection->error);
 }
 
 int dp_parking_works(const struct mosnhook_address *address)

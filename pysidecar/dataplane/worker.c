@@ -270,6 +270,8 @@ static void dispatch(struct worker *worker, struct watch *watch, uint32_t events
         upstream_waits_event(connection, events);
     else if (phase == PHASE_COMPLETING)
         park_completing_event(connection, events);
+    else if (phase == PHASE_FAILING)
+        park_failing_event(connection);
     else
         header_event(connection, events);
 }
@@ -286,6 +288,9 @@ static void expire(struct connection *connection)
         break;
     case PHASE_COMPLETING:
         connection_refuse(connection, DP_END_DOWNSTREAM_GONE, ETIMEDOUT);
+        break;
+    case PHASE_FAILING:
+        park_failing_timeout(connection);
         break;
     case PHASE_DIRECT:
         direct_expire(connection);

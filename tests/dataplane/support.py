@@ -66,6 +66,13 @@ def proxy_header(
     return SIGNATURE + struct.pack("!BBH", command, family, len(body)) + body
 
 
+def events(sock: socket.socket) -> int:
+    """What poll() says now, if it is asked for all that matters here."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN | select.POLLOUT | select.POLLRDHUP)
+    return sum(seen for _, seen in poll.poll(0))
+
+
 class Server:
     """A listener on loopback."""
 
