@@ -136,13 +136,13 @@ class Sidecar:
         return counters
 
     def _own_counters(self) -> OwnCounters:
-        http = self._admin.http
+        gate = self._admin.gate
         return OwnCounters(
             access_log_lost_records=self._access_log.lost_records,
             log_lost_lines=lost_lines(),
-            admin_connections=http.connections,
-            admin_connections_refused=http.refused,
-            admin_bad_requests=http.bad_requests,
+            admin_connections=gate.connections,
+            admin_connections_refused=gate.refused,
+            admin_bad_requests=gate.bad_requests,
         )
 
     def connections(self) -> list[ConnectionRecord]:
@@ -189,7 +189,7 @@ class Sidecar:
         asyncio.get_running_loop().add_reader(data_plane.event_fd, self._on_reports)
         stack.callback(self._ignore_reports)
 
-        self._admin.start()
+        await self._admin.start()
         stack.push_async_callback(self._admin.stop)
         if config.manage_rules:
             remove_leftovers(self._kernel)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from http import HTTPStatus
+from ipaddress import ip_address
 from typing import Any, Protocol
+
+from aiohttp import web
 
 from pysidecar.access_log import describe_connection
 from pysidecar.address import Address
-from pysidecar.admin.http import HttpServer, Request, RequestError, Response
+from pysidecar.admin.gate import BadRequestFilter, Gate, current_connection
 from pysidecar.admin.metrics import CONTENT_TYPE_LATEST, Metrics
 from pysidecar.config import Config
 from pysidecar.dataplane import ConnectionRecord
 
 __all__ = ["AdminServer", "Observed"]
 
-_Page = Callable[[Request], Awaitable[Response]]
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Observed(Protocol):
@@ -50,69 +53,94 @@ class AdminServer:
     def __init__(self, observed: Observed, listener: socket.socket) -> None:
         self._observed = observed
         self.address = Address(*listener.getsockname()[:2])
-        self._listener = listener
-        self.http = HttpServer(listener, self._answer)
-        self._pages: dict[str, _Page] = {
-            "/": self._index,
-            "/ready": self._ready,
-            "/connections": self._connections,
-            "/config": self._config,
-            "/metrics": self._metrics,
-        }
+        self.gate = Gate(listener)
+        application = web.Application(middlewares=[_one_request, _only_addressed_to_us])
+        application.router.add_get("/", self._index)
+        application.router.add_get("/ready", self._ready)
+        application.router.add_get("/connections", self._connections)
+        application.router.add_get("/config", self._config)
+        application.router.add_get("/metrics", self._metrics)
+        logger = logging.Logger(f"{__name__}.aiohttp", logging.DEBUG)  # not shared, so not found
+        logger.parent = logging.getLogger(__name__)
+        logger.addFilter(BadRequestFilter(self.gate))
+        self._runner = web.AppRunner(
+            application, access_log=None, logger=logger, lingering_time=0, shutdown_timeout=0
+        )
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Answers from here on."""
-        self.http.start()
+        await self._runner.setup()
+        assert self._runner.server is not None
+        self.gate.open(self._runner.server)
 
     async def stop(self) -> None:
         """Ends at once, also when a client is slow."""
-        await self.http.stop()
-        self._listener.close()
+        self.gate.close()
+        await self._runner.cleanup()
 
-    async def _answer(self, request: Request) -> Response:
-        page = self._pages.get(request.path)
-        if page is None:
-            raise RequestError(
-                HTTPStatus.NOT_FOUND, f"expected one of {', '.join(self._pages)} as path"
-            )
-        return await page(request)
-
-    async def _index(self, request: Request) -> Response:
-        return Response(
-            b"pysidecar\n"
-            b"  /ready        200 while connections are accepted\n"
-            b"  /connections  live connections; ?closed=N adds the N latest that closed\n"
-            b"  /config       the configuration in effect, and the rules in the kernel\n"
-            b"  /metrics      for Prometheus\n"
+    async def _index(self, request: web.Request) -> web.Response:
+        return web.Response(
+            text="pysidecar\n"
+            "  /ready        200 while connections are accepted\n"
+            "  /connections  live connections; ?closed=N adds the N latest that closed\n"
+            "  /config       the configuration in effect, and the rules in the kernel\n"
+            "  /metrics      for Prometheus\n"
         )
 
-    async def _ready(self, request: Request) -> Response:
+    async def _ready(self, request: web.Request) -> web.Response:
         state = self._observed.state
-        status = HTTPStatus.OK if state == "serving" else HTTPStatus.SERVICE_UNAVAILABLE
-        return _json({"state": state}, status)
+        return web.json_response({"state": state}, status=200 if state == "serving" else 503)
 
-    async def _connections(self, request: Request) -> Response:
+    async def _connections(self, request: web.Request) -> web.Response:
         asked = request.query.get("closed", "0")
         if not (asked.isascii() and asked.isdigit()) or len(asked) > 9:
-            raise RequestError(HTTPStatus.BAD_REQUEST, "closed: expected a whole number")
+            raise web.HTTPBadRequest(text="closed: expected a whole number\n")
         entries = [_entry(record, "open") for record in self._observed.connections()]
         entries += [
             _entry(record, "closed") for record in self._observed.closed_connections(int(asked))
         ]
-        return _json(entries)
+        return web.json_response(entries)
 
-    async def _config(self, request: Request) -> Response:
+    async def _config(self, request: web.Request) -> web.Response:
         plain = self._observed.config.to_plain()
-        return _json({**plain, "rules": self._observed.rules})
+        return web.json_response({**plain, "rules": self._observed.rules})
 
-    async def _metrics(self, request: Request) -> Response:
+    async def _metrics(self, request: web.Request) -> web.Response:
         await self._observed.refresh()
-        return Response(self._observed.metrics.render(), CONTENT_TYPE_LATEST)
-
-
-def _json(value: Any, status: HTTPStatus = HTTPStatus.OK) -> Response:
-    return Response(json.dumps(value).encode(), "application/json; charset=utf-8", status)
+        return web.Response(
+            body=self._observed.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
 
 
 def _entry(record: ConnectionRecord, state: str) -> dict[str, Any]:
     return {"id": record.id, "state": state, **describe_connection(record)}
+
+
+@web.middleware
+async def _one_request(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """A connection has one request and one answer: whoever asks again, connects again, and nobody
+    keeps a place for nothing."""
+    connection = current_connection()
+    connection.begin_answer()
+    try:
+        response = await handler(request)
+    except web.HTTPException as error:
+        if error.status >= 400:
+            connection.gate.complain(f"a bad request ({error.status} {error.reason})")
+        error.force_close()
+        raise
+    response.force_close()
+    return response
+
+
+@web.middleware
+async def _only_addressed_to_us(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """A name in Host that is not ours is a web page that got our address under its own name (DNS
+    rebinding): it must not read along."""
+    host = request.url.host or ""
+    if host != "localhost":
+        with contextlib.suppress(ValueError):
+            ip_address(host)
+            return await handler(request)
+        raise web.HTTPForbidden(text="expected an IP address or localhost as Host\n")
+    return await handler(request)

@@ -20,7 +20,7 @@ from pysidecar.errors import StartError
 
 __all__ = ["main"]
 
-# What only some commands need (the data plane, rich) they import themselves, so that the
+# What only some commands need (the data plane, aiohttp, rich) they import themselves, so that the
 # others answer at once.
 
 _NOT_FOUND = 127  # exit statuses of a shell for a command that cannot be run
