@@ -39,7 +39,7 @@ bool address_equal(const struct mosnhook_address *a, const struct mosnhook_addre
 bool address_from_sockaddr(const struct sockaddr *from, socklen_t length,
                            struct mosnhook_address *to)
 {
-    if (!from || length < sizeof from->sa_family || length > sizeof(struct sockaddr_storage))
+    if (length < sizeof from->sa_family)
         return false;
     *to = (struct mosnhook_address){.port = 0};
     if (from->sa_family == AF_INET && length >= sizeof(struct sockaddr_in)) {

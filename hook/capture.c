@@ -122,8 +122,11 @@ int capture(int fd, struct target *target, int flags)
     int protocol, status, result, saved_errno;
     bool repeated;
 
-    if (address && length >= sizeof address->sa_family && address->sa_family == AF_UNSPEC &&
-        page_known())
+    /* What is no address the kernel refuses. */
+    if (!address || length < sizeof address->sa_family ||
+        length > sizeof(struct sockaddr_storage) || !address_readable(fd, address, length))
+        return OUTCOME_NOT_OURS;
+    if (address->sa_family == AF_UNSPEC && page_known())
         memo_forget(fd); /* the application disconnects it */
     if (!address_from_sockaddr(address, length, &attempt.destination))
         return OUTCOME_NOT_OURS;
@@ -134,6 +137,10 @@ int capture(int fd, struct target *target, int flags)
     }
     protocol = read_option(fd, SOL_SOCKET, SO_PROTOCOL);
     if (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
+        return OUTCOME_NOT_OURS;
+    /* IPv4 from a socket that is for IPv6 only: the kernel says ENETUNREACH. */
+    if (address->sa_family == AF_INET6 && address_is_ipv4(&attempt.destination) &&
+        read_option(fd, IPPROTO_IPV6, IPV6_V6ONLY) > 0)
         return OUTCOME_NOT_OURS;
     status = sys_fcntl(fd, F_GETFL, 0);
     if (status < 0)
@@ -148,6 +155,7 @@ int capture(int fd, struct target *target, int flags)
     attempt.deadline = attempt.waits ? send_deadline(fd) : 0;
     attempt.fast_open = read_option(fd, IPPROTO_TCP, TCP_FASTOPEN_CONNECT) > 0;
 
+    attempt.v6_only = false;
     attempt.endpoint.port = 0;
 
     cancel_disable(&attempt);

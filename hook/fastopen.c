@@ -3,6 +3,8 @@
  * A captured destination is connected first, then the data goes the ordinary way: to the kernel
  * that is a fast open without a cookie. One that is connected directly stays a fast open, if to
  * another address. */
+#include <errno.h>
+
 #include "mosnhook.h"
 
 /* The start of struct mmsghdr, which only _GNU_SOURCE shows. */
@@ -37,6 +39,17 @@ MOSNHOOK_EXPORT ssize_t sendto(int fd, const void *bytes, size_t size, int flags
     return errno_result(result);
 }
 
+/* A longer name than there can be is cut by the kernel, a negative length refused. */
+static void name_of(const struct msghdr *message, struct target *target)
+{
+    socklen_t longest = sizeof(struct sockaddr_storage);
+
+    target->address = message->msg_name;
+    target->length = message->msg_namelen;
+    if (target->length > longest && target->length <= INT32_MAX)
+        target->length = longest;
+}
+
 static ssize_t send_to_target(int fd, const struct msghdr *message, int flags,
                               const struct target *target)
 {
@@ -52,10 +65,9 @@ MOSNHOOK_EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
     struct target target;
     int result;
 
-    if (!(flags & MSG_FASTOPEN) || !message)
+    if (!(flags & MSG_FASTOPEN) || !pointer_readable(message, sizeof *message))
         return libc()->sendmsg(fd, message, flags);
-    target.address = message->msg_name;
-    target.length = message->msg_namelen;
+    name_of(message, &target);
     /* TCP looks at the name of a message with MSG_FASTOPEN only, so it can stay. */
     if (connected_first(fd, &target, flags, &result))
         return libc()->sendmsg(fd, message, flags & ~MSG_FASTOPEN);
@@ -71,10 +83,9 @@ MOSNHOOK_EXPORT int sendmmsg(int fd, struct mmsghdr *messages, unsigned count, i
     ssize_t sent;
     int result;
 
-    if (!(flags & MSG_FASTOPEN) || !first || count == 0)
+    if (!(flags & MSG_FASTOPEN) || count == 0 || !pointer_readable(first, sizeof *first))
         return libc()->sendmmsg(fd, messages, count, flags);
-    target.address = first->header.msg_name;
-    target.length = first->header.msg_namelen;
+    name_of(&first->header, &target);
     if (connected_first(fd, &target, flags, &result))
         return libc()->sendmmsg(fd, messages, count, flags & ~MSG_FASTOPEN);
     if (result != OUTCOME_NOT_OURS)
@@ -85,6 +96,8 @@ MOSNHOOK_EXPORT int sendmmsg(int fd, struct mmsghdr *messages, unsigned count, i
     sent = send_to_target(fd, &first->header, flags, &target);
     if (sent < 0)
         return -1;
+    if (!word_writable(&first->sent)) /* with the padding behind it */
+        return errno_result(EFAULT);
     first->sent = (unsigned)sent;
     return 1;
 }

@@ -1,32 +1,34 @@
 /* getpeername(): a captured socket's peer is where it wanted to go. */
 #include "mosnhook.h"
 
-/* As the kernel does it: cut to the room there is, and the length says what it would take. */
-static void store(const struct sockaddr_storage *from, socklen_t size, struct sockaddr *to,
-                  socklen_t room, socklen_t *length)
+/* Where the socket wanted to go, as a socket address. The kernel writes to our memory here: the
+ * application's pointers are nobody's business yet. */
+static socklen_t find_destination(int fd, struct sockaddr_storage *name)
 {
-    __builtin_memcpy(to, from, size < room ? size : room);
-    *length = size;
+    socklen_t length = sizeof *name;
+    struct mosnhook_address actual, destination;
+
+    if (libc()->getpeername(fd, (struct sockaddr *)name, &length) != 0 ||
+        !address_from_sockaddr((struct sockaddr *)name, length, &actual) ||
+        !memo_destination(fd, &actual, &destination))
+        return 0;
+    return address_to_sockaddr(&destination, name->ss_family, name);
 }
 
 MOSNHOOK_EXPORT int getpeername(int fd, struct sockaddr *address, socklen_t *length)
 {
-    socklen_t room = length ? *length : 0;
-    int result = libc()->getpeername(fd, address, length);
-    struct sockaddr_storage whole;
-    socklen_t whole_length = sizeof whole;
-    struct mosnhook_address actual, destination;
+    struct sockaddr_storage name;
+    socklen_t size = 0, room = 0;
+    int saved_errno = get_errno(), result;
 
-    if (result != 0 || !page_known() || !hook_active() || room < sizeof address->sa_family ||
-        (address->sa_family != AF_INET && address->sa_family != AF_INET6))
-        return result;
-    if (libc()->getpeername(fd, (struct sockaddr *)&whole, &whole_length) != 0 ||
-        !address_from_sockaddr((struct sockaddr *)&whole, whole_length, &actual))
-        return result;
-    if (memo_destination(fd, &actual, &destination)) {
-        whole_length = address_to_sockaddr(&destination, whole.ss_family, &whole);
-        if (whole_length)
-            store(&whole, whole_length, address, room, length);
-    }
+    if (hook_active() && page_known())
+        size = find_destination(fd, &name);
+    if (size > 0 && pointer_readable(length, sizeof *length))
+        room = *length;
+    set_errno(saved_errno);
+    /* As the kernel does it: cut to the room there is, and the length says what it would take. */
+    result = libc()->getpeername(fd, address, length);
+    if (result == 0 && size > 0 && room > 0)
+        __builtin_memcpy(address, &name, size < room ? size : room);
     return result;
 }

@@ -117,6 +117,16 @@ bool text_equal(const char *a, const char *b);
 /* Whether the hook is to do anything at all. */
 bool hook_active(void);
 
+/* ---- pointers.c: for the application's pointers; sizes are not 0 ---- */
+
+bool pointer_readable(const void *at, size_t size);
+
+/* Writes anything to these 8 bytes. True, too, if they are not aligned. */
+bool word_writable(void *at);
+
+/* An argument of connect(). False, too, if `fd` is not a socket. */
+bool address_readable(int fd, const struct sockaddr *address, socklen_t length);
+
 /* ---- address.c ---- */
 
 /* What connect() would go to, with the unspecified address as loopback. False if it is not an IPv4
@@ -215,6 +225,7 @@ struct attempt {
     bool waits;       /* the caller blocks until there is a result */
     bool multipath;   /* MPTCP */
     bool fast_open;   /* TCP_FASTOPEN_CONNECT was set (and was switched off by us) */
+    bool v6_only;     /* IPV6_V6ONLY was set (and was switched off by us) */
     int64_t deadline; /* by SO_SNDTIMEO, on now_ns's clock; 0: none */
     int cancel_state; /* the thread's, which is off while we hold something */
     struct mosnhook_address destination;

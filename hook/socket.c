@@ -74,10 +74,13 @@ int socket_take_error(int fd)
 void socket_disconnect(struct attempt *attempt)
 {
     static const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+    int on = 1;
 
     real_connect(attempt->fd, &nowhere, sizeof nowhere);
     /* To leave SYN_SENT leaves an ECONNRESET behind, which would be found instead of the result. */
     socket_take_error(attempt->fd);
+    if (attempt->v6_only)
+        sys_setsockopt(attempt->fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
     memo_forget(attempt->fd);
 }
 

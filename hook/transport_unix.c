@@ -48,12 +48,14 @@ static int connect_control(int fd, const struct attempt *attempt)
 }
 
 /* Only an IPv6 socket without IPv4 parks to go to: lets it speak IPv4 too, if it is not bound. */
-static bool allow_ipv4(const struct attempt *attempt)
+static bool allow_ipv4(struct attempt *attempt)
 {
     int off = 0;
 
-    return attempt->family == AF_INET6 &&
-           sys_setsockopt(attempt->fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off) == 0;
+    attempt->v6_only =
+        attempt->family == AF_INET6 &&
+        sys_setsockopt(attempt->fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off) == 0;
+    return attempt->v6_only;
 }
 
 /* EINPROGRESS, unless the socket has an error: one that the sidecar left there when it made an

@@ -281,8 +281,27 @@ def test_v6_socket_uses_ipv4_parks_where_there_are_no_others(
     assert result.number("connect") == errno.EADDRNOTAVAIL
 
 
-def test_v6_only_socket_cannot_reach_ipv4_as_natively(run: Runner, sidecar: Sidecar) -> None:
-    result = run("connect", "-6", MAPPED, PORT, sidecar=sidecar)
+def test_v6_only_socket_that_failed_is_for_ipv6_only_again(
+    run: Runner, make_sidecar: MakeSidecar
+) -> None:
+    """Where it was made to speak IPv4 meanwhile."""
+    sidecar = make_sidecar(parks=["127.0.0.1"], fallback=errno.EHOSTUNREACH)
+    result = run("connect", "-6", V6, PORT, sidecar=sidecar)
+    assert (result.number("connect"), result["v6_only"]) == (errno.EHOSTUNREACH, "1")
+
+
+@pytest.mark.parametrize("transport", [UNIX, HEADER])
+@pytest.mark.parametrize("addresses", [["127.0.0.1", "::1"], ["::1"]])
+@pytest.mark.parametrize("options", [[], ["-n", "-s"], ["-m"]])
+def test_v6_only_socket_cannot_reach_ipv4_as_natively(
+    run: Runner,
+    make_sidecar: MakeSidecar,
+    transport: int,
+    addresses: list[str],
+    options: list[str],
+) -> None:
+    sidecar = make_sidecar(transport=transport, parks=addresses, listeners=addresses)
+    result = run("connect", "-6", *options, MAPPED, PORT, sidecar=sidecar)
     assert result.number("connect") == errno.ENETUNREACH
     assert sidecar.requests == []
 

@@ -209,6 +209,13 @@ static void run(const char *ip, int port)
     print_address("peer", result, &other);
     length = sizeof other;
     print_address("local", getsockname(fd, (struct sockaddr *)&other, &length), &other);
+    if (options.v6_only) {
+        int v6_only = -1;
+
+        length = sizeof v6_only;
+        getsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &v6_only, &length);
+        printf("v6_only=%d\n", v6_only);
+    }
     printf("nonblocking=%d\n", (fcntl(fd, F_GETFL) & O_NONBLOCK) != 0);
     if (options.echo)
         echo(fd);

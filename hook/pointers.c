@@ -1,0 +1,63 @@
+/* Whether the application's pointers can be read: the kernel answers a bad one with EFAULT, and
+ * does not kill. It is asked by system calls that read what they are given, and do nothing with it.
+ */
+#include <errno.h>
+
+#include "mosnhook.h"
+#include "sys.h"
+
+enum {
+    SMALLEST_PAGE = 4096,
+    NOTHING_TO_DO = -1, /* to rt_sigprocmask, which reads the set before it notices */
+    WORD = 8,
+};
+
+static bool same_page(const void *a, const void *b)
+{
+    return (uintptr_t)a / SMALLEST_PAGE == (uintptr_t)b / SMALLEST_PAGE;
+}
+
+static const char *last_of(const void *at, size_t size)
+{
+    return (const char *)((uintptr_t)at + size - 1);
+}
+
+static bool word_readable(const void *at)
+{
+    uintptr_t word = (uintptr_t)at & ~(uintptr_t)(WORD - 1);
+
+    /* NULL means no set at all there. */
+    return word && sys_sigprocmask(NOTHING_TO_DO, (const uint64_t *)word, NULL) != -EFAULT;
+}
+
+bool pointer_readable(const void *at, size_t size)
+{
+    const char *last = last_of(at, size);
+
+    return word_readable(at) && (same_page(at, last) || word_readable(last));
+}
+
+bool word_writable(void *at)
+{
+    return (uintptr_t)at % WORD || sys_sigprocmask(0, NULL, at) != -EFAULT;
+}
+
+/* A socket address of one byte: read, and then no address to any kind of socket. By connect(),
+ * since somebody who calls connect() may be in a sandbox that allows nothing else. */
+static bool byte_readable(int fd, const void *at)
+{
+    int result = sys_connect(fd, at, 1);
+
+    /* The last two: the kernel did not come to look at it. */
+    return result != -EFAULT && result != -EBADF && result != -ENOTSOCK;
+}
+
+bool address_readable(int fd, const struct sockaddr *address, socklen_t length)
+{
+    const char *last = last_of(address, length);
+
+    /* Mostly it is a variable of our caller. */
+    if (same_page(address, __builtin_frame_address(0)) && same_page(address, last))
+        return true;
+    return byte_readable(fd, address) && (same_page(address, last) || byte_readable(fd, last));
+}
