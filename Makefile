@@ -29,7 +29,7 @@ test-quick: setup-tests ## run the tests without those of real applications
 	$(PYTHON) -m pytest -n auto -m "not exclusive and not soak" --ignore tests/interop
 
 .PHONY: test-sanitizers
-test-sanitizers: setup-tests ## run the tests of the C code under ASan and UBSan
+test-sanitizers: setup-tests ## run the tests of the C code under ASan, UBSan and TSan
 	@scripts/test-sanitizers
 
 FUZZ_SECONDS = 60
