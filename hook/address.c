@@ -31,6 +31,16 @@ bool address_is_loopback(const struct mosnhook_address *address)
     return __builtin_memcmp(address->ip, ipv6_loopback, sizeof ipv6_loopback) == 0;
 }
 
+bool address_is_for_many(const struct mosnhook_address *address)
+{
+    static const uint8_t broadcast[4] = {255, 255, 255, 255};
+
+    if (address_is_ipv4(address))
+        return (address->ip[12] & 0xf0) == 0xe0 ||
+               __builtin_memcmp(address->ip + 12, broadcast, sizeof broadcast) == 0;
+    return address->ip[0] == 0xff;
+}
+
 bool address_equal(const struct mosnhook_address *a, const struct mosnhook_address *b)
 {
     return a->port == b->port && __builtin_memcmp(a->ip, b->ip, sizeof a->ip) == 0;

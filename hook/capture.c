@@ -128,7 +128,8 @@ int capture(int fd, struct target *target, int flags)
         return OUTCOME_NOT_OURS;
     if (address->sa_family == AF_UNSPEC && page_known())
         memo_forget(fd); /* the application disconnects it */
-    if (!address_from_sockaddr(address, length, &attempt.destination))
+    if (!address_from_sockaddr(address, length, &attempt.destination) ||
+        address_is_for_many(&attempt.destination))
         return OUTCOME_NOT_OURS;
     page_look(&attempt.destination, &attempt.view);
     if (attempt.view.excluded) {

@@ -142,6 +142,8 @@ socklen_t address_to_sockaddr(const struct mosnhook_address *from, int family,
 bool address_is_ipv4(const struct mosnhook_address *address);
 bool address_is_loopback(const struct mosnhook_address *address);
 bool address_is_unspecified(const struct mosnhook_address *address);
+/* Multicast, or broadcast to everybody on a link: to the kernel no destination of TCP. */
+bool address_is_for_many(const struct mosnhook_address *address);
 bool address_equal(const struct mosnhook_address *a, const struct mosnhook_address *b);
 
 /* ---- page.c: the policy page ---- */

@@ -58,13 +58,26 @@ static bool allow_ipv4(struct attempt *attempt)
     return attempt->v6_only;
 }
 
-/* EINPROGRESS, unless the socket has an error: one that the sidecar left there when it made an
- * earlier connect fail, or the park's, where nobody parks any more: the page is a dead sidecar's,
- * though it looks alive (and the control socket may be its successor's). */
+static bool is_connected(int fd)
+{
+    struct sockaddr_storage peer;
+    socklen_t length = sizeof peer;
+
+    return sys_getpeername(fd, &peer, &length) == 0;
+}
+
+/* EINPROGRESS, unless somebody else listens at the park now, or the socket has an error: one that
+ * the sidecar left there when it made an earlier connect fail, or the park's, where nobody parks
+ * any more: the page is a dead sidecar's, though it looks alive (and the control socket may be its
+ * successor's). */
 static int check_parked(struct attempt *attempt)
 {
     int error = socket_take_error(attempt->fd), earlier;
 
+    if (is_connected(attempt->fd)) {
+        socket_disconnect(attempt);
+        return OUTCOME_AWAY;
+    }
     if (!error)
         return EINPROGRESS;
     earlier = memo_true_error(attempt->fd, error);

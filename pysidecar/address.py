@@ -58,15 +58,13 @@ class Address:
 
     @classmethod
     def from_native(cls, raw: Any) -> Address | None:
-        """From a ``struct mosnhook_address``; None where its port is 0 (unset)."""
-        if raw.port == 0:
-            return None
-        return cls(_host(bytes(raw.ip), raw.scope_id), raw.port)
+        """From a ``struct mosnhook_address``; None where it is all zero (unset)."""
+        return cls.from_packed(bytes(raw.ip), raw.port, raw.scope_id)
 
     @classmethod
     def from_packed(cls, ip: bytes, port: int, scope_id: int) -> Address | None:
         """As ``from_native``, from the fields of one."""
-        return cls(_host(ip, scope_id), port) if port else None
+        return cls(_host(ip, scope_id), port) if port or any(ip) else None
 
 
 @lru_cache(maxsize=4096)

@@ -28,8 +28,10 @@ struct connection *connection_open(struct worker *worker, const struct listener 
     struct connection *connection = calloc(1, sizeof *connection);
     struct dp *dp = worker->dp;
 
-    if (!connection)
+    if (!connection) {
+        atomic_fetch_sub_explicit(&dp->fds_reserved, listener_fds(listener), memory_order_relaxed);
         return NULL;
+    }
     connection->worker = worker;
     connection->listener = listener;
     connection->id = atomic_fetch_add_explicit(&dp->next_id, 1, memory_order_relaxed) + 1;
@@ -104,6 +106,11 @@ void connection_close(struct connection *connection, enum dp_end end, int error)
     connection->error = error;
     connection->closed_ns = clock_ns(CLOCK_MONOTONIC);
     timer_cancel(&worker->timers, connection);
+    /* Whyever it is closed: an application whose socket is still parked would wait for ever. */
+    if (atomic_load_explicit(&connection->phase, memory_order_relaxed) == PHASE_REQUEST)
+        control_take_unread(connection);
+    if (connection->application >= 0)
+        park_abandon(connection, error ? error : ECONNREFUSED);
     worker_remove_runnable(worker, connection);
     if (connection->accelerated)
         accelerate_stop(connection);
@@ -136,10 +143,10 @@ void connection_refuse(struct connection *connection, enum dp_end end, int error
      * socket instead, like one that never waited. */
     if (atomic_load_explicit(&connection->phase, memory_order_relaxed) == PHASE_CLOSED)
         return;
-    if (connection->application >= 0 &&
-        !(connection->waits && send(connection->request.fd, &answer, sizeof answer,
-                                    MSG_NOSIGNAL | MSG_DONTWAIT) == sizeof answer) &&
-        park_fail(connection, answer.error)) {
+    if (connection->waits && send(connection->request.fd, &answer, sizeof answer,
+                                  MSG_NOSIGNAL | MSG_DONTWAIT) == sizeof answer)
+        close_fd(&connection->application); /* its own to disconnect */
+    if (connection->application >= 0 && park_fail(connection, answer.error)) {
         connection->end = (uint8_t)end;
         connection->error = error;
         close_side(&connection->side[UPSTREAM], true);

@@ -45,33 +45,55 @@ static bool is_tcp(int fd)
 static bool request_is_valid(const struct mosnhook_request *request, ssize_t size)
 {
     return size == sizeof *request && request->magic == MOSNHOOK_MAGIC &&
-           request->version == MOSNHOOK_VERSION && request->destination.port != 0 &&
-           !address_is_unspecified(&request->destination) &&
+           request->version == MOSNHOOK_VERSION && !address_is_unspecified(&request->destination) &&
            (request->flags & (MOSNHOOK_WAITS | MOSNHOOK_PARKED | MOSNHOOK_ASKS)) != 0;
+}
+
+/* Receives a message, and the application's socket with it. As recvmsg(), with its `flags`. */
+static ssize_t receive(struct connection *connection, struct mosnhook_request *request, int *flags)
+{
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(MAX_FDS * sizeof(int))];
+    } control;
+    struct iovec vector = {request, sizeof *request};
+    struct msghdr message = {.msg_iov = &vector,
+                             .msg_iovlen = 1,
+                             .msg_control = &control,
+                             .msg_controllen = sizeof control};
+    ssize_t size = recvmsg(connection->request.fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+
+    /* Also of an empty message: descriptors come with any. */
+    if (size >= 0)
+        connection->application = take_fd(&message);
+    *flags = message.msg_flags;
+    return size;
+}
+
+void control_take_unread(struct connection *connection)
+{
+    struct mosnhook_request request;
+    int flags;
+
+    if (connection->request.fd < 0 || connection->application >= 0)
+        return;
+    /* What is not in the queue by now is refused: its sender learns that nobody takes it. */
+    shutdown(connection->request.fd, SHUT_RD);
+    if (request_is_valid(&request, receive(connection, &request, &flags)))
+        connection->original_destination = request.destination;
 }
 
 static void read_request(struct connection *connection)
 {
     struct mosnhook_request request;
-    union {
-        struct cmsghdr header;
-        char space[CMSG_SPACE(MAX_FDS * sizeof(int))];
-    } control;
-    struct iovec vector = {&request, sizeof request};
-    struct msghdr message = {.msg_iov = &vector,
-                             .msg_iovlen = 1,
-                             .msg_control = &control,
-                             .msg_controllen = sizeof control};
     struct ucred caller;
     socklen_t length = sizeof caller;
-    ssize_t size = recvmsg(connection->request.fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    int flags;
+    ssize_t size = receive(connection, &request, &flags);
 
     if (size < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     timer_cancel(&connection->worker->timers, connection);
-    /* Also of an empty message: descriptors come with any. */
-    if (size >= 0)
-        connection->application = take_fd(&message);
     if (getsockopt(connection->request.fd, SOL_SOCKET, SO_PEERCRED, &caller, &length) == 0) {
         connection->pid = (uint32_t)caller.pid;
         connection->uid = caller.uid;
@@ -80,12 +102,12 @@ static void read_request(struct connection *connection)
         connection_close(connection, DP_END_HEADER_TRUNCATED, size < 0 ? errno : 0);
         return;
     }
-    if (message.msg_flags & MSG_CTRUNC && connection->application < 0) {
+    if (flags & MSG_CTRUNC && connection->application < 0) {
         connection_close(connection, DP_END_NO_RESOURCES, EMFILE);
         return;
     }
-    if (!request_is_valid(&request, size) || message.msg_flags & MSG_TRUNC ||
-        connection->application < 0 || !is_tcp(connection->application)) {
+    if (!request_is_valid(&request, size) || flags & MSG_TRUNC || connection->application < 0 ||
+        !is_tcp(connection->application)) {
         connection_close(connection, DP_END_HEADER_MALFORMED, 0);
         return;
     }
@@ -115,13 +137,27 @@ void control_event(struct connection *connection)
         read_request(connection);
 }
 
+/* Without memory for a connection: its socket is to fail all the same. */
+static void refuse_unopened(struct worker *worker, int fd)
+{
+    struct connection connection = {
+        .worker = worker, .request = {fd, WATCH_REQUEST}, .application = -1};
+
+    control_take_unread(&connection);
+    close(fd);
+    if (connection.application < 0)
+        return;
+    park_abandon(&connection, ENOMEM);
+    close(connection.application);
+}
+
 void control_accept(struct worker *worker, const struct listener *listener, int fd)
 {
     struct connection *connection = connection_open(worker, listener, PHASE_REQUEST);
     uint32_t header_ms = atomic_load_explicit(&worker->dp->header_ms, memory_order_relaxed);
 
     if (!connection) {
-        close(fd);
+        refuse_unopened(worker, fd);
         return;
     }
     connection->request.fd = fd;

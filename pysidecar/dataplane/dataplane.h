@@ -81,8 +81,8 @@ struct dp_record {
     uint64_t bytes_sent;     /* application to upstream */
     uint64_t bytes_received; /* upstream to application */
     struct mosnhook_address source;
-    struct mosnhook_address original_destination; /* port 0 while unknown */
-    struct mosnhook_address upstream;             /* port 0 while there is none */
+    struct mosnhook_address original_destination; /* all zero while unknown */
+    struct mosnhook_address upstream;             /* all zero while there is none */
     uint32_t pid;                                 /* 0 where unknown */
     uint32_t uid;                                 /* UINT32_MAX where unknown */
     uint32_t route;                      /* index of the route that matched, UINT32_MAX for none */

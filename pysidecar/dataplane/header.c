@@ -119,7 +119,7 @@ static void parse(struct header *header, const uint8_t *bytes, size_t count)
         read_v6(&header->source, bytes, bytes + 32);
         read_v6(&header->destination, bytes + 16, bytes + 34);
     }
-    if (header->destination.port == 0 || address_is_unspecified(&header->destination))
+    if (address_is_unspecified(&header->destination))
         return;
     header->end = DP_END_NONE;
     header->size = size;

@@ -396,6 +396,8 @@ void header_accept(struct worker *worker, const struct listener *listener, int f
 void netfilter_accept(struct worker *worker, const struct listener *listener, int fd);
 
 void control_event(struct connection *connection);
+/* Of a connection that is to be closed: its request may have come without having been read. */
+void control_take_unread(struct connection *connection);
 /* Of a downstream that has no upstream yet. */
 void header_event(struct connection *connection, uint32_t events);
 /* How many fds a connection of this kind may need at most. */
@@ -442,7 +444,9 @@ void park_completing_event(struct connection *connection, uint32_t events);
  * with what connection->end and error say: to be PHASE_FAILING until then. */
 bool park_fail(struct connection *connection, int error);
 void park_failing_event(struct connection *connection);
-void park_failing_timeout(struct connection *connection);
+/* Before the connection is closed, for whatever reason: makes its socket fail at once if it is
+ * still parked at one of ours, even if its request was never understood. */
+void park_abandon(struct connection *connection, int error);
 
 void relay_start(struct connection *connection);
 void relay_event(struct connection *connection, int side, uint32_t events);

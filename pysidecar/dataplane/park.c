@@ -291,15 +291,9 @@ static void note_error(const struct connection *connection, int error)
         .destination = connection->original_destination,
     };
 
-    (void)setsockopt(connection->application, IPPROTO_TCP, TCP_FASTOPEN_KEY, &memo, sizeof memo);
-}
-
-/* Leaves ECONNRESET as well, but not the rest of what a failed connect leaves. */
-static void disconnect_parked(const struct connection *connection)
-{
-    struct sockaddr unconnected = {.sa_family = AF_UNSPEC};
-
-    (void)connect(connection->application, &unconnected, sizeof unconnected);
+    if (!address_is_zero(&memo.destination))
+        (void)setsockopt(connection->application, IPPROTO_TCP, TCP_FASTOPEN_KEY, &memo,
+                         sizeof memo);
 }
 
 /* The error first: the application may look as soon as its socket fails. Then S comes to SYN_RECV,
@@ -315,20 +309,15 @@ bool park_fail(struct connection *connection, int error)
     if (!connection->parked || !is_still_parked(connection))
         return false;
     note_error(connection, error);
-    if (watch->fd >= 0) { /* it could not be completed either */
-        disconnect_parked(connection);
+    if (watch->fd >= 0) /* it could not be completed either */
         return false;
-    }
     fd = open_crossing(&connection->park, &connection->source, true, &connected);
     watch->fd = fd >= 0 ? fd : -1;
-    /* Without a connection there is nothing to reset: the SYN waits for a busy processor. */
-    if (fd >= 0 && !connected &&
-        timer_set(&worker->timers, connection, worker->now_ms + COMPLETE_MS) &&
-        worker_watch(worker, watch, EPOLLOUT) == 0)
-        return true;
-    if (!connected)
-        disconnect_parked(connection);
-    return false; /* closing the connection resets the crossing socket: see tune_socket */
+    /* Without a connection there is nothing to reset: the SYN waits for a busy processor. Else
+     * closing ours resets it: see tune_socket. */
+    return fd >= 0 && !connected &&
+           timer_set(&worker->timers, connection, worker->now_ms + COMPLETE_MS) &&
+           worker_watch(worker, watch, EPOLLOUT) == 0;
 }
 
 void park_failing_event(struct connection *connection)
@@ -336,11 +325,16 @@ void park_failing_event(struct connection *connection)
     connection_close(connection, connection->end, connection->error);
 }
 
-void park_failing_timeout(struct connection *connection)
+void park_abandon(struct connection *connection, int error)
 {
-    if (is_still_parked(connection))
-        disconnect_parked(connection);
-    connection_close(connection, connection->end, connection->error);
+    struct sockaddr unconnected = {.sa_family = AF_UNSPEC};
+
+    if (address_is_zero(&connection->park) ? !park_inspect(connection)
+                                           : !is_still_parked(connection))
+        return;
+    note_error(connection, error);
+    /* Leaves ECONNRESET as well, but not the rest of what a failed connect leaves. */
+    (void)connect(connection->application, &unconnected, sizeof unconnected);
 }
 
 int dp_parking_works(const struct mosnhook_address *address)

@@ -290,7 +290,7 @@ static void expire(struct connection *connection)
         connection_refuse(connection, DP_END_DOWNSTREAM_GONE, ETIMEDOUT);
         break;
     case PHASE_FAILING:
-        park_failing_timeout(connection);
+        park_failing_event(connection);
         break;
     case PHASE_DIRECT:
         direct_expire(connection);

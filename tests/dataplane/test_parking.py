@@ -10,6 +10,8 @@ import select
 import socket
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -299,6 +301,91 @@ def test_a_malformed_request_closes_that_connection_and_no_other(
         assert plane.next_closed().end in {End.HEADER_MALFORMED, End.HEADER_TRUNCATED}
         other.ask(server.address, waits=True)
         assert other.answer() == Answer(lib.MOSNHOOK_RELAY, 0)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"nonsense", id="nonsense"),
+        pytest.param(bytes(4096), id="too long"),
+        pytest.param(hook_request(UNREACHABLE, lib.MOSNHOOK_PARKED)[:-1], id="too short"),
+        pytest.param(hook_request(UNREACHABLE, 0), id="without flags"),
+        pytest.param(hook_request(Address("0.0.0.0", 80), lib.MOSNHOOK_PARKED), id="nowhere"),
+    ],
+)
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_request_that_is_dropped_fails_its_socket(
+    plane: Plane, host: str, message: bytes
+) -> None:
+    """Nobody else could: a caller that does not wait is gone."""
+    with Parked(plane, host=host) as application:
+        application.control = plane.control()
+        application.send(message, [application.socket.fileno()])
+        application.control.close()
+        assert eventually(application.error, "an error") == errno.ECONNRESET
+        assert plane.next_closed().end in {End.HEADER_MALFORMED, End.HEADER_TRUNCATED}
+
+
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="calloc is ASan's")
+def test_a_request_that_no_memory_is_left_for_fails_its_socket(tmp_path: Path) -> None:
+    """In a process of its own, in which one allocation fails: the connection itself."""
+    library = tmp_path / "allocation.so"
+    source = Path(__file__).parent / "programs" / "allocation.c"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-o", library, source], check=True)
+    script = """
+        import ctypes, errno
+        from tests.dataplane.support import Parked, Plane, Server, eventually
+
+        with Server() as server, Plane(workers=1) as plane:
+            with Parked(plane) as application:
+                while True:
+                    ctypes.CDLL(None).fail_next_zeroed()
+                    try:
+                        application.ask(server.address)
+                        break
+                    except BrokenPipeError:  # the connection came, and was closed, before it
+                        continue
+                assert eventually(application.error, "an error") == errno.ECONNRESET
+            with Parked(plane) as application:
+                application.ask(server.address)
+                assert application.is_writable()
+                assert application.error() == 0
+            assert plane.data.counters().accepted == 1
+        print("ok")
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=os.environ | {"LD_PRELOAD": str(library)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.stdout == "ok\n", result.stderr
+
+
+def test_a_request_that_a_stop_cuts_off_fails_its_socket(plane: Plane) -> None:
+    with silent_server() as silent, Parked(plane) as application:
+        application.ask(silent)
+        eventually(plane.data.snapshot, "the request")
+        plane.stop()
+        assert eventually(application.error, "an error") == errno.ECONNRESET
+    assert plane.next_closed().end is End.DRAIN_LIMIT
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_port_0_is_refused_as_by_the_kernel(plane: Plane, host: str) -> None:
+    for waits in (False, True):
+        with Parked(plane, host=host) as application:
+            application.ask(Address(host, 0), waits=waits)
+            if waits:
+                assert application.answer() == Answer(lib.MOSNHOOK_REFUSE, errno.ECONNREFUSED)
+            else:
+                assert eventually(application.error, "an error") == errno.ECONNRESET
+        record = plane.next_closed()
+        assert record.original_destination == Address(host, 0)
+        assert record.error == "upstream connect failed: ECONNREFUSED"
 
 
 def test_fds_that_do_not_belong_are_closed(plane: Plane) -> None:

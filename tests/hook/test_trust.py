@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -405,3 +406,18 @@ def test_where_the_kernel_cannot_be_asked_nothing_is_sent(
     sidecar = make_sidecar(transport=HEADER)
     assert _refused(run("sandbox", "no-netlink", V4, PORT, sidecar=sidecar))
     assert run("sandbox", "no-unix", V4, PORT, sidecar=sidecar)["connect"] == "0"
+
+
+@pytest.mark.parametrize("mode", ["blocking", "nonblocking"])
+def test_who_listens_at_a_park_gets_nobody(
+    run: Runner, make_sidecar: MakeSidecar, upstream: EchoServer, mode: str
+) -> None:
+    """As long as the page is a dead sidecar's, and the control socket its successor's."""
+    sidecar = make_sidecar(parks=["127.0.0.1"], fallback=upstream.address)
+    park = sidecar.parks.pop()
+    address = park.getsockname()
+    park.close()
+    option = ["-n"] if mode == "nonblocking" else []
+    with socket.create_server(address):
+        assert _refused(run("connect", *option, "-e", V4, PORT, sidecar=sidecar))
+    assert sidecar.requests == []
