@@ -123,7 +123,7 @@ struct mosnhook_page {
     uint32_t park_count;
     uint32_t own_count;
     char control_path[MOSNHOOK_PATH_SIZE]; /* NUL-terminated; "" without a control socket */
-    uint32_t accelerates; /* the data plane's: data may be redirected in the kernel */
+    uint32_t accelerates; /* the data plane's: data may be redirected to applications */
     /* The data plane's: some captured sockets are connected elsewhere than to the listeners and
      * parks below (direct connections, MPTCP), so that only their memo tells them. */
     uint32_t elsewhere;

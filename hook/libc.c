@@ -2,6 +2,7 @@
  * keep working. Without dlsym (glibc before 2.34 in a program without libdl) plain system calls do.
  */
 #include <errno.h>
+#include <stdarg.h>
 #include <time.h>
 
 #include "mosnhook.h"
@@ -108,6 +109,18 @@ static ssize_t plain_splice(int in, int64_t *in_offset, int out, int64_t *out_of
         sys_call(SYS_splice, in, (long)in_offset, out, (long)out_offset, (long)size, (long)flags));
 }
 
+static int plain_ioctl(int fd, unsigned long request, ...)
+{
+    va_list arguments;
+    void *argument;
+
+    va_start(arguments, request);
+    argument = va_arg(arguments, void *);
+    va_end(arguments);
+    return (int)kernel_result(
+        sys_call(SYS_ioctl, fd, (long)(uint32_t)request, (long)argument, 0, 0, 0));
+}
+
 static int plain_execve(const char *path, char *const arguments[], char *const entries[])
 {
     return (int)kernel_result(
@@ -165,6 +178,7 @@ static const struct {
     SYMBOL(recvfrom_chk, "__recvfrom_chk", missing),
     SYMBOL(read_chk, "__read_chk", missing),
     SYMBOL(splice, "splice", plain_splice),
+    SYMBOL(ioctl, "ioctl", plain_ioctl),
     SYMBOL(execve, "execve", plain_execve),
     SYMBOL(execvpe, "execvpe", missing),
     SYMBOL(fexecve, "fexecve", missing),

@@ -54,6 +54,7 @@ struct libc {
     ssize_t (*recvfrom_chk)(int, void *, size_t, size_t, int, struct sockaddr *, socklen_t *);
     ssize_t (*read_chk)(int, void *, size_t, size_t);
     ssize_t (*splice)(int, int64_t *, int, int64_t *, size_t, unsigned);
+    int (*ioctl)(int, unsigned long, ...);
 
     int (*execve)(const char *, char *const[], char *const[]);
     int (*execvpe)(const char *, char *const[], char *const[]);
@@ -175,7 +176,7 @@ void page_look(const struct mosnhook_address *destination, struct page_view *vie
 /* Whether there is a recent sign of life. */
 bool page_heartbeat(void);
 
-/* Whether the sidecar redirects data in the kernel. */
+/* Whether the sidecar redirects data to applications in the kernel. */
 bool page_accelerates(void);
 
 /* Whether new connections can be sent there. */
@@ -294,6 +295,12 @@ int wait_pause(struct attempt *attempt, int ms);
 /* Until `fd` is ready or has hung up, for callers that must not block: for as long as a full
  * sidecar gets. 0 or OUTCOME_AWAY. */
 int wait_shortly(const struct attempt *attempt, int fd, short events);
+
+/* Whether a call that waited when a handler interrupted it would have been restarted by the kernel.
+ * poll() never is, and does not tell which handler it was: so only if all of them ask for it
+ * (SA_RESTART). Handlers of synchronous signals, which many runtimes have, do not count. Not for
+ * calls with a timeout (SO_SNDTIMEO, SO_RCVTIMEO), which are never restarted: see signal(7). */
+bool wait_restarts(void);
 
 /* Short, neither interruptible nor a cancellation point. */
 void wait_briefly(int ms);

@@ -71,14 +71,8 @@ static int cancellable_poll(struct attempt *attempt, struct pollfd *fds, unsigne
     return result;
 }
 
-/* Whether a connect() that a handler interrupted would have been restarted by the kernel. poll()
- * never is, and does not tell which handler it was: so only if all of them ask for it (SA_RESTART).
- * Handlers of synchronous signals, which many runtimes have, do not count. With SO_SNDTIMEO
- * connect() is never restarted: see signal(7). */
-static bool restarts(const struct attempt *attempt)
+bool wait_restarts(void)
 {
-    if (attempt->deadline)
-        return false;
     for (int number = 1; number <= LAST_SIGNAL; number++) {
         struct sys_sigaction action;
 
@@ -112,7 +106,7 @@ static int slice(struct attempt *attempt, struct pollfd *fds, unsigned long coun
         return 0;
     }
     result = cancellable_poll(attempt, fds, count, ms, owned);
-    return result == -EINTR && restarts(attempt) ? 0 : result;
+    return result == -EINTR && !attempt->deadline && wait_restarts() ? 0 : result;
 }
 
 int wait_ready(struct attempt *attempt, int fd, short events, int owned)

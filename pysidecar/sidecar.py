@@ -199,7 +199,7 @@ class Sidecar:
 
     def _accelerate(self, data_plane: DataPlane) -> None:
         wanted = self.config.acceleration
-        if wanted.mode == "off":
+        if wanted.mode == "off" or not wanted.receive:
             return
         try:
             data_plane.accelerate(

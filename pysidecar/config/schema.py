@@ -483,11 +483,12 @@ class Inbound(_Section):
 
 
 class Acceleration(_ModeSection):
-    """Outbound connections of hooked applications, moved by BPF programs in the kernel."""
+    """Outbound connections of hooked applications, moved by BPF programs in the kernel: where
+    `receive` is true."""
 
     mode: Annotated[Literal["auto", "off", "require"], Field(json_schema_extra=_AT_START)] = "auto"
     """`auto` relays where the kernel, the privileges (CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON) or
-    libbpf are missing, and says so once. `require` does not start then."""
+    libbpf are missing, and says so once. `require` does not start then, and asks for `receive`."""
 
     path: Annotated[Literal["full", "local"], Field(json_schema_extra=_AT_START)] = "full"
     """`full` goes from the application's socket to the upstream's. `local` only replaces the TCP
@@ -509,10 +510,31 @@ class Acceleration(_ModeSection):
     """How many connections are accelerated at a time; further ones are relayed. The kernel sets
     memory aside for them, about 300 bytes for each."""
 
+    receive: Annotated[bool, Field(strict=True, json_schema_extra=_AT_START)] = False
+    """Whether connections are accelerated, although the application's receiving calls then differ
+    in some ways from those on an ordinary socket: they are listed in `docs/architecture.md`. The
+    kernel replaces the receiving functions of every socket whose messages it redirects, so nothing
+    is accelerated without it."""
+
     blocking_sockets: Annotated[bool, Field(strict=True, json_schema_extra=_AT_START)] = False
-    """Whether sockets that are not in non-blocking mode are accelerated, too. On those the kernel
-    may let a `recv` that waits end with EAGAIN. The hook waits on then, but it does not see what
-    libc reads on its own, such as `fgets` from a socket."""
+    """Whether sockets that are not in non-blocking mode are accelerated, too; asks for `receive`.
+    On those the kernel may let a `recv` that waits end with EAGAIN. The hook waits on then, but it
+    does not see what libc reads on its own, such as `fgets` from a socket."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Acceleration:
+        if self.mode == "off" or self.receive:
+            return self
+        for key, given in (
+            ("mode: require", self.mode == "require"),
+            ("blocking_sockets: true", self.blocking_sockets),
+        ):
+            if given:
+                raise ValueError(
+                    f"expected receive: true beside {key}: without it nothing is accelerated "
+                    "(docs/architecture.md says what it changes for the application)"
+                )
+        return self
 
 
 class Config(_Section):

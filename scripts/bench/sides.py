@@ -435,6 +435,8 @@ def _apply_rules(rules: str) -> None:
 
 # ---- All of them ----
 
+_ACCELERATED = {"mode": "require", "receive": True, "blocking_sockets": True}
+
 SIDES: tuple[Side, ...] = (
     Side(DIRECT, Kind.DIRECT, "the client connects to the server", _direct),
     _ours(
@@ -449,13 +451,13 @@ SIDES: tuple[Side, ...] = (
     ),
     _ours(
         "local",
-        "hook, `acceleration: {mode: require, path: local, blocking_sockets: true}`",
-        {"acceleration": {"mode": "require", "path": "local", "blocking_sockets": True}},
+        "hook, `acceleration: {mode: require, path: local, receive: true, blocking_sockets: true}`",
+        {"acceleration": {**_ACCELERATED, "path": "local"}},
     ),
     _ours(
         "full",
-        "hook, `acceleration: {mode: require, blocking_sockets: true}`",
-        {"acceleration": {"mode": "require", "blocking_sockets": True}},
+        "hook, `acceleration: {mode: require, receive: true, blocking_sockets: true}`",
+        {"acceleration": _ACCELERATED},
     ),
     _ours(
         "action direct",

@@ -14,7 +14,7 @@ from tests.acceleration.support import (
     AT_ONCE,
     PORT,
     V4,
-    Application,
+    HookedApplication,
     Mesh,
     Server,
     compile_program,
@@ -49,10 +49,10 @@ def listener() -> Iterator[socket.socket]:
 @pytest.fixture
 def start(
     sidecar_factory: Callable[..., Sidecar], listener: socket.socket
-) -> Iterator[Callable[..., Application]]:
-    started: list[Application] = []
+) -> Iterator[Callable[..., HookedApplication]]:
+    started: list[HookedApplication] = []
 
-    def run(path: str, ip: str = V4, **acceleration: object) -> Application:
+    def run(path: str, ip: str = V4, **acceleration: object) -> HookedApplication:
         endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
         match = {"destination": V4, "ports": [PORT]}
         settings: dict[str, Any] = {
@@ -63,6 +63,7 @@ def start(
             "acceleration": {
                 "mode": "require",
                 "path": path,
+                "receive": True,
                 "blocking_sockets": True,
                 **AT_ONCE,
                 **acceleration,
@@ -70,7 +71,7 @@ def start(
         }
         if path == "relay":
             settings["acceleration"] = "off"
-        started.append(Application(sidecar_factory(settings), listener, ip))
+        started.append(HookedApplication(sidecar_factory(settings), listener, ip))
         return started[-1]
 
     yield run

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,7 +200,8 @@ def mesh(
     **more: Any,
 ) -> Iterator[Mesh]:
     """`more`: after_bytes, after_round_trips and connections, or settings of ``outbound``."""
-    acceleration = {"mode": "require", "path": path, "blocking_sockets": True} | AT_ONCE
+    acceleration = {"mode": "require", "path": path, "receive": True, "blocking_sockets": True}
+    acceleration |= AT_ONCE
     acceleration["connections"] = SLOTS
     outbound: dict[str, Any] = {"transport": transport, "routes": server.routes}
     for name, value in more.items():
@@ -242,20 +243,24 @@ class CallError(Exception):
 
 
 class Application:
-    """A hooked process with a connection `s`, and `far`, the server's end of it."""
+    """A process with a connection `s`, and `far`, the server's end of it."""
 
-    def __init__(self, sidecar: Sidecar, listener: socket.socket, ip: str = V4) -> None:
-        self.sidecar = sidecar
+    def __init__(
+        self,
+        listener: socket.socket,
+        environment: Mapping[str, str],
+        destination: tuple[str, int],
+    ) -> None:
         self._process = subprocess.Popen(
             [sys.executable, Path(__file__).with_name("application.py")],
-            env=plain_environment(**sidecar.environment),
+            env=plain_environment(**environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        family = "AF_INET6" if ":" in ip else "AF_INET"
+        family = "AF_INET6" if ":" in destination[0] else "AF_INET"
         self(f"s = socket.socket(socket.{family})")
-        self(f"s.connect(({ip!r}, {PORT}))")
+        self(f"s.connect({destination!r})")
         listener.settimeout(_PATIENCE)
         self.far = listener.accept()[0]
         self.far.settimeout(_PATIENCE)
@@ -282,20 +287,14 @@ class Application:
         self.begin(code)
         return self.end()
 
-    @property
-    def path(self) -> str:
-        return str(self.sidecar.admin_json("/connections?closed=0")[0]["path"])
-
-    def wait_for_path(self, path: str) -> None:
-        wait_until(lambda: self.path == path, lambda: f"{self.path} becomes {path}")
-
     def exchange(self, count: int = 3) -> None:
-        """Some messages there and back: afterwards data is redirected."""
+        """Some messages there and back: a hooked one's data is redirected afterwards, if any is."""
         for number in range(count):
             question, answer = b"question %d" % number, b"answer %d" % number
             self(f"s.sendall({question!r})")
             assert receive(self.far, len(question)) == question
             self.far.sendall(answer)
+            self(f"select.select([s], [], [], {_PATIENCE})[0] != []")
             assert self(f"s.recv({len(answer)})") == answer
 
     def deliver(self, data: bytes) -> None:
@@ -307,6 +306,21 @@ class Application:
         self.far.close()
         self._process.kill()
         self._process.communicate()
+
+
+class HookedApplication(Application):
+    """One under the hook."""
+
+    def __init__(self, sidecar: Sidecar, listener: socket.socket, ip: str = V4) -> None:
+        self.sidecar = sidecar
+        super().__init__(listener, sidecar.environment, (ip, PORT))
+
+    @property
+    def path(self) -> str:
+        return str(self.sidecar.admin_json("/connections?closed=0")[0]["path"])
+
+    def wait_for_path(self, path: str) -> None:
+        wait_until(lambda: self.path == path, lambda: f"{self.path} becomes {path}")
 
 
 def receive(connection: socket.socket, size: int) -> bytes:

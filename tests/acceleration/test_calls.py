@@ -15,8 +15,8 @@ from tests.acceleration.support import (
     MAPPED,
     NEVER,
     V4,
-    Application,
     CallError,
+    HookedApplication,
     receive,
 )
 
@@ -30,7 +30,7 @@ def path(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def application(start: Callable[..., Application], path: str) -> Application:
+def application(start: Callable[..., HookedApplication], path: str) -> HookedApplication:
     """One whose data is redirected by now, or relayed."""
     running = start(path)
     running.exchange()
@@ -41,7 +41,7 @@ def application(start: Callable[..., Application], path: str) -> Application:
 # ---- reading ----
 
 
-def test_blocked_receive_is_not_woken_by_what_is_not_data(application: Application) -> None:
+def test_blocked_receive_is_not_woken_by_what_is_not_data(application: HookedApplication) -> None:
     # Its own data that leaves wakes whoever waits for the socket to be writable.
     application("import threading")
     application("t = threading.Thread(target=s.sendall, args=(bytes(8 << 20),)); t.start()")
@@ -53,7 +53,7 @@ def test_blocked_receive_is_not_woken_by_what_is_not_data(application: Applicati
 
 
 @pytest.mark.parametrize("call", ["s.recv(100)", "os.read(s.fileno(), 100)", "s.recvfrom(100)[0]"])
-def test_blocked_receive_ends_with_data(application: Application, call: str) -> None:
+def test_blocked_receive_ends_with_data(application: HookedApplication, call: str) -> None:
     application.begin(call)
     assert not application.answers(0.1)
     application.far.sendall(b"data")
@@ -61,7 +61,7 @@ def test_blocked_receive_ends_with_data(application: Application, call: str) -> 
 
 
 @pytest.mark.parametrize("call", ["s.recv(100)", "os.read(s.fileno(), 100)", "s.recvfrom(100)[0]"])
-def test_blocked_receive_ends_with_the_end(application: Application, call: str) -> None:
+def test_blocked_receive_ends_with_the_end(application: HookedApplication, call: str) -> None:
     application.begin(call)
     assert not application.answers(0.1)
     application.far.shutdown(socket.SHUT_WR)
@@ -69,7 +69,7 @@ def test_blocked_receive_ends_with_the_end(application: Application, call: str) 
 
 
 @pytest.mark.parametrize("call", ["s.recv(100)", "os.read(s.fileno(), 100)", "s.recvfrom(100)[0]"])
-def test_blocked_receive_ends_with_a_reset(application: Application, call: str) -> None:
+def test_blocked_receive_ends_with_a_reset(application: HookedApplication, call: str) -> None:
     application.begin(call)
     assert not application.answers(0.1)
     application.far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -79,7 +79,7 @@ def test_blocked_receive_ends_with_a_reset(application: Application, call: str) 
 
 
 def test_receive_that_was_blocked_before_goes_on(
-    start: Callable[..., Application], path: str
+    start: Callable[..., HookedApplication], path: str
 ) -> None:
     application = start(path, after_bytes=5, after_round_trips=NEVER)
     application.begin("s.recv(100)")
@@ -93,7 +93,7 @@ def test_receive_that_was_blocked_before_goes_on(
     assert application.end() == b"and more"
 
 
-def begin_to_pay_in_recv(application: Application) -> None:
+def begin_to_pay_in_recv(application: HookedApplication) -> None:
     """Five bytes, while its thread `t` is blocked in a receive whose data goes to `got`."""
     application("import threading; got = []")
     application("t = threading.Thread(target=lambda: got.append(s.recv(100))); t.start()")
@@ -103,7 +103,7 @@ def begin_to_pay_in_recv(application: Application) -> None:
 
 
 def test_receive_that_is_blocked_while_its_socket_is_attached_gets_the_data(
-    start: Callable[..., Application], path: str
+    start: Callable[..., HookedApplication], path: str
 ) -> None:
     application = start(path, after_bytes=5, after_round_trips=NEVER)
     begin_to_pay_in_recv(application)
@@ -115,7 +115,7 @@ def test_receive_that_is_blocked_while_its_socket_is_attached_gets_the_data(
 
 
 def test_receive_that_is_blocked_until_more_has_come_gets_it(
-    start: Callable[..., Application], path: str
+    start: Callable[..., HookedApplication], path: str
 ) -> None:
     """Some of it would come by TCP and the rest would not, so such a socket is left alone."""
     application = start(path, after_bytes=5, after_round_trips=NEVER)
@@ -130,7 +130,7 @@ def test_receive_that_is_blocked_until_more_has_come_gets_it(
     assert application.path == "relay"
 
 
-def test_receive_timeout(application: Application) -> None:
+def test_receive_timeout(application: HookedApplication) -> None:
     application("s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack('ll', 0, 300000))")
     application("before = time.monotonic()")
     with pytest.raises(CallError, match="EAGAIN"):
@@ -140,7 +140,7 @@ def test_receive_timeout(application: Application) -> None:
     assert application("s.recv(1)") == b"x"
 
 
-def test_signal_handler_interrupts_receive(application: Application) -> None:
+def test_signal_handler_interrupts_receive(application: HookedApplication) -> None:
     application("old = signal.signal(signal.SIGALRM, lambda *_: time.sleep(0))")
     application("old = signal.setitimer(signal.ITIMER_REAL, 0.1)")
     application.begin("s.recv(10)")  # Python calls again
@@ -157,7 +157,7 @@ def test_signal_handler_interrupts_receive(application: Application) -> None:
         "s.recvmsg(12, 0, socket.MSG_WAITALL)[0]",
     ],
 )
-def test_waiting_for_all(application: Application, call: str) -> None:
+def test_waiting_for_all(application: HookedApplication, call: str) -> None:
     application.begin(call)
     for part in (b"one ", b"two ", b"three"):
         assert not application.answers(0.1)
@@ -166,7 +166,7 @@ def test_waiting_for_all(application: Application, call: str) -> None:
     assert application("s.recv(10)") == b"e"
 
 
-def test_waiting_for_all_in_several_pieces_of_memory(application: Application) -> None:
+def test_waiting_for_all_in_several_pieces_of_memory(application: HookedApplication) -> None:
     application("pieces = [bytearray(3), bytearray(5), bytearray(0), bytearray(4)]")
     application.begin("s.recvmsg_into(pieces, 0, socket.MSG_WAITALL)[0]")
     for part in (b"ab", b"cdefghi", b"jkl"):
@@ -176,7 +176,7 @@ def test_waiting_for_all_in_several_pieces_of_memory(application: Application) -
     assert application("[bytes(piece) for piece in pieces]") == [b"abc", b"defgh", b"", b"ijkl"]
 
 
-def test_waiting_for_all_gives_what_came_before_the_end(application: Application) -> None:
+def test_waiting_for_all_gives_what_came_before_the_end(application: HookedApplication) -> None:
     application.begin("s.recv(12, socket.MSG_WAITALL)")
     application.far.sendall(b"part")
     assert not application.answers(0.1)
@@ -185,7 +185,7 @@ def test_waiting_for_all_gives_what_came_before_the_end(application: Application
     assert application("s.recv(12, socket.MSG_WAITALL)") == b""
 
 
-def test_waiting_for_all_does_not_swallow_a_reset(application: Application) -> None:
+def test_waiting_for_all_does_not_swallow_a_reset(application: HookedApplication) -> None:
     application.begin("s.recv(12, socket.MSG_WAITALL)")
     application.far.sendall(b"part")
     assert not application.answers(0.1)
@@ -196,7 +196,7 @@ def test_waiting_for_all_does_not_swallow_a_reset(application: Application) -> N
         application("s.recv(12, socket.MSG_WAITALL)")
 
 
-def test_peeking(application: Application) -> None:
+def test_peeking(application: HookedApplication) -> None:
     application.deliver(b"abcdef")
     assert application("s.recv(3, socket.MSG_PEEK)") == b"abc"
     assert application("s.recv(100, socket.MSG_PEEK)") == b"abcdef"
@@ -206,7 +206,7 @@ def test_peeking(application: Application) -> None:
         application("s.recv(1, socket.MSG_PEEK)")
 
 
-def test_how_much_there_is_to_read(application: Application) -> None:
+def test_how_much_there_is_to_read(application: HookedApplication) -> None:
     application("n = array.array('i', [7])")
     application("fcntl.ioctl(s, termios.FIONREAD, n)")
     assert application("n[0]") == 0
@@ -217,7 +217,7 @@ def test_how_much_there_is_to_read(application: Application) -> None:
 
 @pytest.mark.parametrize("size", [2 << 20, 2_200_000, 2_500_000, 24 << 20])
 def test_edge_triggered_reader_may_stop_at_a_short_read(
-    application: Application, size: int
+    application: HookedApplication, size: int
 ) -> None:
     """epoll(7) allows it. More than a window waits, so that both queues have data."""
     application("s.setblocking(False)")
@@ -244,7 +244,7 @@ def test_edge_triggered_reader_may_stop_at_a_short_read(
 
 
 @pytest.mark.parametrize("flags", ["os.SPLICE_F_NONBLOCK", "0"])
-def test_splicing_from_it(application: Application, flags: str) -> None:
+def test_splicing_from_it(application: HookedApplication, flags: str) -> None:
     """That flag is about the pipe: whether the socket is waited for is the socket's matter."""
     application("r, w = os.pipe()")
     splice = f"os.splice(s.fileno(), w, 100000, flags={flags})"
@@ -264,7 +264,7 @@ def test_splicing_from_it(application: Application, flags: str) -> None:
     assert application(splice) == 0
 
 
-def test_splicing_into_a_full_pipe_loses_nothing(application: Application) -> None:
+def test_splicing_into_a_full_pipe_loses_nothing(application: HookedApplication) -> None:
     data = bytes(range(256)) * 1200  # more than the pipe's 64 KiB
     application.far.sendall(data)
     application("r, w = os.pipe(); s.setblocking(False); data = b''")
@@ -279,7 +279,9 @@ def test_splicing_into_a_full_pipe_loses_nothing(application: Application) -> No
     assert application("data") == data
 
 
-def test_more_than_the_pipe_holds_is_spliced_when_it_is_read(application: Application) -> None:
+def test_more_than_the_pipe_holds_is_spliced_when_it_is_read(
+    application: HookedApplication,
+) -> None:
     data = bytes(range(256)) * 1200
     application.far.sendall(data)
     application("import threading; r, w = os.pipe(); data = b''")
@@ -296,7 +298,7 @@ def test_more_than_the_pipe_holds_is_spliced_when_it_is_read(application: Applic
 # ---- writing ----
 
 
-def test_sending_a_file(application: Application) -> None:
+def test_sending_a_file(application: HookedApplication) -> None:
     data = bytes(range(256)) * 8000
     application(f"f = tempfile.TemporaryFile(); f.write({bytes(range(256))!r} * 8000); f.flush()")
     application(
@@ -310,7 +312,7 @@ def test_sending_a_file(application: Application) -> None:
 
 @pytest.mark.parametrize("ip", [V4, MAPPED])
 def test_both_ways_for_every_kind_of_socket(
-    start: Callable[..., Application], path: str, ip: str
+    start: Callable[..., HookedApplication], path: str, ip: str
 ) -> None:
     application = start(path, ip)
     application.exchange(20)
@@ -322,7 +324,7 @@ def test_both_ways_for_every_kind_of_socket(
 
 @pytest.mark.parametrize("before", [True, False])
 def test_urgent_data_sent_loses_no_other(
-    start: Callable[..., Application], path: str, before: bool
+    start: Callable[..., HookedApplication], path: str, before: bool
 ) -> None:
     """The relay reads past the urgent byte, as everyone does who does not look for it."""
     application = start(path, after_bytes=1 if before else 0, after_round_trips=NEVER)
@@ -340,13 +342,13 @@ def test_urgent_data_sent_loses_no_other(
     assert receive_all(application) == b"answer"
 
 
-def receive_all(application: Application) -> Any:
+def receive_all(application: HookedApplication) -> Any:
     return application("s.recv(6, socket.MSG_WAITALL)")
 
 
 @pytest.mark.parametrize("before", [True, False])
 def test_urgent_data_received_loses_no_other(
-    start: Callable[..., Application], path: str, before: bool
+    start: Callable[..., HookedApplication], path: str, before: bool
 ) -> None:
     application = start(path, after_bytes=1 if before else 0, after_round_trips=NEVER)
     if not before:
@@ -364,7 +366,7 @@ def test_urgent_data_received_loses_no_other(
 # ---- ends ----
 
 
-def test_half_closed_by_the_application(application: Application) -> None:
+def test_half_closed_by_the_application(application: HookedApplication) -> None:
     application("s.sendall(b'question')")
     application("s.shutdown(socket.SHUT_WR)")
     assert receive(application.far, 8) == b"question"
@@ -379,7 +381,7 @@ def test_half_closed_by_the_application(application: Application) -> None:
     assert data == b"unread until after the end" * 1000
 
 
-def test_half_closed_by_the_server(application: Application) -> None:
+def test_half_closed_by_the_server(application: HookedApplication) -> None:
     application.far.sendall(b"answer")
     application.far.shutdown(socket.SHUT_WR)
     assert application("s.recv(6, socket.MSG_WAITALL)") == b"answer"
@@ -392,14 +394,14 @@ def test_half_closed_by_the_server(application: Application) -> None:
     assert application.far.recv(1) == b""
 
 
-def test_reset_by_the_application(application: Application) -> None:
+def test_reset_by_the_application(application: HookedApplication) -> None:
     application(f"s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, {_RESET!r})")
     application("s.close()")
     with pytest.raises(ConnectionResetError):
         application.far.recv(1)
 
 
-def test_reset_by_the_server(application: Application) -> None:
+def test_reset_by_the_server(application: HookedApplication) -> None:
     application.far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     application.far.close()
     with pytest.raises(CallError, match="ECONNRESET"):
@@ -408,7 +410,9 @@ def test_reset_by_the_server(application: Application) -> None:
         application("s.send(b'x')")
 
 
-def test_close_with_unread_data_ends_the_connection(application: Application, path: str) -> None:
+def test_close_with_unread_data_ends_the_connection(
+    application: HookedApplication, path: str
+) -> None:
     application.deliver(b"nobody reads this")
     application("s.close()")
     # The kernel does not look into the queue of redirected data before it closes a socket.
@@ -420,7 +424,7 @@ def test_close_with_unread_data_ends_the_connection(application: Application, pa
 
 
 def test_uploads_alone_keep_a_connection_from_being_idle(
-    start: Callable[..., Application], path: str
+    start: Callable[..., HookedApplication], path: str
 ) -> None:
     application = start(path, idle_timeout="1s")
     application.exchange()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceleration.support import Application
+from tests.acceleration.support import HookedApplication
 from tests.interop.servers import wait_until
 
 _TCP_LIMITS = Path("/proc/sys/net/ipv4/tcp_mem")  # in pages: normal, short, all
@@ -77,7 +77,7 @@ def _windows(slots: int) -> list[int]:
 @pytest.mark.exclusive  # TCP's memory is the machine's
 @pytest.mark.parametrize("path", ["full", "local"])
 def test_connection_whose_idle_time_ends_when_it_has_left(
-    start: Callable[..., Application],
+    start: Callable[..., HookedApplication],
     path: str,
     say_whether_memory_is_short: Callable[[bool], None],
 ) -> None:

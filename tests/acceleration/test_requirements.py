@@ -26,7 +26,8 @@ from pysidecar.testing import Sidecar, SidecarError
 
 mode, routes, traffic, target = sys.argv[1:]
 found = {"stdout": "", "access_log": ""}
-sidecar = Sidecar({"outbound": {"routes": json.loads(routes)}, "acceleration": mode})
+acceleration = {"mode": mode, "receive": True}
+sidecar = Sidecar({"outbound": {"routes": json.loads(routes)}, "acceleration": acceleration})
 try:
     with sidecar:
         command = [traffic, "run", "to=" + target, "exactly=1", "up=900000", "down=900000"]

@@ -146,7 +146,7 @@ def test_what_is_printed_reads_back() -> None:
         ("", ("auto", "full", 131072, 8)),
         ("acceleration: off", ("off", "full", 131072, 8)),
         ("acceleration: 'off'", ("off", "full", 131072, 8)),
-        ("acceleration: require", ("require", "full", 131072, 8)),
+        ("acceleration: {mode: require, receive: true}", ("require", "full", 131072, 8)),
         ("acceleration: {mode: off}", ("off", "full", 131072, 8)),
         ("acceleration: {path: local, after_bytes: 0}", ("auto", "local", 0, 8)),
         ("acceleration: {after_round_trips: 0}", ("auto", "full", 131072, 0)),
@@ -369,6 +369,14 @@ PORTS = "expected a port such as 5432 or a range such as 8000-8999"
             "acceleration: {speed: 1}",
             "acceleration.speed: unknown key; expected one of mode, path, after_bytes, "
             "after_round_trips",
+        ),
+        (
+            "acceleration: require",
+            "expected receive: true beside mode: require: without it nothing is accelerated",
+        ),
+        (
+            "acceleration: {blocking_sockets: true}",
+            "expected receive: true beside blocking_sockets: true: without it nothing is",
         ),
         (
             "acceleration: 7",
