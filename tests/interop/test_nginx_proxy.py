@@ -28,9 +28,14 @@ from tests.interop.servers import (
     running,
 )
 
+_ACCELERATED = {"mode": "require", "receive": True, "after_bytes": 1, "after_round_trips": 0}
 _WAYS: dict[str, dict[str, Any]] = {
     "unix": {"acceleration": "off"},
     "header": {"acceleration": "off", "outbound": {"transport": "header"}},
+    "default": {"acceleration": {"after_bytes": 1}},
+    "full": {"acceleration": _ACCELERATED},
+    "local": {"acceleration": {**_ACCELERATED, "path": "local"}},
+    "full, header": {"acceleration": _ACCELERATED, "outbound": {"transport": "header"}},
 }
 _STORED = bytes(range(256)) * 1200  # 300 KiB: more than nginx keeps in memory
 _LIMITED = _STORED[:24_000]
@@ -320,4 +325,6 @@ def test_it_was_the_way_that_is_tested(proxy: _Proxy) -> None:
     test_a_stream_comes_back_whole_and_ends(proxy, "on")
     found = proxy.sidecar.wait_for_connection(process="nginx", closed=True)
     assert {each.original_destination for each in proxy.sidecar.connections()} <= proxy.backends
-    assert found.transport == ("header" if proxy.way == "header" else "unix")
+    assert found.transport == ("header" if "header" in proxy.way else "unix")
+    wanted = proxy.way.split(",")[0]
+    assert found.path == (wanted if wanted in ("full", "local") else "relay")
