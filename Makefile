@@ -54,6 +54,10 @@ bench-short: ## the same within three minutes, with less certain numbers
 	@python3 scripts/set_up.py --bench
 	@$(PYTHON) -m scripts.bench --short $(BENCH_OPTIONS)
 
+.PHONY: bench-reload
+bench-reload: setup ## measure reloads of 5,000 and of 50,000 routes
+	@$(PYTHON) -m scripts.measure_reload
+
 .PHONY: bench-docs
 bench-docs: ## write the tables of docs/performance.md anew, from the committed results
 	@$(PYTHON) -m scripts.bench --docs

@@ -21,6 +21,7 @@ from pysidecar.access_log import AccessLog
 from pysidecar.address import Address
 from pysidecar.admin import AdminServer
 from pysidecar.admin.metrics import Metrics, OwnCounters, RuleCounters
+from pysidecar.background import in_background, release, without_collector
 from pysidecar.config import Config, ConfigError, Problem, load, restart_keys
 from pysidecar.dataplane import (
     Acceleration,
@@ -29,8 +30,9 @@ from pysidecar.dataplane import (
     ConnectionRecord,
     DataPlane,
     Direction,
-    RouteTable,
+    PackedRoutes,
     Timeouts,
+    pack_routes,
 )
 from pysidecar.errors import StartError
 from pysidecar.interception import Interception, rules
@@ -67,6 +69,9 @@ class Sidecar:
         self._stack = contextlib.AsyncExitStack()
         self._recent: deque[ConnectionRecord] = deque(maxlen=_RECENT_CLOSED)
         self._reported = asyncio.Event()
+        self._reload_wanted = False
+        self._reloading: asyncio.Task[None] | None = None
+        self._applying = False  # part of a reload that is not given up in the middle
         self._hook = ConnectHook(config)
         self._kernel = interceptions(config)
         self._ways: Sequence[Interception] = [self._hook, *self._kernel]
@@ -221,21 +226,45 @@ class Sidecar:
     async def stop(self) -> None:
         """Aborts what is still open and removes everything; ``drain`` first to be gentle."""
         self.state = "stopped"
+        if self._reloading is not None:
+            if not self._applying:
+                self._reloading.cancel()
+            await asyncio.gather(self._reloading, return_exceptions=True)
         for way in self._ways:
             way.drain()
         await self._stack.aclose()
 
-    def reload(self, config: Config) -> None:
-        """Applies a changed configuration; open connections go on as they are. Raises ConfigError
-        when it cannot be applied as a whole, and changes nothing then."""
-        source = str(self._source or "configuration")
-        if keys := restart_keys(self.config, config):
-            raise ConfigError(
-                source,
-                [Problem(key, "expected no change: it takes effect at a restart") for key in keys],
-            )
-        self._check(config)
-        tables = _route_tables(config)
+    async def reload(self) -> None:
+        """Applies the configuration file as it is now; open connections go on as they are. Raises
+        ConfigError when it cannot be applied as a whole, and changes nothing then."""
+        config, tables = await in_background(self._read)
+        if self.state != "serving":
+            return
+        before = self.config
+        self._applying = True
+        try:
+            await self._apply(config, tables)
+        finally:
+            self._applying = False
+        old: list[object] = [
+            *before.outbound.routes,
+            *(before.inbound.routes if before.inbound else ()),
+        ]
+        del before
+        await in_background(lambda: release(old))
+
+    def _read(self) -> tuple[Config, tuple[PackedRoutes, PackedRoutes]]:
+        """All of a reload that takes time. In any thread."""
+        with without_collector():
+            config = load(self._source)
+            if keys := restart_keys(self.config, config):
+                reason = "expected no change: it takes effect at a restart"
+                raise ConfigError(self._name, [Problem(key, reason) for key in keys])
+            self._check(config)
+            return config, _route_tables(config)
+
+    async def _apply(self, config: Config, tables: tuple[PackedRoutes, PackedRoutes]) -> None:
+        source = self._name
         try:
             if config.access_log.mode == "on":
                 self._access_log.reopen(config.access_log.path)
@@ -246,14 +275,19 @@ class Sidecar:
             ) from None
         try:
             for way in reversed(self._ways):  # the rules can fail, the hook cannot
-                way.apply(config)
+                await way.apply(config)
         except StartError as error:
             raise ConfigError(source, [Problem("", str(error))]) from None
         self._set_routes(*tables)
         self._data_plane.set_timeouts(_timeouts(config))
         self.config = config
 
-    def _set_routes(self, outbound: RouteTable, inbound: RouteTable) -> None:
+    @property
+    def _name(self) -> str:
+        """Of the configuration, in errors."""
+        return str(self._source or "configuration")
+
+    def _set_routes(self, outbound: PackedRoutes, inbound: PackedRoutes) -> None:
         self._data_plane.set_routes(outbound, Direction.OUTBOUND)
         self._data_plane.set_routes(inbound, Direction.INBOUND)
 
@@ -307,10 +341,22 @@ class Sidecar:
         log.info("stopped")
 
     def _on_hangup(self) -> None:
-        if self.state != "serving":
-            return
+        """However many come while a reload is under way: one more follows it."""
+        self._reload_wanted = True
+        if self._reloading is None:
+            self._reloading = asyncio.get_running_loop().create_task(self._reload_while_wanted())
+
+    async def _reload_while_wanted(self) -> None:
         try:
-            self.reload(load(self._source))
+            while self._reload_wanted and self.state == "serving":
+                self._reload_wanted = False
+                await self._reload_once()
+        finally:
+            self._reloading = None
+
+    async def _reload_once(self) -> None:
+        try:
+            await self.reload()
         except ConfigError as error:
             self.metrics.count_reload(applied=False)
             log.error("the running configuration stays, because of:\n%s", error)
@@ -323,9 +369,7 @@ class Sidecar:
             for way in self._ways:
                 way.check(config)
         except ValueError as error:
-            raise ConfigError(
-                str(self._source or "configuration"), [Problem("", str(error))]
-            ) from None
+            raise ConfigError(self._name, [Problem("", str(error))]) from None
 
     def _open_access_log(self) -> AccessLog:
         settings = self.config.access_log
@@ -394,10 +438,10 @@ def prepare_process() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _route_tables(config: Config) -> tuple[RouteTable, RouteTable]:
+def _route_tables(config: Config) -> tuple[PackedRoutes, PackedRoutes]:
     """Outbound and inbound."""
     inbound = config.inbound.routes if config.inbound is not None else ()
-    return route_table(config.outbound.routes), route_table(inbound)
+    return pack_routes(route_table(config.outbound.routes)), pack_routes(route_table(inbound))
 
 
 def _timeouts(config: Config) -> Timeouts:

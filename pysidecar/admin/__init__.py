@@ -15,6 +15,7 @@ from pysidecar.access_log import describe_connection
 from pysidecar.address import Address
 from pysidecar.admin.gate import BadRequestFilter, Gate, current_connection
 from pysidecar.admin.metrics import CONTENT_TYPE_LATEST, Metrics
+from pysidecar.background import in_background
 from pysidecar.config import Config
 from pysidecar.dataplane import ConnectionRecord
 
@@ -102,8 +103,11 @@ class AdminServer:
         return web.json_response(entries)
 
     async def _config(self, request: web.Request) -> web.Response:
-        plain = self._observed.config.to_plain()
-        return web.json_response({**plain, "rules": self._observed.rules})
+        return await in_background(
+            lambda: web.json_response(
+                {**self._observed.config.to_plain(), "rules": self._observed.rules}
+            )
+        )
 
     async def _metrics(self, request: web.Request) -> web.Response:
         await self._observed.refresh()

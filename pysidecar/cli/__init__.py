@@ -74,10 +74,12 @@ def run(config_file: Path | None, verbose: bool, until_stdin_ends: bool) -> None
     SIGHUP            reloads the file; open connections go on
     SIGTERM, SIGINT   drains: no new connections, the open ones may finish; once more aborts them
     """
+    from pysidecar.background import without_collector
     from pysidecar.log import non_blocking_log
     from pysidecar.sidecar import Sidecar, prepare_process
 
-    config = _load(config_file)
+    with without_collector():
+        config = _load(config_file)
     prepare_process()
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:

@@ -48,5 +48,5 @@ def _restart_keys(old: BaseModel, new: BaseModel, prefix: str) -> Iterator[str]:
         before, after = getattr(old, name), getattr(new, name)
         if isinstance(before, BaseModel) and isinstance(after, BaseModel):
             yield from _restart_keys(before, after, f"{prefix}{name}.")
-        elif before != after and needs_restart(field):
+        elif needs_restart(field) and before != after:
             yield f"{prefix}{name}"

@@ -7,6 +7,7 @@ key and the value and puts them in front.
 from __future__ import annotations
 
 import re
+import socket
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
-from pysidecar.address import Address
+from pysidecar.address import Address, is_ipv4
 
 __all__ = [
     "AddressText",
@@ -46,6 +47,7 @@ _MAX_SECONDS = 0xFFFFFFFF / 1000  # the data plane's timers are milliseconds in 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
 _DURATION_PATTERN = r"\d+(\.\d+)?(ms|s|m|h|d)"
+_PREFIX_LENGTH = re.compile("[0-9]|[12][0-9]|3[0-2]", re.ASCII)
 _ZERO = "0s"
 _DURATION_EXPECTED = "expected a duration such as 500ms, 5s, 10m or 1h"
 
@@ -140,13 +142,22 @@ WhenAwayText = Annotated[
 ]
 
 
+def _plain_network(value: str) -> IPv4Network | None:
+    """As ``ip_network`` reads a CIDR of IPv4, much faster; None for anything else."""
+    host, slash, length = value.partition("/")
+    if not is_ipv4(host) or (slash and not _PREFIX_LENGTH.fullmatch(length)):
+        return None
+    address = int.from_bytes(socket.inet_pton(socket.AF_INET, host))
+    return IPv4Network((address, int(length) if slash else 32))
+
+
 def parse_network(value: Any) -> Network:
     """A CIDR, or a single address. IPv4 written as v4-mapped IPv6 becomes IPv4, as the kernel
     treats it."""
     if not isinstance(value, str):
         raise ValueError("expected an IPv4 or IPv6 network such as 10.0.0.0/8 or fd00::/8")
     try:
-        network = ip_network(value)
+        network = _plain_network(value) or ip_network(value)
     except ValueError:
         try:
             loose = ip_network(value, strict=False)
@@ -223,6 +234,8 @@ def parse_address(value: Any) -> Address:
     if not isinstance(value, str):
         raise ValueError("expected an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080")
     address = Address.parse(value)
+    if is_ipv4(address.host):
+        return address
     return Address(str(ip_address(address.host)), address.port)
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "EjectedEndpoint",
     "End",
     "Listener",
+    "PackedRoutes",
     "Route",
     "RouteTable",
     "Timeouts",
@@ -41,6 +42,8 @@ __all__ = [
     "direct_works",
     "ffi",
     "lib",
+    "pack_array",
+    "pack_routes",
     "parking_works",
 ]
 
@@ -181,6 +184,36 @@ class RouteTable:
 
     rules: bytes
     routes: tuple[Route, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRoutes:
+    """A route table in the data plane's own form, which takes time to make; see ``pack_routes``."""
+
+    rules: bytes
+    routes: bytes
+    endpoints: bytes
+
+
+def pack_array(kind: str, items: Sequence[Any]) -> bytes:
+    """An array of C structs, each given as a tuple. Piece by piece, because other threads stand
+    still while cffi converts one."""
+    pieces = (items[start : start + _BATCH] for start in range(0, len(items), _BATCH))
+    return b"".join(bytes(ffi.buffer(ffi.new(f"{kind}[]", piece))) for piece in pieces)
+
+
+def pack_routes(table: RouteTable) -> PackedRoutes:
+    """For ``DataPlane.set_routes``, in any thread."""
+    routes: list[tuple[int, int, int, int]] = []
+    endpoints: list[tuple[bytes, int, int, int]] = []
+    for route in table.routes:
+        routes.append((route.action, route.balance, len(endpoints), len(route.endpoints)))
+        endpoints.extend(endpoint.to_native() for endpoint in route.endpoints)
+    return PackedRoutes(
+        table.rules,
+        pack_array("struct dp_route", routes),
+        pack_array("struct mosnhook_address", endpoints),
+    )
 
 
 class ConnectionRecord(NamedTuple):
@@ -337,23 +370,23 @@ class DataPlane:
         self._page = ffi.from_buffer("struct mosnhook_page *", page, require_writable=True)
         lib.dp_set_page(self._dp, self._page)
 
-    def set_routes(self, table: RouteTable, direction: Direction = Direction.OUTBOUND) -> None:
+    def set_routes(
+        self, table: RouteTable | PackedRoutes, direction: Direction = Direction.OUTBOUND
+    ) -> None:
         """Replaces the route table of one direction; connections that are open keep the endpoint
         they have."""
-        routes: list[tuple[int, int, int, int]] = []
-        endpoints: list[tuple[bytes, int, int, int]] = []
-        for route in table.routes:
-            routes.append((route.action, route.balance, len(endpoints), len(route.endpoints)))
-            endpoints.extend(endpoint.to_native() for endpoint in route.endpoints)
-        rules = ffi.from_buffer(table.rules)
+        packed = pack_routes(table) if isinstance(table, RouteTable) else table
+        rules = ffi.from_buffer(packed.rules)
+        routes = ffi.from_buffer("struct dp_route[]", packed.routes)
+        endpoints = ffi.from_buffer("struct mosnhook_address[]", packed.endpoints)
         _check(
             lib.dp_set_routes(
                 self._dp,
                 direction,
                 ffi.cast("struct mosnhook_rules *", rules),
-                ffi.new("struct dp_route[]", routes),
+                routes,
                 len(routes),
-                ffi.new("struct mosnhook_address[]", endpoints),
+                endpoints,
                 len(endpoints),
             ),
             "cannot set the route table",

@@ -46,10 +46,11 @@ class Interception(abc.ABC):
         return None
 
     def check(self, config: Config) -> None:  # noqa: B027
-        """Raises ValueError when ``apply`` could not take this configuration."""
+        """Raises ValueError when ``apply`` could not take this configuration. In any thread, and
+        before each ``apply``: what takes time is done here."""
 
     @abc.abstractmethod
-    def apply(self, config: Config) -> None:
+    async def apply(self, config: Config) -> None:
         """A changed configuration takes effect. Raises StartError when it cannot, nothing having
         changed."""
 

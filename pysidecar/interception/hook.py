@@ -53,6 +53,7 @@ class ConnectHook(Interception):
         self._also_own: list[Address] = []
         self._serving = False
         self._no_direct = ""  # why there are no direct connections
+        self._checked: tuple[Config, bytes] | None = None  # with its rules
         self._said_relayed = False
 
     @override
@@ -132,7 +133,11 @@ class ConnectHook(Interception):
 
     @override
     def check(self, config: Config) -> None:
-        size = len(hook_rules(config.outbound, direct=True))
+        rules = hook_rules(config.outbound, direct=True)
+        size = len(rules)
+        if self._no_direct and config.outbound.direct_routes:
+            rules = hook_rules(config.outbound, direct=False)
+        self._checked = (config, rules)
         if size > RULES_CAPACITY:
             raise ValueError(
                 "outbound.exclude: expected fewer networks and ports (those of routes count, too, "
@@ -141,7 +146,7 @@ class ConnectHook(Interception):
             )
 
     @override
-    def apply(self, config: Config) -> None:
+    async def apply(self, config: Config) -> None:
         self._config = config
         self._say_what_is_relayed()
         if self._serving:
@@ -159,6 +164,12 @@ class ConnectHook(Interception):
             self._said_relayed = True
             log.warning("routes with action direct relay here: %s", reason)
 
+    def _rules(self) -> bytes:
+        if self._checked is None or self._checked[0] is not self._config:
+            self.check(self._config)
+        assert self._checked is not None
+        return self._checked[1]
+
     def _publish(self) -> None:
         assert self._page is not None
         outbound = self._config.outbound
@@ -170,7 +181,7 @@ class ConnectHook(Interception):
                 listeners=self._addresses,
                 parks=self._parks,
                 own=self._also_own,
-                rules=hook_rules(outbound, direct=not self._no_direct),
+                rules=self._rules(),
                 server_uid=os.geteuid(),
             ),
             State.SERVING,

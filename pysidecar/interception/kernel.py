@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from typing_extensions import override
 
 from pysidecar.address import Address
+from pysidecar.background import in_background
 from pysidecar.config import Config
 from pysidecar.dataplane import DataPlane, Listener, Transport
 from pysidecar.dataplane import Direction as DataPlaneDirection
@@ -186,12 +187,12 @@ class KernelInterception(Interception):
         _outside_the_loop(lambda: rules.apply(way.rules, self._config.rules_backend))
 
     @override
-    def apply(self, config: Config) -> None:
+    async def apply(self, config: Config) -> None:
         way = make_way(config, self.direction)
         assert way is not None  # a reload cannot take a direction away
         if way.rules != self.ruleset:
             if config.manage_rules:
-                self._apply_rules(way)
+                await in_background(lambda: self._apply_rules(way))
             else:
                 log.warning(
                     "the %s rules have to change too: pysidecar rules apply", self.direction.value

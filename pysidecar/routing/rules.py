@@ -12,7 +12,7 @@ from ipaddress import IPv4Network, IPv6Network
 from itertools import pairwise
 
 from pysidecar.config.values import Network, PortRange
-from pysidecar.dataplane import ffi
+from pysidecar.dataplane import ffi, pack_array
 
 __all__ = ["Rule", "compile_rules"]
 
@@ -52,12 +52,11 @@ def compile_rules(rules: Iterable[Rule]) -> bytes:
         segments.extend(_segments(claims[network]))
         prefixes.append((parent, first, len(segments) - first))
     boundaries = _boundaries(networks, parents)
-    arrays = [
-        ffi.new("struct mosnhook_boundary[]", boundaries),
-        ffi.new("struct mosnhook_prefix[]", prefixes),
-        ffi.new("struct mosnhook_segment[]", segments),
-    ]
-    body = b"".join(bytes(ffi.buffer(array)) for array in arrays)
+    body = (
+        pack_array("struct mosnhook_boundary", boundaries)
+        + pack_array("struct mosnhook_prefix", prefixes)
+        + pack_array("struct mosnhook_segment", segments)
+    )
     size = ffi.sizeof("struct mosnhook_rules") + len(body)
     header = ffi.new(
         "struct mosnhook_rules *", (size, len(boundaries), len(prefixes), len(segments))
@@ -67,8 +66,9 @@ def compile_rules(rules: Iterable[Rule]) -> bytes:
 
 def _span(network: Network) -> tuple[int, int]:
     """First and last address as integers of 128 bits; IPv4 as v4-mapped."""
-    base = _MAPPED_START if isinstance(network, IPv4Network) else 0
-    return base + int(network.network_address), base + int(network.broadcast_address)
+    base = _MAPPED_START if network.version == 4 else 0
+    start = base + int(network.network_address)
+    return start, start | (1 << (network.max_prefixlen - network.prefixlen)) - 1
 
 
 def _order(network: Network) -> tuple[int, int, int]:
@@ -92,6 +92,10 @@ def _parents(networks: Sequence[Network]) -> list[int]:
 def _segments(claims: Sequence[tuple[PortRange, int]]) -> Iterator[tuple[int, int, int]]:
     """Sorted, disjoint (first port, last port, rule), where overlapping claims go to the smallest
     rule number. A sweep over the ports with a heap of the claims that are open there."""
+    if len(claims) == 1:
+        ports, rule = claims[0]
+        yield ports.first, ports.last, rule
+        return
     by_start = sorted(claims, key=lambda claim: claim[0].first)
     cuts = sorted({ports.first for ports, _ in claims} | {ports.last + 1 for ports, _ in claims})
     open_: list[tuple[int, int]] = []  # (rule, last port)

@@ -135,22 +135,18 @@ ALL_PORTS = (PortRange(1, 0xFFFF),)
 
 def without(included: Iterable[PortRange], excluded: Iterable[PortRange]) -> tuple[PortRange, ...]:
     """``included`` minus ``excluded``: disjoint, not adjacent and in order."""
-    merged: list[PortRange] = []
-    for port_range in sorted(included):
-        if merged and port_range.first <= merged[-1].last + 1:
-            last = max(merged[-1].last, port_range.last)
-            merged[-1] = PortRange(merged[-1].first, last)
-        else:
-            merged.append(port_range)
-    for hole in excluded:
-        kept: list[PortRange] = []
-        for port_range in merged:
-            if port_range.first < hole.first:
-                kept.append(PortRange(port_range.first, min(port_range.last, hole.first - 1)))
-            if port_range.last > hole.last:
-                kept.append(PortRange(max(port_range.first, hole.last + 1), port_range.last))
-        merged = kept
-    return tuple(merged)
+    wanted = bytearray(0x10000)
+    for value, ranges in ((1, included), (0, excluded)):
+        for each in ranges:
+            wanted[each.first : each.last + 1] = bytes([value]) * (each.last + 1 - each.first)
+    found: list[PortRange] = []
+    start = wanted.find(1)
+    while start >= 0:
+        end = wanted.find(0, start)
+        end = end if end >= 0 else len(wanted)
+        found.append(PortRange(start, end - 1))
+        start = wanted.find(1, end)
+    return tuple(found)
 
 
 def _by_family(listen: Sequence[Address]) -> dict[socket.AddressFamily, Address]:
