@@ -121,7 +121,8 @@ class RunningSidecar:
         """SIGHUP; what it logs because of it."""
         before = len(self.log)
         self.process.send_signal(signal.SIGHUP)
-        eventually(lambda: "reload" in self.log[before:] or "because" in self.log[before:])
+        # Lines of the start may come as late as this.
+        eventually(lambda: re.search("reloaded|configuration stays", self.log[before:]))
         return self.log[before:]
 
     def stop(self) -> int:
