@@ -50,9 +50,9 @@ static int through_sidecar(struct attempt *attempt)
 
     if (!page_serving(view))
         return OUTCOME_AWAY;
-    /* MPTCP has no simultaneous open, so it cannot be parked; see contract.h. */
+    /* MPTCP has no simultaneous open, so it is not parked; see contract.h. */
     if (view->transport == MOSNHOOK_TRANSPORT_UNIX && view->control_path[0] &&
-        (attempt->multipath ? attempt->waits : view->park_count > 0))
+        (attempt->multipath || view->park_count > 0))
         result = transport_unix(attempt);
     if (result == OUTCOME_OTHER_TRANSPORT)
         result = transport_header(attempt);

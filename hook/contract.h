@@ -176,8 +176,9 @@ struct mosnhook_memo {
  * sees writability exactly when the upstream is there, SO_ERROR when it is not, and no accept queue
  * is involved.
  *
- * A socket that cannot be parked (MPTCP has no simultaneous open) is sent unconnected, only by
- * callers that wait; the sidecar connects it.
+ * A socket that cannot be parked (MPTCP has no simultaneous open) is sent unconnected. The answer,
+ * for which all callers wait, says where the caller connects it to the sidecar: to callers that
+ * want to wait it comes when the upstream is connected, to others at once.
  */
 enum mosnhook_request_flags {
     MOSNHOOK_WAITS = 1,  /* the caller blocks until the answer */
@@ -197,17 +198,20 @@ enum mosnhook_action {
     /* The socket is connected: to the sidecar, and the sidecar to the upstream. To one who asks: it
      * is to be handed over. */
     MOSNHOOK_RELAY = 0,
-    MOSNHOOK_DIRECT = 1, /* connect it yourself, to the endpoint */
-    MOSNHOOK_REFUSE = 2, /* fail with `error` */
+    MOSNHOOK_DIRECT = 1,  /* connect it yourself, to the endpoint */
+    MOSNHOOK_REFUSE = 2,  /* fail with `error` */
+    MOSNHOOK_CONNECT = 3, /* connect it yourself, to the sidecar at `endpoint` (unparked sockets) */
 };
 
-/* Sent only to callers that wait or ask. A failed socket is left to the caller to disconnect. */
+/* Sent only to callers that wait, ask or have no parked socket. A failed socket is left to the
+ * caller to disconnect. */
 struct mosnhook_answer {
     uint32_t magic;
     uint16_t version;
-    uint16_t action;                  /* enum mosnhook_action */
-    int32_t error;                    /* errno for MOSNHOOK_REFUSE, else 0 */
-    struct mosnhook_address endpoint; /* for MOSNHOOK_DIRECT; port 0: the destination */
+    uint16_t action; /* enum mosnhook_action */
+    int32_t error;   /* errno for MOSNHOOK_REFUSE, else 0 */
+    /* For MOSNHOOK_DIRECT (port 0: the destination) and MOSNHOOK_CONNECT. */
+    struct mosnhook_address endpoint;
 };
 
 /* ---- TLVs of the PROXY v2 header that the `header` transport sends ----

@@ -218,6 +218,7 @@ enum {
     OUTCOME_AWAY = -2,            /* no sidecar there */
     OUTCOME_DIRECT = -3,          /* the sidecar says: connect yourself */
     OUTCOME_OTHER_TRANSPORT = -4, /* unix is no way for this socket or process */
+    OUTCOME_CONNECT = -5,         /* the sidecar says: connect it to me, there */
 };
 
 /* One connect() on its way. */
@@ -232,7 +233,8 @@ struct attempt {
     int64_t deadline; /* by SO_SNDTIMEO, on now_ns's clock; 0: none */
     int cancel_state; /* the thread's, which is off while we hold something */
     struct mosnhook_address destination;
-    struct mosnhook_address endpoint; /* with OUTCOME_DIRECT: where to, port 0: the destination */
+    /* With OUTCOME_DIRECT (port 0: the destination) and OUTCOME_CONNECT: where to. */
+    struct mosnhook_address endpoint;
     struct page_view view;
 };
 

@@ -108,11 +108,6 @@ static int park(struct attempt *attempt, struct mosnhook_address *via)
     return result;
 }
 
-static uint16_t ordinary_flags(const struct attempt *attempt)
-{
-    return (attempt->waits ? MOSNHOOK_WAITS : 0) | (attempt->multipath ? 0 : MOSNHOOK_PARKED);
-}
-
 static int send_request(int control, const struct attempt *attempt, uint16_t flags)
 {
     struct mosnhook_request request = {
@@ -139,7 +134,8 @@ static int send_request(int control, const struct attempt *attempt, uint16_t fla
     return result == sizeof request ? 0 : OUTCOME_AWAY;
 }
 
-/* Waits for the answer: 0 is `relay`. A cancelled thread closes the control socket. */
+/* Waits for the answer: 0 is `relay`; with OUTCOME_DIRECT and OUTCOME_CONNECT there is an endpoint.
+ * A cancelled thread closes the control socket. */
 static int receive_answer(int control, struct attempt *attempt)
 {
     struct mosnhook_answer answer = {.magic = 0};
@@ -160,9 +156,9 @@ static int receive_answer(int control, struct attempt *attempt)
         answer.version == MOSNHOOK_VERSION) {
         if (answer.action == MOSNHOOK_RELAY)
             return 0;
-        if (answer.action == MOSNHOOK_DIRECT) {
+        if (answer.action == MOSNHOOK_DIRECT || answer.action == MOSNHOOK_CONNECT) {
             attempt->endpoint = answer.endpoint;
-            return OUTCOME_DIRECT;
+            return answer.action == MOSNHOOK_DIRECT ? OUTCOME_DIRECT : OUTCOME_CONNECT;
         }
         if (answer.action == MOSNHOOK_REFUSE && answer.error > 0 && answer.error <= ERRNO_MAX)
             return answer.error;
@@ -193,20 +189,43 @@ static int finish(struct attempt *attempt, const struct mosnhook_address *via)
 {
     int result;
 
-    if (attempt->multipath) /* it was connected by the sidecar, to where the sidecar likes */
-        return 0;
     result = socket_settle(attempt, socket_connect_now(attempt, via), via);
     return result == EISCONN ? 0 : result;
+}
+
+/* A socket that cannot be parked is connected to where the sidecar says. */
+static int connect_unparked(struct attempt *attempt, int control)
+{
+    int result = connect_control(control, attempt);
+
+    if (result == 0)
+        result = send_request(control, attempt, attempt->waits ? MOSNHOOK_WAITS : 0);
+    if (result == 0)
+        result = receive_answer(control, attempt);
+    if (result == EINPROGRESS) /* SO_SNDTIMEO: but nothing is in progress */
+        return ETIMEDOUT;
+    if (result != OUTCOME_CONNECT)
+        return result == 0 ? ECONNREFUSED : result;
+    memo_write(attempt->fd, MOSNHOOK_MEMO_RELAYED, &attempt->destination);
+    result = socket_connect_now(attempt, &attempt->endpoint);
+    if (result != EINPROGRESS && result != 0)
+        return result;
+    return attempt->waits ? finish(attempt, &attempt->endpoint) : EINPROGRESS;
 }
 
 int transport_unix(struct attempt *attempt)
 {
     struct mosnhook_address via;
     int control = open_control(), result;
-    bool asked = attempt->view.asks && !attempt->multipath;
+    bool asked = attempt->view.asks;
 
     if (control < 0)
         return control;
+    if (attempt->multipath) {
+        result = connect_unparked(attempt, control);
+        sys_close(control);
+        return result;
+    }
     if (asked) {
         result = ask(control, attempt);
         if (result != 0) {
@@ -214,18 +233,17 @@ int transport_unix(struct attempt *attempt)
             return result;
         }
     }
-    if (!attempt->multipath) {
-        result = park(attempt, &via);
-        if (result != EINPROGRESS) {
-            sys_close(control);
-            return result < 0 ? result : socket_settle(attempt, result, &via);
-        }
+    result = park(attempt, &via);
+    if (result != EINPROGRESS) {
+        sys_close(control);
+        return result < 0 ? result : socket_settle(attempt, result, &via);
     }
     memo_write(attempt->fd, MOSNHOOK_MEMO_RELAYED, &attempt->destination);
     /* As late as that: it wakes a worker, which shall find the request when it looks. */
     result = asked ? 0 : connect_control(control, attempt);
     if (result == 0)
-        result = send_request(control, attempt, ordinary_flags(attempt));
+        result =
+            send_request(control, attempt, MOSNHOOK_PARKED | (attempt->waits ? MOSNHOOK_WAITS : 0));
     if (result == 0 && attempt->waits)
         result = receive_answer(control, attempt);
     sys_close(control);

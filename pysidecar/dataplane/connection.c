@@ -56,9 +56,11 @@ struct connection *connection_open(struct worker *worker, const struct listener 
 }
 
 /* Which phases may follow, as bits. */
-static const uint8_t following[] = {
-    [PHASE_REQUEST] = 1 << PHASE_CONNECTING | 1 << PHASE_DIRECT | 1 << PHASE_CLOSED,
+static const uint16_t following[] = {
+    [PHASE_REQUEST] =
+        1 << PHASE_EXPECTED | 1 << PHASE_CONNECTING | 1 << PHASE_DIRECT | 1 << PHASE_CLOSED,
     [PHASE_HEADER] = 1 << PHASE_CONNECTING | 1 << PHASE_CLOSED,
+    [PHASE_EXPECTED] = 1 << PHASE_CONNECTING | 1 << PHASE_CLOSED,
     [PHASE_CONNECTING] =
         1 << PHASE_COMPLETING | 1 << PHASE_FAILING | 1 << PHASE_RELAYING | 1 << PHASE_CLOSED,
     [PHASE_COMPLETING] = 1 << PHASE_FAILING | 1 << PHASE_RELAYING | 1 << PHASE_CLOSED,
@@ -120,8 +122,8 @@ void connection_close(struct connection *connection, enum dp_end end, int error)
     close_side(&connection->side[UPSTREAM], reset);
     if (connection->accelerated)
         accelerate_release(connection);
-    close_fd(&connection->request.fd);
-    close_fd(&connection->application);
+    foreign_close_request(connection);
+    foreign_close(connection, &connection->application);
     upstream_release(connection);
     connection_release_fds(connection, 0);
     connection_enter(connection, PHASE_CLOSED);
@@ -145,7 +147,7 @@ void connection_refuse(struct connection *connection, enum dp_end end, int error
         return;
     if (connection->waits && send(connection->request.fd, &answer, sizeof answer,
                                   MSG_NOSIGNAL | MSG_DONTWAIT) == sizeof answer)
-        close_fd(&connection->application); /* its own to disconnect */
+        foreign_close(connection, &connection->application); /* its own to disconnect */
     if (connection->application >= 0 && park_fail(connection, answer.error)) {
         connection->end = (uint8_t)end;
         connection->error = error;
@@ -200,7 +202,7 @@ static bool source_is_final(const struct connection *connection, enum phase phas
     if (connection->listener->settings.transport != DP_TRANSPORT_UNIX)
         return phase >= PHASE_CONNECTING;
     return phase != PHASE_DIRECT &&
-           (phase >= PHASE_COMPLETING || (phase == PHASE_CONNECTING && connection->parked));
+           phase >= (connection->parked ? PHASE_CONNECTING : PHASE_RELAYING);
 }
 
 void connection_describe(const struct connection *connection, uint64_t now_ns,

@@ -8,60 +8,53 @@
 
 #include "internal.h"
 
-enum { MAX_FDS = 4 }; /* that are received to be closed; the kernel closes further ones */
-
-/* Stores the fd that came with the message, or -1 when it was not exactly one. */
+/* The descriptor that came with the message, or -1. There was room for one. */
 static int take_fd(struct msghdr *message)
 {
-    int fds[MAX_FDS], fd = -1;
-    size_t count = 0;
+    const struct cmsghdr *header = CMSG_FIRSTHDR(message);
+    int fd = -1;
 
-    for (struct cmsghdr *header = CMSG_FIRSTHDR(message); header;
-         header = CMSG_NXTHDR(message, header)) {
-        if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS)
-            continue;
-        count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        if (count > MAX_FDS)
-            count = MAX_FDS;
-        memcpy(fds, CMSG_DATA(header), count * sizeof(int));
-        if (count == 1 && !(message->msg_flags & MSG_CTRUNC))
-            fd = fds[0];
-        else
-            for (size_t i = 0; i < count; i++)
-                close(fds[i]);
-    }
+    if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS &&
+        header->cmsg_len == CMSG_LEN(sizeof fd))
+        memcpy(&fd, CMSG_DATA(header), sizeof fd);
     return fd;
-}
-
-static bool is_tcp(int fd)
-{
-    int protocol;
-    socklen_t length = sizeof protocol;
-
-    return getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &length) == 0 &&
-           (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP);
 }
 
 static bool request_is_valid(const struct mosnhook_request *request, ssize_t size)
 {
     return size == sizeof *request && request->magic == MOSNHOOK_MAGIC &&
-           request->version == MOSNHOOK_VERSION && !address_is_unspecified(&request->destination) &&
-           (request->flags & (MOSNHOOK_WAITS | MOSNHOOK_PARKED | MOSNHOOK_ASKS)) != 0;
+           request->version == MOSNHOOK_VERSION && !address_is_unspecified(&request->destination);
 }
 
-/* Receives a message, and the application's socket with it. As recvmsg(), with its `flags`. */
+/* Whether the request is one that its socket is fit for. A socket that could be parked must be. */
+static bool socket_is_valid(const struct mosnhook_request *request, int fd)
+{
+    int protocol = fd < 0 ? -1 : foreign_protocol(fd);
+
+    return protocol == IPPROTO_TCP ? request->flags & (MOSNHOOK_PARKED | MOSNHOOK_ASKS)
+                                   : protocol >= 0 && !(request->flags & MOSNHOOK_PARKED);
+}
+
+static bool is_trusted(const struct connection *connection)
+{
+    return foreign_is_trusted(connection->worker->dp, connection->uid);
+}
+
+/* Receives a message, and the application's socket with it. As recvmsg(), with its `flags`.
+ *
+ * Of those whom we do not trust the message stays in the queue: to take it with more descriptors
+ * than there is room for is to close those. */
 static ssize_t receive(struct connection *connection, struct mosnhook_request *request, int *flags)
 {
-    union {
-        struct cmsghdr header;
-        char space[CMSG_SPACE(MAX_FDS * sizeof(int))];
-    } control;
+    int peek = is_trusted(connection) ? 0 : MSG_PEEK;
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))];
     struct iovec vector = {request, sizeof *request};
     struct msghdr message = {.msg_iov = &vector,
                              .msg_iovlen = 1,
-                             .msg_control = &control,
-                             .msg_controllen = sizeof control};
-    ssize_t size = recvmsg(connection->request.fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+                             .msg_control = control,
+                             .msg_controllen = CMSG_LEN(sizeof(int))};
+    ssize_t size =
+        recvmsg(connection->request.fd, &message, peek | MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 
     /* Also of an empty message: descriptors come with any. */
     if (size >= 0)
@@ -86,18 +79,12 @@ void control_take_unread(struct connection *connection)
 static void read_request(struct connection *connection)
 {
     struct mosnhook_request request;
-    struct ucred caller;
-    socklen_t length = sizeof caller;
     int flags;
     ssize_t size = receive(connection, &request, &flags);
 
     if (size < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     timer_cancel(&connection->worker->timers, connection);
-    if (getsockopt(connection->request.fd, SOL_SOCKET, SO_PEERCRED, &caller, &length) == 0) {
-        connection->pid = (uint32_t)caller.pid;
-        connection->uid = caller.uid;
-    }
     if (size <= 0) {
         connection_close(connection, DP_END_HEADER_TRUNCATED, size < 0 ? errno : 0);
         return;
@@ -106,11 +93,13 @@ static void read_request(struct connection *connection)
         connection_close(connection, DP_END_NO_RESOURCES, EMFILE);
         return;
     }
-    if (!request_is_valid(&request, size) || flags & MSG_TRUNC || connection->application < 0 ||
-        !is_tcp(connection->application)) {
+    if (!request_is_valid(&request, size) || flags & (MSG_TRUNC | MSG_CTRUNC) ||
+        !socket_is_valid(&request, connection->application)) {
         connection_close(connection, DP_END_HEADER_MALFORMED, 0);
         return;
     }
+    if (!is_trusted(connection)) /* now that we have its only descriptor */
+        (void)recv(connection->request.fd, NULL, 0, MSG_DONTWAIT);
     connection->waits = request.flags & MOSNHOOK_WAITS;
     connection->parked = request.flags & MOSNHOOK_PARKED;
     connection->original_destination = request.destination;
@@ -120,15 +109,18 @@ static void read_request(struct connection *connection)
         direct_ask(connection);
         return;
     }
+    if (!connection->parked) {
+        unparked_start(connection);
+        return;
+    }
     if (!connection->waits) {
-        close(connection->request.fd);
-        connection->request.fd = -1;
+        foreign_close_request(connection);
         connection_release_fds(connection, FDS_PER_REQUEST - 1);
     }
-    if (connection->parked && !park_inspect(connection))
-        connection_close(connection, DP_END_DOWNSTREAM_GONE, 0);
-    else
+    if (park_inspect(connection))
         upstream_start(connection);
+    else
+        connection_close(connection, DP_END_DOWNSTREAM_GONE, 0);
 }
 
 void control_event(struct connection *connection)
@@ -137,18 +129,29 @@ void control_event(struct connection *connection)
         read_request(connection);
 }
 
+static void identify(struct connection *connection)
+{
+    struct ucred caller;
+    socklen_t length = sizeof caller;
+
+    if (getsockopt(connection->request.fd, SOL_SOCKET, SO_PEERCRED, &caller, &length) < 0)
+        return;
+    connection->pid = (uint32_t)caller.pid;
+    connection->uid = caller.uid;
+}
+
 /* Without memory for a connection: its socket is to fail all the same. */
 static void refuse_unopened(struct worker *worker, int fd)
 {
     struct connection connection = {
-        .worker = worker, .request = {fd, WATCH_REQUEST}, .application = -1};
+        .worker = worker, .request = {fd, WATCH_REQUEST}, .application = -1, .uid = UINT32_MAX};
 
+    identify(&connection);
     control_take_unread(&connection);
-    close(fd);
-    if (connection.application < 0)
-        return;
-    park_abandon(&connection, ENOMEM);
-    close(connection.application);
+    if (connection.application >= 0)
+        park_abandon(&connection, ENOMEM);
+    foreign_close_request(&connection);
+    foreign_close(&connection, &connection.application);
 }
 
 void control_accept(struct worker *worker, const struct listener *listener, int fd)
@@ -161,6 +164,7 @@ void control_accept(struct worker *worker, const struct listener *listener, int 
         return;
     }
     connection->request.fd = fd;
+    identify(connection);
     if (!timer_set(&worker->timers, connection, worker->now_ms + header_ms)) {
         connection_close(connection, DP_END_NO_RESOURCES, ENOMEM);
         return;

@@ -26,7 +26,6 @@ static int worker_create(struct dp *dp, unsigned index)
     worker->epoll = epoll_create1(EPOLL_CLOEXEC);
     worker->freed = (struct watch){-1, WATCH_FREED};
     worker->mail = (struct watch){eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), WATCH_MAIL};
-    worker->private_listener[0] = worker->private_listener[1] = -1;
     worker->runnable_tail = &worker->runnable_head;
     if (worker->epoll < 0 || worker->mail.fd < 0)
         return -errno;
@@ -51,8 +50,6 @@ static void worker_destroy(struct worker *worker)
     assert(atomic_load(&worker->counters.buffers) == 0);
     direct_close_table(worker);
     free(worker->timers.heap);
-    close_fd(worker->private_listener[0]);
-    close_fd(worker->private_listener[1]);
     close_fd(worker->mail.fd);
     close_fd(worker->epoll);
 }
@@ -74,9 +71,11 @@ struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts)
     dp->event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (dp->event < 0)
         error = errno;
+    dp->uid = geteuid();
     dp_set_timeouts(dp, timeouts);
+    dp->reapers = reapers_create();
     dp->workers = calloc(workers, sizeof *dp->workers);
-    if (!dp->workers)
+    if (!dp->workers || !dp->reapers)
         error = ENOMEM;
     for (uint32_t i = 0; i < workers && error == 0; i++) {
         dp->worker_count = i + 1;
@@ -120,6 +119,7 @@ void dp_destroy(struct dp *dp)
     close_fd(dp->event);
     for (int direction = 0; direction < DIRECTIONS; direction++)
         table_release(dp->tables[direction]);
+    reapers_release(dp->reapers);
     free(dp->own);
     free(dp->workers);
     pthread_mutex_destroy(&dp->reports);

@@ -365,12 +365,6 @@ static bool send_answer(struct connection *connection, enum mosnhook_action acti
            sizeof answer;
 }
 
-static void close_fd(int *fd)
-{
-    close(*fd);
-    *fd = -1;
-}
-
 /* The socket is asked for a second time: its first connect failed, or was undone. */
 static void replace(struct worker *worker, const struct diag_socket *socket)
 {
@@ -438,7 +432,7 @@ static void hand_over(struct connection *connection)
     connection->postponed = 0;
     memset(&connection->source, 0, sizeof connection->source);
     memset(&connection->upstream, 0, sizeof connection->upstream);
-    close_fd(&connection->application);
+    foreign_close(connection, &connection->application);
     if (!timer_set(&worker->timers, connection, worker->now_ms + header_ms))
         connection_close(connection, DP_END_NO_RESOURCES, ENOMEM);
     else if (!send_answer(connection, MOSNHOOK_RELAY))
@@ -477,12 +471,12 @@ void direct_ask(struct connection *connection)
     atomic_store_explicit(&connection->path, DP_PATH_DIRECT, memory_order_relaxed);
     connection_enter(connection, PHASE_DIRECT);
     /* Before the answer: as long as we have a copy, a close by the application is no close. */
-    close_fd(&connection->application);
+    foreign_close(connection, &connection->application);
     if (!send_answer(connection, MOSNHOOK_DIRECT)) {
         connection_close(connection, DP_END_DOWNSTREAM_GONE, 0);
         return;
     }
-    close_fd(&connection->request.fd);
+    foreign_close_request(connection);
     connection_release_fds(connection, 0);
 }
 

@@ -5,9 +5,11 @@
  *   header.c     downstream side: connections that begin with a PROXY v2 header
  *   netfilter.c  downstream side: connections that REDIRECT or TPROXY rules brought here
  *   control.c    downstream side: requests of the connect hook on the control socket
+ *   foreign.c    descriptors that came with them, and how they are closed
  *   direct.c     connections that the application makes itself
  *   diag.c       what the kernel says of their sockets
  *   park.c       sockets that wait in SYN_SENT, and how they are completed or failed
+ *   unparked.c   sockets that cannot, and connect themselves
  *   upstream.c   route, endpoints, connecting
  *   relay.c      moving bytes
  *   accelerate.c moving them in the kernel, by the BPF programs in bpf/
@@ -44,10 +46,12 @@ enum {
     FDS_PER_REQUEST = 4,  /* control socket, the application's socket, upstream, downstream */
     FDS_PER_RELAY = 2,    /* downstream, upstream */
     FDS_SPARE = 64 + DP_ADMIN_CONNECTIONS, /* left for the control plane */
+    REAPERS = 32,
 };
 
 struct accelerated;
 struct connection;
+struct reapers;
 struct record;
 struct worker;
 
@@ -152,8 +156,9 @@ void endpoint_succeeded(struct endpoint *endpoint, uint64_t until_ms);
 enum phase {
     PHASE_REQUEST,    /* the hook's request has not come */
     PHASE_HEADER,     /* the PROXY header is not complete */
+    PHASE_EXPECTED,   /* the application's own connection to us, before there is an upstream */
     PHASE_CONNECTING, /* to the upstream */
-    PHASE_COMPLETING, /* the parked socket */
+    PHASE_COMPLETING, /* the application's socket is being connected to us */
     PHASE_FAILING,    /* the parked socket */
     PHASE_RELAYING,
     PHASE_DIRECT, /* not here: between the application and the upstream */
@@ -320,7 +325,6 @@ struct worker {
     size_t runnable_count;
     struct pipe *pipes;
     unsigned pooled_pipes;
-    int private_listener[2]; /* IPv4, IPv6: for sockets that cannot be parked; -1: not open */
     struct counters counters;
     uint8_t scratch[SCRATCH_SIZE];
 };
@@ -348,6 +352,8 @@ struct dp {
     struct worker *workers;
     uint32_t worker_count;
     bool started, joined;
+    uint32_t uid; /* as whom we run */
+    struct reapers *reapers;
 
     struct listener listeners[MAX_LISTENERS];
     size_t listener_count;
@@ -398,6 +404,22 @@ void netfilter_accept(struct worker *worker, const struct listener *listener, in
 void control_event(struct connection *connection);
 /* Of a connection that is to be closed: its request may have come without having been read. */
 void control_take_unread(struct connection *connection);
+
+/* IPPROTO_TCP or IPPROTO_MPTCP; -1 for whatever is no TCP socket. */
+int foreign_protocol(int fd);
+/* Whether that user could stop us anyway. */
+bool foreign_is_trusted(const struct dp *dp, uint32_t uid);
+/* Closes what the connection's user passed (or not: -1), without waiting, and makes it -1. */
+void foreign_close(struct connection *connection, int *fd);
+/* The same of the connection of the control socket itself. */
+void foreign_close_request(struct connection *connection);
+/* The same of the control socket, where connections may still wait. */
+void foreign_close_listener(struct dp *dp, int fd);
+/* NULL when out of memory. */
+struct reapers *reapers_create(void);
+void reapers_release(struct reapers *reapers); /* NULL is allowed */
+/* Descriptors that are not closed yet. */
+int reapers_pending(const struct reapers *reapers);
 /* Of a downstream that has no upstream yet. */
 void header_event(struct connection *connection, uint32_t events);
 /* How many fds a connection of this kind may need at most. */
@@ -437,8 +459,11 @@ int park_open(struct park *park);
 void park_close(struct park *park);
 /* Whether the application's socket is parked at one of ours; sets source and park. */
 bool park_inspect(struct connection *connection);
-/* Connects the parked (or unparked) socket of the application to us: PHASE_COMPLETING. */
+/* Connects the parked socket of the application to us: PHASE_COMPLETING. */
 void park_complete(struct connection *connection);
+/* The application's socket is connected to us, parked or not: goes on to relay, or to the upstream
+ * if that is not connected yet. */
+void downstream_completed(struct connection *connection);
 void park_completing_event(struct connection *connection, uint32_t events);
 /* Makes the parked socket fail. True if that takes a moment, after which the connection is closed
  * with what connection->end and error say: to be PHASE_FAILING until then. */
@@ -447,6 +472,12 @@ void park_failing_event(struct connection *connection);
 /* Before the connection is closed, for whatever reason: makes its socket fail at once if it is
  * still parked at one of ours, even if its request was never understood. */
 void park_abandon(struct connection *connection, int error);
+
+/* A request whose socket is neither parked nor connected. */
+void unparked_start(struct connection *connection);
+/* Lets the application connect it to us: PHASE_COMPLETING, or PHASE_EXPECTED. */
+void unparked_await(struct connection *connection);
+void unparked_event(struct connection *connection);
 
 void relay_start(struct connection *connection);
 void relay_event(struct connection *connection, int side, uint32_t events);

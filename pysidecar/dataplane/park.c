@@ -152,68 +152,7 @@ static int open_crossing(const struct mosnhook_address *park, const struct mosnh
     return fd;
 }
 
-/* A listener of this worker for sockets that cannot be parked. Its fd or -errno. */
-static int private_listener(struct worker *worker, bool ipv4)
-{
-    struct mosnhook_address address = loopback_address[ipv4 ? 0 : 1];
-    int *listener = &worker->private_listener[ipv4 ? 0 : 1];
-    struct sockaddr_storage name;
-    socklen_t length;
-
-    if (*listener >= 0)
-        return *listener;
-    length = address_to_socket(&address, &name);
-    *listener = socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
-    if (*listener < 0)
-        return -errno;
-    tune_socket(*listener); /* accepted sockets inherit it */
-    tune_for_this_host(*listener);
-    if (bind(*listener, (struct sockaddr *)&name, length) < 0 || listen(*listener, SOMAXCONN) < 0) {
-        int error = errno;
-
-        close(*listener);
-        *listener = -1;
-        return -error;
-    }
-    return *listener;
-}
-
-/* Connects an unconnected socket of a waiting application (MPTCP) to this worker and accepts it:
- * the socket may be a blocking one, but on loopback with an empty accept queue connect returns at
- * once. The accepted fd or -errno. */
-static int connect_unparked(struct connection *connection)
-{
-    struct worker *worker = connection->worker;
-    struct mosnhook_address address, peer;
-    struct sockaddr_storage name;
-    socklen_t length = sizeof(int);
-    int domain, listener, fd;
-
-    if (getsockopt(connection->application, SOL_SOCKET, SO_DOMAIN, &domain, &length) < 0)
-        return -errno;
-    listener = private_listener(worker, domain == AF_INET);
-    if (listener < 0)
-        return listener;
-    while ((fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) >= 0)
-        close(fd); /* strangers: nobody else has business here */
-    if (address_of_local(listener, &address) < 0)
-        return -EBADF;
-    length = address_to_socket(&address, &name);
-    if (connect(connection->application, (struct sockaddr *)&name, length) < 0 &&
-        errno != EINPROGRESS)
-        return -errno;
-    if (address_of_local(connection->application, &connection->source) < 0)
-        return -ENOTCONN;
-    while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
-        if (address_of_peer(fd, &peer) == 0 && address_equal(&peer, &connection->source))
-            return fd;
-        close(fd);
-    }
-    return -errno;
-}
-
-/* Both sides are connected. */
-static void completed(struct connection *connection)
+void downstream_completed(struct connection *connection)
 {
     struct mosnhook_answer answer = {
         .magic = MOSNHOOK_MAGIC,
@@ -226,15 +165,15 @@ static void completed(struct connection *connection)
     /* A caller that no longer waits finds its socket connected. */
     if (connection->waits)
         (void)send(connection->request.fd, &answer, sizeof answer, MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (connection->request.fd >= 0)
-        close(connection->request.fd);
-    connection->request.fd = -1;
+    foreign_close_request(connection);
     accelerate_prepare(connection);
     /* Our copy must go, or the application's close would not be seen. */
-    close(connection->application);
-    connection->application = -1;
+    foreign_close(connection, &connection->application);
     connection_release_fds(connection, FDS_PER_RELAY);
-    relay_start(connection);
+    if (connection->side[UPSTREAM].watch.fd >= 0)
+        relay_start(connection);
+    else
+        upstream_start(connection);
 }
 
 void park_complete(struct connection *connection)
@@ -244,16 +183,12 @@ void park_complete(struct connection *connection)
     bool connected = true;
     int fd;
 
-    if (connection->parked && !is_still_parked(connection)) {
+    if (!is_still_parked(connection)) {
         connection_close(connection, DP_END_DOWNSTREAM_GONE, 0);
         return;
     }
     tune_for_this_host(connection->application);
-    fd = connection->parked
-             ? open_crossing(&connection->park, &connection->source, false, &connected)
-             : connect_unparked(connection);
-    if (!connection->parked && worker->dp->page)
-        __atomic_store_n(&worker->dp->page->elsewhere, 1, __ATOMIC_RELAXED);
+    fd = open_crossing(&connection->park, &connection->source, false, &connected);
     if (fd >= 0) {
         watch->fd = fd;
         connection_enter(connection, PHASE_COMPLETING);
@@ -264,7 +199,7 @@ void park_complete(struct connection *connection)
     if (fd < 0)
         connection_refuse(connection, DP_END_NO_RESOURCES, -fd);
     else if (connected)
-        completed(connection);
+        downstream_completed(connection);
 }
 
 void park_completing_event(struct connection *connection, uint32_t events)
@@ -279,7 +214,7 @@ void park_completing_event(struct connection *connection, uint32_t events)
         return;
     downstream->readable = true;
     downstream->hung_up = events & EPOLLRDHUP;
-    completed(connection);
+    downstream_completed(connection);
 }
 
 static void note_error(const struct connection *connection, int error)

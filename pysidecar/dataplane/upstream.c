@@ -323,10 +323,12 @@ static void upstream_connected(struct connection *connection)
     endpoint_succeeded(connection->endpoint, UINT64_MAX);
     connection->side[UPSTREAM].writable = true;
     timer_cancel(&connection->worker->timers, connection);
-    if (connection->application >= 0)
+    if (connection->application < 0)
+        relay_start(connection);
+    else if (connection->parked)
         park_complete(connection);
     else
-        relay_start(connection);
+        unparked_await(connection);
 }
 
 /* Goes through the endpoints until one is connecting; `error` is the last one's. */

@@ -120,7 +120,8 @@ static void pause_accepting(struct worker *worker)
 /* False when there are not enough fds for one more connection. */
 static bool reserve_fds(struct dp *dp, int count)
 {
-    if (atomic_fetch_add_explicit(&dp->fds_reserved, count, memory_order_relaxed) + count <=
+    if (atomic_fetch_add_explicit(&dp->fds_reserved, count, memory_order_relaxed) + count +
+            reapers_pending(dp->reapers) <=
         dp->fds_budget)
         return true;
     atomic_fetch_sub_explicit(&dp->fds_reserved, count, memory_order_relaxed);
@@ -212,7 +213,10 @@ void worker_leave_listeners(struct worker *worker)
     if (atomic_fetch_sub_explicit(&dp->undrained, 1, memory_order_acq_rel) > 1)
         return;
     for (size_t i = 0; i < dp->listener_count; i++)
-        close(dp->listeners[i].watch.fd);
+        if (dp->listeners[i].settings.transport == DP_TRANSPORT_UNIX)
+            foreign_close_listener(dp, dp->listeners[i].watch.fd);
+        else
+            close(dp->listeners[i].watch.fd);
 }
 
 /* Takes what the listeners still hold (those clients believe to be served), then lets go. */
@@ -268,10 +272,12 @@ static void dispatch(struct worker *worker, struct watch *watch, uint32_t events
         upstream_event(connection, events);
     else if (watch->kind == WATCH_UPSTREAM)
         upstream_waits_event(connection, events);
-    else if (phase == PHASE_COMPLETING)
+    else if (phase == PHASE_COMPLETING && connection->parked)
         park_completing_event(connection, events);
     else if (phase == PHASE_FAILING)
         park_failing_event(connection);
+    else if (phase == PHASE_COMPLETING || phase == PHASE_EXPECTED)
+        unparked_event(connection);
     else
         header_event(connection, events);
 }
@@ -285,6 +291,9 @@ static void expire(struct connection *connection)
         break;
     case PHASE_CONNECTING:
         upstream_timeout(connection);
+        break;
+    case PHASE_EXPECTED:
+        connection_close(connection, DP_END_DOWNSTREAM_GONE, 0);
         break;
     case PHASE_COMPLETING:
         connection_refuse(connection, DP_END_DOWNSTREAM_GONE, ETIMEDOUT);

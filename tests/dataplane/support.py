@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import os
 import select
 import socket
 import struct
@@ -273,6 +274,11 @@ class Plane:
         control.settimeout(PATIENCE)
         control.connect(self.control_path)
         return control
+
+    def let_everybody_in(self) -> None:
+        """Opens the control socket to other users."""
+        os.chmod(self._directory.name, 0o755)
+        os.chmod(self.control_path, 0o666)
 
     def closed(self) -> list[ConnectionRecord]:
         """All connections that closed so far."""

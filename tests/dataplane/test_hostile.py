@@ -7,13 +7,25 @@ import contextlib
 import os
 import socket
 import struct
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from pysidecar.address import Address
 from pysidecar.dataplane import lib
-from tests.dataplane.support import Parked, Plane, Server, eventually, hook_request
+from tests.dataplane import fuse
+from tests.dataplane.support import (
+    PATIENCE,
+    MakePlane,
+    Parked,
+    Plane,
+    Server,
+    eventually,
+    hook_request,
+)
 
 DESTINATION = Address("127.0.0.1", 9)
 VALID = hook_request(DESTINATION, lib.MOSNHOOK_PARKED)
@@ -101,3 +113,144 @@ def test_a_thousand_empty_requests_leave_the_others_served(plane: Plane, server:
             answer = application.answer()
             assert answer is not None
             assert answer.action == lib.MOSNHOOK_RELAY
+
+
+# ---- What makes a close wait ----
+
+STRANGER = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+
+# Passes sockets whose last close waits for bytes that nobody reads, a minute long: here and below
+# much longer than anybody's patience. The last close is the sidecar's, as a rule.
+LINGERING = """
+import array, contextlib, os, signal, socket, struct, sys, time
+
+uid, path, message = int(sys.argv[1]), sys.argv[2], bytes.fromhex(sys.argv[3])
+os.setresuid(uid, uid, uid)
+listener = socket.create_server(("127.0.0.1", 0))
+
+def lingering():
+    lingers = socket.socket()
+    lingers.connect(listener.getsockname())
+    lingers.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            lingers.send(bytes(1 << 16))
+    lingers.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60))
+    return lingers.detach()
+
+def send(control, message, *fds):
+    control.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+
+def pass_on(fd, control):
+    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        WAY
+    os.close(fd)
+
+children = []
+for _ in range(10):
+    children.append(os.fork())
+    if children[-1] == 0:
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        fd = lingering()
+        control.connect(path)
+        pass_on(fd, control)
+        os._exit(0)
+time.sleep(0.5)  # one whose own close was the last waits: that is no failure of the sidecar's
+assert all(os.waitpid(child, os.WNOHANG)[1] == 0 for child in children)
+print("sent", flush=True)
+sys.stdin.read()
+for child in children:
+    os.kill(child, signal.SIGKILL)
+os._exit(0)
+"""
+
+# How it reaches the sidecar.
+WAYS = {
+    "as the socket of a request": "send(control, message, fd)",
+    "with nonsense": "send(control, b'x', fd)",
+    "with an empty message": "send(control, b'', fd)",
+    "second of two": "send(control, message, 1, fd)",
+    "last of many": "send(control, message, *[1] * 100, fd)",
+    "behind a request": "send(control, b'x', 1); send(control, message, fd)",
+    "in the queue of another socket": (
+        "a, b = socket.socketpair(); send(a, b'x', fd); send(control, message, b.fileno())"
+    ),
+}
+
+
+@contextlib.contextmanager
+def _client(plane: Plane, command: list[str], uid: int) -> Iterator[None]:
+    """A program that has sent what it has to when this is entered."""
+    with subprocess.Popen(
+        [*command, str(uid), plane.control_path, VALID.hex()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "sent\n"
+        yield
+        process.stdin.close()
+
+
+def _assert_serving(plane: Plane, server: Server) -> None:
+    """Within a time in which no worker can have waited for a close."""
+    start = time.monotonic()
+    for _ in range(20):
+        with Parked(plane) as application:
+            application.ask(server.address, waits=True)
+            answer = application.answer()
+            assert answer is not None
+            assert answer.action == lib.MOSNHOOK_RELAY
+            server.accept().close()
+    assert time.monotonic() - start < PATIENCE
+
+
+@needs_root
+@pytest.mark.parametrize("way", WAYS)
+def test_a_lingering_socket_stops_no_worker(
+    make_plane: MakePlane, server: Server, way: str
+) -> None:
+    plane = make_plane(workers=1)
+    plane.let_everybody_in()
+    program = LINGERING.replace("WAY", WAYS[way])
+    command = [sys.executable, "-I", "-c", program]
+    with _client(plane, command, STRANGER):
+        _assert_serving(plane, server)
+
+
+def test_a_lingering_socket_of_ones_own_stops_no_worker(
+    make_plane: MakePlane, server: Server
+) -> None:
+    """Programs that are not hostile have such sockets, too."""
+    plane = make_plane(workers=1)
+    program = LINGERING.replace("WAY", WAYS["as the socket of a request"])
+    with _client(plane, [sys.executable, "-I", "-c", program], os.geteuid()):
+        _assert_serving(plane, server)
+
+
+@needs_root
+@pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="the kernel has no FUSE")
+def test_a_file_whose_close_never_ends_stops_no_worker(
+    make_plane: MakePlane, server: Server
+) -> None:
+    plane = make_plane(workers=1)
+    plane.let_everybody_in()
+    command = ["unshare", "--mount", sys.executable, "-I", fuse.__file__]
+    with _client(plane, command, STRANGER):
+        _assert_serving(plane, server)
+
+
+@needs_root
+def test_what_waits_at_the_control_socket_does_not_keep_it_from_closing(
+    make_plane: MakePlane,
+) -> None:
+    plane = make_plane(workers=1)
+    plane.let_everybody_in()
+    program = LINGERING.replace("WAY", WAYS["as the socket of a request"])
+    with _client(plane, [sys.executable, "-I", "-c", program], STRANGER):
+        start = time.monotonic()
+        plane.stop()
+        assert time.monotonic() - start < PATIENCE

@@ -396,7 +396,8 @@ def test_fds_that_do_not_belong_are_closed(plane: Plane) -> None:
             application.send(bytes(48), [0] * count)
             assert application.answer() is None
             plane.next_closed()
-    assert len(os.listdir("/proc/self/fd")) == before
+    # What is no TCP socket is not closed by the worker, whom that could stop.
+    eventually(lambda: len(os.listdir("/proc/self/fd")) <= before, "all to be closed")
 
 
 def test_a_silent_caller_is_given_up_in_time(make_plane: MakePlane) -> None:
@@ -404,19 +405,6 @@ def test_a_silent_caller_is_given_up_in_time(make_plane: MakePlane) -> None:
     with plane.control() as control:
         assert control.recv(1) == b""
     assert plane.next_closed().end is End.HEADER_TIMEOUT
-
-
-def test_an_unparked_socket_is_connected_for_its_caller(plane: Plane, server: Server) -> None:
-    """MPTCP knows no simultaneous open."""
-    with Parked(plane) as application:
-        application.socket.close()
-        application.socket = plane.owned(socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262))
-        application.control = plane.control()
-        request = hook_request(server.address, lib.MOSNHOOK_WAITS)
-        application.send(request, [application.socket.fileno()])
-        assert application.answer() == Answer(lib.MOSNHOOK_RELAY, 0)
-        application.blocking().sendall(b"through")
-        assert server.accept().recv(100) == b"through"
 
 
 def test_the_sign_of_life_goes_on(plane: Plane) -> None:

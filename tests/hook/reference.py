@@ -406,7 +406,7 @@ class Sidecar:
         self, control: socket.socket, parked: socket.socket, flags: int, decision: Decision
     ) -> None:
         def answer(action: int, error: int = 0, endpoint: bytes = bytes(24)) -> None:
-            if flags & (WAITS | ASKS):
+            if flags & (WAITS | ASKS) or not flags & PARKED:
                 with contextlib.suppress(OSError):
                     control.send(_ANSWER.pack(MAGIC, VERSION, action, error, endpoint))
 
@@ -421,8 +421,14 @@ class Sidecar:
             self._serve_control(control.dup())  # the request itself
         elif isinstance(decision, tuple):
             with socket.create_connection(decision) as upstream:
-                ours = self._cross(parked) if flags & PARKED else self._connect_unparked(parked)
-                answer(0)
+                if flags & PARKED:
+                    ours = self._cross(parked)
+                    answer(0)
+                else:
+                    struct.pack_into("=I", self._page, _ELSEWHERE, 1)
+                    with self._listen_for(parked) as listener:
+                        answer(3, endpoint=pack_address(*listener.getsockname()[:2]))
+                        ours = listener.accept()[0]
                 control.close()
                 parked.close()
                 _relay(ours, upstream)
@@ -443,12 +449,9 @@ class Sidecar:
         ours.connect(_unmapped(parked.getsockname()[:2]))
         return ours
 
-    def _connect_unparked(self, theirs: socket.socket) -> socket.socket:
-        struct.pack_into("=I", self._page, _ELSEWHERE, 1)
-        host = "::1" if theirs.family == socket.AF_INET6 else "127.0.0.1"
-        with socket.create_server((host, 0), family=_family(host)) as listener:
-            theirs.connect(listener.getsockname())
-            return listener.accept()[0]
+    def _listen_for(self, unparked: socket.socket) -> socket.socket:
+        host = "::1" if unparked.family == socket.AF_INET6 else "127.0.0.1"
+        return socket.create_server((host, 0), family=_family(host))
 
     def _fail(self, parked: socket.socket, error: int) -> None:
         memo = bytearray(parked.getsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_KEY, 32))

@@ -307,23 +307,30 @@ def test_v6_only_socket_cannot_reach_ipv4_as_natively(
 
 
 @pytest.mark.parametrize("host", [V4, V6])
-def test_blocking_mptcp_is_connected_by_the_sidecar(
-    run: Runner, sidecar: Sidecar, upstream: EchoServer, host: str
+@pytest.mark.parametrize(
+    ("options", "how", "flags"), [([], "blocking", WAITS), (["-n"], "nonblocking", 0)]
+)
+def test_mptcp_connects_to_where_the_sidecar_says(
+    run: Runner,
+    sidecar: Sidecar,
+    upstream: EchoServer,
+    host: str,
+    options: list[str],
+    how: str,
+    flags: int,
 ) -> None:
     sidecar.fallback = upstream.address
-    result = run("connect", "-m", "-e", host, PORT, sidecar=sidecar)
-    _assert_connected(result, "blocking", host)
-    assert [(one.transport, one.flags) for one in sidecar.wait_for_requests()] == [(UNIX, WAITS)]
+    result = run("connect", *options, "-m", "-e", host, PORT, sidecar=sidecar)
+    _assert_connected(result, how, host)
+    assert [(one.transport, one.flags) for one in sidecar.wait_for_requests()] == [(UNIX, flags)]
 
 
-@pytest.mark.parametrize("host", [V4, V6])
-def test_nonblocking_mptcp_sends_a_header(
-    run: Runner, sidecar: Sidecar, upstream: EchoServer, host: str
+def test_mptcp_does_not_wait_for_a_sidecar_that_does_not_answer(
+    run: Runner, sidecar: Sidecar
 ) -> None:
-    sidecar.fallback = upstream.address
-    result = run("connect", "-n", "-m", "-e", host, PORT, sidecar=sidecar)
-    _assert_connected(result, "nonblocking", host)
-    assert [one.transport for one in sidecar.wait_for_requests()] == [HEADER]
+    sidecar.fallback = "hold"
+    result = run("connect", "-n", "-m", V4, PORT, sidecar=sidecar)
+    assert result.number("connect") == errno.ECONNREFUSED
 
 
 def test_mptcp_gets_the_true_errno(run: Runner, sidecar: Sidecar) -> None:
