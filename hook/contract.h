@@ -104,10 +104,11 @@ enum mosnhook_verdict {
     MOSNHOOK_VERDICTS = 4,
 };
 
-/* `sequence` is a seqlock over everything but `alive_ns`, `accelerates` and `elsewhere`: odd while
- * the control plane writes. It starts at a random even number, so that a page that replaces another
- * one under a reader's eyes never looks like the same one. A reader that meets an odd number (a
- * writer killed half-way) gives up after a bounded number of tries and takes the sidecar as away.
+/* `sequence` is a seqlock over everything but `alive_ns`, `accelerates`, `elsewhere` and `full`:
+ * odd while the control plane writes. It starts at a random even number, so that a page that
+ * replaces another one under a reader's eyes never looks like the same one. A reader that meets an
+ * odd number (a writer killed half-way) gives up after a bounded number of tries and takes the
+ * sidecar as away.
  */
 struct mosnhook_page {
     uint32_t magic;
@@ -128,6 +129,9 @@ struct mosnhook_page {
      * parks below (direct connections, MPTCP), so that only their memo tells them. */
     uint32_t elsewhere;
     uint32_t server_uid; /* whose the listeners are: nobody else is sent anything */
+    /* The data plane's, atomic: it is out of descriptors. As good as away, from when only so many
+     * are left as requests that are on their way may need. */
+    uint32_t full;
     /* Where PROXY v2 connections are accepted. */
     struct mosnhook_address listeners[MOSNHOOK_MAX_LISTENERS];
     /* Where a socket waits in SYN_SENT for its upstream (see mosnhook_request). */
@@ -201,6 +205,7 @@ enum mosnhook_action {
     MOSNHOOK_DIRECT = 1,  /* connect it yourself, to the endpoint */
     MOSNHOOK_REFUSE = 2,  /* fail with `error` */
     MOSNHOOK_CONNECT = 3, /* connect it yourself, to the sidecar at `endpoint` (unparked sockets) */
+    MOSNHOOK_AWAY = 4,    /* the sidecar is out of something: do what `when_away` says */
 };
 
 /* Sent only to callers that wait, ask or have no parked socket. A failed socket is left to the

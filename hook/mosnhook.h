@@ -179,6 +179,9 @@ bool page_heartbeat(void);
 /* Whether the sidecar redirects data to applications in the kernel. */
 bool page_accelerates(void);
 
+/* Of a page that is known: whether the sidecar is out of descriptors. */
+bool page_full(void);
+
 /* Whether new connections can be sent there. */
 bool page_serving(const struct page_view *view);
 
@@ -306,6 +309,10 @@ bool wait_restarts(void);
 
 /* Short, neither interruptible nor a cancellation point. */
 void wait_briefly(int ms);
+
+/* Whether the sidecar has descriptors left, or gets some within the time that a full one has. Only
+ * who would be refused is kept waiting for it, unless it must not block. */
+bool wait_for_room(const struct attempt *attempt);
 
 /* When a sidecar that is alive, but full, is to be given up, on now_ns's clock. */
 int64_t wait_full_deadline(const struct attempt *attempt);

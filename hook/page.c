@@ -261,6 +261,11 @@ bool page_lists(const struct mosnhook_address *address)
             is_own(from->parks, at_most(from->park_count, MOSNHOOK_MAX_PARKS), address));
 }
 
+bool page_full(void)
+{
+    return __atomic_load_n(&page()->full, __ATOMIC_RELAXED);
+}
+
 bool page_serving(const struct page_view *view)
 {
     return view->known && view->state == MOSNHOOK_STATE_SERVING && page_heartbeat();

@@ -162,6 +162,8 @@ static int receive_answer(int control, struct attempt *attempt)
         }
         if (answer.action == MOSNHOOK_REFUSE && answer.error > 0 && answer.error <= ERRNO_MAX)
             return answer.error;
+        if (answer.action == MOSNHOOK_AWAY)
+            return OUTCOME_AWAY;
     }
     return ECONNREFUSED;
 }

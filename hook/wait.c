@@ -14,6 +14,7 @@
 enum {
     CANCEL_DISABLE = 1,       /* PTHREAD_CANCEL_DISABLE of glibc and musl */
     CANCEL_ASYNCHRONOUS = 1,  /* PTHREAD_CANCEL_ASYNCHRONOUS, likewise */
+    ROOM_CHECK_MS = 5,        /* how often the page is asked whether there is room again */
     CLEANUP_BUFFER_SIZE = 64, /* struct _pthread_cleanup_buffer: 32 in glibc, 24 in musl */
 
     /* Signals that libc keeps for itself and whose handlers the program has no part in. */
@@ -142,6 +143,23 @@ int wait_shortly(const struct attempt *attempt, int fd, short events)
             return 0;
     }
     return OUTCOME_AWAY;
+}
+
+bool wait_for_room(const struct attempt *attempt)
+{
+    int64_t give_up;
+
+    if (!page_full())
+        return true;
+    if (!attempt->waits || attempt->view.when_away != MOSNHOOK_AWAY_REFUSE)
+        return false;
+    give_up = wait_full_deadline(attempt);
+    while (page_full()) {
+        if (now_ns() >= give_up || !page_serving(&attempt->view))
+            return false;
+        wait_briefly(ROOM_CHECK_MS);
+    }
+    return true;
 }
 
 int64_t wait_full_deadline(const struct attempt *attempt)

@@ -41,6 +41,7 @@ from pysidecar.interception.kernel import interceptions, remove_leftovers
 from pysidecar.interception.preload import without_hook
 from pysidecar.listeners import open_listener
 from pysidecar.log import lost_lines
+from pysidecar.room import Room
 from pysidecar.routing.table import route_table
 
 __all__ = ["Sidecar", "prepare_process"]
@@ -79,6 +80,7 @@ class Sidecar:
         self._data_plane: DataPlane
         self._access_log: AccessLog
         self._admin: AdminServer
+        self._room = Room(lambda: self._data_plane.counters())
         self.metrics = Metrics(
             version=importlib.metadata.version("pysidecar"),
             counters=lambda: self._data_plane.counters(),
@@ -149,6 +151,10 @@ class Sidecar:
             admin_connections_refused=gate.refused,
             admin_bad_requests=gate.bad_requests,
         )
+
+    def descriptors(self) -> dict[str, Any]:
+        """How many file descriptors are left for connections; see ``Room.describe``."""
+        return self._room.describe()
 
     def connections(self) -> list[ConnectionRecord]:
         """The live ones."""
@@ -399,6 +405,7 @@ class Sidecar:
     def _take_reports(self) -> int:
         """How many there were."""
         records = self._data_plane.take_closed()
+        self._room.look()
         self._recent.extend(records)
         self.metrics.count_closed(records)
         if len(records) >= _BUSY_REPORTS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any, Protocol
 
@@ -40,6 +40,10 @@ class Observed(Protocol):
     @property
     def state(self) -> str:
         """Such as ``serving``; only then the sidecar is ready."""
+
+    def descriptors(self) -> Mapping[str, Any]:
+        """How many file descriptors are left for connections; their ``state`` is ``full`` where
+        there are none."""
 
     def connections(self) -> Sequence[ConnectionRecord]:
         """The live ones."""
@@ -82,7 +86,7 @@ class AdminServer:
     async def _index(self, request: web.Request) -> web.Response:
         return web.Response(
             text="pysidecar\n"
-            "  /ready        200 while connections are accepted\n"
+            "  /ready        200 while connections are accepted, and what may hinder it soon\n"
             "  /connections  live connections; ?closed=N adds the N latest that closed\n"
             "  /config       the configuration in effect, and the rules in the kernel\n"
             "  /metrics      for Prometheus\n"
@@ -90,7 +94,12 @@ class AdminServer:
 
     async def _ready(self, request: web.Request) -> web.Response:
         state = self._observed.state
-        return web.json_response({"state": state}, status=200 if state == "serving" else 503)
+        descriptors = self._observed.descriptors()
+        if state == "serving" and descriptors["state"] == "full":
+            state = "full"
+        return web.json_response(
+            {"state": state, "descriptors": descriptors}, status=200 if state == "serving" else 503
+        )
 
     async def _connections(self, request: web.Request) -> web.Response:
         asked = request.query.get("closed", "0")

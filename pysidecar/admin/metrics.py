@@ -204,6 +204,21 @@ class _DataPlaneCollector(Collector):
         for name, text, value in (
             ("relay_buffers", "Relay buffers and pipes in use.", counters.buffers),
             (
+                "descriptors_used",
+                "File descriptors that connections and pipes hold or reserve.",
+                counters.fds_used,
+            ),
+            (
+                "descriptors_available",
+                "How many there are for them, under the limit of the process.",
+                counters.fds_budget,
+            ),
+            (
+                "descriptors_full",
+                "1 while there are none left: new connections fail.",
+                counters.full,
+            ),
+            (
                 "idle_connection_bytes",
                 "User memory of one idle connection.",
                 counters.connection_bytes,

@@ -280,6 +280,10 @@ class Counters:
     accept_pauses: int
     buffers: int
     connection_bytes: int
+    fds_used: int
+    fds_budget: int
+    fds_limit: int
+    full: int
 
 
 @dataclass(frozen=True, slots=True)

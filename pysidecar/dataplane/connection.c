@@ -23,13 +23,13 @@ static void close_fd(int *fd)
 }
 
 struct connection *connection_open(struct worker *worker, const struct listener *listener,
-                                   enum phase phase)
+                                   enum phase phase, uint8_t fds)
 {
     struct connection *connection = calloc(1, sizeof *connection);
     struct dp *dp = worker->dp;
 
     if (!connection) {
-        atomic_fetch_sub_explicit(&dp->fds_reserved, listener_fds(listener), memory_order_relaxed);
+        atomic_fetch_sub_explicit(&dp->fds_reserved, fds, memory_order_relaxed);
         return NULL;
     }
     connection->worker = worker;
@@ -45,7 +45,7 @@ struct connection *connection_open(struct worker *worker, const struct listener 
     connection->application = -1;
     connection->uid = UINT32_MAX;
     connection->route = UINT32_MAX;
-    connection->fds_reserved = listener_fds(listener);
+    connection->fds_reserved = fds;
     atomic_init(&connection->phase, phase);
     worker_count(&worker->counters.accepted, 1);
     connection->next_opened = atomic_load_explicit(&dp->opened, memory_order_relaxed);
@@ -132,13 +132,27 @@ void connection_close(struct connection *connection, enum dp_end end, int error)
     worker->closed = connection;
 }
 
+void downstream_refuse(struct worker *worker, const struct listener *listener, int fd)
+{
+    struct connection *connection = connection_open(worker, listener, PHASE_HEADER, 0);
+
+    if (!connection) {
+        close(fd);
+        return;
+    }
+    connection->side[DOWNSTREAM].watch.fd = fd;
+    (void)address_of_peer(fd, &connection->source);
+    connection_close(connection, DP_END_NO_RESOURCES, EMFILE);
+}
+
 void connection_refuse(struct connection *connection, enum dp_end end, int error)
 {
+    bool away = end == DP_END_NO_RESOURCES;
     struct mosnhook_answer answer = {
         .magic = MOSNHOOK_MAGIC,
         .version = MOSNHOOK_VERSION,
-        .action = MOSNHOOK_REFUSE,
-        .error = error ? error : ECONNREFUSED,
+        .action = away ? MOSNHOOK_AWAY : MOSNHOOK_REFUSE,
+        .error = error && !away ? error : ECONNREFUSED,
     };
 
     /* A caller that no longer listens (it was interrupted, or its timeout passed) watches its

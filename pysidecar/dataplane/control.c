@@ -105,6 +105,13 @@ static void read_request(struct connection *connection)
     connection->original_destination = request.destination;
     connection->original_destination.reserved = 0;
     memcpy(connection->command, request.command, sizeof connection->command);
+    if (connection->unserved) {
+        connection->waits |= request.flags & MOSNHOOK_ASKS || !connection->parked;
+        if (connection->parked)
+            (void)park_inspect(connection);
+        connection_refuse(connection, DP_END_NO_RESOURCES, EMFILE);
+        return;
+    }
     if (request.flags & MOSNHOOK_ASKS) {
         direct_ask(connection);
         return;
@@ -156,7 +163,8 @@ static void refuse_unopened(struct worker *worker, int fd)
 
 void control_accept(struct worker *worker, const struct listener *listener, int fd)
 {
-    struct connection *connection = connection_open(worker, listener, PHASE_REQUEST);
+    struct connection *connection =
+        connection_open(worker, listener, PHASE_REQUEST, FDS_PER_REQUEST);
     uint32_t header_ms = atomic_load_explicit(&worker->dp->header_ms, memory_order_relaxed);
 
     if (!connection) {
@@ -175,4 +183,21 @@ void control_accept(struct worker *worker, const struct listener *listener, int 
         return;
     if (worker_watch(worker, &connection->request, EPOLLIN | EPOLLET) < 0)
         connection_close(connection, DP_END_NO_RESOURCES, errno);
+}
+
+void control_refuse(struct worker *worker, const struct listener *listener, int fd)
+{
+    struct connection *connection = connection_open(worker, listener, PHASE_REQUEST, 0);
+
+    if (!connection) {
+        refuse_unopened(worker, fd);
+        return;
+    }
+    connection->request.fd = fd;
+    connection->unserved = true;
+    identify(connection);
+    read_request(connection);
+    /* Where no request came yet, its sender finds that we have hung up. */
+    if (atomic_load_explicit(&connection->phase, memory_order_relaxed) == PHASE_REQUEST)
+        connection_close(connection, DP_END_NO_RESOURCES, EMFILE);
 }

@@ -270,12 +270,14 @@ int dp_start(struct dp *dp)
     if (error)
         return -error;
     getrlimit(RLIMIT_NOFILE, &limit);
-    dp->fds_budget =
-        (int)(limit.rlim_cur > INT32_MAX ? INT32_MAX : limit.rlim_cur) - open_fds() - FDS_SPARE;
+    dp->fds_limit = (int)(limit.rlim_cur > INT32_MAX ? INT32_MAX : limit.rlim_cur);
+    dp->fds_budget = dp->fds_limit - open_fds() - FDS_SPARE - (int)dp->worker_count * FDS_TO_REFUSE;
     if (dp->fds_budget < FDS_PER_REQUEST)
         return -EMFILE;
-    if (dp->page)
+    if (dp->page) {
+        __atomic_store_n(&dp->page->full, 0, __ATOMIC_RELAXED);
         __atomic_store_n(&dp->page->accelerates, dp->accelerator.object != NULL, __ATOMIC_RELAXED);
+    }
     atomic_store(&dp->undrained, dp->worker_count);
     dp->started = true;
     /* Signals are the control plane's: its thread must be the one that gets them. */
@@ -515,4 +517,8 @@ void dp_read_counters(struct dp *dp, struct dp_counters *sum)
         sum->buffers += atomic_load_explicit(&counters->buffers, memory_order_relaxed);
     }
     sum->connection_bytes = sizeof(struct connection);
+    sum->fds_used = (uint64_t)fds_used(dp);
+    sum->fds_budget = (uint64_t)dp->fds_budget;
+    sum->fds_limit = (uint64_t)dp->fds_limit;
+    sum->full = atomic_load_explicit(&dp->full, memory_order_relaxed);
 }

@@ -163,6 +163,10 @@ struct dp_counters {
     uint64_t accept_pauses;    /* times that accepting paused for lack of fds */
     uint64_t buffers;          /* relay buffers and pipes in use now */
     uint64_t connection_bytes; /* user memory of one idle connection, bytes */
+    uint64_t fds_used;         /* file descriptors that connections and pipes reserve now */
+    uint64_t fds_budget;       /* how many there are for them */
+    uint64_t fds_limit;        /* the process's: the rest are the listeners', the control plane's */
+    uint64_t full;             /* 1 while there are too few left: connections are refused */
 };
 
 /* Closed connections that were not reported, as sums: nobody took the reports for too long. */
@@ -200,8 +204,8 @@ int dp_direct_works(void);
 int dp_accelerate(struct dp *dp, const char *path, const struct dp_acceleration *settings,
                   char *reason);
 
-/* The page whose alive_ns, accelerates and elsewhere the data plane maintains; it must stay mapped
- * until dp_stop. Before dp_start only. */
+/* The page whose alive_ns, accelerates, elsewhere and full the data plane maintains; it must stay
+ * mapped until dp_stop. Before dp_start only. */
 void dp_set_page(struct dp *dp, struct mosnhook_page *page);
 
 /* Around every change of a page by its control plane: the seqlock of contract.h, with the memory
@@ -220,7 +224,7 @@ void dp_set_timeouts(struct dp *dp, const struct dp_timeouts *timeouts);
 /* 0 or -errno. */
 int dp_start(struct dp *dp);
 
-/* Readable when there is something to take; dp_take_closed clears it. */
+/* Readable when there is something to take, or `full` has changed; dp_take_closed clears it. */
 int dp_event_fd(struct dp *dp);
 
 /* Stores at most `max` connections that closed; each is reported once. Returns their number. */

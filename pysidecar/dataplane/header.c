@@ -180,7 +180,7 @@ void header_event(struct connection *connection, uint32_t events)
 
 void header_accept(struct worker *worker, const struct listener *listener, int fd)
 {
-    struct connection *connection = connection_open(worker, listener, PHASE_HEADER);
+    struct connection *connection = connection_open(worker, listener, PHASE_HEADER, FDS_PER_RELAY);
     uint32_t header_ms = atomic_load_explicit(&worker->dp->header_ms, memory_order_relaxed);
     int error;
 

@@ -46,6 +46,8 @@ enum {
     FDS_PER_REQUEST = 4,  /* control socket, the application's socket, upstream, downstream */
     FDS_PER_RELAY = 2,    /* downstream, upstream */
     FDS_SPARE = 64 + DP_ADMIN_CONNECTIONS, /* left for the control plane */
+    FDS_TO_REFUSE = 5, /* of a worker, for a request that gets no others: what may come with it */
+    REFUSE_AFTER_MS = 1000, /* how long a connection waits for descriptors */
     REAPERS = 32,
 };
 
@@ -242,6 +244,7 @@ struct connection {
     uint8_t fds_reserved;
     uint8_t last_read; /* the side: DOWNSTREAM or UPSTREAM */
     bool waits, parked;
+    bool unserved;         /* there are no descriptors for it: it is only to be refused */
     bool present, counted; /* direct.c: was just seen; its bytes are final */
     /* Of a direct connection when it was looked at last, by its worker or the control thread. */
     _Atomic uint64_t seen_bytes[2];
@@ -254,13 +257,15 @@ struct connection {
 
 uint64_t clock_ns(clockid_t clock);
 
-/* A new connection that is known to the control thread, or NULL (out of memory). */
+/* A new connection that is known to the control thread, for which so many fds are reserved; or NULL
+ * (out of memory), and they are no longer. */
 struct connection *connection_open(struct worker *worker, const struct listener *listener,
-                                   enum phase phase);
+                                   enum phase phase, uint8_t fds);
 /* Closes everything it holds; the control thread gets it after this turn of the loop. Further calls
  * change nothing. Sides that have not ended in order are reset. */
 void connection_close(struct connection *connection, enum dp_end end, int error);
-/* Tells the application that its connect failed, then closes. */
+/* Tells the application that its connect failed, then closes. Where we are out of something, one
+ * that waits is told to do what it does while there is no sidecar. */
 void connection_refuse(struct connection *connection, enum dp_end end, int error);
 void connection_enter(struct connection *connection, enum phase phase);
 void connection_release_fds(struct connection *connection, uint8_t keep);
@@ -316,6 +321,7 @@ struct worker {
     bool accepting, drained;
     bool leaves_to_others; /* does not accept, since it has too many connections */
     uint64_t accept_again_ms;
+    uint64_t refuse_at_ms;   /* when those that wait for descriptors are refused; 0: none does */
     uint64_t now_ns, now_ms; /* CLOCK_MONOTONIC at the start of this turn */
     struct timers timers;
     struct connection *closed;
@@ -369,7 +375,10 @@ struct dp {
     atomic_uint undrained; /* workers that still accept */
     _Atomic uint64_t next_id;
     atomic_int fds_reserved;
+    int fds_limit; /* the process's */
     int fds_budget;
+    atomic_bool full;               /* new connections had better not come */
+    _Atomic uint64_t full_until_ms; /* at least */
 
     /* Inboxes of the control thread: stacks to which any worker pushes. */
     _Atomic(struct connection *) opened, closed;
@@ -384,6 +393,8 @@ struct dp {
 };
 
 void *worker_run(void *worker);
+/* Descriptors that connections and pipes have, or may need. */
+int fds_used(const struct dp *dp);
 /* One turn of its loop: waits for events, and does what they ask for. */
 void worker_turn(struct worker *worker);
 /* Stops accepting for good; the last worker to do so closes the listeners. */
@@ -400,6 +411,10 @@ void worker_remove_runnable(struct worker *worker, struct connection *connection
 void control_accept(struct worker *worker, const struct listener *listener, int fd);
 void header_accept(struct worker *worker, const struct listener *listener, int fd);
 void netfilter_accept(struct worker *worker, const struct listener *listener, int fd);
+
+/* As these, but there are no descriptors for the connection, which is refused. */
+void control_refuse(struct worker *worker, const struct listener *listener, int fd);
+void downstream_refuse(struct worker *worker, const struct listener *listener, int fd);
 
 void control_event(struct connection *connection);
 /* Of a connection that is to be closed: its request may have come without having been read. */
@@ -422,8 +437,6 @@ void reapers_release(struct reapers *reapers); /* NULL is allowed */
 int reapers_pending(const struct reapers *reapers);
 /* Of a downstream that has no upstream yet. */
 void header_event(struct connection *connection, uint32_t events);
-/* How many fds a connection of this kind may need at most. */
-uint8_t listener_fds(const struct listener *listener);
 
 /* Chooses route and endpoint; expects source and original_destination to be set. DP_END_NONE, or
  * why it is refused. */

@@ -40,7 +40,7 @@ static bool is_unredirected(const struct connection *connection,
 
 void netfilter_accept(struct worker *worker, const struct listener *listener, int fd)
 {
-    struct connection *connection = connection_open(worker, listener, PHASE_HEADER);
+    struct connection *connection = connection_open(worker, listener, PHASE_HEADER, FDS_PER_RELAY);
     struct mosnhook_address local;
     int error;
 

@@ -5,7 +5,11 @@
 
 #include "internal.h"
 
-enum { EVENT_BATCH = 256 };
+enum {
+    EVENT_BATCH = 256,
+    REFUSE_BATCH = 256,  /* connections that wait for fds */
+    DRAIN_BATCH = 16384, /* more than wait at all listeners, unless they come faster than we take */
+};
 
 /* Single writer, so a plain addition; atomic for the control thread that reads. */
 void worker_count(_Atomic uint64_t *counter, int64_t change)
@@ -69,20 +73,16 @@ static void update_clock(struct worker *worker)
 
 /* ---- accepting ---- */
 
-static const struct {
+static const struct transport {
     void (*accept)(struct worker *worker, const struct listener *listener, int fd);
-    uint8_t fds;
+    void (*refuse)(struct worker *worker, const struct listener *listener, int fd);
+    uint8_t fds; /* that a connection may need at most */
 } transports[] = {
-    [DP_TRANSPORT_UNIX] = {control_accept, FDS_PER_REQUEST},
-    [DP_TRANSPORT_HEADER] = {header_accept, FDS_PER_RELAY},
-    [DP_TRANSPORT_REDIRECT] = {netfilter_accept, FDS_PER_RELAY},
-    [DP_TRANSPORT_TPROXY] = {netfilter_accept, FDS_PER_RELAY},
+    [DP_TRANSPORT_UNIX] = {control_accept, control_refuse, FDS_PER_REQUEST},
+    [DP_TRANSPORT_HEADER] = {header_accept, downstream_refuse, FDS_PER_RELAY},
+    [DP_TRANSPORT_REDIRECT] = {netfilter_accept, downstream_refuse, FDS_PER_RELAY},
+    [DP_TRANSPORT_TPROXY] = {netfilter_accept, downstream_refuse, FDS_PER_RELAY},
 };
-
-uint8_t listener_fds(const struct listener *listener)
-{
-    return transports[listener->settings.transport].fds;
-}
 
 static void set_accepting(struct worker *worker, bool on)
 {
@@ -118,40 +118,138 @@ static void pause_accepting(struct worker *worker)
 }
 
 /* False when there are not enough fds for one more connection. */
-static bool reserve_fds(struct dp *dp, int count)
+static bool reserve_fds(struct worker *worker, int count)
 {
-    if (atomic_fetch_add_explicit(&dp->fds_reserved, count, memory_order_relaxed) + count +
-            reapers_pending(dp->reapers) <=
-        dp->fds_budget)
-        return true;
-    atomic_fetch_sub_explicit(&dp->fds_reserved, count, memory_order_relaxed);
+    struct dp *dp = worker->dp;
+
+    for (int attempt = 0; attempt < 2; attempt++) {
+        if (atomic_fetch_add_explicit(&dp->fds_reserved, count, memory_order_relaxed) + count +
+                reapers_pending(dp->reapers) <=
+            dp->fds_budget)
+            return true;
+        atomic_fetch_sub_explicit(&dp->fds_reserved, count, memory_order_relaxed);
+        relay_close_pool(worker); /* connections go before pipes that nobody uses */
+    }
     return false;
+}
+
+enum taken {
+    TAKEN_ONE,
+    TAKEN_NONE,  /* nobody waits */
+    TAKEN_SHORT, /* somebody does, but we are out of something */
+};
+
+/* Takes a connection that waits at the listener; `refuse`: also where there are no fds for it, only
+ * to refuse it. */
+static enum taken take_one(struct worker *worker, const struct listener *listener, bool refuse)
+{
+    const struct transport *transport = &transports[listener->settings.transport];
+    struct dp *dp = worker->dp;
+    bool serve = reserve_fds(worker, transport->fds);
+    int fd;
+
+    if (!serve && !refuse)
+        return TAKEN_SHORT;
+    fd = accept4(listener->watch.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= 0) {
+        (serve ? transport->accept : transport->refuse)(worker, listener, fd);
+        return TAKEN_ONE;
+    }
+    if (serve)
+        atomic_fetch_sub_explicit(&dp->fds_reserved, transport->fds, memory_order_relaxed);
+    if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
+        atomic_store_explicit(&dp->full_until_ms, worker->now_ms + REFUSE_AFTER_MS,
+                              memory_order_relaxed);
+        return TAKEN_SHORT;
+    }
+    return errno == ECONNABORTED || errno == EINTR ? TAKEN_ONE : TAKEN_NONE;
 }
 
 /* Up to a batch of what waits at the listener. */
 static void accept_waiting(struct worker *worker, const struct listener *listener)
 {
-    struct dp *dp = worker->dp;
-    int fds = listener_fds(listener);
-
     for (int i = 0; i < ACCEPT_BATCH; i++) {
-        int fd;
+        enum taken taken = take_one(worker, listener, false);
 
-        if (!reserve_fds(dp, fds)) {
-            pause_accepting(worker);
+        if (taken == TAKEN_NONE)
             return;
-        }
-        fd = accept4(listener->watch.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (fd >= 0) {
-            transports[listener->settings.transport].accept(worker, listener, fd);
+        if (taken == TAKEN_ONE)
             continue;
-        }
-        atomic_fetch_sub_explicit(&dp->fds_reserved, fds, memory_order_relaxed);
-        if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS)
-            pause_accepting(worker);
-        if (errno != ECONNABORTED && errno != EINTR)
-            return;
+        pause_accepting(worker);
+        if (!worker->refuse_at_ms)
+            worker->refuse_at_ms = worker->now_ms + REFUSE_AFTER_MS;
+        return;
     }
+}
+
+/* ---- out of fds ---- */
+
+/* Takes all that wait, those for which there are no fds only to refuse them. False when others
+ * shall get their turn before it is done. */
+static bool take_all(struct worker *worker, int most)
+{
+    for (size_t i = 0; i < worker->dp->listener_count; i++)
+        while (take_one(worker, &worker->dp->listeners[i], true) == TAKEN_ONE)
+            if (most-- == 0)
+                return false;
+    return true;
+}
+
+/* Who came when there were no fds has waited for a second. (How long each has waited, the kernel
+ * does not say: those that came later have waited for less.) */
+static void refuse_waiting(struct worker *worker)
+{
+    if (worker->refuse_at_ms && worker->refuse_at_ms <= worker->now_ms && !worker->drained &&
+        take_all(worker, REFUSE_BATCH))
+        worker->refuse_at_ms = 0;
+}
+
+int fds_used(const struct dp *dp)
+{
+    return atomic_load_explicit(&dp->fds_reserved, memory_order_relaxed) +
+           reapers_pending(dp->reapers);
+}
+
+/* So many are left when the page begins to say that we are full: for requests on their way. */
+static int fds_kept(const struct dp *dp)
+{
+    int kept = dp->fds_budget / 32;
+
+    if (kept < 2 * FDS_PER_REQUEST)
+        kept = 2 * FDS_PER_REQUEST;
+    return kept < dp->fds_budget / 4 ? kept : dp->fds_budget / 4;
+}
+
+static void set_full(struct dp *dp, bool full)
+{
+    uint64_t one = 1;
+
+    if (atomic_exchange(&dp->full, full) == full)
+        return;
+    /* Another worker may be here, too: the last word is that of `full`. */
+    do {
+        full = atomic_load(&dp->full);
+        if (dp->page)
+            __atomic_store_n(&dp->page->full, full, __ATOMIC_SEQ_CST);
+    } while (full != atomic_load(&dp->full));
+    if (write(dp->event, &one, sizeof one) < 0)
+        return; /* at its limit it is readable all the same */
+}
+
+static void look_at_fds(struct worker *worker)
+{
+    struct dp *dp = worker->dp;
+    int free = dp->fds_budget - fds_used(dp);
+    bool refused = worker->now_ms < atomic_load_explicit(&dp->full_until_ms, memory_order_relaxed);
+
+    if (!atomic_load_explicit(&dp->full, memory_order_relaxed)) {
+        if (refused || free < fds_kept(dp))
+            set_full(dp, true);
+        return;
+    }
+    relay_close_pool(worker);
+    if (!refused && free >= 2 * fds_kept(dp))
+        set_full(dp, false);
 }
 
 static uint64_t connections_of(const struct worker *worker)
@@ -226,8 +324,7 @@ static void drain_listeners(struct worker *worker)
 
     if (worker->drained || !atomic_load_explicit(&dp->draining, memory_order_acquire))
         return;
-    for (size_t i = 0; i < dp->listener_count; i++)
-        accept_waiting(worker, &dp->listeners[i]);
+    (void)take_all(worker, DRAIN_BATCH);
     worker_leave_listeners(worker);
 }
 
@@ -332,6 +429,8 @@ static int time_to_wait(const struct worker *worker)
         until = worker->timers.heap[0]->deadline_ms;
     if (!worker->accepting && !worker->drained && worker->accept_again_ms < until)
         until = worker->accept_again_ms;
+    if (worker->refuse_at_ms && !worker->drained && worker->refuse_at_ms < until)
+        until = worker->refuse_at_ms;
     return until > worker->now_ms ? (int)(until - worker->now_ms) : 0;
 }
 
@@ -378,6 +477,8 @@ void worker_turn(struct worker *worker)
     while ((connection = timer_expired(&worker->timers, worker->now_ms)))
         expire(connection);
     go_on_accepting(worker);
+    refuse_waiting(worker);
+    look_at_fds(worker);
     drain_listeners(worker);
     connections_hand_over(worker);
 }

@@ -39,6 +39,8 @@ def eventually(condition: Callable[[], Any]) -> Any:
 class RunningSidecar:
     """``pysidecar run`` in a process of its own; what it logs is in ``log``."""
 
+    command: tuple[str, ...] = PYSIDECAR
+
     def __init__(self, directory: Path, *, config: str = "", name: str = "sidecar") -> None:
         self.directory = directory
         self.config_file = directory / f"{name}.yaml"
@@ -65,7 +67,7 @@ class RunningSidecar:
     def start(self) -> None:
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [*PYSIDECAR, "run", "-c", str(self.config_file)],
+                [*self.command, "run", "-c", str(self.config_file)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

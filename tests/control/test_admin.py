@@ -25,7 +25,8 @@ def metric(sidecar: RunningSidecar, name: str, **labels: str) -> float:
 
 def test_ready(sidecar: RunningSidecar) -> None:
     eventually(lambda: sidecar.get("/ready")[0] == 200)
-    assert sidecar.get_json("/ready") == {"state": "serving"}
+    ready = sidecar.get_json("/ready")
+    assert (ready["state"], ready["descriptors"]["state"]) == ("serving", "enough")
 
 
 def test_config_is_the_one_in_effect(sidecar: RunningSidecar) -> None:

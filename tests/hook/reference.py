@@ -36,10 +36,10 @@ RELAYED = 1  # a memo's kind
 MAX_LISTENERS, MAX_PARKS, MAX_OWN = 16, 16, 64
 
 _ADDRESS = struct.Struct("=16sHHI")
-_HEAD = struct.Struct("=4I Q 6I 108s 3I")
+_HEAD = struct.Struct("=4I Q 6I 108s 4I")
 _REQUEST = struct.Struct("=I2H 24s 16s")
 _ANSWER = struct.Struct("=I2H i 24s")
-_SEQUENCE, _STATE, _ALIVE, _ELSEWHERE = 8, 12, 16, _HEAD.size - 8
+_SEQUENCE, _STATE, _ALIVE, _ELSEWHERE = 8, 12, 16, _HEAD.size - 12
 _RULES_AT = _HEAD.size + (MAX_LISTENERS + MAX_PARKS + MAX_OWN) * _ADDRESS.size
 
 _SO_PEERNAME, _SO_ATTACH_FILTER, _TCP_FASTOPEN_KEY = 28, 26, 33
@@ -57,8 +57,8 @@ class Direct:
     endpoint: Endpoint
 
 
-# What to do for a destination: relay there, fail with this errno, "direct", "hold" (never answer),
-# or send these bytes as the answer.
+# What to do for a destination: relay there, fail with this errno, "direct", "away" (there is no
+# room for it), "hold" (never answer), or send these bytes as the answer.
 Decision = Endpoint | Direct | int | str | bytes
 
 
@@ -205,6 +205,7 @@ class Sidecar:
         self.state = SERVING
         self.server_uid = os.geteuid() if server_uid is None else server_uid
         self.elsewhere = bool(asked)
+        self.full = False
         self._waiting: list[tuple[socket.socket, socket.socket, int]] = []
         self._held: list[socket.socket] = []
         self.parks = [open_park(host) for host in parks]
@@ -280,6 +281,7 @@ class Sidecar:
             0,
             self.elsewhere,
             self.server_uid,
+            self.full,
         )
         self._page[: _HEAD.size] = head
         struct.pack_into("=I", self._page, _SEQUENCE, self._sequence)
@@ -414,6 +416,10 @@ class Sidecar:
             control.send(decision)
         elif decision == "direct":
             answer(1)
+        elif decision == "away":
+            if flags & PARKED and not flags & WAITS:
+                self._fail(parked, errno.ECONNREFUSED)
+            answer(4)
         elif isinstance(decision, Direct):
             answer(1, endpoint=pack_address(*decision.endpoint))
         elif flags & ASKS and not isinstance(decision, int):

@@ -237,6 +237,86 @@ def test_a_stop_while_a_connect_waits_is_noticed(
     assert result["peer"] == "{} {}".format(*upstream.address)
 
 
+# ---- Out of descriptors ----
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("transport", [UNIX, HEADER])
+@pytest.mark.parametrize("when_away", [REFUSE, DIRECT, WAIT])
+def test_a_sidecar_that_is_full_is_as_good_as_away(
+    run: Runner,
+    make_sidecar: MakeSidecar,
+    upstream: EchoServer,
+    when_away: int,
+    transport: int,
+    mode: str,
+) -> None:
+    sidecar = make_sidecar(
+        excluded=[], transport=transport, when_away=when_away, wait_ms=400, fallback="hold"
+    )
+    sidecar.full = True
+    sidecar.publish()
+    result = run("connect", "-e", *_mode(mode), *upstream.address, sidecar=sidecar)
+    assert sidecar.requests == []
+    if when_away == DIRECT:
+        assert result["echo"] == "hello"
+    else:
+        assert result.number("connect") == errno.ECONNREFUSED
+    # One that would be refused gives it a second to get room; an event loop is not held up.
+    patient = when_away == REFUSE and mode == "blocking"
+    least = 400 if when_away == WAIT else 1000 if patient else 0
+    assert least <= result.number("ms") < least + 900
+
+
+@pytest.mark.parametrize("when_away", [REFUSE, WAIT])
+@pytest.mark.parametrize("transport", [UNIX, HEADER])
+def test_a_full_sidecar_that_gets_room_is_used(
+    run: Runner, make_sidecar: MakeSidecar, upstream: EchoServer, transport: int, when_away: int
+) -> None:
+    sidecar = make_sidecar(
+        transport=transport, when_away=when_away, wait_ms=10000, fallback=upstream.address
+    )
+    sidecar.full = True
+    sidecar.publish()
+    with Interactive(run, "-e", sidecar=sidecar) as program:
+        program.send()
+        time.sleep(0.2)  # so that it meets the full one
+        assert sidecar.requests == []
+        sidecar.full = False
+        sidecar.publish()
+        result = program.result()
+    assert (result["connect"], result["echo"]) == ("0", "hello")
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("when_away", [REFUSE, DIRECT, WAIT])
+def test_a_caller_that_the_sidecar_has_no_room_for_does_as_if_it_were_away(
+    run: Runner, make_sidecar: MakeSidecar, upstream: EchoServer, when_away: int, asked: bool
+) -> None:
+    """The page said otherwise when it asked."""
+    sidecar = make_sidecar(
+        excluded=[],
+        asked=["0.0.0.0/0"] if asked else [],
+        when_away=when_away,
+        wait_ms=400,
+        fallback="away",
+    )
+    result = run("connect", "-e", *upstream.address, sidecar=sidecar)
+    if when_away == DIRECT:
+        assert (result["connect"], result["echo"]) == ("0", "hello")
+    else:
+        assert result.number("connect") == errno.ECONNREFUSED
+    assert len(sidecar.requests) > (when_away == WAIT), "asks again while it waits"
+
+
+def test_a_nonblocking_caller_that_there_is_no_room_for_is_refused(
+    run: Runner, make_sidecar: MakeSidecar
+) -> None:
+    result = run("connect", "-n", V4, PORT, sidecar=make_sidecar(fallback="away"))
+    assert result.number("connect") == errno.EINPROGRESS
+    assert result.number("so_error") == errno.ECONNREFUSED
+
+
 # ---- Full queues ----
 
 

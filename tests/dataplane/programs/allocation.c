@@ -1,13 +1,11 @@
-/* For LD_PRELOAD: lets one large allocation of a thread other than the main one fail, at a moment
- * that the test chooses; or the next calloc() there. */
+/* For LD_PRELOAD: lets one allocation of a thread other than the main one fail, at a moment that
+ * the test chooses; or the next calloc() there. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <unistd.h>
-
-enum { LARGE = 1024 };
 
 extern void *__libc_malloc(size_t size);
 extern void *__libc_calloc(size_t count, size_t size);
@@ -27,7 +25,7 @@ void *malloc(size_t size)
 {
     struct pollfd go_on = {.events = POLLIN};
 
-    if (size < LARGE || gettid() == getpid() || !atomic_exchange(&armed, 0))
+    if (gettid() == getpid() || !atomic_exchange(&armed, 0))
         return __libc_malloc(size);
     go_on.fd = awaited;
     if (write(told, "", 1) == 1)

@@ -1,0 +1,212 @@
+"""Running out of file descriptors: told before, said once, and no connect hangs."""
+
+from __future__ import annotations
+
+import os
+import socketserver
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pysidecar import hook_path
+from pysidecar.dataplane import Counters
+from pysidecar.room import Room
+from tests.control.conftest import PYSIDECAR, RunningSidecar, eventually
+from tests.talking import Talking
+
+LIMIT = 360
+
+# "N": connects N more sockets, which it keeps; "-": closes all; "nonblocking": connects one without
+# waiting. Prints how many are connected, or the errno.
+CLIENT = """
+import errno, os, select, socket, sys
+
+kept = []
+address = (sys.argv[1], int(sys.argv[2]))
+
+def connect(blocking):
+    sock = socket.socket()
+    if blocking:
+        sock.connect(address)
+    else:
+        sock.setblocking(False)
+        error = sock.connect_ex(address)
+        if error == errno.EINPROGRESS:
+            select.select([], [sock], [], 20)
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise OSError(error, "")
+    kept.append(sock)
+
+for line in sys.stdin:
+    try:
+        if line.strip() == "-":
+            for sock in kept:
+                sock.close()
+            kept.clear()
+        elif line.strip() == "nonblocking":
+            connect(False)
+        else:
+            for _ in range(int(line)):
+                connect(True)
+    except OSError as error:
+        print(errno.errorcode[error.errno], flush=True)
+    else:
+        print(len(kept), flush=True)
+"""
+
+
+class SmallSidecar(RunningSidecar):
+    """One with few descriptors, and no right to more."""
+
+    command = (
+        *("prlimit", f"--nofile={LIMIT}:{LIMIT}"),
+        *(("setpriv", "--bounding-set=-sys_resource") if os.geteuid() == 0 else ()),
+        *PYSIDECAR,
+    )
+
+
+class Upstream(socketserver.ThreadingTCPServer):
+    """Keeps connections until the other side closes them."""
+
+    daemon_threads = True
+    request_queue_size = 512
+
+    class RequestHandlerClass(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            while self.request.recv(100):
+                pass
+
+
+@pytest.fixture
+def upstream() -> Iterator[tuple[str, int]]:
+    with Upstream(("127.0.0.1", 0), Upstream.RequestHandlerClass) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield "127.0.0.1", int(server.server_address[1])
+        server.shutdown()
+        thread.join()
+
+
+def _client(sidecar: RunningSidecar, upstream: tuple[str, int]) -> Talking:
+    policy = sidecar.control_socket.with_suffix(".policy")
+    environment = {**os.environ, "LD_PRELOAD": str(hook_path()), "MOSNHOOK_POLICY": str(policy)}
+    return Talking(
+        subprocess.Popen(
+            [sys.executable, "-c", CLIENT, *map(str, upstream)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    )
+
+
+def _ask(client: Talking, line: str) -> str:
+    client.write(line)
+    return client.read().strip()
+
+
+@pytest.mark.parametrize("transport", ["unix", "header"])
+@pytest.mark.parametrize("when_away", ["refuse", "direct", "wait:300ms"])
+def test_out_of_descriptors_it_says_so_and_connects_do_what_when_away_says(
+    tmp_path: Path, upstream: tuple[str, int], when_away: str, transport: str
+) -> None:
+    sidecar = SmallSidecar(tmp_path, config=f"when_away: {when_away}\ntransport: {transport}")
+    try:
+        _check_full(sidecar, upstream, when_away)
+    finally:
+        sidecar.kill()
+
+
+def _check_full(sidecar: RunningSidecar, upstream: tuple[str, int], when_away: str) -> None:
+    ready = sidecar.get_json("/ready")
+    assert (ready["state"], ready["descriptors"]["state"]) == ("serving", "enough")
+    assert "warning" not in ready["descriptors"]
+    room = ready["descriptors"]["available"] / 2
+    with _client(sidecar, upstream) as client:
+        some = str(int(room * 0.85))
+        assert _ask(client, some) == some
+        # (With transport header connects end before the sidecar has accepted them.)
+        eventually(lambda: sidecar.get_json("/ready")["descriptors"]["state"] == "scarce")
+        ready = sidecar.get_json("/ready")
+        assert ready["state"] == "serving"
+        assert f"limit is {LIMIT}" in ready["descriptors"]["warning"]
+        assert "pysidecar_descriptors_full 0.0" in sidecar.get("/metrics")[1]
+
+        before = len(sidecar.get_json("/connections"))
+        answer = _ask(client, "200" if when_away == "direct" else "1000")
+        status, body = sidecar.get("/ready")
+        assert (status, '"state": "full"' in body, "ulimit -n" in body) == (503, True, True), body
+        if when_away == "direct":
+            assert answer.isdecimal()
+            assert before < len(sidecar.get_json("/connections")) <= room, "the others went past it"
+            assert _ask(client, "nonblocking").isdecimal()
+        else:
+            assert answer == "ECONNREFUSED"
+            assert _ask(client, "nonblocking") == "ECONNREFUSED"
+        metrics = sidecar.get("/metrics")[1]
+        assert "pysidecar_descriptors_full 1.0" in metrics
+        assert f"pysidecar_descriptors_available {2.0 * room}" in metrics
+        said = [line for line in sidecar.log.splitlines() if "out of file descriptors" in line]
+        assert len(said) == 1
+        assert f"limit is {LIMIT}" in said[0]
+
+        assert _ask(client, "-") == "0"
+        eventually(lambda: sidecar.get("/ready")[0] == 200)
+        eventually(lambda: "accepted again" in sidecar.log)
+        assert _ask(client, "1") == "1"
+        eventually(lambda: sidecar.get_json("/connections"))
+
+
+class Clock:
+    """Stands still unless told."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _counters(used: int, *, full: bool = False) -> Counters:
+    values = dict.fromkeys(Counters.__slots__, 0)
+    return Counters(
+        **values | {"fds_used": used, "fds_budget": 100, "fds_limit": 300, "full": full}
+    )
+
+
+def test_the_limit_is_named_once_a_minute_however_often_it_is_reached(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "pysidecar")
+    clock = Clock()
+    now = _counters(10)
+    room = Room(lambda: now, clock=clock)
+    for _ in range(100):
+        now = _counters(99, full=True)
+        room.look()
+        now = _counters(50)
+        room.look()
+        clock.now += 0.1
+    assert len(caplog.messages) == 2, caplog.messages
+    clock.now += 60
+    now = _counters(99, full=True)
+    room.look()
+    room.look()
+    assert len(caplog.messages) == 3, caplog.messages
+    assert "99 of 100" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(
+    ("used", "full", "state"),
+    [(0, False, "enough"), (79, False, "enough"), (80, False, "scarce"), (99, True, "full")],
+)
+def test_what_is_left_is_described(used: int, full: bool, state: str) -> None:
+    described = Room(lambda: _counters(used, full=full)).describe()
+    assert described["state"] == state
+    assert ("warning" in described) == (state != "enough")
+    assert (described["used"], described["available"], described["limit"]) == (used, 100, 300)
