@@ -117,6 +117,7 @@ class End(enum.IntEnum):
     DRAIN_LIMIT = lib.DP_END_DRAIN_LIMIT
     UNOBSERVED = lib.DP_END_UNOBSERVED
     LEFT = lib.DP_END_LEFT
+    OTHER_NAMESPACE = lib.DP_END_OTHER_NAMESPACE
 
 
 _END_TEXT: dict[End, str] = {
@@ -135,6 +136,7 @@ _END_TEXT: dict[End, str] = {
     End.NO_RESOURCES: "out of resources",
     End.DRAIN_LIMIT: "closed at the drain limit",
     End.UNOBSERVED: "ended unobserved; the bytes are those of the last look",
+    End.OTHER_NAMESPACE: "the application is in another network namespace",
     End.LEFT: "still open when the sidecar stopped; it goes on",
 }
 

@@ -100,6 +100,10 @@ static void read_request(struct connection *connection)
     }
     if (!is_trusted(connection)) /* now that we have its only descriptor */
         (void)recv(connection->request.fd, NULL, 0, MSG_DONTWAIT);
+    if (!foreign_is_here(connection->worker->dp, connection->application)) {
+        connection_close(connection, DP_END_OTHER_NAMESPACE, 0);
+        return;
+    }
     connection->waits = request.flags & MOSNHOOK_WAITS;
     connection->parked = request.flags & MOSNHOOK_PARKED;
     connection->original_destination = request.destination;

@@ -54,6 +54,15 @@ static void worker_destroy(struct worker *worker)
     close_fd(worker->epoll);
 }
 
+static uint64_t own_namespace(void)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    uint64_t namespace = fd < 0 ? 0 : foreign_namespace(fd);
+
+    close_fd(fd);
+    return namespace;
+}
+
 struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts)
 {
     struct dp *dp;
@@ -72,6 +81,7 @@ struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts)
     if (dp->event < 0)
         error = errno;
     dp->uid = geteuid();
+    dp->namespace = own_namespace();
     dp_set_timeouts(dp, timeouts);
     dp->reapers = reapers_create();
     dp->workers = calloc(workers, sizeof *dp->workers);

@@ -71,6 +71,7 @@ enum dp_end {
     DP_END_DRAIN_LIMIT,       /* still open when the drain limit was reached */
     DP_END_UNOBSERVED, /* a direct connection that ended while the kernel's reports were lost */
     DP_END_LEFT,       /* a direct connection that was open when the data plane stopped: goes on */
+    DP_END_OTHER_NAMESPACE, /* the application's loopback is another one than ours */
 };
 
 /* What the control plane knows of one connection. */

@@ -301,17 +301,6 @@ static int read_option(int fd, int level, int name)
     return getsockopt(fd, level, name, &value, &length) < 0 ? -1 : value;
 }
 
-/* What another namespace's sockets do, our kernel socket is not told. */
-static bool is_of_our_namespace(int theirs, int ours)
-{
-    uint64_t their_namespace = 0, our_namespace = 0;
-    socklen_t length = sizeof their_namespace;
-
-    return getsockopt(theirs, SOL_SOCKET, SO_NETNS_COOKIE, &their_namespace, &length) == 0 &&
-           getsockopt(ours, SOL_SOCKET, SO_NETNS_COOKIE, &our_namespace, &length) == 0 &&
-           their_namespace == our_namespace;
-}
-
 /* Whether the application's socket can be connected there, from what it may be bound to. */
 static bool can_reach(const struct connection *connection, const struct mosnhook_address *endpoint)
 {
@@ -337,12 +326,12 @@ static bool choose(struct connection *connection)
     socklen_t length = sizeof connection->cookie;
     bool relayable = false; /* an endpoint that is not ejected, but not within reach */
 
-    if (read_option(connection->application, SOL_SOCKET, SO_PROTOCOL) != IPPROTO_TCP ||
+    if (connection->worker->dp->namespace == 0 || /* see dp_direct_works */
+        read_option(connection->application, SOL_SOCKET, SO_PROTOCOL) != IPPROTO_TCP ||
         getsockopt(connection->application, SOL_SOCKET, SO_COOKIE, &connection->cookie, &length) <
             0 ||
         address_of_local(connection->application, &connection->source) < 0 ||
-        subscribe(connection->worker) < 0 ||
-        !is_of_our_namespace(connection->application, connection->worker->freed.fd))
+        subscribe(connection->worker) < 0)
         return false;
     while (upstream_next_endpoint(connection)) {
         bool ejected = connection->endpoint && endpoint_is_ejected(connection->endpoint, since_ms);

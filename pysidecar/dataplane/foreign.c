@@ -195,6 +195,19 @@ int foreign_protocol(int fd)
     return protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP ? protocol : -1;
 }
 
+uint64_t foreign_namespace(int fd)
+{
+    uint64_t cookie = 0;
+    socklen_t length = sizeof cookie;
+
+    return getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &length) < 0 ? 0 : cookie;
+}
+
+bool foreign_is_here(const struct dp *dp, int fd)
+{
+    return foreign_namespace(fd) == dp->namespace;
+}
+
 static bool close_would_wait(int fd)
 {
     struct linger linger = {.l_onoff = 0};

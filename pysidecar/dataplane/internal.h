@@ -358,7 +358,8 @@ struct dp {
     struct worker *workers;
     uint32_t worker_count;
     bool started, joined;
-    uint32_t uid; /* as whom we run */
+    uint32_t uid;       /* as whom we run */
+    uint64_t namespace; /* see foreign_namespace */
     struct reapers *reapers;
 
     struct listener listeners[MAX_LISTENERS];
@@ -422,6 +423,10 @@ void control_take_unread(struct connection *connection);
 
 /* IPPROTO_TCP or IPPROTO_MPTCP; -1 for whatever is no TCP socket. */
 int foreign_protocol(int fd);
+/* The cookie of the socket's network namespace; 0 where the kernel does not tell (before 5.14). */
+uint64_t foreign_namespace(int fd);
+/* Whether the socket is in our network namespace, as far as the kernel tells. */
+bool foreign_is_here(const struct dp *dp, int fd);
 /* Whether that user could stop us anyway. */
 bool foreign_is_trusted(const struct dp *dp, uint32_t uid);
 /* Closes what the connection's user passed (or not: -1), without waiting, and makes it -1. */

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import array
 import contextlib
+import ctypes
+import errno
 import os
 import socket
 import struct
@@ -15,7 +17,8 @@ from collections.abc import Iterator
 import pytest
 
 from pysidecar.address import Address
-from pysidecar.dataplane import lib
+from pysidecar.dataplane import End, lib
+from pysidecar.interception.rules.namespace import inside
 from tests.dataplane import fuse
 from tests.dataplane.support import (
     PATIENCE,
@@ -254,3 +257,63 @@ def test_what_waits_at_the_control_socket_does_not_keep_it_from_closing(
         start = time.monotonic()
         plane.stop()
         assert time.monotonic() - start < PATIENCE
+
+
+# ---- Sockets of another network namespace ----
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    """The name of a network namespace."""
+    name = f"elsewhere-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+def _parked_elsewhere(namespace: str, park: Address) -> tuple[socket.socket, socket.socket]:
+    """A socket in SYN_SENT to an address that is a park of ours, but of another loopback; and what
+    drops its SYN there."""
+    dropping, parked = inside(namespace, lambda: (socket.socket(), socket.socket()))
+    drop_all = ctypes.create_string_buffer(struct.pack("=HBBI", 6, 0, 0, 0))
+    program = struct.pack("HP", 1, ctypes.addressof(drop_all))
+    dropping.setsockopt(socket.SOL_SOCKET, 26, program)  # SO_ATTACH_FILTER
+    dropping.bind((park.host, park.port))
+    dropping.listen()
+    parked.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        parked.connect((park.host, park.port))
+    return parked, dropping
+
+
+@needs_root
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_socket_that_is_parked_in_another_namespace_reaches_nothing_here(
+    plane: Plane, server: Server, elsewhere: str, waits: bool
+) -> None:
+    """It would reach what listens on our loopback."""
+    parked, dropping = _parked_elsewhere(elsewhere, plane.parks["127.0.0.1"])
+    with dropping, Parked(plane) as application:
+        application.socket.close()
+        application.socket = plane.owned(parked)
+        application.ask(server.address, waits=waits)
+        record = plane.next_closed()
+        assert record.end is End.OTHER_NAMESPACE
+        assert application.error() == errno.ECONNRESET
+    assert server.accepts_nothing()
+
+
+@needs_root
+def test_an_unparked_socket_of_another_namespace_reaches_nothing_here(
+    plane: Plane, server: Server, elsewhere: str
+) -> None:
+    multipath = inside(elsewhere, lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262))
+    with plane.control() as control, multipath:
+        request = hook_request(server.address, lib.MOSNHOOK_WAITS)
+        control.sendmsg([request], [_rights(multipath.fileno())])
+        assert control.recv(100) == b""
+    assert plane.next_closed().end is End.OTHER_NAMESPACE
+    assert server.accepts_nothing()
