@@ -29,8 +29,8 @@ from tests.interop.servers import plain_environment, program, wait_until
 _UID = 65534  # Chromium's sandbox is not for root
 _DOWNLOAD = hashlib.sha256(b"seed").digest() * (1 << 20)  # 32 MiB
 _WAYS: dict[str, dict[str, Any]] = {
-    "unix": {"acceleration": "off"},
-    "header": {"acceleration": "off", "outbound": {"transport": "header"}},
+    "unix": {},
+    "header": {"outbound": {"transport": "header"}},
 }
 _PATIENCE = 90.0
 # What keeps Chromium from looking for what is not there: none of it is about the sandbox.
