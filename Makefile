@@ -42,6 +42,13 @@ fuzz: setup-tests ## fuzz what reads others' input (FUZZ_SECONDS=… for each ta
 soak: setup-tests ## run the long tests (minutes each)
 	$(PYTHON) -m pytest -m soak --timeout 1800
 
+FOREIGN_OPTIONS = $(if $(MODULE),--module "$(MODULE)") $(if $(MODE),--mode "$(MODE)")
+
+.PHONY: test-foreign
+test-foreign: ## run CPython's own network tests, hooked (MODULE=… MODE=… for some of it)
+	@python3 scripts/set_up.py --foreign
+	@$(PYTHON) -m scripts.foreign $(FOREIGN_OPTIONS)
+
 BENCH_OPTIONS = $(if $(SCENARIO),--scenario "$(SCENARIO)") $(if $(SIDE),--side "$(SIDE)")
 
 .PHONY: bench

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Sets up the development environment; with ``--tests`` also the programs that the tests run, with
-``--bench`` those that the benchmark compares with.
+``--bench`` those that the benchmark compares with, with ``--foreign`` CPython's own tests.
 
 Needs only Python's standard library: it runs before anything is installed. What is already there is
 left alone, so that a second call takes a moment: Debian packages are installed only for what is
@@ -113,6 +113,10 @@ TO_TEST: list[Requirement] = [
     ("wget", program("wget")),
     ("wrk", program("wrk")),
 ]
+TO_TEST_FOREIGN: list[Requirement] = [
+    # Only Debian's own Python comes without its tests.
+    (f"libpython3.{sys.version_info.minor}-testsuite", python_module("test.test_socket")),
+]
 TO_BENCH: list[Requirement] = [
     ("haproxy", program("haproxy")),
     ("iproute2", program("ip")),
@@ -151,8 +155,8 @@ def install_packages(requirements: Sequence[Requirement]) -> None:
         raise SetupError(
             f"installed, but not found where expected: {' '.join(still_missing)}"
             + (
-                "\nThis python3 is not Debian's: its own headers and ensurepip are needed."
-                if "python3-dev" in still_missing or "python3-venv" in still_missing
+                "\nThis python3 is not Debian's: its own headers, ensurepip and tests are needed."
+                if any("python3" in package for package in still_missing)
                 else ""
             )
         )
@@ -287,6 +291,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--demo", action="store_true", help="also what `make demo` runs")
     parser.add_argument("--tests", action="store_true", help="also what the tests run")
+    parser.add_argument("--foreign", action="store_true", help="also what `make test-foreign` runs")
     parser.add_argument("--bench", action="store_true", help="also what `make bench` runs")
     arguments = parser.parse_args()
     if sys.version_info < (3, 11):  # noqa: UP036 - this is who says so
@@ -300,6 +305,8 @@ def main() -> None:
             requirements += TO_TEST
         elif arguments.demo:
             requirements += TO_DEMO
+        if arguments.foreign:
+            requirements += TO_TEST_FOREIGN
         if arguments.bench:
             requirements += TO_BENCH
         install_packages(requirements)
