@@ -180,6 +180,7 @@ __attribute__((constructor)) static void start(int count, char **arguments, char
         environment_forget(entries);
     else
         environment_read(entries);
+    pointers_start(entries);
     /* Of the main thread, which is the process's; later ones may be named otherwise. */
     sys_prctl(PR_GET_NAME, environment.command);
     libc();

@@ -125,6 +125,9 @@ bool pointer_readable(const void *at, size_t size);
 /* Writes anything to these 8 bytes. True, too, if they are not aligned. */
 bool word_writable(void *at);
 
+/* At start-up: anything that is above all frames of the main thread, on its stack. */
+void pointers_start(const void *on_main_stack);
+
 /* An argument of connect(). False, too, if `fd` is not a socket. */
 bool address_readable(int fd, const struct sockaddr *address, socklen_t length);
 

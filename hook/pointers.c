@@ -8,7 +8,8 @@
 
 enum {
     SMALLEST_PAGE = 4096,
-    NOTHING_TO_DO = -1, /* to rt_sigprocmask, which reads the set before it notices */
+    MAIN_STACK = 8 << 20, /* bytes at most: far below it are the stacks of other threads */
+    NOTHING_TO_DO = -1,   /* to rt_sigprocmask, which reads the set before it notices */
     WORD = 8,
 };
 
@@ -52,12 +53,30 @@ static bool byte_readable(int fd, const void *at)
     return result != -EFAULT && result != -EBADF && result != -ENOTSOCK;
 }
 
+static uintptr_t main_stack_end; /* 0: not known */
+
+void pointers_start(const void *on_main_stack)
+{
+    main_stack_end = (uintptr_t)on_main_stack;
+}
+
+/* Whether it is a variable of one of our callers, as it is mostly: then it can be read. All above
+ * us is the main thread's stack; of another one's we know this page. */
+static bool on_stack(const void *at, const char *last)
+{
+    uintptr_t here = (uintptr_t)__builtin_frame_address(0);
+
+    if (same_page((const void *)here, at) && same_page(at, last))
+        return true;
+    return here < main_stack_end && main_stack_end - here < MAIN_STACK && (uintptr_t)at > here &&
+           (uintptr_t)last < main_stack_end && (uintptr_t)last > here;
+}
+
 bool address_readable(int fd, const struct sockaddr *address, socklen_t length)
 {
     const char *last = last_of(address, length);
 
-    /* Mostly it is a variable of our caller. */
-    if (same_page(address, __builtin_frame_address(0)) && same_page(address, last))
+    if (on_stack(address, last))
         return true;
     return byte_readable(fd, address) && (same_page(address, last) || byte_readable(fd, last));
 }

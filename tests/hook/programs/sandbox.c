@@ -3,6 +3,7 @@
  * sandbox quiet|network|no-unix|no-netlink IP PORT
  *
  * quiet    any system call but connect kills, between two marks
+ *          (-static: with an address that is not on the stack)
  * network  what a program with sockets cannot do without is allowed, the rest kills
  * no-unix, no-netlink
  *          socket() of that family fails, as under systemd's RestrictAddressFamilies= */
@@ -66,6 +67,8 @@ static void no_sockets_of(unsigned family)
         _exit(4);
 }
 
+static struct sockaddr_in elsewhere;
+
 int main(int count, char **arguments)
 {
     struct sockaddr_in address = {.sin_family = AF_INET};
@@ -77,13 +80,16 @@ int main(int count, char **arguments)
     address.sin_port = htons((uint16_t)atoi(arguments[3]));
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return 4;
-    if (strcmp(arguments[1], "quiet") == 0)
+    if (strncmp(arguments[1], "quiet", 5) == 0)
         allow_only(quiet, sizeof quiet / sizeof *quiet);
     else if (strcmp(arguments[1], "network") == 0)
         allow_only(network, sizeof network / sizeof *network);
     else
         no_sockets_of(strcmp(arguments[1], "no-unix") == 0 ? AF_UNIX : AF_NETLINK);
-    result = connect(fd, (struct sockaddr *)&address, sizeof address);
+    elsewhere = address;
+    result =
+        connect(fd, (struct sockaddr *)(strstr(arguments[1], "static") ? &elsewhere : &address),
+                sizeof address);
     size = snprintf(line, sizeof line, "connect=%d\n", result < 0 ? errno : 0);
     return write(1, line, (size_t)size) != size ? 3 : (_exit(0), 0);
 }
