@@ -85,6 +85,19 @@ def test_without_unix_sockets_it_sends_headers(
     assert [one.transport for one in sidecar.wait_for_requests()] == [HEADER]
 
 
+def test_where_sockets_remember_nothing_connects_work(
+    run: Runner, sidecar: Sidecar, upstream: EchoServer
+) -> None:
+    """Kernels before 5.3: there getpeername answers the park."""
+    sidecar.fallback = upstream.address
+    result = run("sandbox", "no-memo", V4, PORT, sidecar=sidecar)
+    assert result["connect"] == "0"
+    assert result.number("peer") in [park.getsockname()[1] for park in sidecar.parks]
+    sidecar.fallback = errno.EHOSTUNREACH
+    result = run("sandbox", "no-memo", V4, PORT, sidecar=sidecar)
+    assert result.number("connect") == errno.EHOSTUNREACH
+
+
 def test_bypass_switches_the_hook_off_and_on(
     run: Runner, sidecar: Sidecar, upstream: EchoServer
 ) -> None:

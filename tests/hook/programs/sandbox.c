@@ -1,12 +1,13 @@
 /* connect() with few system calls left.
  *
- * sandbox quiet|network|no-unix|no-netlink IP PORT
+ * sandbox quiet|quiet-static|network|no-unix|no-netlink|no-memo IP PORT
  *
  * quiet    any system call but connect kills, between two marks
  *          (-static: with an address that is not on the stack)
  * network  what a program with sockets cannot do without is allowed, the rest kills
  * no-unix, no-netlink
- *          socket() of that family fails, as under systemd's RestrictAddressFamilies= */
+ *          socket() of that family fails, as under systemd's RestrictAddressFamilies=
+ * no-memo  TCP_FASTOPEN_KEY is no option, as with kernels before 5.3; also tells the peer's port */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <linux/filter.h>
@@ -20,6 +21,8 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+enum { FASTOPEN_KEY = 33 };
 
 static const int quiet[] = {SYS_connect, SYS_write, SYS_exit_group};
 static const int network[] = {
@@ -67,6 +70,35 @@ static void no_sockets_of(unsigned family)
         _exit(4);
 }
 
+static void no_memo(void)
+{
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_setsockopt, 1, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getsockopt, 0, 5),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, IPPROTO_TCP, 0, 3),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[2])),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, FASTOPEN_KEY, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EINVAL),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
+
+    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
+        _exit(4);
+}
+
+static void tell_peer(int fd)
+{
+    struct sockaddr_in peer = {.sin_port = 0};
+    socklen_t length = sizeof peer;
+
+    getpeername(fd, (struct sockaddr *)&peer, &length);
+    printf("peer=%d\n", ntohs(peer.sin_port));
+    fflush(stdout);
+}
+
 static struct sockaddr_in elsewhere;
 
 int main(int count, char **arguments)
@@ -84,12 +116,17 @@ int main(int count, char **arguments)
         allow_only(quiet, sizeof quiet / sizeof *quiet);
     else if (strcmp(arguments[1], "network") == 0)
         allow_only(network, sizeof network / sizeof *network);
+    else if (strcmp(arguments[1], "no-memo") == 0)
+        no_memo();
     else
         no_sockets_of(strcmp(arguments[1], "no-unix") == 0 ? AF_UNIX : AF_NETLINK);
     elsewhere = address;
     result =
         connect(fd, (struct sockaddr *)(strstr(arguments[1], "static") ? &elsewhere : &address),
                 sizeof address);
-    size = snprintf(line, sizeof line, "connect=%d\n", result < 0 ? errno : 0);
+    result = result < 0 ? errno : 0;
+    if (strcmp(arguments[1], "no-memo") == 0)
+        tell_peer(fd);
+    size = snprintf(line, sizeof line, "connect=%d\n", result);
     return write(1, line, (size_t)size) != size ? 3 : (_exit(0), 0);
 }
