@@ -170,7 +170,9 @@ struct mosnhook_memo {
  * parked nor connected, and is answered at once, whether its caller waits or not. After `direct`
  * the application's socket is connected by its own connect() to the endpoint in the answer, and the
  * sidecar is not in the way of its bytes. After `relay` the same connection of the control socket
- * takes the ordinary request, as follows.
+ * takes the ordinary request, as follows. A caller that does not wait longer for the answer shuts
+ * its receiving direction down, looks once more whether it has come, and if not sends the ordinary
+ * request, too: the sidecar's answer has failed, or will (EPIPE), so that both know it was none.
  *
  * Parking. The application's socket S is connected, non-blocking, to a park: a listener that
  * drops every SYN, so that S stays in SYN_SENT, as it would while a distant server has not answered

@@ -301,7 +301,7 @@ int wait_ready(struct attempt *attempt, int fd, short events, int owned);
 int wait_pause(struct attempt *attempt, int ms);
 
 /* Until `fd` is ready or has hung up, for callers that must not block: for as long as a full
- * sidecar gets. 0 or OUTCOME_AWAY. */
+ * sidecar gets. 0 or EINPROGRESS. */
 int wait_shortly(const struct attempt *attempt, int fd, short events);
 
 /* Whether a call that waited when a handler interrupted it would have been restarted by the kernel.

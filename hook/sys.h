@@ -101,6 +101,11 @@ static inline int sys_connect(int fd, const void *address, socklen_t length)
     return (int)sys_call(SYS_connect, fd, (long)address, length, 0, 0, 0);
 }
 
+static inline int sys_shutdown(int fd, int how)
+{
+    return (int)sys_call(SYS_shutdown, fd, how, 0, 0, 0, 0);
+}
+
 static inline int sys_getsockname(int fd, void *address, socklen_t *length)
 {
     return (int)sys_call(SYS_getsockname, fd, (long)address, (long)length, 0, 0, 0);

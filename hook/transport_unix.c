@@ -134,22 +134,15 @@ static int send_request(int control, const struct attempt *attempt, uint16_t fla
     return result == sizeof request ? 0 : OUTCOME_AWAY;
 }
 
-/* Waits for the answer: 0 is `relay`; with OUTCOME_DIRECT and OUTCOME_CONNECT there is an endpoint.
- * A cancelled thread closes the control socket. */
-static int receive_answer(int control, struct attempt *attempt)
+/* The answer, if it is there: 0 is `relay`, EAGAIN none yet; with OUTCOME_DIRECT and
+ * OUTCOME_CONNECT there is an endpoint. */
+static int read_answer(int control, struct attempt *attempt)
 {
     struct mosnhook_answer answer = {.magic = 0};
-    int result;
-    long size = 0;
+    long size = sys_recv(control, &answer, sizeof answer, MSG_DONTWAIT);
 
-    do {
-        result = attempt->waits ? wait_ready(attempt, control, POLLIN, control)
-                                : wait_shortly(attempt, control, POLLIN);
-        if (result == 0)
-            size = sys_recv(control, &answer, sizeof answer, MSG_DONTWAIT);
-    } while (result == 0 && (size == -EAGAIN || size == -EINTR));
-    if (result != 0)
-        return result;
+    if (size == -EAGAIN || size == -EINTR)
+        return EAGAIN;
     if (size <= 0) /* hung up without an answer */
         return OUTCOME_AWAY;
     if (size == sizeof answer && answer.magic == MOSNHOOK_MAGIC &&
@@ -168,17 +161,38 @@ static int receive_answer(int control, struct attempt *attempt)
     return ECONNREFUSED;
 }
 
-/* Whether the sidecar leaves the connection to us. 0: no, it is to be handed over. */
+/* Waits for the answer. A cancelled thread closes the control socket. */
+static int receive_answer(int control, struct attempt *attempt)
+{
+    int result;
+
+    do {
+        result = attempt->waits ? wait_ready(attempt, control, POLLIN, control)
+                                : wait_shortly(attempt, control, POLLIN);
+        if (result == 0)
+            result = read_answer(control, attempt);
+    } while (result == EAGAIN);
+    return result;
+}
+
+/* Whether the sidecar leaves the connection to us. 0: no, it is to be handed over. EINPROGRESS or
+ * EINTR: likewise, but nobody waits for that any more. */
 static int ask(int control, struct attempt *attempt)
 {
-    int result = connect_control(control, attempt);
+    int result = connect_control(control, attempt), late;
 
     if (result == 0)
         result = send_request(control, attempt, MOSNHOOK_ASKS);
     if (result == 0)
         result = receive_answer(control, attempt);
-    if (result == EINPROGRESS) /* SO_SNDTIMEO: but nothing is in progress */
-        return ETIMEDOUT;
+    if (result == EINPROGRESS || result == EINTR) {
+        /* From now on the sidecar cannot answer, and finds that out when it tries: so that both
+         * agree whether it has. */
+        sys_shutdown(control, SHUT_RD);
+        late = read_answer(control, attempt);
+        if (late != EAGAIN && late != OUTCOME_AWAY)
+            result = late;
+    }
     if (result == OUTCOME_DIRECT && attempt->endpoint.port)
         memo_write(attempt->fd, MOSNHOOK_MEMO_DIRECT, &attempt->destination);
     return result;
@@ -204,8 +218,8 @@ static int connect_unparked(struct attempt *attempt, int control)
         result = send_request(control, attempt, attempt->waits ? MOSNHOOK_WAITS : 0);
     if (result == 0)
         result = receive_answer(control, attempt);
-    if (result == EINPROGRESS) /* SO_SNDTIMEO: but nothing is in progress */
-        return ETIMEDOUT;
+    if (result == EINPROGRESS) /* SO_SNDTIMEO, or no time to wait: nothing is in progress */
+        return attempt->waits ? ETIMEDOUT : OUTCOME_AWAY;
     if (result != OUTCOME_CONNECT)
         return result == 0 ? ECONNREFUSED : result;
     memo_write(attempt->fd, MOSNHOOK_MEMO_RELAYED, &attempt->destination);
@@ -218,8 +232,8 @@ static int connect_unparked(struct attempt *attempt, int control)
 int transport_unix(struct attempt *attempt)
 {
     struct mosnhook_address via;
-    int control = open_control(), result;
-    bool asked = attempt->view.asks;
+    int control = open_control(), result, unasked = 0;
+    bool asks = attempt->view.asks, waits = attempt->waits;
 
     if (control < 0)
         return control;
@@ -228,9 +242,12 @@ int transport_unix(struct attempt *attempt)
         sys_close(control);
         return result;
     }
-    if (asked) {
+    if (asks) {
         result = ask(control, attempt);
-        if (result != 0) {
+        if (result == EINPROGRESS || result == EINTR) {
+            unasked = result;
+            waits = false;
+        } else if (result != 0) {
             sys_close(control);
             return result;
         }
@@ -242,15 +259,16 @@ int transport_unix(struct attempt *attempt)
     }
     memo_write(attempt->fd, MOSNHOOK_MEMO_RELAYED, &attempt->destination);
     /* As late as that: it wakes a worker, which shall find the request when it looks. */
-    result = asked ? 0 : connect_control(control, attempt);
+    result = asks ? 0 : connect_control(control, attempt);
     if (result == 0)
-        result =
-            send_request(control, attempt, MOSNHOOK_PARKED | (attempt->waits ? MOSNHOOK_WAITS : 0));
-    if (result == 0 && attempt->waits)
+        result = send_request(control, attempt, MOSNHOOK_PARKED | (waits ? MOSNHOOK_WAITS : 0));
+    if (result == 0 && waits)
         result = receive_answer(control, attempt);
     sys_close(control);
+    if (result == 0 && waits)
+        return finish(attempt, &via);
     if (result == 0)
-        return attempt->waits ? finish(attempt, &via) : EINPROGRESS;
+        return unasked ? unasked : EINPROGRESS;
     /* Timed out or interrupted: as with any connect(), it goes on without the caller. */
     if (result != EINPROGRESS && result != EINTR)
         socket_disconnect(attempt);

@@ -142,7 +142,7 @@ int wait_shortly(const struct attempt *attempt, int fd, short events)
         if (sys_poll(&polled, 1, (int)((left + MS - 1) / MS)) > 0)
             return 0;
     }
-    return OUTCOME_AWAY;
+    return EINPROGRESS;
 }
 
 bool wait_for_room(const struct attempt *attempt)

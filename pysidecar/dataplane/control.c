@@ -68,41 +68,44 @@ void control_take_unread(struct connection *connection)
     struct mosnhook_request request;
     int flags;
 
-    if (connection->request.fd < 0 || connection->application >= 0)
+    if (connection->request.fd < 0)
         return;
     /* What is not in the queue by now is refused: its sender learns that nobody takes it. */
     shutdown(connection->request.fd, SHUT_RD);
-    if (request_is_valid(&request, receive(connection, &request, &flags)))
+    if (connection->application < 0 &&
+        request_is_valid(&request, receive(connection, &request, &flags)))
         connection->original_destination = request.destination;
 }
 
-static void read_request(struct connection *connection)
+/* False: there was none. */
+static bool read_request(struct connection *connection)
 {
     struct mosnhook_request request;
     int flags;
     ssize_t size = receive(connection, &request, &flags);
 
     if (size < 0 && (errno == EAGAIN || errno == EINTR))
-        return;
+        return false;
     timer_cancel(&connection->worker->timers, connection);
     if (size <= 0) {
         connection_close(connection, DP_END_HEADER_TRUNCATED, size < 0 ? errno : 0);
-        return;
+        return true;
     }
     if (flags & MSG_CTRUNC && connection->application < 0) {
         connection_close(connection, DP_END_NO_RESOURCES, EMFILE);
-        return;
+        return true;
     }
     if (!request_is_valid(&request, size) || flags & (MSG_TRUNC | MSG_CTRUNC) ||
-        !socket_is_valid(&request, connection->application)) {
+        !socket_is_valid(&request, connection->application) ||
+        (connection->asked && request.flags & MOSNHOOK_ASKS)) {
         connection_close(connection, DP_END_HEADER_MALFORMED, 0);
-        return;
+        return true;
     }
     if (!is_trusted(connection)) /* now that we have its only descriptor */
         (void)recv(connection->request.fd, NULL, 0, MSG_DONTWAIT);
     if (!foreign_is_here(connection->worker->dp, connection->application)) {
         connection_close(connection, DP_END_OTHER_NAMESPACE, 0);
-        return;
+        return true;
     }
     connection->waits = request.flags & MOSNHOOK_WAITS;
     connection->parked = request.flags & MOSNHOOK_PARKED;
@@ -114,15 +117,16 @@ static void read_request(struct connection *connection)
         if (connection->parked)
             (void)park_inspect(connection);
         connection_refuse(connection, DP_END_NO_RESOURCES, EMFILE);
-        return;
+        return true;
     }
     if (request.flags & MOSNHOOK_ASKS) {
+        connection->asked = true;
         direct_ask(connection);
-        return;
+        return true;
     }
     if (!connection->parked) {
         unparked_start(connection);
-        return;
+        return true;
     }
     if (!connection->waits) {
         foreign_close_request(connection);
@@ -132,12 +136,15 @@ static void read_request(struct connection *connection)
         upstream_start(connection);
     else
         connection_close(connection, DP_END_DOWNSTREAM_GONE, 0);
+    return true;
 }
 
 void control_event(struct connection *connection)
 {
-    if (atomic_load_explicit(&connection->phase, memory_order_relaxed) == PHASE_REQUEST)
-        read_request(connection);
+    /* One that only asked may be followed by another one. */
+    while (atomic_load_explicit(&connection->phase, memory_order_relaxed) == PHASE_REQUEST &&
+           read_request(connection))
+        ;
 }
 
 static void identify(struct connection *connection)
@@ -182,7 +189,7 @@ void control_accept(struct worker *worker, const struct listener *listener, int 
         return;
     }
     /* The request nearly always came with the connection. */
-    read_request(connection);
+    control_event(connection);
     if (atomic_load_explicit(&connection->phase, memory_order_relaxed) != PHASE_REQUEST)
         return;
     if (worker_watch(worker, &connection->request, EPOLLIN | EPOLLET) < 0)
@@ -200,7 +207,7 @@ void control_refuse(struct worker *worker, const struct listener *listener, int 
     connection->request.fd = fd;
     connection->unserved = true;
     identify(connection);
-    read_request(connection);
+    (void)read_request(connection);
     /* Where no request came yet, its sender finds that we have hung up. */
     if (atomic_load_explicit(&connection->phase, memory_order_relaxed) == PHASE_REQUEST)
         connection_close(connection, DP_END_NO_RESOURCES, EMFILE);

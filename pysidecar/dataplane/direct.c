@@ -343,11 +343,14 @@ static bool choose(struct connection *connection)
     return false;
 }
 
+/* False: the asker waits for it no more. Never both, see mosnhook_request. */
 static bool send_answer(struct connection *connection, enum mosnhook_action action)
 {
     struct mosnhook_answer answer = {
         .magic = MOSNHOOK_MAGIC, .version = MOSNHOOK_VERSION, .action = (uint16_t)action};
 
+    if (action == MOSNHOOK_REFUSE)
+        answer.error = ECONNREFUSED;
     if (action == MOSNHOOK_DIRECT && connection->endpoint)
         answer.endpoint = connection->upstream;
     return send(connection->request.fd, &answer, sizeof answer, MSG_NOSIGNAL | MSG_DONTWAIT) ==
@@ -408,7 +411,7 @@ void direct_take_reused(struct worker *worker)
 }
 
 /* The ordinary request follows on the same connection of the control socket. */
-static void hand_over(struct connection *connection)
+static void await_request(struct connection *connection)
 {
     struct worker *worker = connection->worker;
     uint32_t header_ms = atomic_load_explicit(&worker->dp->header_ms, memory_order_relaxed);
@@ -424,49 +427,60 @@ static void hand_over(struct connection *connection)
     foreign_close(connection, &connection->application);
     if (!timer_set(&worker->timers, connection, worker->now_ms + header_ms))
         connection_close(connection, DP_END_NO_RESOURCES, ENOMEM);
-    else if (!send_answer(connection, MOSNHOOK_RELAY))
-        connection_close(connection, DP_END_DOWNSTREAM_GONE, 0);
 }
 
-void direct_ask(struct connection *connection)
+static void refuse(struct connection *connection, enum dp_end end)
+{
+    if (!send_answer(connection, MOSNHOOK_REFUSE)) {
+        await_request(connection);
+        return;
+    }
+    connection_enter(connection, PHASE_CONNECTING);
+    connection_close(connection, end, ECONNREFUSED);
+}
+
+/* False where it is to be handed over. */
+static bool leave_to_application(struct connection *connection)
 {
     struct worker *worker = connection->worker;
     struct diag_socket before;
-    bool direct;
-    enum dp_end refused = upstream_route(connection, &direct);
 
-    if (refused != DP_END_NONE) {
-        connection->waits = true;
-        connection_enter(connection, PHASE_CONNECTING);
-        connection_refuse(connection, refused, ECONNREFUSED);
-        return;
-    }
-    if (!direct || !choose(connection)) {
-        hand_over(connection);
-        return;
-    }
     diag_of_fd(connection->application, &before);
     before.cookie = connection->cookie;
     replace(worker, &before);
     if (connection->source.port != 0) /* it was bound, or connected before */
         replace_elsewhere(worker, &before);
-    if (!cookies_add(&worker->direct, connection)) {
-        hand_over(connection);
-        return;
-    }
+    if (!cookies_add(&worker->direct, connection))
+        return false;
     if (worker->dp->page)
         __atomic_store_n(&worker->dp->page->elsewhere, 1, __ATOMIC_RELAXED);
-    connection->action = DP_DIRECT;
-    atomic_store_explicit(&connection->path, DP_PATH_DIRECT, memory_order_relaxed);
-    connection_enter(connection, PHASE_DIRECT);
     /* Before the answer: as long as we have a copy, a close by the application is no close. */
     foreign_close(connection, &connection->application);
     if (!send_answer(connection, MOSNHOOK_DIRECT)) {
-        connection_close(connection, DP_END_DOWNSTREAM_GONE, 0);
-        return;
+        cookies_remove(&worker->direct, connection);
+        return false;
     }
+    connection->action = DP_DIRECT;
+    atomic_store_explicit(&connection->path, DP_PATH_DIRECT, memory_order_relaxed);
+    connection_enter(connection, PHASE_DIRECT);
     foreign_close_request(connection);
     connection_release_fds(connection, 0);
+    return true;
+}
+
+void direct_ask(struct connection *connection)
+{
+    bool direct;
+    enum dp_end refused = upstream_route(connection, &direct);
+
+    if (refused != DP_END_NONE) {
+        refuse(connection, refused);
+        return;
+    }
+    if (direct && choose(connection) && leave_to_application(connection))
+        return;
+    await_request(connection);
+    (void)send_answer(connection, MOSNHOOK_RELAY); /* the request comes in any case */
 }
 
 void direct_release(struct connection *connection)

@@ -243,7 +243,7 @@ struct connection {
     uint8_t action, end;
     uint8_t fds_reserved;
     uint8_t last_read; /* the side: DOWNSTREAM or UPSTREAM */
-    bool waits, parked;
+    bool asked, waits, parked;
     bool unserved;         /* there are no descriptors for it: it is only to be refused */
     bool present, counted; /* direct.c: was just seen; its bytes are final */
     /* Of a direct connection when it was looked at last, by its worker or the control thread. */

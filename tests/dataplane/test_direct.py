@@ -117,6 +117,61 @@ def test_a_relay_is_asked_for_on_the_same_connection(plane: Plane, server: Serve
     is_relayed(plane, server)
 
 
+@pytest.mark.parametrize("action", list(Action))
+@pytest.mark.parametrize("asker_is_quick", [False, True])
+def test_who_does_not_wait_for_the_answer_is_relayed(
+    plane: Plane, server: Server, action: Action, asker_is_quick: bool
+) -> None:
+    """By the request that follows, whether it came before the question was looked at or not; and as
+    one connection."""
+    plane.data.set_routes(table(Route(action, endpoints=(server.address,))))
+    with plane.control() as control, socket.socket() as application:
+        control.shutdown(socket.SHUT_RD)
+        park = plane.parks["127.0.0.1"]
+        application.setblocking(False)
+
+        def request(flags: int) -> None:
+            send_with_fds(control, hook_request(SERVICE, flags), [application.fileno()])
+
+        def ask() -> None:
+            request(lib.MOSNHOOK_ASKS)
+
+        if not asker_is_quick:
+            ask()
+        assert application.connect_ex((park.host, park.port)) == errno.EINPROGRESS
+        if asker_is_quick:
+            ask()
+        request(lib.MOSNHOOK_PARKED)
+        control.close()
+        if action is Action.REFUSE:
+            assert eventually(
+                lambda: application.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), "an error"
+            )
+        else:
+            peer = server.accept()
+            peer.sendall(b"hi")
+            assert eventually(lambda: _received(application), "the upstream's bytes") == b"hi"
+            application.close()
+            peer.close()
+    done = plane.next_closed()
+    if action is Action.REFUSE:
+        assert done.end is End.REFUSED_BY_ROUTE
+    else:
+        assert (done.end, done.path) == (End.EOF, ConnectionPath.RELAY)
+        assert (done.bytes_sent, done.bytes_received) == (0, 2)
+    plane.stop()
+    assert plane.closed() == []
+    assert plane.data.counters().accepted == 1
+
+
+def test_a_second_question_on_one_connection_is_malformed(plane: Plane, server: Server) -> None:
+    plane.data.set_routes(table(Route(endpoints=(server.address,))))
+    asking = Asking(plane)
+    asking.request(lib.MOSNHOOK_ASKS)
+    assert asking.control.recv(100) == b""
+    assert plane.next_closed().end is End.HEADER_MALFORMED
+
+
 def test_without_sock_diag_it_is_a_relay(make_plane: MakePlane, server: Server) -> None:
     plane = without_sock_diag(make_plane)
     direct_to(plane, server.address)

@@ -391,6 +391,13 @@ class Sidecar:
             with parked:
                 self._decide(control, parked, flags, decision)
 
+    def wait_until_abandoned(self) -> None:
+        """Until the oldest caller on hold, who only asked, has sent the request itself."""
+        with self.seen:
+            assert self.seen.wait_for(lambda: bool(self._waiting), timeout=10)
+            control = self._waiting[0][0]
+        assert select.select([control], [], [], 10)[0]
+
     def release(self, decision: Decision) -> None:
         """Decides the oldest connect that is on hold."""
         with self.seen:
@@ -408,9 +415,14 @@ class Sidecar:
         self, control: socket.socket, parked: socket.socket, flags: int, decision: Decision
     ) -> None:
         def answer(action: int, error: int = 0, endpoint: bytes = bytes(24)) -> None:
+            """To one who asked but does not wait for it any more: the request itself follows."""
             if flags & (WAITS | ASKS) or not flags & PARKED:
-                with contextlib.suppress(OSError):
+                try:
                     control.send(_ANSWER.pack(MAGIC, VERSION, action, error, endpoint))
+                except OSError:
+                    if flags & ASKS and action != 0:
+                        parked.close()
+                        self._serve_control(control.dup())
 
         if isinstance(decision, bytes):
             control.send(decision)
@@ -424,6 +436,7 @@ class Sidecar:
             answer(1, endpoint=pack_address(*decision.endpoint))
         elif flags & ASKS and not isinstance(decision, int):
             answer(0)
+            parked.close()
             self._serve_control(control.dup())  # the request itself
         elif isinstance(decision, tuple):
             with socket.create_connection(decision) as upstream:

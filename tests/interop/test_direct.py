@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import socket
@@ -637,20 +638,98 @@ def test_a_stop_neither_waits_nor_aborts(listener: socket.socket) -> None:
     assert (record["bytes_sent"], record["bytes_received"]) == (10, 20)
 
 
-def test_a_frozen_sidecar_does_not_hold_up_a_non_blocking_connect(
-    sidecar: Sidecar, client: Client
-) -> None:
-    client("s = socket.socket()")
-    client("s.setblocking(False)")
+def _pause(sidecar: Sidecar) -> None:
     sidecar.pause()
     tasks = Path(f"/proc/{sidecar.pid}/task")
     assert wait_until(
         lambda: all(") T " in (task / "stat").read_text() for task in tasks.iterdir()), PATIENCE
     )
+
+
+def test_a_frozen_sidecar_does_not_hold_up_a_non_blocking_connect(
+    sidecar: Sidecar, listener: socket.socket, client: Client
+) -> None:
+    """It goes on in the background, as a relay."""
+    client("s = socket.socket()")
+    client("s.setblocking(False)")
+    _pause(sidecar)
     began = time.monotonic()
-    assert client(f"s.connect_ex(('{SERVICE}', {PORT}))") == errno.ECONNREFUSED
+    assert client(f"s.connect_ex(('{SERVICE}', {PORT}))") == errno.EINPROGRESS
     assert time.monotonic() - began < PATIENCE / 2
     sidecar.resume()
+    peer = accept(listener)
+    client("s.settimeout(10)")
+    client.exchange(peer, 5, 7)
+    client("s.close()")
+    peer.close()
+    done = closed(sidecar)
+    assert (done.path, done.error, done.bytes_sent, done.bytes_received) == ("relay", None, 5, 7)
+    assert len(sidecar.connections()) == 1
+
+
+STORM = f"""
+import selectors, socket, sys, threading
+failures, blocking = [], sys.argv[1] == "blocking"
+
+def connect(s):
+    if blocking:
+        s.settimeout({PATIENCE})
+        s.setblocking(True)
+        s.connect(("{SERVICE}", {PORT}))
+        return
+    s.setblocking(False)
+    if s.connect_ex(("{SERVICE}", {PORT})) not in (0, {errno.EINPROGRESS}):
+        raise OSError("refused at once")
+    with selectors.DefaultSelector() as ready:
+        ready.register(s, selectors.EVENT_WRITE)
+        if not ready.select({PATIENCE}):
+            raise OSError("never writable")
+    if error := s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        raise OSError(error)
+
+def churn():
+    for _ in range({{count}}):
+        try:
+            with socket.socket() as s:
+                connect(s)
+                s.settimeout({PATIENCE})
+                s.sendall(b"hello")
+                assert s.recv(5, socket.MSG_WAITALL) == b"hello"
+        except OSError as error:
+            failures.append(error)
+
+threads = [threading.Thread(target=churn) for _ in range({{threads}})]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(failures)
+"""
+
+
+@pytest.mark.parametrize("mode", ["blocking", "nonblocking"])
+def test_nothing_is_refused_by_a_sidecar_that_is_stopped_for_moments(
+    sidecar: Sidecar, echo_port: int, mode: str
+) -> None:
+    """And nothing is logged twice, or not at all."""
+    sidecar.route(SERVICE, f"127.0.0.1:{echo_port}", action="direct")
+    count, threads = 60, 8
+    command = [sys.executable, "-c", STORM.format(count=count, threads=threads), mode]
+    with subprocess.Popen(
+        command, env={**os.environ, **sidecar.environment}, stdout=subprocess.PIPE, text=True
+    ) as storm:
+        pauses = itertools.cycle([0.15, 0.4, 1.0, 0.2])
+        while storm.poll() is None:
+            sidecar.pause()
+            time.sleep(next(pauses))  # it is away for as long as that
+            sidecar.resume()
+            time.sleep(0.05)  # and back for so long
+        assert storm.stdout is not None
+        assert storm.stdout.read() == "[]\n"
+    assert wait_until(lambda: not open_ones(sidecar), PATIENCE)
+    records = sidecar.connections()
+    assert len(records) == count * threads
+    assert {(r.bytes_sent, r.bytes_received, r.error) for r in records} == {(5, 5, None)}
+    paths = {r.path for r in records}
+    assert paths == ({"direct"} if mode == "blocking" else {"direct", "relay"})
 
 
 CHURN = f"""
