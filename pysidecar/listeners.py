@@ -13,6 +13,7 @@ import psutil
 from pysidecar.address import Address
 from pysidecar.errors import StartError
 from pysidecar.interception.base import SocketOption
+from pysidecar.text import printable
 
 __all__ = ["describe_process", "has_ipv6_loopback", "open_listener"]
 
@@ -84,6 +85,7 @@ def describe_process(pid: int | None) -> str:
         command = " ".join(process.cmdline()) or process.name()
     except psutil.Error:
         return f"pid {pid}"
+    command = printable(command)
     if len(command) > _MAX_COMMAND:
         command = command[: _MAX_COMMAND - 1] + "…"
     kind = "another pysidecar" if "pysidecar" in command else "a process"

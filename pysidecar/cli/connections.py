@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pysidecar.address import Address
+from pysidecar.text import printable
 
 __all__ = ["AdminError", "show_connections"]
 
@@ -103,7 +104,7 @@ def _print_plain(entries: Sequence[dict[str, Any]]) -> None:
     """Columns apart by a tab, with a headline: for cut, awk and sort."""
     print("\t".join(_COLUMNS))
     for entry in entries:
-        print("\t".join(_printable(cell) for cell in _cells(entry)))
+        print("\t".join(printable(cell) for cell in _cells(entry)))
     print(end="", flush=True)
 
 
@@ -113,7 +114,7 @@ def _cells(entry: dict[str, Any]) -> list[str]:
     return [
         str(entry["id"]),
         state,
-        _printable(process),
+        printable(process),
         entry["source"] or "-",
         entry["original_destination"] or "-",
         entry["upstream"] or "-",
@@ -122,11 +123,6 @@ def _cells(entry: dict[str, Any]) -> list[str]:
         format_bytes(entry["bytes_received"]),
         format_age(entry["duration_ms"] / 1000),
     ]
-
-
-def _printable(text: str) -> str:
-    """A process picks its name: control characters in it must not reach the terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def format_bytes(count: float) -> str:

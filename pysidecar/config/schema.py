@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
+import tempfile
 from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -260,7 +262,9 @@ class Outbound(_Section):
     """Unix socket where hooked processes ask for their connections. The policy page, which they
     read, is the file beside it that ends in `.policy`. Default:
     `$XDG_RUNTIME_DIR/pysidecar/hook.sock`, else `/run/pysidecar/hook.sock` for root and
-    `/tmp/pysidecar-<uid>/hook.sock` for everyone else."""
+    `/tmp/pysidecar-<uid>/hook.sock` for everyone else. Where another user has taken that name, it
+    is `/tmp/pysidecar-<uid>.<random>/hook.sock`, and programs need the MOSNHOOK_POLICY that the log
+    names (`pysidecar exec` sets it)."""
 
     control_socket_mode: Annotated[Mode, Field(json_schema_extra=_AT_START)] = 0o600
     """Permissions of the control socket: who may be hooked to this sidecar. Its read bits are the
@@ -645,7 +649,28 @@ def default_control_socket() -> Path:
             return Path(runtime, "pysidecar", "hook.sock")
     if os.geteuid() == 0:
         return Path("/run/pysidecar/hook.sock")
-    return Path(f"/tmp/pysidecar-{os.geteuid()}/hook.sock")
+    return _own_temporary_directory() / "hook.sock"
+
+
+def _own_temporary_directory() -> Path:
+    """``/tmp/pysidecar-<uid>``; where another user has taken that name, one that begins with it and
+    a dot, which is made where there is none yet. Nobody can take all of those."""
+    own = os.geteuid()
+    plain = Path(f"/tmp/pysidecar-{own}")
+    if not _is_taken(plain):
+        return plain
+    others = sorted(plain.parent.glob(f"{plain.name}.*"))
+    found = next((directory for directory in others if not _is_taken(directory)), None)
+    return found or Path(tempfile.mkdtemp(prefix=f"{plain.name}.", dir=plain.parent))
+
+
+def _is_taken(directory: Path) -> bool:
+    """By another user, or by something that is no directory: symbolic links are not followed."""
+    try:
+        status = os.lstat(directory)
+    except OSError:
+        return False
+    return not stat.S_ISDIR(status.st_mode) or status.st_uid not in (0, os.geteuid())
 
 
 def needs_restart(field: FieldInfo) -> bool:

@@ -11,6 +11,7 @@ import struct
 from pathlib import Path
 
 from pysidecar.errors import StartError
+from pysidecar.files import remove_file
 from pysidecar.listeners import describe_process
 
 __all__ = ["ControlSocket"]
@@ -45,9 +46,9 @@ class ControlSocket:
         """Removes socket and lock, if they are ours."""
         if self._lock is not None:
             if hasattr(self, "listener"):
-                self.path.unlink(missing_ok=True)
+                remove_file(self.path)
             # While we still hold it: whoever waits for this inode finds that its name is gone.
-            self._lock_path.unlink(missing_ok=True)
+            remove_file(self._lock_path)
             os.close(self._lock)
             self._lock = None
 

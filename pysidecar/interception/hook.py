@@ -203,7 +203,7 @@ class ConnectHook(Interception):
     def description(self) -> Sequence[str]:
         path = self._config.outbound.control_path
         policy = ""
-        if path != default_control_socket():
+        if path != default_control_socket() or "." in path.parent.name:
             policy = f"MOSNHOOK_POLICY={shlex.quote(str(page_path(path)))} "
         return [
             f"hooked connections: {path}",

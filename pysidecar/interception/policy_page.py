@@ -22,6 +22,7 @@ from typing import Any
 from pysidecar.address import Address
 from pysidecar.config.values import WhenAway
 from pysidecar.dataplane import ffi, lib
+from pysidecar.files import remove_file
 
 __all__ = [
     "RULES_CAPACITY",
@@ -169,7 +170,7 @@ class PolicyPage:
         """Tells running processes that the sidecar is gone, and removes the file. The mapping stays
         until the object goes: the data plane may still write to it."""
         self.set_state(State.GONE)
-        self.path.unlink(missing_ok=True)
+        remove_file(self.path)
 
 
 def _open_existing(path: Path, mode: int) -> int | None:

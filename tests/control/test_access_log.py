@@ -49,6 +49,7 @@ def record(number: int, end: End = End.EOF) -> ConnectionRecord:
 
 def test_a_record_is_one_line_of_json(tmp_path: Path) -> None:
     log = AccessLog(tmp_path / "log")
+    log.start()
     log.write([record(3, End.UPSTREAM_CONNECT)])
     log.close()
     assert json.loads((tmp_path / "log").read_text()) == {
@@ -71,8 +72,21 @@ def test_a_record_is_one_line_of_json(tmp_path: Path) -> None:
     }
 
 
+def test_what_a_process_calls_itself_does_not_reach_a_terminal(tmp_path: Path) -> None:
+    """C1 controls, a change of the direction of writing, and DEL, which JSON lets pass."""
+    name = "a\x9b2J\u202eb\x7f\x1b"
+    log = AccessLog(tmp_path / "log")
+    log.start()
+    log.write([record(1)._replace(process=name)])
+    log.close()
+    line = (tmp_path / "log").read_bytes().rstrip(b"\n").decode("ascii")
+    assert line.isprintable()
+    assert json.loads(line)["process"] == name
+
+
 def test_everything_is_written_in_order_at_close(tmp_path: Path) -> None:
     log = AccessLog(tmp_path / "log")
+    log.start()
     for start in range(0, 5000, 50):
         log.write(record(number) for number in range(start, start + 50))
     log.close()
@@ -82,6 +96,7 @@ def test_everything_is_written_in_order_at_close(tmp_path: Path) -> None:
 
 def test_it_goes_on_in_another_file(tmp_path: Path) -> None:
     log = AccessLog(tmp_path / "a")
+    log.start()
     log.reopen(tmp_path / "unused")
     log.reopen(tmp_path / "b")
     log.write([record(1)])
@@ -99,6 +114,7 @@ def test_a_stalled_reader_costs_records_and_nothing_else(
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     log = AccessLog(pipe)
+    log.start()
     written = 0
     while log.lost_records == 0:  # the pipe's 64 KiB and the queue are full at some time
         log.write([record(written)])
@@ -122,6 +138,7 @@ def test_a_stalled_reader_costs_records_and_nothing_else(
 
 def test_a_failing_disk_is_reported_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     log = AccessLog(Path("/dev/full"))
+    log.start()
     log.write([record(1), record(2)])
     log.write([record(3)])
     log.close()

@@ -17,6 +17,7 @@ from pysidecar import hook_path
 from pysidecar.address import Address
 from pysidecar.cli import main
 from pysidecar.cli.connections import format_age, format_bytes
+from pysidecar.text import printable
 from tests.control.conftest import PATIENCE, PYSIDECAR, RunningSidecar, eventually, exchange
 
 
@@ -236,6 +237,11 @@ def test_connections_on_a_terminal_are_a_live_table(sidecar: RunningSidecar, ech
                 pass
         assert watch.wait(PATIENCE) == 0
     os.close(ours)
+
+
+@pytest.mark.parametrize("character", ["\x1b", "\x9b", "\u202e", "\u2066", "\x7f", "\n", "\u200f"])
+def test_what_a_process_calls_itself_does_not_move_a_terminal(character: str) -> None:
+    assert printable(f"a{character}é") == "a\ufffdé"
 
 
 def test_connections_without_a_sidecar_says_so() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ from pysidecar.config.schema import MAX_LISTENERS
 from pysidecar.config.values import MAX_SOCKET_PATH, PortRange, WhenAway, format_duration
 from pysidecar.dataplane import lib
 from pysidecar.interception import rules
+from pysidecar.interception.hook import ConnectHook
 from pysidecar.interception.kernel import make_way
 from pysidecar.interception.rules import Direction
 
@@ -565,6 +567,40 @@ def test_the_default_control_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert default_control_socket() == Path("/run/pysidecar/hook.sock")
     monkeypatch.setattr(os, "geteuid", lambda: 1234)
     assert default_control_socket() == Path("/tmp/pysidecar-1234/hook.sock")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
+@pytest.mark.parametrize("link", [False, True])
+def test_a_runtime_directory_that_another_user_took_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, link: bool
+) -> None:
+    user = 70_000 + os.getpid()
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    taken = Path(f"/tmp/pysidecar-{user}")
+    also_taken = Path(f"/tmp/pysidecar-{user}.0")
+    also_taken.mkdir()
+    os.chown(also_taken, 65534, 65534)
+    if link:
+        taken.symlink_to("/tmp")
+    else:
+        taken.mkdir()
+        os.chown(taken, 65534, 65534)
+    found = default_control_socket()
+    try:
+        assert found.name == "hook.sock"
+        assert found.parent.name.startswith(f"{taken.name}.")
+        assert found.parent != also_taken
+        assert stat.S_IMODE(found.parent.stat().st_mode) == 0o700
+        assert default_control_socket() == found, "the next sidecar, and pysidecar exec"
+        assert any("MOSNHOOK_POLICY=" in line for line in ConnectHook(Config()).description)
+    finally:
+        found.parent.rmdir()
+        also_taken.rmdir()
+        if link:
+            taken.unlink()
+        else:
+            taken.rmdir()
 
 
 def test_keys_that_need_a_restart_are_known() -> None:

@@ -196,6 +196,20 @@ def test_sigterm_drains(sidecar: RunningSidecar, echo: Address) -> None:
     assert (record["bytes_sent"], record["error"]) == (12, None)
 
 
+def test_a_runtime_directory_that_became_read_only_is_a_message(sidecar: RunningSidecar) -> None:
+    directory = sidecar.control_socket.parent
+    directory.chmod(0o500)
+    try:
+        assert sidecar.stop() == 0
+    finally:
+        directory.chmod(0o700)
+    for name in ("hook.sock", "hook.sock.lock", "hook.policy"):
+        assert f"cannot remove {directory}/{name}: Permission denied" in sidecar.log
+    assert "Traceback" not in sidecar.log
+    sidecar.start()
+    assert sidecar.stop() == 0
+
+
 def test_an_interrupt_ends_it_too(sidecar: RunningSidecar) -> None:
     sidecar.process.send_signal(signal.SIGINT)
     assert sidecar.process.wait(PATIENCE) == 0
