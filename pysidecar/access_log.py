@@ -84,6 +84,10 @@ class AccessLog:
             ),
         )
 
+    def start(self) -> None:
+        """Begins to write."""
+        self._writer.start()
+
     @property
     def lost_records(self) -> int:
         """How many could not be written."""

@@ -43,7 +43,8 @@ class LineWriter(Generic[Item]):
         on_loss: Callable[[str], object] = lambda reason: None,
         on_recovery: Callable[[int], object] = lambda lost: None,
     ) -> None:
-        """Owns the descriptor from here on. ``limit`` is in items."""
+        """Owns the descriptor from here on. ``limit`` is in items. Nothing is written before
+        ``start``."""
         self.lost = 0
         self._render = render
         self._limit = limit
@@ -60,7 +61,11 @@ class LineWriter(Generic[Item]):
         self._rest = b""  # the end of a line of which that is all that was not lost
         self._take(fd)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+
+    def start(self) -> None:
+        """Begins to write; once. The thread gets the privileges that the calling one has now."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def write(self, items: Iterable[Item]) -> None:
         """Takes items to be written; never blocks."""
@@ -84,6 +89,7 @@ class LineWriter(Generic[Item]):
 
     def close(self, patience: float) -> bool:
         """Writes what is queued, for so many seconds at most. Returns whether that was all."""
+        self.start()
         with self._lock:
             self._deadline = time.monotonic() + patience
         os.eventfd_write(self._wake, 1)

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from pysidecar.line_writer import LineWriter
 
-__all__ = ["lost_lines", "non_blocking_log"]
+__all__ = ["lost_lines", "non_blocking_log", "start_writing"]
 
 _STANDARD_ERROR = 2
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -54,6 +54,12 @@ class _Handler(logging.Handler):
 _handlers: list[_Handler] = []
 
 
+def start_writing() -> None:
+    """What was logged up to now is written; see ``LineWriter.start``."""
+    for handler in _handlers:
+        handler.writer.start()
+
+
 def lost_lines() -> int:
     """How many lines of this process's log were lost."""
     return sum(handler.writer.lost for handler in _handlers)
@@ -61,7 +67,8 @@ def lost_lines() -> int:
 
 @contextmanager
 def non_blocking_log(level: int) -> Iterator[None]:
-    """Everything that is logged in here goes to standard error, as far as it takes it."""
+    """Everything that is logged in here goes to standard error, as far as it takes it: from
+    ``start_writing`` on, at the latest at the end."""
     root = logging.getLogger()
     handler = _Handler()
     _handlers.append(handler)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import importlib.metadata
 import logging
 import os
@@ -12,7 +13,7 @@ import resource
 import shlex
 import signal
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,21 @@ class Sidecar:
     """One sidecar in an asyncio loop: ``start``, then ``reload`` at will, then ``drain`` and
     ``stop``. ``run`` does all of it, driven by signals.
 
-    ``source`` is the file that a reload reads; None for the embedded defaults.
+    ``source`` is the file that a reload reads; None for the embedded defaults. ``settle`` is called
+    when all that takes privileges is open and no thread has been started.
     """
 
-    def __init__(self, config: Config, *, source: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        source: Path | None = None,
+        settle: Callable[[], None] = lambda: None,
+    ) -> None:
         self.config = config
         self.state = "starting"
         self._source = source
+        self._settle = settle
         self._stack = contextlib.AsyncExitStack()
         self._recent: deque[ConnectionRecord] = deque(maxlen=_RECENT_CLOSED)
         self._reported = asyncio.Event()
@@ -182,8 +191,6 @@ class Sidecar:
         listener = open_listener(config.admin.listen, "admin.listen")
         stack.callback(listener.close)
         self._admin = AdminServer(self, listener)
-        self._access_log = self._open_access_log()
-        stack.callback(self._access_log.close)
 
         data_plane = DataPlane(workers=config.worker_count, timeouts=_timeouts(config))
         self._data_plane = data_plane
@@ -195,6 +202,10 @@ class Sidecar:
             [self.admin_address, *(own for way in self._ways for own in way.own_addresses)]
         )
         self._set_routes(*_route_tables(config))
+        self._settle()
+        self._access_log = self._open_access_log()  # as a reload will open it
+        stack.callback(self._access_log.close)
+        self._access_log.start()
         data_plane.start()
         stack.callback(self._stop_data_plane)
         asyncio.get_running_loop().add_reader(data_plane.event_fd, self._on_reports)
@@ -277,7 +288,7 @@ class Sidecar:
         except OSError as error:
             raise ConfigError(
                 source,
-                [Problem("access_log.path", f"{config.access_log.path}: {error.strerror}")],
+                [Problem("access_log.path", f"{config.access_log.path}: {_reason(error)}")],
             ) from None
         try:
             for way in reversed(self._ways):  # the rules can fail, the hook cannot
@@ -384,7 +395,7 @@ class Sidecar:
             return AccessLog(path)
         except OSError as error:
             raise StartError(
-                f"cannot write the access log {path} (access_log.path): {error.strerror}"
+                f"cannot write the access log {path} (access_log.path): {_reason(error)}"
             ) from None
 
     # ---- Reports of the data plane ----
@@ -430,9 +441,13 @@ class Sidecar:
         self._take_reports()
 
 
-def prepare_process() -> None:
-    """For a process that is a sidecar and nothing else: as many file descriptors as allowed, and
-    no connect hook in itself."""
+def prepare_process(config: Config) -> None:
+    """For a process that is a sidecar and nothing else: as many file descriptors as allowed, no
+    connect hook in itself, and no core dump unless the configuration wants it."""
+    if not config.core_dumps:
+        # The kernel gives a core to a program (core_pattern) at a limit of 0, but not of 1.
+        with contextlib.suppress(ValueError):  # the limit is 0 already
+            resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mosnhook_bypass(1)
     if "LD_PRELOAD" in os.environ:
@@ -443,6 +458,15 @@ def prepare_process() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
         return
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.EACCES and os.geteuid() == 0:
+        return (
+            f"{error.strerror}: as root the sidecar keeps no right to other users' files; let root "
+            "own the directory and the file"
+        )
+    return str(error.strerror)
 
 
 def _route_tables(config: Config) -> tuple[PackedRoutes, PackedRoutes]:

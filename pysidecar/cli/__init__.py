@@ -75,19 +75,25 @@ def run(config_file: Path | None, verbose: bool, until_stdin_ends: bool) -> None
     SIGTERM, SIGINT   drains: no new connections, the open ones may finish; once more aborts them
     """
     from pysidecar.background import without_collector
-    from pysidecar.log import non_blocking_log
+    from pysidecar.log import non_blocking_log, start_writing
+    from pysidecar.privileges import keep_only, needed_capabilities
     from pysidecar.sidecar import Sidecar, prepare_process
 
     with without_collector():
         config = _load(config_file)
-    prepare_process()
+    prepare_process(config)
+
+    def settle() -> None:
+        keep_only(needed_capabilities(config))
+        start_writing()
+
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:
         with (
             non_blocking_log(logging.DEBUG if verbose else logging.INFO),
             asyncio.Runner(loop_factory=_loop_factory()) as runner,
         ):
-            sidecar = Sidecar(config, source=config_file)
+            sidecar = Sidecar(config, source=config_file, settle=settle)
             runner.run(sidecar.run(until_stdin_ends=until_stdin_ends))
     except (StartError, ConfigError) as error:
         _fail(str(error))

@@ -578,6 +578,9 @@ class Config(_Section):
     drain_timeout: Duration = 30.0
     """How long open connections may go on after SIGTERM."""
 
+    core_dumps: Annotated[bool, Field(strict=True, json_schema_extra=_AT_START)] = False
+    """Whether a crash may leave a core dump. Bytes of connections are in it."""
+
     workers: Annotated[int | None, Field(strict=True, ge=1, le=64, json_schema_extra=_AT_START)] = (
         None
     )

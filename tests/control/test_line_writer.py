@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pysidecar.line_writer import LineWriter
-from pysidecar.log import lost_lines, non_blocking_log
+from pysidecar.log import lost_lines, non_blocking_log, start_writing
 from tests.control.conftest import eventually
 
 
@@ -51,6 +51,7 @@ def test_a_line_that_was_cut_by_an_error_is_completed_before_any_other(
     writer: LineWriter[str] = LineWriter(
         fd, str, name="test", limit=100, on_loss=told.append, on_recovery=told.append
     )
+    writer.start()
     writer.write(["0123456789", "abcdefghij", "lost", "lost too"])
     eventually(lambda: writer.lost == 2)
     room = sys.maxsize
@@ -63,6 +64,7 @@ def test_a_line_that_was_cut_by_an_error_is_completed_before_any_other(
 def test_closing_does_not_wait_for_a_reader_longer_than_asked() -> None:
     reader, writer_fd = _pipe()
     writer: LineWriter[str] = LineWriter(writer_fd, str, name="test", limit=1000)
+    writer.start()
     writer.write(["x" * 99] * 100)
     assert not writer.close(0.05)
     assert writer.lost + len(_read_all(reader)) == 100 + 1, "one line is cut"
@@ -75,6 +77,7 @@ def test_the_log_tells_how_many_lines_it_lost(monkeypatch: pytest.MonkeyPatch) -
     before = lost_lines()
     os.write(writer_fd, b"\n" * 4096)
     with non_blocking_log(logging.INFO):
+        start_writing()
         log = logging.getLogger("test")
         for number in range(5000):
             log.info("line %d", number)
