@@ -816,6 +816,13 @@ static bool leave(struct connection *connection)
     return true;
 }
 
+/* Urgent data is one reason: what is redirected to the application has no mark. */
+void accelerate_leave(struct connection *connection)
+{
+    if (!connection->accelerated->leaves_at_ms)
+        (void)leave(connection);
+}
+
 /* Where TCP's memory is used up, a socket in a sockmap can send nothing, while what waits for it is
  * a part of that memory; an ordinary one may always send a little. So while memory is short,
  * connections become ordinary ones, and stay it: this is seldom. */

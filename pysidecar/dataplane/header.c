@@ -149,6 +149,7 @@ static void read_header(struct connection *connection)
         return;
     }
     count = recv(downstream->watch.fd, worker->scratch, header.size, 0);
+    downstream->plain = false;
     if (count != (ssize_t)header.size) {
         connection_close(connection, DP_END_DOWNSTREAM_RESET, count < 0 ? errno : 0);
         return;
@@ -168,10 +169,9 @@ void header_event(struct connection *connection, uint32_t events)
 {
     struct side *downstream = &connection->side[DOWNSTREAM];
 
+    relay_note_events(connection, DOWNSTREAM, events);
     downstream->readable = true;
     downstream->writable = true;
-    if (events & EPOLLRDHUP)
-        downstream->hung_up = true;
     if (atomic_load_explicit(&connection->phase, memory_order_relaxed) == PHASE_HEADER)
         read_header(connection);
     else if (events & EPOLLERR)
@@ -193,8 +193,7 @@ void header_accept(struct worker *worker, const struct listener *listener, int f
     if (error == 0 && !timer_set(&worker->timers, connection, worker->now_ms + header_ms))
         error = -ENOMEM;
     if (error == 0)
-        error = worker_watch(worker, &connection->side[DOWNSTREAM].watch,
-                             EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
+        error = worker_watch(worker, &connection->side[DOWNSTREAM].watch, SIDE_EVENTS);
     if (error == -ENOTCONN) /* reset while it waited to be accepted */
         connection_close(connection, DP_END_DOWNSTREAM_RESET, ECONNRESET);
     else if (error < 0)

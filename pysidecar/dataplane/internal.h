@@ -27,6 +27,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <time.h>
 
@@ -171,15 +172,22 @@ enum { DOWNSTREAM = 0, UPSTREAM = 1 };
 
 struct side {
     struct watch watch;
-    bool readable; /* until recv says otherwise (edge-triggered) */
-    bool writable; /* until send says otherwise */
-    bool hung_up;  /* EPOLLRDHUP came: there is an end to read */
-    bool ended;    /* its end was read */
-    bool finished; /* its write side was shut down */
+    bool readable;    /* until recv says otherwise (edge-triggered) */
+    bool writable;    /* until send says otherwise */
+    bool hung_up;     /* EPOLLRDHUP came: there is an end to read */
+    bool urgent;      /* EPOLLPRI came: there is a mark to reach */
+    bool plain;       /* the next byte is not an urgent one, as epoll said */
+    bool ended;       /* its end was read */
+    bool finished;    /* its write side was shut down */
+    uint64_t read_ns; /* the turn of the loop that read it last */
 };
+
+/* What is watched of a side. */
+#define SIDE_EVENTS ((uint32_t)(EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET))
 
 struct chunk {
     uint32_t start, end;
+    int flags; /* of send(): MSG_OOB, or 0 */
     uint8_t data[];
 };
 
@@ -497,6 +505,8 @@ void unparked_start(struct connection *connection);
 void unparked_await(struct connection *connection);
 void unparked_event(struct connection *connection);
 
+/* What epoll says about what there is to read; of a side that is not relayed yet, too. */
+void relay_note_events(struct connection *connection, int side, uint32_t events);
 void relay_start(struct connection *connection);
 void relay_event(struct connection *connection, int side, uint32_t events);
 void relay_run(struct connection *connection);
@@ -528,6 +538,8 @@ void accelerate_forwarded(struct connection *connection, size_t bytes);
 /* The relay sent to the application; `redirected_before`: accelerate_redirected() before that. */
 void accelerate_sent(struct connection *connection, bool bulk, uint64_t redirected_before);
 uint64_t accelerate_redirected(const struct connection *connection);
+/* It goes back to the relay: from here on nothing is redirected. */
+void accelerate_leave(struct connection *connection);
 /* That side's socket takes bytes again. */
 void accelerate_writable(struct connection *connection, int to);
 /* Whether nothing is to be relayed to that side for now: it is behind. */

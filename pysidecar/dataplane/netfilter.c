@@ -62,8 +62,7 @@ void netfilter_accept(struct worker *worker, const struct listener *listener, in
         return;
     }
     if (error == 0)
-        error = worker_watch(worker, &connection->side[DOWNSTREAM].watch,
-                             EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
+        error = worker_watch(worker, &connection->side[DOWNSTREAM].watch, SIDE_EVENTS);
     if (error < 0)
         connection_close(connection, DP_END_NO_RESOURCES, -error);
     else

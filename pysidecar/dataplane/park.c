@@ -193,7 +193,7 @@ void park_complete(struct connection *connection)
         watch->fd = fd;
         connection_enter(connection, PHASE_COMPLETING);
         if ((!connected && !timer_set(&worker->timers, connection, worker->now_ms + COMPLETE_MS)) ||
-            worker_watch(worker, watch, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET) < 0)
+            worker_watch(worker, watch, SIDE_EVENTS) < 0)
             fd = -ENOMEM;
     }
     if (fd < 0)
@@ -212,8 +212,8 @@ void park_completing_event(struct connection *connection, uint32_t events)
     }
     if (!(events & EPOLLOUT))
         return;
+    relay_note_events(connection, DOWNSTREAM, events);
     downstream->readable = true;
-    downstream->hung_up = events & EPOLLRDHUP;
     downstream_completed(connection);
 }
 

@@ -4,12 +4,18 @@
  * (splice): which one is chosen by what the direction does, not once for all. Bytes that were read
  * and could not be sent wait in a chunk or in the pipe; until they are gone nothing more is read
  * (that is the backpressure), and a direction that waits for nothing holds no memory.
+ *
+ * An urgent byte stays at its place in the stream (SO_OOBINLINE). A read ends before it, and
+ * splice() never passes it, so it is what the next read begins with: it is asked for (SIOCATMARK)
+ * wherever that is not known, read alone, and sent as urgent.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -145,8 +151,8 @@ static bool flush_chunk(struct connection *connection, int from, enum progress *
     struct flow *flow = &connection->flow[from];
     struct side *to = &connection->side[!from];
     struct chunk *chunk = flow->chunk;
-    ssize_t sent =
-        send(to->watch.fd, chunk->data + chunk->start, chunk->end - chunk->start, MSG_NOSIGNAL);
+    ssize_t sent = send(to->watch.fd, chunk->data + chunk->start, chunk->end - chunk->start,
+                        MSG_NOSIGNAL | chunk->flags);
 
     if (sent < 0 && errno != EAGAIN && errno != EINTR) {
         *progress = side_failed(connection, !from, errno);
@@ -192,13 +198,15 @@ static bool flush_pipe(struct connection *connection, int from, enum progress *p
 }
 
 /* What to do after a read of `count` bytes, where `wanted` were asked for: false when the side has
- * nothing more for now. A short read means that the socket was empty; only an end that is already
- * there would not be announced again, so then reading goes on to it. */
+ * nothing more for now. A short read means that the socket was empty; only an end or an urgent byte
+ * that is already there would not be announced again, so then reading goes on to it. */
 static bool after_read(struct connection *connection, int from, ssize_t count, size_t wanted,
                        enum progress *progress)
 {
     struct side *side = &connection->side[from];
 
+    side->plain = false;
+    side->read_ns = connection->worker->now_ns;
     if (count == 0) {
         side->ended = true;
         return true;
@@ -209,8 +217,10 @@ static bool after_read(struct connection *connection, int from, ssize_t count, s
         *progress = side_failed(connection, from, errno);
         return false;
     }
-    if (count < 0 || ((size_t)count < wanted && !side->hung_up))
+    if (count < 0 || ((size_t)count < wanted && !side->hung_up && !side->urgent))
         side->readable = false;
+    if (count < 0)
+        side->urgent = false; /* it is announced again when what comes before it is there */
     *progress = PROGRESS_BLOCKED;
     return count > 0;
 }
@@ -227,16 +237,52 @@ static void set_splicing(struct connection *connection, int from, bool on)
     flow->streak = 0;
 }
 
-/* Reads once and passes on what can be passed on. False when this direction cannot go on. */
-static bool copy_once(struct connection *connection, int from, enum progress *progress)
+/* Sends what was read to the scratch memory, and keeps what is not taken. False when this direction
+ * cannot go on. */
+static bool pass_on(struct connection *connection, int from, size_t count, int flags,
+                    enum progress *progress)
 {
     struct worker *worker = connection->worker;
     struct flow *flow = &connection->flow[from];
     struct side *to = &connection->side[!from];
+    ssize_t sent = send(to->watch.fd, worker->scratch, count, MSG_NOSIGNAL | flags);
+    size_t left;
+
+    if (sent < 0 && errno != EAGAIN && errno != EINTR) {
+        *progress = side_failed(connection, !from, errno);
+        return false;
+    }
+    if (sent > 0)
+        passed_on(connection, from, (size_t)sent);
+    else
+        sent = 0;
+    left = count - (size_t)sent;
+    if (left == 0)
+        return true;
+    flow->chunk = malloc(sizeof *flow->chunk + left);
+    if (!flow->chunk) {
+        *progress = PROGRESS_LOST;
+        return false;
+    }
+    worker_count(&worker->counters.buffers, 1);
+    flow->chunk->start = 0;
+    flow->chunk->end = (uint32_t)left;
+    flow->chunk->flags = flags;
+    memcpy(flow->chunk->data, worker->scratch + sent, left);
+    to->writable = false;
+    *progress = PROGRESS_BLOCKED;
+    return false;
+}
+
+/* Reads once and passes on what can be passed on. As pass_on. */
+static bool copy_once(struct connection *connection, int from, enum progress *progress)
+{
+    struct worker *worker = connection->worker;
+    struct flow *flow = &connection->flow[from];
     bool to_application = from == UPSTREAM && connection->accelerated;
     uint64_t redirected = to_application ? accelerate_redirected(connection) : 0;
     ssize_t count = recv(connection->side[from].watch.fd, worker->scratch, SCRATCH_SIZE, 0);
-    ssize_t sent;
+    bool going_on;
 
     if (!after_read(connection, from, count,
                     accelerate_reads_both(connection, from) ? 0 : SCRATCH_SIZE, progress))
@@ -248,31 +294,26 @@ static bool copy_once(struct connection *connection, int from, enum progress *pr
     flow->streak = count == SCRATCH_SIZE ? flow->streak + 1 : 0;
     if (flow->streak >= FULL_READS_TO_SPLICE)
         set_splicing(connection, from, true);
-    sent = send(to->watch.fd, worker->scratch, (size_t)count, MSG_NOSIGNAL);
-    if (sent < 0 && errno != EAGAIN && errno != EINTR) {
-        *progress = side_failed(connection, !from, errno);
-        return false;
-    }
-    if (sent > 0)
-        passed_on(connection, from, (size_t)sent);
-    else
-        sent = 0;
+    going_on = pass_on(connection, from, (size_t)count, 0, progress);
     if (to_application)
         accelerate_sent(connection, count == SCRATCH_SIZE, redirected);
-    if (sent == count)
-        return true;
-    flow->chunk = malloc(sizeof *flow->chunk + (size_t)(count - sent));
-    if (!flow->chunk) {
-        *progress = PROGRESS_LOST;
+    return going_on;
+}
+
+/* The next byte is an urgent one. As copy_once. */
+static bool copy_urgent(struct connection *connection, int from, enum progress *progress)
+{
+    struct side *side = &connection->side[from];
+    ssize_t count = recv(side->watch.fd, connection->worker->scratch, 1, 0);
+
+    if (!after_read(connection, from, count, 0, progress))
         return false;
-    }
-    worker_count(&worker->counters.buffers, 1);
-    flow->chunk->start = 0;
-    flow->chunk->end = (uint32_t)(count - sent);
-    memcpy(flow->chunk->data, worker->scratch + sent, (size_t)(count - sent));
-    to->writable = false;
-    *progress = PROGRESS_BLOCKED;
-    return false;
+    if (count <= 0)
+        return true;
+    side->urgent = false;
+    if (connection->accelerated)
+        accelerate_leave(connection);
+    return pass_on(connection, from, 1, MSG_OOB, progress);
 }
 
 /* As copy_once. */
@@ -290,6 +331,11 @@ static bool splice_once(struct connection *connection, int from, enum progress *
     }
     count = splice(connection->side[from].watch.fd, NULL, flow->pipe->write_end, NULL, PIPE_SIZE,
                    SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+    /* Before an urgent byte it says 0, as at an end, where the end has come too: recv() tells. */
+    if (count == 0) {
+        set_splicing(connection, from, false);
+        return true;
+    }
     /* A full pipe and an empty socket look alike, but the pipe is empty here. And a short splice
      * says nothing about the socket: the pipe may have run out of slots. */
     if (!after_read(connection, from, count, 0, progress))
@@ -301,6 +347,22 @@ static bool splice_once(struct connection *connection, int from, enum progress *
     if (flow->streak >= SMALL_SPLICES_TO_COPY)
         set_splicing(connection, from, false);
     return flush_pipe(connection, from, progress);
+}
+
+static bool is_at_mark(const struct side *side)
+{
+    int at_mark = 0;
+
+    return !side->plain && ioctl(side->watch.fd, SIOCATMARK, &at_mark) == 0 && at_mark;
+}
+
+/* As pass_on. */
+static bool read_once(struct connection *connection, int from, enum progress *progress)
+{
+    if (is_at_mark(&connection->side[from]))
+        return copy_urgent(connection, from, progress);
+    return connection->flow[from].splicing ? splice_once(connection, from, progress)
+                                           : copy_once(connection, from, progress);
 }
 
 /* Moves what can be moved now. `pass_end`: whether an end that is read is passed on. */
@@ -323,8 +385,7 @@ static enum progress run_flow(struct connection *connection, int from, bool pass
             return PROGRESS_BATCH;
         if (connection->accelerated && accelerate_waits(connection, !from))
             return PROGRESS_BLOCKED;
-        if (!(flow->splicing ? splice_once(connection, from, &progress)
-                             : copy_once(connection, from, &progress)))
+        if (!read_once(connection, from, &progress))
             break;
     }
     /* Not the chunk: what was copied after the last splice may wait in one. */
@@ -397,16 +458,28 @@ void relay_start(struct connection *connection)
     relay_run(connection);
 }
 
+void relay_note_events(struct connection *connection, int index, uint32_t events)
+{
+    struct side *side = &connection->side[index];
+
+    if (events & (EPOLLIN | EPOLLPRI | EPOLLHUP | EPOLLRDHUP))
+        side->readable = true;
+    if (events & EPOLLRDHUP)
+        side->hung_up = true;
+    if (events & EPOLLPRI)
+        side->urgent = true;
+    /* What was read in this turn may be what the event was about. */
+    side->plain =
+        (events & (EPOLLIN | EPOLLPRI)) == EPOLLIN && side->read_ns != connection->worker->now_ns;
+}
+
 void relay_event(struct connection *connection, int index, uint32_t events)
 {
     struct side *side = &connection->side[index];
     int error = 0;
     socklen_t length = sizeof error;
 
-    if (events & (EPOLLIN | EPOLLHUP | EPOLLRDHUP))
-        side->readable = true;
-    if (events & EPOLLRDHUP)
-        side->hung_up = true;
+    relay_note_events(connection, index, events);
     if (events & EPOLLOUT && !side->writable) {
         side->writable = true;
         if (connection->accelerated)

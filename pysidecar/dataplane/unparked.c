@@ -112,7 +112,7 @@ static void take(struct connection *connection, int fd)
     close(watch->fd);
     watch->fd = fd;
     (void)address_of_peer(fd, &connection->source);
-    if (worker_watch(connection->worker, watch, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET) < 0)
+    if (worker_watch(connection->worker, watch, SIDE_EVENTS) < 0)
         connection_close(connection, DP_END_NO_RESOURCES, ENOMEM);
     else
         downstream_completed(connection);

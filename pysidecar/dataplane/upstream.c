@@ -41,6 +41,7 @@ int tune_socket(int fd)
         int level, name, value;
     } options[] = {
         {IPPROTO_TCP, TCP_NODELAY, 1},
+        {SOL_SOCKET, SO_OOBINLINE, 1}, /* urgent data keeps its place, see relay.c */
         {SOL_SOCKET, SO_KEEPALIVE, 1},
         {IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE_S},
         {IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S},
@@ -242,7 +243,7 @@ static int begin_connect(struct connection *connection)
     if (result == 0)
         result = connect_socket(watch->fd, &connection->upstream);
     if (result == 0 || result == -EINPROGRESS) {
-        watched = worker_watch(worker, watch, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
+        watched = worker_watch(worker, watch, SIDE_EVENTS);
         result = watched < 0 ? watched : result;
     }
     if (result == -EINPROGRESS &&
@@ -380,8 +381,8 @@ void upstream_event(struct connection *connection, uint32_t events)
         connect_failed(connection, error);
         return;
     }
+    relay_note_events(connection, UPSTREAM, events);
     upstream->readable = true;
-    upstream->hung_up = events & EPOLLRDHUP;
     upstream_connected(connection);
 }
 
@@ -389,6 +390,6 @@ void upstream_waits_event(struct connection *connection, uint32_t events)
 {
     struct side *upstream = &connection->side[UPSTREAM];
 
+    relay_note_events(connection, UPSTREAM, events);
     upstream->readable = true; /* an error is found by reading too */
-    upstream->hung_up |= !!(events & EPOLLRDHUP);
 }

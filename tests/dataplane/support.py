@@ -313,3 +313,13 @@ class Plane:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def open_pair(plane: Plane, server: Server, transport: str) -> tuple[socket.socket, socket.socket]:
+    """An application's socket and the upstream's, connected through the data plane."""
+    if transport == "header":
+        return plane.through(server.address), server.accept()
+    application = Parked(plane)
+    application.ask(server.address)
+    assert application.is_writable()
+    return application.blocking(), server.accept()

@@ -20,7 +20,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pysidecar.dataplane import End, Timeouts
-from tests.dataplane.support import MakePlane, Parked, Plane, Server, eventually, linger_reset
+from tests.dataplane.support import (
+    MakePlane,
+    Parked,
+    Plane,
+    Server,
+    eventually,
+    linger_reset,
+    open_pair,
+)
 
 MIB = 1 << 20
 
@@ -62,16 +70,6 @@ def receive_all(sock: socket.socket, stream: Stream) -> tuple[int, bytes]:
         digest.update(data)
         size += len(data)
     return size, digest.digest()
-
-
-def open_pair(plane: Plane, server: Server, transport: str) -> tuple[socket.socket, socket.socket]:
-    """An application's socket and the upstream's, connected through the data plane."""
-    if transport == "header":
-        return plane.through(server.address), server.accept()
-    application = Parked(plane)
-    application.ask(server.address)
-    assert application.is_writable()
-    return application.blocking(), server.accept()
 
 
 @settings(
