@@ -120,7 +120,7 @@ def test_out_of_fds_those_that_wait_fail_within_a_second_or_two_and_later_ones_a
                 assert ends == {(End.NO_RESOURCES, errno.EMFILE)}, ends
 
                 used, start = time.process_time(), time.monotonic()
-                late = [plane.through(server.address) for _ in range(20)]
+                late = [plane.connect() for _ in range(20)]
                 time.sleep(0.9)
                 share = (time.process_time() - used) / (time.monotonic() - start)
                 assert share < 0.2, f"{share:.0%} of a processor while there are none"
