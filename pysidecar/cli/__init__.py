@@ -137,7 +137,8 @@ def exec_(config_file: Path | None, command: tuple[str, ...]) -> None:
         )
     except ValueError as error:
         _fail(str(error))
-    for reason in unreachable_because(command[0], hook=hook):
+    asan_options = os.environ.get("ASAN_OPTIONS", "")
+    for reason in unreachable_because(command[0], hook=hook, asan_options=asan_options):
         _warn(reason)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -24,6 +24,19 @@ _SHEBANG_BYTES = 256  # BINPRM_BUF_SIZE
 
 _NO_PRELOAD = "its connections will not go through the sidecar"
 
+# What comes first of the libraries of a program that GCC, or clang with a shared runtime, has built
+# with AddressSanitizer.
+_ASAN_RUNTIMES = ("libasan.so", "libclang_rt.asan")
+_ASAN_ORDER = "verify_asan_link_order=0"
+
+# Commands that have somebody else start the program, who does not know this environment.
+_START_ELSEWHERE = ("at", "batch", "docker", "machinectl", "nerdctl", "podman", "systemd-run")
+# Commands that may start it with another view of the file system.
+_SHOW_OTHER_FILES = (
+    *("bwrap", "chroot", "firejail", "flatpak", "nsenter", "proot", "systemd-nspawn", "unshare"),
+)
+_OFTEN_HIDDEN = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
+
 
 def without_hook(preload: str) -> str:
     """LD_PRELOAD's value without the hook."""
@@ -53,18 +66,23 @@ def hooked_environment(
     }
 
 
-def unreachable_because(command: str, *, hook: Path, search_path: str | None = None) -> list[str]:
-    """Why the hook will not see (all of) a command's connections, and what to do about it: a
-    sentence each, none where all is well or the command cannot be looked at."""
+def unreachable_because(
+    command: str, *, hook: Path, search_path: str | None = None, asan_options: str = ""
+) -> list[str]:
+    """Why the hook will not see (all of) a command's connections, or keeps it from starting, and
+    what to do about it: a sentence each, none where all is well or the command cannot be looked at.
+    ``asan_options`` is the ASAN_OPTIONS that it gets."""
     found = shutil.which(command, path=search_path)
     if found is None:
         return []
-    reasons = list(_set_id_reasons(Path(found)))
+    reasons = [*_set_id_reasons(Path(found)), *_launcher_reasons(Path(found).name, hook)]
     with suppress(OSError, ELFError, ValueError, AssertionError):
         program = _program(Path(found), search_path)
         if program != Path(found):
             reasons += _set_id_reasons(program)
         reasons += _binary_reasons(program, hook)
+        if _ASAN_ORDER not in asan_options:
+            reasons += _sanitizer_reasons(program)
     return reasons
 
 
@@ -103,6 +121,35 @@ def _set_id_reasons(path: Path) -> Iterator[str]:
                 f"{path} has file capabilities: the system ignores LD_PRELOAD for it, and "
                 f"{_NO_PRELOAD}; run a copy of it without them (getcap shows them)"
             )
+
+
+def _launcher_reasons(name: str, hook: Path) -> Iterator[str]:
+    if name in _START_ELSEWHERE:
+        yield (
+            f"{name} has the program started by somebody else, who does not get this environment, "
+            f"and {_NO_PRELOAD}; give LD_PRELOAD={hook} and MOSNHOOK_POLICY to the program itself"
+        )
+    if name in _SHOW_OTHER_FILES:
+        often = ", as is often so below " + str(hook.parent) if _is_often_hidden(hook) else ""
+        yield (
+            f"{name} may show the program other files: if {hook} is not among them{often}, "
+            f"{_NO_PRELOAD}; bind it to the same path there, and the sidecar's directory too"
+        )
+
+
+def _is_often_hidden(hook: Path) -> bool:
+    return any(hook.is_relative_to(directory) for directory in _OFTEN_HIDDEN)
+
+
+def _sanitizer_reasons(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        dynamic = ELFFile(file).get_section_by_name(".dynamic")
+        needed = [] if dynamic is None else [tag.needed for tag in dynamic.iter_tags("DT_NEEDED")]
+    if any(name.startswith(_ASAN_RUNTIMES) for name in needed):
+        yield (
+            f"{path} is built with AddressSanitizer, which does not start behind a preloaded "
+            f"library; set ASAN_OPTIONS={_ASAN_ORDER}"
+        )
 
 
 def _binary_reasons(path: Path, hook: Path) -> Iterator[str]:

@@ -76,6 +76,41 @@ def test_ordinary_programs_are_reached(tmp_path: Path) -> None:
     assert reasons(compile_c(tmp_path / "dynamic")) == ""
 
 
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="has it preloaded")
+def test_a_program_with_asan_starts_as_told(tmp_path: Path) -> None:
+    program = compile_c(tmp_path / "sanitized", "-fsanitize=address")
+    hooked = os.environ | {"LD_PRELOAD": str(HOOK)}
+    assert subprocess.run([program], env=hooked, capture_output=True, check=False).returncode != 0
+    said = reasons(program)
+    assert "built with AddressSanitizer" in said
+    name, _, value = said.rpartition("; set ")[2].partition("=")
+    subprocess.run([program], env=hooked | {name: value}, check=True)
+    assert unreachable_because(str(program), hook=HOOK, asan_options=f"abort=1:{value}") == []
+
+
+@pytest.mark.parametrize("name", ["systemd-run", "docker", "at"])
+def test_who_has_somebody_else_start_the_program_is_named(tmp_path: Path, name: str) -> None:
+    said = reasons(name, str(launcher(tmp_path, name)))
+    assert said.startswith(f"{name} has the program started by somebody else")
+    assert f"LD_PRELOAD={HOOK}" in said
+
+
+@pytest.mark.parametrize("name", ["unshare", "chroot", "bwrap"])
+def test_who_may_hide_the_hook_is_named(tmp_path: Path, name: str) -> None:
+    search_path = str(launcher(tmp_path, name))
+    said = reasons(name, search_path)
+    assert said.startswith(f"{name} may show the program other files: if {HOOK} is not")
+    below_tmp = Path("/tmp/venv/libmosnhook.so")
+    (said,) = unreachable_because(name, hook=below_tmp, search_path=search_path)
+    assert "as is often so below /tmp/venv" in said
+
+
+def launcher(directory: Path, name: str) -> Path:
+    """A directory with such a command, which this host need not have."""
+    shutil.copy(shutil.which("true") or "", directory / name)
+    return directory
+
+
 def test_what_cannot_be_found_or_read_is_not_judged(tmp_path: Path) -> None:
     assert reasons("no-such-command") == ""
     garbage = tmp_path / "garbage"
