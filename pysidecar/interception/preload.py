@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from elftools.common.exceptions import ELFError
+from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 
 from pysidecar.config.values import WhenAway
@@ -143,8 +144,12 @@ def _is_often_hidden(hook: Path) -> bool:
 
 def _sanitizer_reasons(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
-        dynamic = ELFFile(file).get_section_by_name(".dynamic")
-        needed = [] if dynamic is None else [tag.needed for tag in dynamic.iter_tags("DT_NEEDED")]
+        needed = [
+            tag.needed
+            for segment in ELFFile(file).iter_segments("PT_DYNAMIC")
+            if isinstance(segment, DynamicSegment)
+            for tag in segment.iter_tags("DT_NEEDED")
+        ]
     if any(name.startswith(_ASAN_RUNTIMES) for name in needed):
         yield (
             f"{path} is built with AddressSanitizer, which does not start behind a preloaded "
