@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -386,6 +387,40 @@ def test_port_0_is_refused_as_by_the_kernel(plane: Plane, host: str) -> None:
         record = plane.next_closed()
         assert record.original_destination == Address(host, 0)
         assert record.error == "upstream connect failed: ECONNREFUSED"
+
+
+def other_magic(request: bytes) -> bytes:
+    return bytes([request[0] ^ 1]) + request[1:]
+
+
+def other_version(request: bytes) -> bytes:
+    at = ffi.offsetof("struct mosnhook_request", "version")
+    return request[:at] + bytes([request[at] + 1]) + request[at + 1 :]
+
+
+def nowhere(request: bytes) -> bytes:
+    unspecified = Address("0.0.0.0", 80)
+    return hook_request(unspecified, lib.MOSNHOOK_PARKED)[: len(request)]
+
+
+def longer(request: bytes) -> bytes:
+    return request + b"\0"
+
+
+def shorter(request: bytes) -> bytes:
+    return request[:-1]
+
+
+@pytest.mark.parametrize("spoil", [other_magic, other_version, nowhere, longer, shorter])
+def test_a_request_is_right_in_everything_or_malformed(
+    plane: Plane, server: Server, spoil: Callable[[bytes], bytes]
+) -> None:
+    with Parked(plane) as application:
+        application.control = plane.control()
+        request = hook_request(server.address, lib.MOSNHOOK_PARKED)
+        application.send(spoil(request), [application.socket.fileno()])
+        assert plane.next_closed().end is End.HEADER_MALFORMED
+    assert server.accepts_nothing()
 
 
 def test_fds_that_do_not_belong_are_closed(plane: Plane) -> None:

@@ -176,3 +176,11 @@ def test_a_socket_that_is_connected_already_stops_no_worker(
         upstreams = [server.accept(), server.accept()]  # of the hostile one that waits, and this
         ready = eventually(lambda: select.select(upstreams, [], [], 0)[0], "bytes")
         assert ready[0].recv(100) == b"through"
+
+
+def test_one_that_claims_to_be_parked_is_malformed(plane: Plane, server: Server) -> None:
+    unparked = Unparked(plane)
+    request = hook_request(server.address, lib.MOSNHOOK_PARKED)
+    send_with_fds(unparked.control, request, [unparked.socket.fileno()])
+    assert plane.next_closed().end is End.HEADER_MALFORMED
+    assert server.accepts_nothing()
