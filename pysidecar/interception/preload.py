@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.dynamic import DynamicSegment
@@ -144,12 +145,13 @@ def _is_often_hidden(hook: Path) -> bool:
 
 def _sanitizer_reasons(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
-        needed = [
-            tag.needed
+        tags: list[Any] = [  # which have their value as an attribute of its name
+            tag
             for segment in ELFFile(file).iter_segments("PT_DYNAMIC")
             if isinstance(segment, DynamicSegment)
             for tag in segment.iter_tags("DT_NEEDED")
         ]
+        needed = [tag.needed for tag in tags]
     if any(name.startswith(_ASAN_RUNTIMES) for name in needed):
         yield (
             f"{path} is built with AddressSanitizer, which does not start behind a preloaded "
