@@ -215,8 +215,8 @@ static bool source_is_final(const struct connection *connection, enum phase phas
 {
     if (connection->listener->settings.transport != DP_TRANSPORT_UNIX)
         return phase >= PHASE_CONNECTING;
-    return phase != PHASE_DIRECT &&
-           phase >= (connection->parked ? PHASE_CONNECTING : PHASE_RELAYING);
+    return phase >= PHASE_CONNECTING && phase != PHASE_DIRECT &&
+           (connection->parked || phase >= PHASE_RELAYING);
 }
 
 void connection_describe(const struct connection *connection, uint64_t now_ns,
