@@ -12,6 +12,8 @@ __all__ = ["Peer", "peer_of"]
 Peer = str
 """Such as ``uid 1000`` or ``192.0.2.1``."""
 
+_NOBODY = "a socket that is closed already"
+
 # <linux/netlink.h>, <linux/sock_diag.h>, <linux/inet_diag.h>
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -20,18 +22,22 @@ _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _REQUEST = struct.Struct("=BBBxI")  # struct inet_diag_req_v2, without the id
 _ID = struct.Struct("!HH16s16s4s8s")  # struct inet_diag_sockid
 _ANY = b"\0" * 4 + b"\xff" * 8  # interface and cookie
-_MESSAGE = struct.Struct("=4x48x3I I4x")  # struct inet_diag_msg: expires, queues, uid
+_MESSAGE = struct.Struct("=4x48x12xII")  # struct inet_diag_msg: uid, inode
 _ALL_STATES = 0xFFFFFFFF
 
 
 def peer_of(accepted: socket.socket) -> Peer:
-    """The user whose socket is connected to this one; another host's address if it is elsewhere."""
+    """The user whose socket is connected to this one; another host's address if it is elsewhere.
+    One that is closed already is nobody's: the kernel says uid 0 of it."""
     try:
         ours, theirs = accepted.getsockname(), accepted.getpeername()
-        uid = _uid(accepted.family, theirs, ours)
+        found = _owner(accepted.family, theirs, ours)
     except OSError:
-        return "unknown"
-    return str(theirs[0]) if uid is None else f"uid {uid}"
+        return _NOBODY
+    if found is None:
+        return str(theirs[0])
+    uid, inode = found
+    return f"uid {uid}" if inode else _NOBODY
 
 
 @functools.cache
@@ -41,8 +47,10 @@ def _diag() -> socket.socket:
     )
 
 
-def _uid(family: int, source: tuple[str, int], destination: tuple[str, int]) -> int | None:
-    """Asks the kernel, which answers such a question before ``send`` returns."""
+def _owner(
+    family: int, source: tuple[str, int], destination: tuple[str, int]
+) -> tuple[int, int] | None:
+    """Uid, and inode or 0. The kernel answers such a question before ``send`` returns."""
     socket_id = _ID.pack(
         source[1],
         destination[1],
@@ -60,4 +68,5 @@ def _uid(family: int, source: tuple[str, int], destination: tuple[str, int]) -> 
     answer = diag.recv(4096)
     if _HEADER.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:
         return None  # there is no such socket here
-    return int(_MESSAGE.unpack_from(answer, _HEADER.size)[3])
+    uid, inode = _MESSAGE.unpack_from(answer, _HEADER.size)
+    return uid, inode

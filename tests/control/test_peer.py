@@ -1,0 +1,25 @@
+"""Whose the other end of a connection is."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from pysidecar.admin.peer import peer_of
+from tests.control.conftest import eventually
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_connection_is_its_users_until_it_is_closed(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener:
+        client = socket.create_connection(listener.getsockname()[:2])
+        with listener.accept()[0] as accepted:
+            assert peer_of(accepted) == f"uid {os.geteuid()}"
+            client.shutdown(socket.SHUT_WR)
+            assert peer_of(accepted) == f"uid {os.geteuid()}"
+            client.close()
+            # Else whoever connects and closes would use up what root may have.
+            eventually(lambda: peer_of(accepted) == "a socket that is closed already")
