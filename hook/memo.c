@@ -44,12 +44,13 @@ bool memo_read(int fd, struct mosnhook_memo *memo)
            length == sizeof *memo && memo->magic == MOSNHOOK_MEMO_MAGIC;
 }
 
-/* A key can be replaced, but not be taken away. */
+/* A key can be replaced, but not be taken away. Of a connect that failed the socket may still have
+ * the error, which a disconnect does not take away. */
 void memo_forget(int fd)
 {
     struct mosnhook_memo memo;
 
-    if (!memo_read(fd, &memo))
+    if (!memo_read(fd, &memo) || memo.error != 0)
         return;
     memo = (struct mosnhook_memo){.magic = MOSNHOOK_MEMO_MAGIC, .kind = MOSNHOOK_MEMO_NONE};
     write_memo(fd, &memo);

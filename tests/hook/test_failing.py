@@ -13,7 +13,7 @@ from tests.hook.support import PORT, V4, V6, Runner
 LOOPBACK = {V4: "127.0.0.1", V6: "::1"}  # where nothing is captured
 
 
-@pytest.mark.parametrize("kind", ["error", "connect", "edge", "shut", "blocking"])
+@pytest.mark.parametrize("kind", ["error", "connect", "edge", "shut", "undo", "blocking"])
 @pytest.mark.parametrize("host", [V4, V6])
 @pytest.mark.parametrize("error", ["ECONNREFUSED", "EHOSTUNREACH", "ETIMEDOUT"])
 def test_everything_is_as_after_a_native_failure(

@@ -6,6 +6,7 @@
  * connect  non-blocking, finds it with a second connect
  * edge     non-blocking, is told by an edge-triggered epoll
  * shut     non-blocking, shuts down first
+ * undo     non-blocking, disconnects (by AF_UNSPEC) first
  * blocking waits for it in connect */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -23,6 +24,7 @@
 
 static struct sockaddr_storage address;
 static socklen_t address_length;
+static const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
 static int fd, step;
 
 static void say(const char *what, long value)
@@ -124,12 +126,18 @@ int main(int count, char **arguments)
         say_result("shutdown", shutdown(fd, SHUT_WR));
         do_poll(0);
     }
+    if (strcmp(kind, "undo") == 0) {
+        say_result("undo", connect(fd, &nowhere, sizeof nowhere));
+        do_poll(0);
+    }
     if (strcmp(kind, "connect") != 0) {
         do_so_error();
         do_so_error();
         look();
         do_poll(0);
     }
+    if (strcmp(kind, "undo") == 0) /* the rest is as with a new socket */
+        return 0;
     if (strcmp(kind, "shut") == 0)
         say_result("shutdown", shutdown(fd, SHUT_RDWR));
     do_connect();

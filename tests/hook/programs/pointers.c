@@ -119,6 +119,7 @@ static int connected(const char *ip, int port)
     struct sockaddr_in6 *ipv6 = (void *)&whole;
     struct sockaddr_in *ipv4 = (void *)&whole;
     int family = strchr(ip, ':') ? AF_INET6 : AF_INET, fd = socket(family, SOCK_STREAM, 0);
+    char byte;
 
     prepare(family);
     ipv4->sin_port = htons((uint16_t)port); /* where that of IPv6 is, too */
@@ -127,6 +128,9 @@ static int connected(const char *ip, int port)
         perror("connect");
         exit(2);
     }
+    /* It is an echo server's: when it has answered, everybody on the way has had his look. */
+    if (write(fd, "x", 1) != 1 || read(fd, &byte, 1) != 1)
+        exit(3);
     return fd;
 }
 
