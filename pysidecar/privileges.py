@@ -42,7 +42,7 @@ def needed_capabilities(config: Config) -> set[Capability]:
             needed.add(Capability.NET_RAW)  # as iptables-legacy asks the kernel
     if config.manage_rules:
         needed.add(Capability.NET_ADMIN)  # what an earlier sidecar left is removed
-    if config.acceleration.mode != "off":
+    if config.acceleration.wanted:
         needed |= {Capability.NET_ADMIN, Capability.BPF, Capability.PERFMON}
     return needed
 

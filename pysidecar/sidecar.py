@@ -220,21 +220,21 @@ class Sidecar:
         self.state = "serving"
 
     def _accelerate(self, data_plane: DataPlane) -> None:
-        wanted = self.config.acceleration
-        if wanted.mode == "off" or not wanted.receive:
+        settings = self.config.acceleration
+        if not settings.wanted:
             return
         try:
             data_plane.accelerate(
                 Acceleration(
-                    ConnectionPath[wanted.path.upper()],
-                    wanted.after_bytes,
-                    wanted.after_round_trips,
-                    wanted.blocking_sockets,
-                    wanted.connections,
+                    ConnectionPath[settings.path.upper()],
+                    settings.after_bytes,
+                    settings.after_round_trips,
+                    settings.blocking_sockets,
+                    settings.connections,
                 )
             )
         except AccelerationError as error:
-            if wanted.mode == "require":
+            if settings.mode == "require":
                 raise StartError(
                     f"acceleration.mode is require, but connections cannot be accelerated: {error}"
                 ) from None

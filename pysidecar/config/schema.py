@@ -540,6 +540,11 @@ class Acceleration(_ModeSection):
                 )
         return self
 
+    @property
+    def wanted(self) -> bool:
+        """Whether connections are to be accelerated, where that can be."""
+        return self.mode != "off" and self.receive
+
 
 class Config(_Section):
     """The whole configuration."""

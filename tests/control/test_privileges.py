@@ -32,7 +32,12 @@ def _status(task: Path) -> dict[str, str]:
     ("text", "needed"),
     [
         ("acceleration: off", set()),
-        ("acceleration: auto", {Capability.NET_ADMIN, Capability.BPF, Capability.PERFMON}),
+        ("acceleration: auto", set()),
+        (
+            "acceleration: {receive: true}",
+            {Capability.NET_ADMIN, Capability.BPF, Capability.PERFMON},
+        ),
+        ("acceleration: {mode: off, receive: true}", set()),
         ("{acceleration: off, inbound: {}}", {Capability.NET_ADMIN}),
         (
             "{acceleration: off, outbound: {redirect: true}, manage_rules: true}",
@@ -46,7 +51,7 @@ def test_the_configuration_says_what_is_needed(text: str, needed: set[Capability
 
 
 @needs_root
-@pytest.mark.parametrize("acceleration", ["off", "auto"])
+@pytest.mark.parametrize("acceleration", ["auto", "{receive: true}"])
 def test_every_thread_has_what_is_needed_and_gets_no_more(
     tmp_path: Path, acceleration: str
 ) -> None:
