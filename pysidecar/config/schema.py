@@ -254,7 +254,9 @@ class Outbound(_Section):
         tuple[LoopbackText, ...],
         Field(min_length=1, max_length=MAX_LISTENERS, json_schema_extra=_AT_START),
     ] = (Address("127.0.0.1", 15001), Address("::1", 15001))
-    """Loopback addresses for connections that begin with a PROXY v2 header. Each (source address,
+    """Loopback addresses for connections that begin with a PROXY v2 header, from users who may use
+    the control socket. Without this key there are none, unless `transport` is `header` or the
+    kernel cannot do `unix`. Each (source address,
     listener) pair carries about 28,000 connections: list several for more. The default's IPv6
     address is left out where the host has none. With port 0 the kernel picks one."""
 
@@ -267,13 +269,15 @@ class Outbound(_Section):
     names (`pysidecar exec` sets it)."""
 
     control_socket_mode: Annotated[Mode, Field(json_schema_extra=_AT_START)] = 0o600
-    """Permissions of the control socket: who may be hooked to this sidecar. Its read bits are the
+    """Permissions of the control socket: who may be hooked to this sidecar. They hold for
+    connections with a PROXY v2 header, too, whose users the kernel tells. Its read bits are the
     policy page's too, and a directory that is created for them is opened as far as needed."""
 
     transport: Literal["unix", "header"] = "unix"
     """How hooked processes hand over a connection. `unix`: over the control socket, so that
     `connect` fails with the upstream's true errno. `header`: over a listener with a PROXY v2
-    header, so that another proxy that accepts PROXY v2 can take the sidecar's place."""
+    header, so that another proxy that accepts PROXY v2 can take the sidecar's place. A reload can
+    change it to `header` if `listen` was given."""
 
     when_away: WhenAwayText = WhenAway()
     """What a hooked `connect` does while no sidecar serves: `refuse` fails with ECONNREFUSED,

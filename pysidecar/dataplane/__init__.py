@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -117,6 +117,8 @@ class End(enum.IntEnum):
     DRAIN_LIMIT = lib.DP_END_DRAIN_LIMIT
     UNOBSERVED = lib.DP_END_UNOBSERVED
     LEFT = lib.DP_END_LEFT
+    DENIED = lib.DP_END_DENIED
+    TOO_MANY_WAIT = lib.DP_END_TOO_MANY_WAIT
     OTHER_NAMESPACE = lib.DP_END_OTHER_NAMESPACE
 
 
@@ -136,6 +138,8 @@ _END_TEXT: dict[End, str] = {
     End.NO_RESOURCES: "out of resources",
     End.DRAIN_LIMIT: "closed at the drain limit",
     End.UNOBSERVED: "ended unobserved; the bytes are those of the last look",
+    End.DENIED: "the user may not use this sidecar (outbound.control_socket_mode)",
+    End.TOO_MANY_WAIT: "too many connections of the user have not said where they want to go",
     End.OTHER_NAMESPACE: "the application is in another network namespace",
     End.LEFT: "still open when the sidecar stopped; it goes on",
 }
@@ -365,6 +369,12 @@ class DataPlane:
         if text := ffi.string(reason).decode("utf-8", "replace"):
             raise AccelerationError(text)
         _check(result, "cannot accelerate connections")
+
+    def set_clients(self, uids: Collection[int], everybody_else: bool) -> None:
+        """Who may use listeners for ``Transport.HEADER`` besides root and our own user: ``uids``,
+        or all but these. Before ``start``."""
+        raw = ffi.new("uint32_t[]", list(uids))
+        _check(lib.dp_set_clients(self._dp, everybody_else, raw, len(uids)), "clients")
 
     def set_own_addresses(self, addresses: Sequence[Address]) -> None:
         """Addresses that are never an upstream by original destination: it would be a loop."""

@@ -74,6 +74,8 @@ void connection_enter(struct connection *connection, enum phase phase)
 {
     assert(following[atomic_load_explicit(&connection->phase, memory_order_relaxed)] & 1 << phase);
     (void)following; /* without assertions */
+    if (phase != PHASE_EXPECTED)
+        clients_waited(connection);
     atomic_store_explicit(&connection->phase, phase, memory_order_release);
 }
 

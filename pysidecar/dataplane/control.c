@@ -192,7 +192,9 @@ void control_accept(struct worker *worker, const struct listener *listener, int 
     control_event(connection);
     if (atomic_load_explicit(&connection->phase, memory_order_relaxed) != PHASE_REQUEST)
         return;
-    if (worker_watch(worker, &connection->request, EPOLLIN | EPOLLET) < 0)
+    if (!clients_may_wait(connection))
+        connection_close(connection, DP_END_TOO_MANY_WAIT, 0);
+    else if (worker_watch(worker, &connection->request, EPOLLIN | EPOLLET) < 0)
         connection_close(connection, DP_END_NO_RESOURCES, errno);
 }
 

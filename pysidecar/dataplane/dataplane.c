@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "diag.h"
 #include "internal.h"
 
 /* ---- creation ---- */
@@ -24,6 +25,7 @@ static int worker_create(struct dp *dp, unsigned index)
     worker->dp = dp;
     worker->index = index;
     worker->epoll = epoll_create1(EPOLL_CLOEXEC);
+    worker->diag = diag_open(); /* early: whoever runs out of fds still knows who connects */
     worker->freed = (struct watch){-1, WATCH_FREED};
     worker->mail = (struct watch){eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), WATCH_MAIL};
     worker->runnable_tail = &worker->runnable_head;
@@ -50,6 +52,7 @@ static void worker_destroy(struct worker *worker)
     assert(atomic_load(&worker->counters.buffers) == 0);
     direct_close_table(worker);
     free(worker->timers.heap);
+    close_fd(worker->diag);
     close_fd(worker->mail.fd);
     close_fd(worker->epoll);
 }
@@ -130,6 +133,7 @@ void dp_destroy(struct dp *dp)
     for (int direction = 0; direction < DIRECTIONS; direction++)
         table_release(dp->tables[direction]);
     reapers_release(dp->reapers);
+    free(dp->clients.uids);
     free(dp->own);
     free(dp->workers);
     pthread_mutex_destroy(&dp->reports);

@@ -71,6 +71,8 @@ enum dp_end {
     DP_END_DRAIN_LIMIT,       /* still open when the drain limit was reached */
     DP_END_UNOBSERVED, /* a direct connection that ended while the kernel's reports were lost */
     DP_END_LEFT,       /* a direct connection that was open when the data plane stopped: goes on */
+    DP_END_DENIED,     /* its user may not use the listener: see dp_set_clients */
+    DP_END_TOO_MANY_WAIT,   /* so many connections of its user have not said what they want */
     DP_END_OTHER_NAMESPACE, /* the application's loopback is another one than ours */
 };
 
@@ -188,6 +190,11 @@ int dp_add_listener(struct dp *dp, int fd, const struct dp_listener *listener);
 /* Opens a park (see contract.h) on `address` (its port is ignored) and stores where it is.
  * 0 or -errno. Before dp_start only. */
 int dp_add_park(struct dp *dp, struct mosnhook_address *address);
+
+/* Who may use listeners of DP_TRANSPORT_HEADER, by the kernel's word: root, the user as whom we
+ * run, and `uids`; with `everybody_else` all but `uids`. Without it, nobody else. 0 or -errno.
+ * Before dp_start only. */
+int dp_set_clients(struct dp *dp, int everybody_else, const uint32_t *uids, size_t count);
 
 /* Addresses that are never an upstream by original destination (a loop): the own listeners. */
 int dp_set_own_addresses(struct dp *dp, const struct mosnhook_address *addresses, size_t count);

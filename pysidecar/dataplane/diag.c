@@ -103,6 +103,8 @@ static bool parse(const struct nlmsghdr *header, struct diag_socket *socket)
     socket->cookie = cookie_of(&message->id);
     address_of(&socket->source, message->idiag_family, message->id.idiag_src,
                message->id.idiag_sport);
+    socket->uid = message->idiag_uid;
+    socket->inode = message->idiag_inode;
     socket->unread = message->idiag_rqueue;
     socket->unacked = message->idiag_wqueue;
     take_info(socket, &info);
@@ -148,7 +150,7 @@ bool diag_read_events(int fd, diag_visitor *visit, void *argument, bool *lost)
     return false;
 }
 
-static int open_query(void)
+int diag_open(void)
 {
     struct timeval patience = {.tv_sec = ANSWER_SECONDS};
     int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
@@ -170,7 +172,8 @@ static int ask(int fd, const struct request *request, diag_visitor *visit, void 
         return -errno;
     for (;;) {
         const struct nlmsghdr *header = (const void *)buffer;
-        ssize_t size = recv(fd, buffer, sizeof buffer, 0);
+        /* The kernel answers before send() returns, all but the rest of a list. */
+        ssize_t size = recv(fd, buffer, sizeof buffer, dump ? 0 : MSG_DONTWAIT);
 
         if (size < 0)
             return -errno;
@@ -190,7 +193,7 @@ static int ask(int fd, const struct request *request, diag_visitor *visit, void 
 int diag_visit_live(diag_visitor *visit, void *argument)
 {
     static const uint8_t families[] = {AF_INET, AF_INET6};
-    int fd = open_query(), result = 0;
+    int fd = diag_open(), result = 0;
 
     if (fd < 0)
         return fd;
@@ -231,11 +234,67 @@ int diag_state_left(const struct diag_socket *socket)
                  .idiag_states = UINT32_MAX,
                  .id = socket->id},
     };
-    int state = 0, fd = open_query();
+    int state = 0, fd = diag_open();
 
     if (fd < 0)
         return 0;
     (void)ask(fd, &request, note_state, &state);
     close(fd);
     return state;
+}
+
+static void put_address(const struct mosnhook_address *address, __be32 ip[4], __be16 *port)
+{
+    struct sockaddr_storage name;
+
+    (void)address_to_socket(address, &name);
+    if (name.ss_family == AF_INET) {
+        *port = ((struct sockaddr_in *)&name)->sin_port;
+        memcpy(ip, &((struct sockaddr_in *)&name)->sin_addr, sizeof(struct in_addr));
+    } else {
+        *port = ((struct sockaddr_in6 *)&name)->sin6_port;
+        memcpy(ip, &((struct sockaddr_in6 *)&name)->sin6_addr, sizeof(struct in6_addr));
+    }
+}
+
+static void note_socket(void *argument, const struct diag_socket *socket)
+{
+    *(struct diag_socket *)argument = *socket;
+}
+
+/* The kernel also finds a listener at the client's port. */
+static bool is_connected(const struct diag_socket *socket, const struct request *request)
+{
+    return socket->inode != 0 && socket->state != DIAG_LISTEN &&
+           socket->id.idiag_sport == request->body.id.idiag_sport &&
+           socket->id.idiag_dport == request->body.id.idiag_dport;
+}
+
+uint32_t diag_user(int *query, const struct mosnhook_address *client,
+                   const struct mosnhook_address *server)
+{
+    struct diag_socket found = {.inode = 0};
+    struct request request = {
+        .header = {.nlmsg_len = sizeof request,
+                   .nlmsg_type = SOCK_DIAG_BY_FAMILY,
+                   .nlmsg_flags = NLM_F_REQUEST},
+        .body = {.sdiag_family = address_is_ipv4(server) ? AF_INET : AF_INET6,
+                 .sdiag_protocol = IPPROTO_TCP,
+                 .idiag_states = UINT32_MAX,
+                 .id.idiag_cookie = {INET_DIAG_NOCOOKIE, INET_DIAG_NOCOOKIE}},
+    };
+    int result;
+
+    if (*query < 0)
+        *query = diag_open();
+    if (*query < 0)
+        return UINT32_MAX;
+    put_address(client, request.body.id.idiag_src, &request.body.id.idiag_sport);
+    put_address(server, request.body.id.idiag_dst, &request.body.id.idiag_dport);
+    result = ask(*query, &request, note_socket, &found);
+    if (result < 0 && result != -ENOENT) { /* whatever it still answers is not for the next one */
+        close(*query);
+        *query = -1;
+    }
+    return result == 0 && is_connected(&found, &request) ? found.uid : UINT32_MAX;
 }

@@ -27,8 +27,8 @@ static const uint8_t signature[12] = "\r\n\r\n\0\r\nQUIT\n";
 struct header {
     size_t size;     /* bytes of the whole header; 0 while incomplete */
     enum dp_end end; /* DP_END_NONE, or why it is of no use */
-    struct mosnhook_address source, destination;
-    uint32_t pid, uid;
+    struct mosnhook_address destination;
+    uint32_t pid;
     char command[MOSNHOOK_COMMAND_SIZE];
 };
 
@@ -68,8 +68,6 @@ static bool read_tlvs(struct header *header, const uint8_t *at, const uint8_t *s
             return false;
         if (at[0] == MOSNHOOK_TLV_PID && length == 4)
             header->pid = read_u32(at + 3);
-        else if (at[0] == MOSNHOOK_TLV_UID && length == 4)
-            header->uid = read_u32(at + 3);
         else if (at[0] == MOSNHOOK_TLV_SCOPE_ID && length == 4)
             header->destination.scope_id = read_u32(at + 3);
         else if (at[0] == MOSNHOOK_TLV_COMMAND && length <= sizeof header->command)
@@ -85,7 +83,6 @@ static void parse(struct header *header, const uint8_t *bytes, size_t count)
     size_t size, addresses;
 
     memset(header, 0, sizeof *header);
-    header->uid = UINT32_MAX;
     header->end = DP_END_HEADER_MALFORMED;
     /* Not waiting for all 16 bytes: a client that speaks something else may send fewer. */
     if (memcmp(bytes, signature, known) != 0)
@@ -113,10 +110,8 @@ static void parse(struct header *header, const uint8_t *bytes, size_t count)
         return;
     bytes += PREFIX_SIZE;
     if (addresses == ADDRESSES_V4) {
-        read_v4(&header->source, bytes, bytes + 8);
         read_v4(&header->destination, bytes + 4, bytes + 10);
     } else {
-        read_v6(&header->source, bytes, bytes + 32);
         read_v6(&header->destination, bytes + 16, bytes + 34);
     }
     if (address_is_unspecified(&header->destination))
@@ -155,10 +150,9 @@ static void read_header(struct connection *connection)
         return;
     }
     timer_cancel(&worker->timers, connection);
-    connection->source = header.source;
+    /* Source and user are what the kernel says, not what the client does. */
     connection->original_destination = header.destination;
-    connection->pid = header.pid;
-    connection->uid = header.uid;
+    connection->pid = clients_has_process(connection->uid, header.pid) ? header.pid : 0;
     connection->header_size = (uint32_t)header.size;
     connection->hooked = header.pid != 0;
     memcpy(connection->command, header.command, sizeof connection->command);
@@ -178,6 +172,15 @@ void header_event(struct connection *connection, uint32_t events)
         connection_close(connection, DP_END_DOWNSTREAM_RESET, ECONNRESET);
 }
 
+/* The header mostly came with the connection. */
+static void read_at_once(struct connection *connection)
+{
+    header_event(connection, 0);
+    if (atomic_load_explicit(&connection->phase, memory_order_relaxed) == PHASE_HEADER &&
+        !clients_may_wait(connection))
+        connection_close(connection, DP_END_TOO_MANY_WAIT, 0);
+}
+
 void header_accept(struct worker *worker, const struct listener *listener, int fd)
 {
     struct connection *connection = connection_open(worker, listener, PHASE_HEADER, FDS_PER_RELAY);
@@ -190,6 +193,10 @@ void header_accept(struct worker *worker, const struct listener *listener, int f
     }
     connection->side[DOWNSTREAM].watch.fd = fd;
     error = address_of_peer(fd, &connection->source);
+    if (error == 0 && !clients_admit(connection)) {
+        connection_close(connection, DP_END_DENIED, 0);
+        return;
+    }
     if (error == 0 && !timer_set(&worker->timers, connection, worker->now_ms + header_ms))
         error = -ENOMEM;
     if (error == 0)
@@ -198,4 +205,6 @@ void header_accept(struct worker *worker, const struct listener *listener, int f
         connection_close(connection, DP_END_DOWNSTREAM_RESET, ECONNRESET);
     else if (error < 0)
         connection_close(connection, DP_END_NO_RESOURCES, -error);
+    else
+        read_at_once(connection);
 }

@@ -3,6 +3,7 @@
  *   dataplane.c  the interface of dataplane.h, called by the control thread
  *   worker.c     one thread: epoll loop, accepting, timers
  *   header.c     downstream side: connections that begin with a PROXY v2 header
+ *   clients.c    who may use them, and how many connections may keep us waiting
  *   netfilter.c  downstream side: connections that REDIRECT or TPROXY rules brought here
  *   control.c    downstream side: requests of the connect hook on the control socket
  *   foreign.c    descriptors that came with them, and how they are closed
@@ -50,6 +51,7 @@ enum {
     FDS_TO_REFUSE = 5, /* of a worker, for a request that gets no others: what may come with it */
     REFUSE_AFTER_MS = 1000, /* how long a connection waits for descriptors */
     REAPERS = 32,
+    CLIENT_SLOTS = 1024,
 };
 
 struct accelerated;
@@ -252,6 +254,7 @@ struct connection {
     uint8_t fds_reserved;
     uint8_t last_read; /* the side: DOWNSTREAM or UPSTREAM */
     bool asked, waits, parked;
+    bool waiting;          /* counted by clients_may_wait */
     bool unserved;         /* there are no descriptors for it: it is only to be refused */
     bool present, counted; /* direct.c: was just seen; its bytes are final */
     /* Of a direct connection when it was looked at last, by its worker or the control thread. */
@@ -319,6 +322,7 @@ struct worker {
     unsigned index;
     int epoll;
     struct watch mail;  /* eventfd */
+    int diag;           /* netlink: see diag_user; -1: not open */
     struct watch freed; /* netlink: sockets that the kernel frees; -1: not listening */
     struct cookies direct;
     bool events_lost;                /* of `freed` */
@@ -362,6 +366,13 @@ struct accelerator {
     size_t first_free, free_count;
 };
 
+struct clients {
+    uint32_t *uids; /* sorted */
+    size_t count;
+    bool everybody_else;
+    atomic_uint waiting[CLIENT_SLOTS]; /* by uid; users share one by chance */
+};
+
 struct dp {
     struct worker *workers;
     uint32_t worker_count;
@@ -369,6 +380,7 @@ struct dp {
     uint32_t uid;       /* as whom we run */
     uint64_t namespace; /* see foreign_namespace */
     struct reapers *reapers;
+    struct clients clients;
 
     struct listener listeners[MAX_LISTENERS];
     size_t listener_count;
@@ -428,6 +440,15 @@ void downstream_refuse(struct worker *worker, const struct listener *listener, i
 void control_event(struct connection *connection);
 /* Of a connection that is to be closed: its request may have come without having been read. */
 void control_take_unread(struct connection *connection);
+
+/* Notes whose connection it is, which the kernel knows, and says whether he may use us. */
+bool clients_admit(struct connection *connection);
+/* Whether the process is one of the user's. */
+bool clients_has_process(uint32_t uid, uint32_t pid);
+/* Of a connection that does not say yet what it wants: whether it may take its time. */
+bool clients_may_wait(struct connection *connection);
+/* It does no more. */
+void clients_waited(struct connection *connection);
 
 /* IPPROTO_TCP or IPPROTO_MPTCP; -1 for whatever is no TCP socket. */
 int foreign_protocol(int fd);

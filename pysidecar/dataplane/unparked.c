@@ -92,8 +92,10 @@ void unparked_start(struct connection *connection)
     (void)address_of_local(connection->application, &connection->source); /* it may be bound */
     if (connection->waits)
         upstream_start(connection);
-    else
+    else if (clients_may_wait(connection))
         unparked_await(connection);
+    else
+        connection_close(connection, DP_END_TOO_MANY_WAIT, 0);
 }
 
 /* Whether it is the application's socket that is connected to this one. */

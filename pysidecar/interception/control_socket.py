@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import grp
 import os
+import pwd
 import socket
 import stat
 import struct
@@ -41,6 +44,15 @@ class ControlSocket:
         except StartError:
             self.remove()
             raise
+
+    @property
+    def users(self) -> tuple[set[int], bool]:
+        """Whom the permissions let in besides owner and root, as far as that can be told by uid:
+        these and nobody else, or (True) all but these."""
+        status = os.stat(self.path)
+        group = bool(status.st_mode & stat.S_IWGRP)
+        others = bool(status.st_mode & stat.S_IWOTH)
+        return (set() if group == others else _members(status.st_gid), others)
 
     def remove(self) -> None:
         """Removes socket and lock, if they are ours."""
@@ -104,6 +116,14 @@ class ControlSocket:
             f"the control socket {self.path} (outbound.control_socket) is in use by "
             f"{describe_process(pid)}; stop it, or configure another path"
         )
+
+
+def _members(gid: int) -> set[int]:
+    """The users of a group."""
+    names: list[str] = []
+    with contextlib.suppress(KeyError):
+        names = grp.getgrgid(gid).gr_mem
+    return {user.pw_uid for user in pwd.getpwall() if user.pw_gid == gid or user.pw_name in names}
 
 
 def _ensure_directory(directory: Path, mode: int) -> None:

@@ -50,6 +50,7 @@ class ConnectHook(Interception):
         self._listeners: list[socket.socket] = []
         self._addresses: list[Address] = []
         self._parks: list[Address] = []
+        self._obstacles: dict[str, str] = {}  # why there are no parks, by host
         self._also_own: list[Address] = []
         self._serving = False
         self._no_direct = ""  # why there are no direct connections
@@ -71,7 +72,25 @@ class ConnectHook(Interception):
                 f"cannot make the policy page {page_path(path)}: {error.strerror}"
             ) from None
         self._stack.callback(self._page.remove)
-        for address in outbound.listen:
+        for host in _LOOPBACKS:
+            if obstacle := _parking_obstacle(host):
+                self._obstacles[host] = obstacle
+        if self._needs_listeners:
+            self._open_listeners()
+
+    @property
+    def _needs_listeners(self) -> bool:
+        """Whoever reaches a listener is told from others by less than who reaches the control
+        socket: so there is none without a need."""
+        outbound = self._config.outbound
+        return (
+            "listen" in outbound.model_fields_set
+            or outbound.transport == "header"
+            or len(self._obstacles) == len(_LOOPBACKS)
+        )
+
+    def _open_listeners(self) -> None:
+        for address in self._config.outbound.listen:
             if self._skipped(address):
                 log.info("this host has no IPv6 loopback: not listening on %s", address)
                 continue
@@ -95,12 +114,11 @@ class ConnectHook(Interception):
         mark = upstream_mark(self._config)  # so that redirect leaves these connections alone
         for listener in self._listeners:
             data_plane.add_listener(listener, Listener(Transport.HEADER, mark=mark))
+        if self._listeners:
+            data_plane.set_clients(*self._control.users)
         data_plane.add_listener(self._control.listener, Listener(Transport.UNIX, mark=mark))
-        obstacles: dict[str, str] = {}
         for host in _LOOPBACKS:
-            if obstacle := _parking_obstacle(host):
-                obstacles[host] = obstacle
-            else:
+            if host not in self._obstacles:
                 self._parks += [data_plane.add_park(host) for _ in range(_PARKS_PER_FAMILY)]
         data_plane.set_page(self._page.buffer)
         try:
@@ -112,7 +130,7 @@ class ConnectHook(Interception):
             log.warning(
                 "outbound.transport unix works as header here, because connections cannot wait for "
                 "their upstream: %s",
-                "; ".join(f"on {host} {obstacle}" for host, obstacle in obstacles.items()),
+                "; ".join(f"on {host} {obstacle}" for host, obstacle in self._obstacles.items()),
             )
 
     @property
@@ -133,6 +151,12 @@ class ConnectHook(Interception):
 
     @override
     def check(self, config: Config) -> None:
+        if config.outbound.transport == "header" and self._page and not self._listeners:
+            raise ValueError(
+                "outbound.transport: expected unix until a restart, since header needs listeners, "
+                "which were not opened at the start; with outbound.listen in the configuration "
+                "they are"
+            )
         rules = hook_rules(config.outbound, direct=True)
         size = len(rules)
         if self._no_direct and config.outbound.direct_routes:
@@ -202,12 +226,13 @@ class ConnectHook(Interception):
     @override
     def description(self) -> Sequence[str]:
         path = self._config.outbound.control_path
+        listeners = ", ".join(map(str, self._addresses))
         policy = ""
         if path != default_control_socket() or "." in path.parent.name:
             policy = f"MOSNHOOK_POLICY={shlex.quote(str(page_path(path)))} "
         return [
             f"hooked connections: {path}",
-            f"PROXY v2 connections: {', '.join(map(str, self._addresses))}",
+            *([f"PROXY v2 connections: {listeners}"] if listeners else []),
             f"hook a program: {policy}LD_PRELOAD={shlex.quote(str(hook_path()))} ./app",
         ]
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import logging
 import mmap
+import pwd
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from pysidecar.config import Config, parse
 from pysidecar.dataplane import DataPlane, Timeouts, ffi, lib
 from pysidecar.errors import StartError
 from pysidecar.interception import hook
+from pysidecar.interception.control_socket import ControlSocket
 from pysidecar.interception.hook import ConnectHook
 from pysidecar.interception.policy_page import State, page_path, read_page
 
@@ -82,7 +86,7 @@ def test_a_host_without_ipv6_serves_by_default(
 
     monkeypatch.setattr(hook, "open_listener", refuse)
     for more, tried in (
-        ("", [Address("127.0.0.1", 15001)]),
+        ("transport: header", [Address("127.0.0.1", 15001)]),
         ("listen: ['[::1]:15001']", [Address("::1", 15001)]),  # asked for: not skipped
     ):
         opened.clear()
@@ -91,6 +95,74 @@ def test_a_host_without_ipv6_serves_by_default(
             connect_hook.open()
         connect_hook.close()
         assert opened == tried
+
+
+@pytest.mark.parametrize(
+    ("more", "parking", "expected"),
+    [
+        ("", True, False),
+        ("transport: header", True, True),
+        ("listen: [127.0.0.1:0]", True, True),
+        ("", False, True),  # unix works as header
+    ],
+)
+def test_there_are_listeners_only_where_something_needs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str, parking: bool, expected: bool
+) -> None:
+    opened: list[Address] = []
+
+    def open_listener(address: Address, key: str) -> socket.socket:
+        opened.append(address)
+        return socket.create_server(("127.0.0.1", 0))
+
+    monkeypatch.setattr(hook, "open_listener", open_listener)
+    monkeypatch.setattr(hook, "parking_works", lambda host: parking)
+    connect_hook = ConnectHook(configured(tmp_path, more))
+    connect_hook.open()
+    try:
+        assert bool(opened) == bool(connect_hook.listeners) == expected
+        assert any("PROXY v2" in line for line in connect_hook.description) == expected
+    finally:
+        connect_hook.close()
+
+
+def test_without_listeners_a_reload_cannot_change_to_header(tmp_path: Path) -> None:
+    connect_hook = ConnectHook(configured(tmp_path, ""))
+    connect_hook.open()
+    try:
+        with pytest.raises(ValueError, match=r"outbound\.transport: expected unix until a restart"):
+            connect_hook.check(configured(tmp_path, "transport: header"))
+    finally:
+        connect_hook.close()
+
+
+@pytest.mark.parametrize(
+    ("mode", "uids", "everybody_else"),
+    [
+        (0o600, set(), False),
+        (0o660, {"root", "daemon"}, False),
+        (0o666, set(), True),
+        (0o606, {"root", "daemon"}, True),  # all but the group
+        (0o644, set(), False),  # to connect is to write
+    ],
+)
+def test_whom_the_control_socket_lets_in_may_use_the_listeners(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: int,
+    uids: set[str],
+    everybody_else: bool,
+) -> None:
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: grp.struct_group(("g", "x", gid, ["daemon"])))
+    control = ControlSocket(tmp_path / "hook.sock", mode)
+    try:
+        found, others = control.users
+        assert others == everybody_else
+        assert {pwd.getpwnam(name).pw_uid for name in uids if name != "root"} <= found
+        assert bool(found) == bool(uids)
+    finally:
+        control.listener.close()
+        control.remove()
 
 
 def test_too_many_exclusions_are_an_error(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_connection_is_relayed_shown_and_logged(sidecar: RunningSidecar, echo:
         "bytes_received": 5,
         "rtt_ms": None,
         "pid": None,
-        "uid": None,
+        "uid": os.geteuid(),
         "process": None,
         "error": None,
     }

@@ -24,6 +24,7 @@ enum {
     MAX_OPEN = 64, /* descriptors of the application */
     MAX_SENT = 8,  /* with one message */
     ENOUGH_TURNS = 8,
+    PATIENCE_MS = 5000,
 };
 
 enum { MPTCP = 262 };
@@ -358,6 +359,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     dp_destroy(dp);
     while (serve())
         continue;
+    /* Threads close what is no TCP socket. */
+    for (int i = 0; count_fds() != before && i < PATIENCE_MS; i++)
+        usleep(1000);
     CHECK(count_fds() == before);
     return 0;
 }

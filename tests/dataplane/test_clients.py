@@ -1,0 +1,139 @@
+"""Users, as clients: who may use a listener for PROXY v2 headers, and what one may cost others."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator
+
+import pytest
+
+from pysidecar.dataplane import DataPlane, End, Timeouts, lib
+from tests.dataplane.support import (
+    PATIENCE,
+    MakePlane,
+    Parked,
+    Server,
+    proxy_header,
+)
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
+
+STRANGER, NEIGHBOUR = 65534, 65533
+
+# Becomes the user, connects as often as is wanted, sends the header (or nothing), and keeps the
+# connections until its input ends.
+CLIENT = """
+import contextlib, os, resource, socket, sys
+
+uid, where, count, header = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+resource.setrlimit(resource.RLIMIT_NOFILE, (8192, 8192))
+os.setgroups([])
+os.setresgid(uid, uid, uid)
+os.setresuid(uid, uid, uid)
+clients = []
+for _ in range(count):
+    if where.startswith("/"):
+        clients.append(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        clients[-1].connect(where)
+    else:
+        clients.append(socket.socket())
+        with contextlib.suppress(ConnectionError):  # refused
+            clients[-1].connect(("127.0.0.1", int(where)))
+            clients[-1].sendall(bytes.fromhex(header))
+print("sent", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def _client(where: object, uid: int, count: int, header: bytes = b"") -> Iterator[None]:
+    """``where``: a port, or the path of a control socket."""
+    arguments = [str(uid), str(where), str(count), header.hex()]
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", CLIENT, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "sent\n"
+        yield
+        process.stdin.close()
+
+
+@pytest.mark.parametrize(
+    ("uids", "everybody_else", "uid", "admitted"),
+    [
+        ([], False, 0, True),
+        ([], False, STRANGER, False),
+        ([STRANGER], False, STRANGER, True),
+        ([STRANGER], False, NEIGHBOUR, False),
+        ([7, STRANGER, 9], False, STRANGER, True),
+        ([], True, STRANGER, True),
+        ([STRANGER], True, STRANGER, False),
+        ([STRANGER], True, NEIGHBOUR, True),
+        ([0], True, 0, True),
+    ],
+)
+def test_only_those_are_served_who_may_use_the_control_socket(
+    make_plane: MakePlane,
+    server: Server,
+    uids: Collection[int],
+    everybody_else: bool,
+    uid: int,
+    admitted: bool,
+) -> None:
+    def set_clients(data: DataPlane) -> None:
+        data.set_clients(uids, everybody_else)
+
+    plane = make_plane(before_start=set_clients)
+    claims = b"\xe1\x00\x04" + bytes(4)  # to be root
+    port = plane.header_address.port
+    with _client(port, uid, 1, proxy_header(server.address, tlvs=claims)):
+        if admitted:
+            server.accept().close()
+        record = plane.next_closed() if not admitted else None
+    record = record or plane.next_closed()
+    assert (record.end is End.DENIED) != admitted
+    assert record.uid == uid
+    assert record.pid is None
+    assert server.accepts_nothing()
+
+
+@pytest.mark.parametrize("waits", ["at the listener", "at the control socket"])
+def test_silent_connections_of_one_user_do_not_delay_another(
+    make_plane: MakePlane, server: Server, waits: str
+) -> None:
+    """Nor use up the descriptors, of which there are few."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+    try:
+        plane = make_plane(
+            timeouts=Timeouts(connect=2, header=60),
+            before_start=lambda data: data.set_clients([], True),
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    plane.let_everybody_in()
+    port = plane.header_address.port
+    where = port if waits == "at the listener" else plane.control_path
+    with _client(where, STRANGER, 1500):
+        start = time.monotonic()
+        with _client(port, NEIGHBOUR, 20, proxy_header(server.address)):
+            for _ in range(20):
+                server.accept()
+            for _ in range(20):
+                with Parked(plane) as application:
+                    application.ask(server.address, waits=True)
+                    answer = application.answer()
+                    assert answer is not None
+                    assert answer.action == lib.MOSNHOOK_RELAY
+        assert time.monotonic() - start < PATIENCE  # a sixth of what the silent ones may take
+        ends = [record.end for record in plane.closed()]
+        assert ends.count(End.TOO_MANY_WAIT) > 1000
