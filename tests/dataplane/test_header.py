@@ -76,6 +76,22 @@ def test_the_tlvs_name_the_process_if_it_is_one_of_the_user(
     assert (record.pid, record.uid, record.process) == (pid if own else None, os.geteuid(), "curl")
 
 
+def test_a_command_may_be_as_long_as_the_kernel_lets_it_be(plane: Plane, server: Server) -> None:
+    for length, expected in ((16, "c" * 16), (17, None)):
+        plane.through(server.address, tlvs=struct.pack("!BH", 0xE2, length) + b"c" * length).close()
+        server.accept().close()
+        assert plane.next_closed().process == expected
+
+
+def test_a_header_has_at_most_4096_bytes(plane: Plane, server: Server) -> None:
+    room = 4096 - len(proxy_header(server.address)) - 3
+    with plane.through(server.address, tlvs=struct.pack("!BH", 0x04, room) + bytes(room)):
+        server.accept().close()
+    plane.next_closed()
+    with plane.through(server.address, tlvs=struct.pack("!BH", 0x04, room + 1)):  # not even all
+        assert plane.next_closed().end is End.HEADER_MALFORMED
+
+
 def test_a_header_may_come_byte_by_byte_and_with_data_behind(plane: Plane, server: Server) -> None:
     client = plane.connect()
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

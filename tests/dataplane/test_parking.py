@@ -243,6 +243,24 @@ def test_an_application_that_disconnected_is_left_alone(
         assert upstream.recv(100) == b"direct"
 
 
+def test_an_application_that_parked_its_socket_again_is_left_alone(make_plane: MakePlane) -> None:
+    """The failure of its first request is none of the second's."""
+    plane = make_plane(timeouts=Timeouts(connect=0.3))
+    park = plane.parks["127.0.0.1"]
+    with silent_server() as silent, Parked(plane) as application:
+        application.ask(silent)
+        eventually(
+            lambda: [r.original_destination for r in plane.data.snapshot()] == [silent],
+            "the connect to begin",
+        )
+        ctypes.CDLL(None).connect(application.socket.fileno(), bytes(16), 16)  # AF_UNSPEC
+        assert application.socket.connect_ex((park.host, park.port)) == errno.EINPROGRESS
+        memo = application.socket.getsockopt(socket.IPPROTO_TCP, 33, 32)
+        assert plane.next_closed().end is End.UPSTREAM_TIMEOUT
+        assert application.socket.getsockopt(socket.IPPROTO_TCP, 33, 32) == memo
+        assert not application.is_writable(0)
+
+
 def test_an_application_that_listens_instead_is_not_connected_to(
     make_plane: MakePlane, server: Server
 ) -> None:

@@ -372,3 +372,13 @@ def test_nothing_is_left_behind(plane: Plane, server: Server) -> None:
     assert plane.data.counters().buffers == 0
     server.listener.shutdown(socket.SHUT_RDWR)
     thread.join()
+
+
+def test_a_reset_after_an_end_is_a_reset(plane: Plane, server: Server) -> None:
+    """The kernel says EPIPE then, which is no peer's doing."""
+    client, upstream = open_pair(plane, server, "header")
+    upstream.shutdown(socket.SHUT_WR)
+    assert client.recv(1) == b""
+    linger_reset(upstream)
+    record = plane.next_closed()
+    assert (record.end, record.errno) == (End.UPSTREAM_RESET, errno.ECONNRESET)
