@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import random
 import select
 import socket
 import subprocess
@@ -222,20 +223,37 @@ def check(lines: list[Line]) -> Counter[str]:
     return Counter(line.result for line in lines)
 
 
-def kernel_objects() -> set[tuple[str, int]]:
-    """Ours of the kernel's BPF programs and maps, by their names."""
-    found = set()
-    for kind, names in (
-        ("prog", {"redirect", "attach", "join", "probe", "wake_senders"}),
-        ("map", {"records", "references", "ends", "upstreams"}),
-    ):
-        listed = subprocess.run(
-            ["bpftool", "-j", kind, "list"], capture_output=True, check=True, text=True
-        )
-        found |= {
-            (kind, one["id"]) for one in json.loads(listed.stdout) if one.get("name") in names
-        }
+def _bpftool(*words: str) -> list[dict[str, Any]]:
+    done = subprocess.run(["bpftool", "-j", *words], capture_output=True, check=True)
+    found: list[dict[str, Any]] = json.loads(done.stdout)
     return found
+
+
+def _maps_of_records(slots: int) -> set[int]:
+    return {
+        one["id"]
+        for one in _bpftool("map", "list")
+        if one.get("name") == "records" and one["max_entries"] == slots
+    }
+
+
+def some_slots() -> int:
+    """A number of slots that no other sidecar has, so that its BPF objects can be found by it."""
+    return random.randint(4_000, 9_999)
+
+
+def records(slots: int) -> list[dict[str, Any]]:
+    """What the programs of the sidecar with so many slots know of its connections: see record.h."""
+    (number,) = _maps_of_records(slots)
+    dumped = _bpftool("map", "dump", "id", str(number))
+    return [entry["formatted"]["value"] for entry in dumped]
+
+
+def kernel_objects(slots: int) -> set[tuple[str, int]]:
+    """BPF maps and programs of the sidecar with so many slots."""
+    maps = _maps_of_records(slots)
+    programs = {one["id"] for one in _bpftool("prog", "list") if maps & {*one.get("map_ids", [])}}
+    return {("map", number) for number in maps} | {("prog", number) for number in programs}
 
 
 class CallError(Exception):

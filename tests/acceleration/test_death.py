@@ -23,6 +23,7 @@ from tests.acceleration.support import (
     check,
     kernel_objects,
     mesh,
+    some_slots,
 )
 from tests.interop.servers import wait_until
 
@@ -53,10 +54,10 @@ def _start_traffic(mesh: Mesh) -> list[Running]:
 
 
 def _kill(traffic: Path, directory: Path, rounds: int, **settings: Any) -> None:
-    before = kernel_objects()
+    slots = some_slots()
     with (
         Server(traffic, directory / "server", (f"young={_YOUNG}",)) as server,
-        mesh(server, directory, **settings) as running,
+        mesh(server, directory, connections=slots, **settings) as running,
     ):
         broken = 0
         for _ in range(rounds):
@@ -66,12 +67,12 @@ def _kill(traffic: Path, directory: Path, rounds: int, **settings: Any) -> None:
             for client in clients:
                 broken += check(client.wait())["broken"]
             check(server.running.lines)
-            wait_until(lambda: not (kernel_objects() - before), "nothing is left in the kernel")
+            wait_until(lambda: not kernel_objects(slots), "nothing is left in the kernel")
             running.sidecar.start()
         assert broken > rounds
 
 
-@pytest.mark.exclusive  # nobody else makes or removes BPF objects meanwhile
+@pytest.mark.exclusive  # many processes that all want to run
 @pytest.mark.parametrize("path", ["full", "local"])
 @pytest.mark.parametrize("transport", ["unix", "header"])
 def test_killed_sidecar_breaks_connections_and_truncates_none(
@@ -91,13 +92,13 @@ def test_sidecar_killed_hundreds_of_times(
     _kill(traffic, tmp_path, 75, transport=transport, path=path)
 
 
-@pytest.mark.exclusive  # nobody else makes or removes BPF objects meanwhile
+@pytest.mark.exclusive  # many processes that all want to run
 @pytest.mark.parametrize("path", ["full", "local"])
 def test_traffic_goes_on_after_the_sidecar_stood_still(
     make_mesh: Callable[..., AbstractContextManager[Mesh]], path: str
 ) -> None:
-    before = kernel_objects()
-    with make_mesh(path=path) as running:
+    slots = some_slots()
+    with make_mesh(path=path, connections=slots) as running:
         clients = [
             running.start(*_TARGETS, way=way, count=40, window=6, up=8 << 20, down=8 << 20, seed=7)
             for way in _WAYS
@@ -110,5 +111,5 @@ def test_traffic_goes_on_after_the_sidecar_stood_still(
         for client in clients:
             ends = check(client.wait())
             assert ends["complete"] + ends["reset"] == 40
-        assert kernel_objects() > before
-    wait_until(lambda: not (kernel_objects() - before), "nothing is left in the kernel")
+        assert kernel_objects(slots)
+    wait_until(lambda: not kernel_objects(slots), "nothing is left in the kernel")

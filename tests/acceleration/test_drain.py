@@ -17,6 +17,7 @@ from tests.acceleration.support import (
     check,
     kernel_objects,
     mesh,
+    some_slots,
 )
 from tests.interop.servers import wait_until
 
@@ -33,13 +34,13 @@ def _are_accelerated(running: Mesh, path: str, count: int) -> bool:
     return len(found) == count
 
 
-@pytest.mark.exclusive  # nobody else makes or removes BPF objects meanwhile
+@pytest.mark.exclusive  # many processes that all want to run
 @pytest.mark.parametrize("path", ["full", "local"])
 @pytest.mark.parametrize("transport", ["unix", "header"])
 def test_drained_connections_arrive_whole_or_are_reset_at_the_limit(
     traffic: Path, tmp_path: Path, transport: str, path: str
 ) -> None:
-    before = kernel_objects()
+    slots = some_slots()
     count = _EACH * len(_WAYS)
     many = {"count": _EACH, "window": _EACH, "exactly": 1}
     stop = {"stop_at": _MIB, "up_stop_ms": _STOP_MS, "down_stop_ms": _STOP_MS}
@@ -47,7 +48,12 @@ def test_drained_connections_arrive_whole_or_are_reset_at_the_limit(
     with (
         Server(traffic, tmp_path / "server", ("young=0",)) as server,
         mesh(
-            server, tmp_path, transport=transport, path=path, drain_timeout=f"{_DRAIN_S}s"
+            server,
+            tmp_path,
+            transport=transport,
+            path=path,
+            drain_timeout=f"{_DRAIN_S}s",
+            connections=slots,
         ) as running,
     ):
         # In time: with a full queue at that moment. And not in time: with data always under way.
@@ -62,7 +68,7 @@ def test_drained_connections_arrive_whole_or_are_reset_at_the_limit(
         ]
         wait_until(lambda: sum(one.stopped for one in early) == count, "the early ones stop")
         assert _are_accelerated(running, path, 2 * count)
-        assert kernel_objects() - before
+        assert kernel_objects(slots)
         began = time.monotonic()
         running.sidecar.stop()
         assert _DRAIN_S - 0.5 < time.monotonic() - began < _DRAIN_S + 3
@@ -77,4 +83,4 @@ def test_drained_connections_arrive_whole_or_are_reset_at_the_limit(
             (path, None): count,
             (path, "closed at the drain limit"): count,
         }
-        wait_until(lambda: not (kernel_objects() - before), "nothing is left in the kernel")
+        wait_until(lambda: not kernel_objects(slots), "nothing is left in the kernel")

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import random
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.acceleration.support import HookedApplication
+from tests.acceleration.support import HookedApplication, records, some_slots
 from tests.interop.servers import wait_until
 
 _TCP_LIMITS = Path("/proc/sys/net/ipv4/tcp_mem")  # in pages: normal, short, all
@@ -58,20 +55,9 @@ def say_whether_memory_is_short() -> Iterator[Callable[[bool], None]]:
             say(False)
 
 
-def _bpftool(*words: str) -> Any:
-    done = subprocess.run(["bpftool", "-j", *words], capture_output=True, check=True)
-    return json.loads(done.stdout)
-
-
 def _windows(slots: int) -> list[int]:
-    """How much may be redirected for the connections of the sidecar with so many slots."""
-    (map_id,) = [
-        one["id"]
-        for one in _bpftool("map", "list")
-        if one.get("name") == "records" and one["max_entries"] == slots
-    ]
-    records = [one["formatted"]["value"] for one in _bpftool("map", "dump", "id", str(map_id))]
-    return [record["window"] for record in records if record["id"]]
+    """How much may be redirected for each connection."""
+    return [record["window"] for record in records(slots) if record["id"]]
 
 
 @pytest.mark.exclusive  # TCP's memory is the machine's
@@ -82,7 +68,7 @@ def test_connection_whose_idle_time_ends_when_it_has_left(
     say_whether_memory_is_short: Callable[[bool], None],
 ) -> None:
     """Both in one turn of the worker: it is neither run nor looked at after that."""
-    slots = random.randint(1000, 9999)  # by which its map is found
+    slots = some_slots()
     application = start(path, idle_timeout=f"{_IDLE_S}s", connections=slots)
     application.exchange()
     application.wait_for_path(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pysidecar.interception.rules.namespace import inside
-from tests.acceleration.support import CLIENT_FIRST, V4, Server, check, mesh
+from tests.acceleration.support import CLIENT_FIRST, V4, Server, check, mesh, records, some_slots
 
 _UPLOAD = 2 << 30  # for some seconds: memory is looked at now and then
 
@@ -27,28 +26,21 @@ def netns() -> Iterator[str]:
         subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
-def _redirected_uploads() -> int:
-    """Bytes, by the records of the sidecar that runs."""
-    dumped = subprocess.run(
-        ["bpftool", "-j", "map", "dump", "name", "records"], capture_output=True, check=True
-    )
-    records = [entry["formatted"]["value"] for entry in json.loads(dumped.stdout)]
-    return sum(record["redirected"][0] for record in records)
-
-
-@pytest.mark.exclusive  # nobody else makes BPF objects meanwhile
+@pytest.mark.exclusive  # looks at the traffic of some seconds
 def test_in_another_network_namespace_bytes_are_redirected(
     traffic: Path, tmp_path: Path, netns: str
 ) -> None:
+    slots = some_slots()
+
     def redirected() -> int:
         with (
             Server(traffic, tmp_path / "server") as server,
-            mesh(server, tmp_path, connections=8) as made,
+            mesh(server, tmp_path, connections=slots) as made,
         ):
             sizes = {"exactly": 1, "ends_last": 1, "up": _UPLOAD, "down": 100}
             assert check(made.run(f"{V4},{CLIENT_FIRST}", way="edge", **sizes)) == {"complete": 1}
             (logged,) = made.log(1)
             assert logged["path"] == "full"
-            return _redirected_uploads()
+            return sum(record["redirected"][0] for record in records(slots))
 
     assert inside(netns, redirected) > 0.5 * _UPLOAD
