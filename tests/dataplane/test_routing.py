@@ -12,7 +12,7 @@ import pytest
 
 from pysidecar.address import Address
 from pysidecar.config.values import PortRange
-from pysidecar.dataplane import Action, Balance, End, Route, RouteTable, Timeouts
+from pysidecar.dataplane import Action, Balance, End, Route, RouteTable, Timeouts, ffi, lib
 from pysidecar.routing.rules import Rule, compile_rules
 from tests.dataplane.support import (
     MakePlane,
@@ -277,3 +277,25 @@ def test_an_inconsistent_table_is_refused_and_the_old_one_stays(
     with pytest.raises(OSError, match="Invalid argument"):
         plane.data.set_routes(RouteTable(rules=good.rules, routes=()))
     assert answered_by(plane, ELSEWHERE, server) == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "count", "result"),
+    [
+        (0, 1, 0),
+        (1, 0, 0),
+        (0, 2, -errno.EINVAL),
+        (1, 1, -errno.EINVAL),
+        (2, 0, -errno.EINVAL),
+        (1, 0xFFFFFFFF, -errno.EINVAL),
+        (0xFFFFFFFF, 1, -errno.EINVAL),
+    ],
+)
+def test_a_route_has_endpoints_that_are_there(
+    plane: Plane, first: int, count: int, result: int
+) -> None:
+    rules = ffi.from_buffer(compile_rules([]))
+    route = ffi.new("struct dp_route[]", [(lib.DP_RELAY, lib.DP_ROUND_ROBIN, first, count)])
+    endpoints = ffi.new("struct mosnhook_address[]", [Address("127.0.0.1", 80).to_native()])
+    arguments = (ffi.cast("struct mosnhook_rules *", rules), route, 1, endpoints, 1)
+    assert lib.dp_set_routes(plane.data._dp, lib.DP_OUTBOUND, *arguments) == result
