@@ -43,7 +43,7 @@ from pysidecar.interception.preload import without_hook
 from pysidecar.listeners import open_listener
 from pysidecar.log import lost_lines
 from pysidecar.room import Room
-from pysidecar.routing.table import route_table
+from pysidecar.routing.table import excluded_table, route_table
 
 __all__ = ["Sidecar", "prepare_process"]
 
@@ -55,6 +55,8 @@ _REPORT_PAUSE, _BUSY_REPORT_PAUSE = 0.02, 0.1
 _BUSY_REPORTS = 16  # at a time
 _RECENT_CLOSED = 1000  # connections that /connections?closed= can show
 _MOST_FDS = 1 << 20
+
+_Tables = tuple[PackedRoutes, PackedRoutes, PackedRoutes]
 
 
 class Sidecar:
@@ -270,7 +272,7 @@ class Sidecar:
         del before
         await in_background(lambda: release(old))
 
-    def _read(self) -> tuple[Config, tuple[PackedRoutes, PackedRoutes]]:
+    def _read(self) -> tuple[Config, _Tables]:
         """All of a reload that takes time. In any thread."""
         with without_collector():
             config = load(self._source)
@@ -280,7 +282,7 @@ class Sidecar:
             self._check(config)
             return config, _route_tables(config)
 
-    async def _apply(self, config: Config, tables: tuple[PackedRoutes, PackedRoutes]) -> None:
+    async def _apply(self, config: Config, tables: _Tables) -> None:
         source = self._name
         try:
             if config.access_log.mode == "on":
@@ -304,7 +306,10 @@ class Sidecar:
         """Of the configuration, in errors."""
         return str(self._source or "configuration")
 
-    def _set_routes(self, outbound: PackedRoutes, inbound: PackedRoutes) -> None:
+    def _set_routes(
+        self, outbound: PackedRoutes, inbound: PackedRoutes, excluded: PackedRoutes
+    ) -> None:
+        self._data_plane.set_excluded(excluded)
         self._data_plane.set_routes(outbound, Direction.OUTBOUND)
         self._data_plane.set_routes(inbound, Direction.INBOUND)
 
@@ -469,10 +474,14 @@ def _reason(error: OSError) -> str:
     return str(error.strerror)
 
 
-def _route_tables(config: Config) -> tuple[PackedRoutes, PackedRoutes]:
-    """Outbound and inbound."""
+def _route_tables(config: Config) -> _Tables:
+    """Outbound, inbound and excluded."""
     inbound = config.inbound.routes if config.inbound is not None else ()
-    return pack_routes(route_table(config.outbound.routes)), pack_routes(route_table(inbound))
+    return (
+        pack_routes(route_table(config.outbound.routes)),
+        pack_routes(route_table(inbound)),
+        pack_routes(excluded_table(config.outbound)),
+    )
 
 
 def _timeouts(config: Config) -> Timeouts:

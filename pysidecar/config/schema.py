@@ -288,7 +288,8 @@ class Outbound(_Section):
         Exclude.model_validate("::1/128"),
     )
     """Destinations that the hook leaves alone: networks, or mappings with `destination` and `ports`
-    as in a route's `match`. `[]` captures loopback too; the sidecar's own listeners are never
+    as in a route's `match`. Those on loopback the sidecar refuses, too, whoever asks for them. `[]`
+    captures loopback; the sidecar's own listeners are never
     captured."""
 
     redirect: Annotated[

@@ -119,6 +119,7 @@ class End(enum.IntEnum):
     LEFT = lib.DP_END_LEFT
     DENIED = lib.DP_END_DENIED
     TOO_MANY_WAIT = lib.DP_END_TOO_MANY_WAIT
+    EXCLUDED = lib.DP_END_EXCLUDED
     OTHER_NAMESPACE = lib.DP_END_OTHER_NAMESPACE
 
 
@@ -140,6 +141,7 @@ _END_TEXT: dict[End, str] = {
     End.UNOBSERVED: "ended unobserved; the bytes are those of the last look",
     End.DENIED: "the user may not use this sidecar (outbound.control_socket_mode)",
     End.TOO_MANY_WAIT: "too many connections of the user have not said where they want to go",
+    End.EXCLUDED: "the destination is on loopback and excluded (outbound.exclude)",
     End.OTHER_NAMESPACE: "the application is in another network namespace",
     End.LEFT: "still open when the sidecar stopped; it goes on",
 }
@@ -391,6 +393,13 @@ class DataPlane:
     ) -> None:
         """Replaces the route table of one direction; connections that are open keep the endpoint
         they have."""
+        self._set_table(direction, table)
+
+    def set_excluded(self, table: RouteTable | PackedRoutes) -> None:
+        """Replaces what is refused to outbound connections on loopback: what matches any route."""
+        self._set_table(lib.DP_EXCLUDED, table)
+
+    def _set_table(self, which: int, table: RouteTable | PackedRoutes) -> None:
         packed = pack_routes(table) if isinstance(table, RouteTable) else table
         rules = ffi.from_buffer(packed.rules)
         routes = ffi.from_buffer("struct dp_route[]", packed.routes)
@@ -398,7 +407,7 @@ class DataPlane:
         _check(
             lib.dp_set_routes(
                 self._dp,
-                direction,
+                which,
                 ffi.cast("struct mosnhook_rules *", rules),
                 routes,
                 len(routes),

@@ -44,9 +44,9 @@ static void worker_destroy(struct worker *worker)
 {
     assert(worker->timers.count == 0 && worker->direct.count == 0 && !worker->closed);
     assert(worker->runnable_count == 0 && !worker->runnable_head && !worker->polled);
-    for (int direction = 0; direction < DIRECTIONS; direction++) {
-        table_release(worker->tables[direction]);
-        table_release(atomic_load(&worker->new_tables[direction]));
+    for (int which = 0; which < TABLES; which++) {
+        table_release(worker->tables[which]);
+        table_release(atomic_load(&worker->new_tables[which]));
     }
     relay_close_pool(worker);
     assert(atomic_load(&worker->counters.buffers) == 0);
@@ -130,8 +130,8 @@ void dp_destroy(struct dp *dp)
         park_close(&dp->parks[i]);
     accelerator_close(&dp->accelerator);
     close_fd(dp->event);
-    for (int direction = 0; direction < DIRECTIONS; direction++)
-        table_release(dp->tables[direction]);
+    for (int which = 0; which < TABLES; which++)
+        table_release(dp->tables[which]);
     reapers_release(dp->reapers);
     free(dp->clients.uids);
     free(dp->own);
@@ -220,22 +220,22 @@ static void wake_workers(struct dp *dp)
             continue; /* at its limit it is readable all the same */
 }
 
-int dp_set_routes(struct dp *dp, uint32_t direction, const struct mosnhook_rules *rules,
+int dp_set_routes(struct dp *dp, uint32_t which, const struct mosnhook_rules *rules,
                   const struct dp_route *routes, size_t route_count,
                   const struct mosnhook_address *endpoints, size_t endpoint_count)
 {
     struct table *table;
 
-    if (direction >= DIRECTIONS)
+    if (which >= TABLES)
         return -EINVAL;
     table = table_create(rules, routes, route_count, endpoints, endpoint_count);
     if (!table)
         return -errno;
     for (uint32_t i = 0; i < dp->worker_count; i++)
-        table_release(atomic_exchange_explicit(&dp->workers[i].new_tables[direction],
+        table_release(atomic_exchange_explicit(&dp->workers[i].new_tables[which],
                                                table_reference(table), memory_order_acq_rel));
-    table_release(dp->tables[direction]);
-    dp->tables[direction] = table;
+    table_release(dp->tables[which]);
+    dp->tables[which] = table;
     wake_workers(dp);
     return 0;
 }
@@ -269,9 +269,9 @@ static int ensure_tables(struct dp *dp)
     static const struct mosnhook_rules none = {.size = sizeof none};
     int result = 0;
 
-    for (uint32_t direction = 0; direction < DIRECTIONS && result == 0; direction++)
-        if (!atomic_load(&dp->workers[0].new_tables[direction]))
-            result = dp_set_routes(dp, direction, &none, NULL, 0, NULL, 0);
+    for (uint32_t which = 0; which < TABLES && result == 0; which++)
+        if (!atomic_load(&dp->workers[0].new_tables[which]))
+            result = dp_set_routes(dp, which, &none, NULL, 0, NULL, 0);
     return result;
 }
 

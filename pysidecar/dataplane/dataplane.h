@@ -29,6 +29,11 @@ enum dp_direction {
     DP_INBOUND = 1,
 };
 
+/* What dp_set_routes replaces: the routes of a direction, by its number, or this, which is none of
+ * them. A destination on loopback that matches any route of it is refused to outbound connections.
+ */
+enum { DP_EXCLUDED = 2 };
+
 enum dp_action {
     DP_RELAY = 0,
     DP_REFUSE = 1,
@@ -73,6 +78,7 @@ enum dp_end {
     DP_END_LEFT,       /* a direct connection that was open when the data plane stopped: goes on */
     DP_END_DENIED,     /* its user may not use the listener: see dp_set_clients */
     DP_END_TOO_MANY_WAIT,   /* so many connections of its user have not said what they want */
+    DP_END_EXCLUDED,        /* a destination on our loopback that is not to be captured */
     DP_END_OTHER_NAMESPACE, /* the application's loopback is another one than ours */
 };
 
@@ -221,9 +227,9 @@ void dp_set_page(struct dp *dp, struct mosnhook_page *page);
 void dp_page_begin(struct mosnhook_page *page);
 void dp_page_end(struct mosnhook_page *page);
 
-/* Replaces the route table of one direction; all arrays are copied. 0 or -errno (-EINVAL:
- * inconsistent table). */
-int dp_set_routes(struct dp *dp, uint32_t direction, const struct mosnhook_rules *rules,
+/* Replaces the route table of one direction, or DP_EXCLUDED; all arrays are copied. 0 or -errno
+ * (-EINVAL: inconsistent table). */
+int dp_set_routes(struct dp *dp, uint32_t which, const struct mosnhook_rules *rules,
                   const struct dp_route *routes, size_t route_count,
                   const struct mosnhook_address *endpoints, size_t endpoint_count);
 

@@ -42,6 +42,7 @@ enum {
     RELAY_BATCH = 16,         /* reads of one direction before others get their turn */
     MAX_LISTENERS = 64,
     DIRECTIONS = 2,           /* enum dp_direction */
+    TABLES = 3,               /* theirs, and DP_EXCLUDED */
     MAX_UNREPORTED = 1 << 16, /* closed connections that the control thread has not taken */
     ACCEPT_PAUSE_MS = 20,
     FEW_CONNECTIONS = 64, /* of a worker: however they are shared out, it does not matter */
@@ -328,8 +329,8 @@ struct worker {
     bool events_lost;                /* of `freed` */
     uint64_t direct_until_ms;        /* when the last direct connection ended */
     _Atomic(struct reused *) reused; /* sockets that other workers were asked for */
-    _Atomic(struct table *) new_tables[DIRECTIONS];
-    struct table *tables[DIRECTIONS];
+    _Atomic(struct table *) new_tables[TABLES];
+    struct table *tables[TABLES];
     bool accepting, drained;
     bool leaves_to_others; /* does not accept, since it has too many connections */
     uint64_t accept_again_ms;
@@ -410,7 +411,7 @@ struct dp {
     struct connection *to_report, **to_report_tail, *live;
     size_t live_count;
     struct dp_dropped dropped;
-    struct table *tables[DIRECTIONS];
+    struct table *tables[TABLES];
 };
 
 void *worker_run(void *worker);
@@ -421,7 +422,8 @@ void worker_turn(struct worker *worker);
 /* Stops accepting for good; the last worker to do so closes the listeners. */
 void worker_leave_listeners(struct worker *worker);
 int worker_watch(struct worker *worker, struct watch *watch, uint32_t events);
-struct table *worker_table(struct worker *worker, enum dp_direction direction);
+/* `which`: see dp_set_routes. */
+struct table *worker_table(struct worker *worker, uint32_t which);
 void worker_count(_Atomic uint64_t *counter, int64_t change);
 void worker_add_runnable(struct worker *worker, struct connection *connection);
 void worker_remove_runnable(struct worker *worker, struct connection *connection);

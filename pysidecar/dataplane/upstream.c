@@ -90,6 +90,16 @@ static struct mosnhook_address default_upstream(const struct connection *connect
     return upstream;
 }
 
+/* The hook does not ask for these: it is somebody who wants to reach what is on our loopback as us.
+ */
+static bool is_excluded(const struct connection *connection)
+{
+    return connection->listener->settings.direction == DP_OUTBOUND &&
+           address_is_loopback(&connection->original_destination) &&
+           table_match(worker_table(connection->worker, DP_EXCLUDED),
+                       &connection->original_destination) != MOSNHOOK_NO_RULE;
+}
+
 enum dp_end upstream_route(struct connection *connection, bool *direct)
 {
     const struct dp_listener *listener = &connection->listener->settings;
@@ -102,6 +112,8 @@ enum dp_end upstream_route(struct connection *connection, bool *direct)
     if (connection->route != MOSNHOOK_NO_RULE)
         route = &table->routes[connection->route];
     *direct = route && route->action == DP_DIRECT;
+    if (is_excluded(connection))
+        return DP_END_EXCLUDED;
     if (route && route->action == DP_REFUSE) {
         connection->action = DP_REFUSE;
         return DP_END_REFUSED_BY_ROUTE;

@@ -27,18 +27,18 @@ int worker_watch(struct worker *worker, struct watch *watch, uint32_t events)
 }
 
 /* The newest table: a route change holds for every lookup that begins after dp_set_routes. */
-struct table *worker_table(struct worker *worker, enum dp_direction direction)
+struct table *worker_table(struct worker *worker, uint32_t which)
 {
     struct table *table;
 
-    if (!atomic_load_explicit(&worker->new_tables[direction], memory_order_relaxed))
-        return worker->tables[direction];
-    table = atomic_exchange_explicit(&worker->new_tables[direction], NULL, memory_order_acq_rel);
+    if (!atomic_load_explicit(&worker->new_tables[which], memory_order_relaxed))
+        return worker->tables[which];
+    table = atomic_exchange_explicit(&worker->new_tables[which], NULL, memory_order_acq_rel);
     if (table) {
-        table_release(worker->tables[direction]);
-        worker->tables[direction] = table;
+        table_release(worker->tables[which]);
+        worker->tables[which] = table;
     }
-    return worker->tables[direction];
+    return worker->tables[which];
 }
 
 void worker_add_runnable(struct worker *worker, struct connection *connection)
@@ -467,8 +467,8 @@ void worker_turn(struct worker *worker)
     show_sign_of_life(worker);
     count = wait_for_events(worker, events);
     update_clock(worker);
-    for (int direction = 0; direction < DIRECTIONS; direction++)
-        worker_table(worker, direction);
+    for (uint32_t which = 0; which < TABLES; which++)
+        worker_table(worker, which);
     direct_take_reused(worker);
     for (int i = 0; i < count; i++)
         dispatch(worker, events[i].data.ptr, events[i].events);

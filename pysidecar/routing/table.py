@@ -8,7 +8,7 @@ from pysidecar.config import Match, Outbound, RouteEntry
 from pysidecar.dataplane import Action, Balance, Route, RouteTable, lib
 from pysidecar.routing.rules import Rule, compile_rules
 
-__all__ = ["hook_rules", "route_table"]
+__all__ = ["excluded_table", "hook_rules", "route_table"]
 
 
 def route_table(routes: Sequence[RouteEntry]) -> RouteTable:
@@ -26,6 +26,17 @@ def route_table(routes: Sequence[RouteEntry]) -> RouteTable:
             )
             for route in routes
         ),
+    )
+
+
+def excluded_table(outbound: Outbound) -> RouteTable:
+    """What the hook leaves alone, so that nobody else asks for it either."""
+    return RouteTable(
+        rules=compile_rules(
+            Rule(exclude.destination, exclude.ports, index)
+            for index, exclude in enumerate(outbound.exclude)
+        ),
+        routes=(Route(action=Action.REFUSE),) * len(outbound.exclude),
     )
 
 

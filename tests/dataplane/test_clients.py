@@ -12,14 +12,16 @@ from collections.abc import Collection, Iterator
 
 import pytest
 
-from pysidecar.dataplane import DataPlane, End, Timeouts, lib
+from pysidecar.dataplane import Action, DataPlane, End, Route, Timeouts, lib
 from tests.dataplane.support import (
     PATIENCE,
     MakePlane,
     Parked,
+    Plane,
     Server,
     proxy_header,
 )
+from tests.dataplane.test_routing import table
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
 
@@ -137,3 +139,25 @@ def test_silent_connections_of_one_user_do_not_delay_another(
         assert time.monotonic() - start < PATIENCE  # a sixth of what the silent ones may take
         ends = [record.end for record in plane.closed()]
         assert ends.count(End.TOO_MANY_WAIT) > 1000
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("asks", ["with a header", "at the control socket"])
+def test_what_is_excluded_on_loopback_is_not_reached_as_the_sidecar(
+    plane: Plane, host: str, asks: str
+) -> None:
+    """The hook leaves it alone: who asks for it wants to come from somebody else."""
+    with Server(host) as server, Server(host) as other:
+        ports = (server.address.port, server.address.port)
+        plane.data.set_excluded(table((host, ports, Route(action=Action.REFUSE))))
+        for destination in (server.address, other.address):
+            if asks == "with a header":
+                plane.through(destination)
+            else:
+                application = Parked(plane)
+                application.ask(destination)
+        other.accept().close()
+        record = plane.next_closed()
+        assert record.end is End.EXCLUDED
+        assert record.original_destination == server.address
+        assert server.accepts_nothing()
