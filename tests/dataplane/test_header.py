@@ -78,8 +78,9 @@ def test_the_tlvs_name_the_process_if_it_is_one_of_the_user(
 
 def test_a_command_may_be_as_long_as_the_kernel_lets_it_be(plane: Plane, server: Server) -> None:
     for length, expected in ((16, "c" * 16), (17, None)):
-        plane.through(server.address, tlvs=struct.pack("!BH", 0xE2, length) + b"c" * length).close()
-        server.accept().close()
+        tlvs = struct.pack("!BH", 0xE2, length) + b"c" * length
+        with plane.through(server.address, tlvs=tlvs):
+            server.accept().close()
         assert plane.next_closed().process == expected
 
 
