@@ -28,6 +28,9 @@ class _Broken:
 
     state = "serving"
 
+    def descriptors(self) -> dict[str, str]:
+        return {"state": "enough"}
+
 
 class _Admin(AdminServer):
     async def _index(self, request: web.Request) -> web.Response:
