@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import struct
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
+from itertools import pairwise
 
 import pytest
 
@@ -155,6 +158,31 @@ def test_a_slow_header_is_given_up_in_time(make_plane: Callable[..., Plane]) -> 
     record = plane.next_closed()
     assert record.end is End.HEADER_TIMEOUT
     assert 150 < record.duration_ms < 5000
+
+
+def accept_one(plane: Plane) -> None:
+    before = plane.data.counters().accepted
+    plane.connect()
+    eventually(lambda: plane.data.counters().accepted > before, "being accepted")
+
+
+def test_the_first_deadline_comes_first(make_plane: Callable[..., Plane]) -> None:
+    plane = make_plane(workers=1)
+    headers = [number / 100 for number in range(20, 60)]
+    random.Random(1).shuffle(headers)
+    times: dict[float, float] = {}  # when each was to end and when it did, from the first opening
+    begun = datetime.now(UTC)
+    for header in headers:
+        plane.data.set_timeouts(Timeouts(header=header))
+        accept_one(plane)
+    eventually(lambda: len(plane.closed()) == len(headers), "all to be closed")
+    for header, record in zip(headers, sorted(plane.closed()), strict=True):
+        assert record.end is End.HEADER_TIMEOUT
+        opened = (record.opened - begun).total_seconds()
+        times[opened + header] = opened + record.duration_ms / 1000
+    ends = [times[deadline] for deadline in sorted(times)]
+    slack = 0.05  # a deadline counts from the beginning of the worker's turn
+    assert all(later > earlier - slack for earlier, later in pairwise(ends)), times
 
 
 def test_an_upstream_that_refuses_resets_the_application(plane: Plane) -> None:
