@@ -297,7 +297,7 @@ def test_nothing_follows_bytes_that_no_memory_could_keep(tmp_path: Path) -> None
     run_alone(script, LD_PRELOAD=str(library))
 
 
-def test_reports_are_never_lost(plane: Plane, server: Server) -> None:
+def test_reports_are_never_lost(many_fds: None, plane: Plane, server: Server) -> None:
     """Not even when nobody takes them for a while, and each comes once and in order."""
     count = 1000  # what the server's queue holds
     for _ in range(count):
