@@ -229,22 +229,24 @@ MOSNHOOK_EXPORT ssize_t recv(int fd, void *bytes, size_t size, int flags)
     return receive(fd, bytes, size, flags);
 }
 
-/* TCP tells no address: what the caller passed for it stays as the kernel leaves it. */
+/* TCP tells no address. What another kind of socket told, such as of an empty datagram, stays. */
 MOSNHOOK_EXPORT ssize_t recvfrom(int fd, void *bytes, size_t size, int flags,
                                  struct sockaddr *address, socklen_t *length)
 {
     struct iovec vector = {bytes, size};
     struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1};
     int64_t began = begin();
-    ssize_t count;
+    ssize_t count, first;
 
     if (waits_for_all(fd, flags)) {
         count = receive_message(fd, &message, flags);
     } else {
-        count = libc()->recvfrom(fd, bytes, size, flags, address, length);
-        if (count > 0 || !page_accelerates())
+        first = libc()->recvfrom(fd, bytes, size, flags, address, length);
+        if (first > 0 || !page_accelerates())
+            return first;
+        count = finish(fd, &message, flags, began, first);
+        if (first == 0)
             return count;
-        count = finish(fd, &message, flags, began, count);
     }
     if (count >= 0 && address && length)
         *length = 0;

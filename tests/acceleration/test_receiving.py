@@ -250,6 +250,12 @@ def _signal_without_restart(application: Application) -> Any:
     return application.end()
 
 
+def _empty_datagram(application: Application) -> Any:
+    application("u = socket.socket(type=socket.SOCK_DGRAM); u.bind(('127.0.0.1', 0))")
+    application("u.sendto(b'', u.getsockname())")
+    return application("u.recvfrom(10) == (b'', u.getsockname())")
+
+
 _SCRIPTS: list[Callable[[Application], Any]] = [
     _how_much_there_is,
     _receive_timeout,
@@ -268,6 +274,7 @@ _SCRIPTS: list[Callable[[Application], Any]] = [
     _edges,
     _accepted_and_closed_by_both,
     _signal_without_restart,
+    _empty_datagram,
 ]
 
 # As docs/architecture.md lists them, with what is told instead.
