@@ -23,6 +23,7 @@ enum mosnhook_constants {
     MOSNHOOK_MAX_OWN = 64,
     MOSNHOOK_PATH_SIZE = 108,   /* sizeof(sockaddr_un.sun_path) */
     MOSNHOOK_COMMAND_SIZE = 16, /* TASK_COMM_LEN: the kernel's own limit of a command name */
+    MOSNHOOK_TICKET_SIZE = 16,
 
     /* The data plane shows a sign of life this often, and is taken as away after this long without
      * one: long enough for a busy machine, short enough that a stopped sidecar is not a hang. */
@@ -129,9 +130,13 @@ struct mosnhook_page {
      * parks below (direct connections, MPTCP), so that only their memo tells them. */
     uint32_t elsewhere;
     uint32_t server_uid; /* whose the listeners are: nobody else is sent anything */
+    /* Random, of this start of the sidecar. Who can read the page may be served: a header with it
+     * is heeded also when its sender has closed already, and the kernel knows no user any more. */
+    uint8_t ticket[MOSNHOOK_TICKET_SIZE];
     /* The data plane's, atomic: it is out of descriptors. As good as away, from when only so many
      * are left as requests that are on their way may need. */
     uint32_t full;
+    uint32_t reserved; /* 0 */
     /* Where PROXY v2 connections are accepted. */
     struct mosnhook_address listeners[MOSNHOOK_MAX_LISTENERS];
     /* Where a socket waits in SYN_SENT for its upstream (see mosnhook_request). */
@@ -230,6 +235,7 @@ enum mosnhook_tlv {
     MOSNHOOK_TLV_UID = 0xE1,
     MOSNHOOK_TLV_COMMAND = 0xE2,  /* bytes, without a NUL */
     MOSNHOOK_TLV_SCOPE_ID = 0xE3, /* of a link-local destination */
+    MOSNHOOK_TLV_TICKET = 0xE4,   /* the page's, as it is there */
 };
 
 #endif

@@ -165,6 +165,7 @@ struct page_view {
     uint32_t listener_count;
     uint32_t park_count;
     uint32_t server_uid;
+    uint8_t ticket[MOSNHOOK_TICKET_SIZE];
     struct mosnhook_address listeners[MOSNHOOK_MAX_LISTENERS];
     struct mosnhook_address parks[MOSNHOOK_MAX_PARKS];
     char control_path[MOSNHOOK_PATH_SIZE];

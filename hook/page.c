@@ -159,6 +159,7 @@ static void copy(const struct mosnhook_page *from, const struct mosnhook_address
     view->when_away = from->when_away;
     view->wait_ms = from->wait_ms;
     view->server_uid = from->server_uid;
+    __builtin_memcpy(view->ticket, from->ticket, sizeof view->ticket);
     view->listener_count = at_most(from->listener_count, MOSNHOOK_MAX_LISTENERS);
     view->park_count = at_most(from->park_count, MOSNHOOK_MAX_PARKS);
     __builtin_memcpy(view->listeners, from->listeners,

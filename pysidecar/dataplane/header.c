@@ -30,6 +30,8 @@ struct header {
     struct mosnhook_address destination;
     uint32_t pid;
     char command[MOSNHOOK_COMMAND_SIZE];
+    bool has_ticket;
+    uint8_t ticket[MOSNHOOK_TICKET_SIZE];
 };
 
 static uint16_t read_u16(const uint8_t *at)
@@ -72,6 +74,10 @@ static bool read_tlvs(struct header *header, const uint8_t *at, const uint8_t *s
             header->destination.scope_id = read_u32(at + 3);
         else if (at[0] == MOSNHOOK_TLV_COMMAND && length <= sizeof header->command)
             memcpy(header->command, at + 3, length);
+        else if (at[0] == MOSNHOOK_TLV_TICKET && length == sizeof header->ticket) {
+            memcpy(header->ticket, at + 3, length);
+            header->has_ticket = true;
+        }
         at += 3 + length;
     }
     return true;
@@ -120,6 +126,16 @@ static void parse(struct header *header, const uint8_t *bytes, size_t count)
     header->size = size;
 }
 
+/* In the same time whatever there is: nobody shall find it out byte by byte. */
+static bool has_ticket(const struct dp *dp, const struct header *header)
+{
+    uint8_t differs = !dp->page || !header->has_ticket;
+
+    for (size_t i = 0; dp->page && i < sizeof header->ticket; i++)
+        differs |= header->ticket[i] ^ dp->page->ticket[i];
+    return !differs;
+}
+
 static void read_header(struct connection *connection)
 {
     struct side *downstream = &connection->side[DOWNSTREAM];
@@ -141,6 +157,10 @@ static void read_header(struct connection *connection)
     if (header.size == 0) {
         if (count == 0 || downstream->hung_up)
             connection_close(connection, DP_END_HEADER_TRUNCATED, 0);
+        return;
+    }
+    if (!connection->admitted && !has_ticket(worker->dp, &header)) {
+        connection_close(connection, DP_END_DENIED, 0);
         return;
     }
     count = recv(downstream->watch.fd, worker->scratch, header.size, 0);
@@ -172,12 +192,15 @@ void header_event(struct connection *connection, uint32_t events)
         connection_close(connection, DP_END_DOWNSTREAM_RESET, ECONNRESET);
 }
 
-/* The header mostly came with the connection. */
+/* The header mostly came with the connection; with that of a client that is gone it did. */
 static void read_at_once(struct connection *connection)
 {
     header_event(connection, 0);
-    if (atomic_load_explicit(&connection->phase, memory_order_relaxed) == PHASE_HEADER &&
-        !clients_may_wait(connection))
+    if (atomic_load_explicit(&connection->phase, memory_order_relaxed) != PHASE_HEADER)
+        return;
+    if (!connection->admitted)
+        connection_close(connection, DP_END_DENIED, 0);
+    else if (!clients_may_wait(connection))
         connection_close(connection, DP_END_TOO_MANY_WAIT, 0);
 }
 
@@ -193,7 +216,9 @@ void header_accept(struct worker *worker, const struct listener *listener, int f
     }
     connection->side[DOWNSTREAM].watch.fd = fd;
     error = address_of_peer(fd, &connection->source);
-    if (error == 0 && !clients_admit(connection)) {
+    if (error == 0)
+        connection->admitted = clients_admit(connection);
+    if (error == 0 && !connection->admitted && connection->uid != UINT32_MAX) {
         connection_close(connection, DP_END_DENIED, 0);
         return;
     }

@@ -256,6 +256,7 @@ struct connection {
     uint8_t last_read; /* the side: DOWNSTREAM or UPSTREAM */
     bool asked, waits, parked;
     bool waiting;          /* counted by clients_may_wait */
+    bool admitted;         /* by clients_admit */
     bool unserved;         /* there are no descriptors for it: it is only to be refused */
     bool present, counted; /* direct.c: was just seen; its bytes are final */
     /* Of a direct connection when it was looked at last, by its worker or the control thread. */

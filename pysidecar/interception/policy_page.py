@@ -122,6 +122,7 @@ class PolicyPage:
             # where it is not on a tmpfs) must not look like a sign of life. `elsewhere` stays:
             # direct connections outlive a sidecar.
             self._page.alive_ns = time.monotonic_ns()
+            self._page.ticket = secrets.token_bytes(lib.MOSNHOOK_TICKET_SIZE)
             self._page.version = lib.MOSNHOOK_VERSION
             self._page.magic = lib.MOSNHOOK_MAGIC
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -12,7 +14,7 @@ from collections.abc import Collection, Iterator
 
 import pytest
 
-from pysidecar.dataplane import Action, DataPlane, End, Route, Timeouts, lib
+from pysidecar.dataplane import Action, DataPlane, End, Listener, Route, Timeouts, Transport, lib
 from tests.dataplane.support import (
     PATIENCE,
     MakePlane,
@@ -105,6 +107,36 @@ def test_only_those_are_served_who_may_use_the_control_socket(
     assert (record.end is End.DENIED) != admitted
     assert record.uid == uid
     assert record.pid is None
+    assert server.accepts_nothing()
+
+
+@pytest.mark.parametrize(
+    ("ticket", "served"),
+    [(b"T" * 16, True), (b"T" * 15 + b"t", False), (b"T" * 15, False), (b"", False)],
+)
+def test_a_client_that_has_closed_already_is_known_by_its_ticket(
+    make_plane: MakePlane, server: Server, ticket: bytes, served: bool
+) -> None:
+    """The kernel knows the user of a socket that somebody holds. Nobody accepts before this one is
+    closed: the data plane is not started yet."""
+    tlvs = struct.pack("!BH", lib.MOSNHOOK_TLV_TICKET, len(ticket)) + ticket if ticket else b""
+
+    def come_and_go(data: DataPlane) -> None:
+        data._page.ticket = b"T" * 16
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setblocking(False)
+        with socket.create_connection(listener.getsockname()) as client:
+            client.sendall(proxy_header(server.address, tlvs=tlvs) + b"the last words")
+        data.add_listener(listener, Listener(Transport.HEADER))
+
+    plane = make_plane(before_start=come_and_go)
+    if served:
+        with server.accept() as upstream:
+            assert upstream.recv(100) == b"the last words"
+            assert upstream.recv(100) == b""
+    record = plane.next_closed()
+    assert record.end is (End.EOF if served else End.DENIED)
+    assert record.uid is None
     assert server.accepts_nothing()
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 MAGIC, VERSION = 0x4B48534D, 3
 MEMO_MAGIC = 0x4D48534D
 PAGE_SIZE = 1048576
+TICKET = bytes(range(1, 17))
 STARTING, SERVING, DRAINING, GONE = range(4)
 UNIX, HEADER = range(2)
 REFUSE, DIRECT, WAIT = range(3)
@@ -36,10 +37,10 @@ RELAYED = 1  # a memo's kind
 MAX_LISTENERS, MAX_PARKS, MAX_OWN = 16, 16, 64
 
 _ADDRESS = struct.Struct("=16sHHI")
-_HEAD = struct.Struct("=4I Q 6I 108s 4I")
+_HEAD = struct.Struct("=4I Q 6I 108s 3I 16s 2I")
 _REQUEST = struct.Struct("=I2H 24s 16s")
 _ANSWER = struct.Struct("=I2H i 24s")
-_SEQUENCE, _STATE, _ALIVE, _ELSEWHERE = 8, 12, 16, _HEAD.size - 12
+_SEQUENCE, _STATE, _ALIVE, _ELSEWHERE = 8, 12, 16, _HEAD.size - 32
 _RULES_AT = _HEAD.size + (MAX_LISTENERS + MAX_PARKS + MAX_OWN) * _ADDRESS.size
 
 _SO_PEERNAME, _SO_ATTACH_FILTER, _TCP_FASTOPEN_KEY = 28, 26, 33
@@ -281,7 +282,9 @@ class Sidecar:
             0,
             self.elsewhere,
             self.server_uid,
+            TICKET,
             self.full,
+            0,
         )
         self._page[: _HEAD.size] = head
         struct.pack_into("=I", self._page, _SEQUENCE, self._sequence)
@@ -497,6 +500,7 @@ class Sidecar:
         while rest:
             size = int.from_bytes(rest[1:3], "big")
             tlvs[rest[0]], rest = rest[3 : 3 + size], rest[3 + size :]
+        assert tlvs[0xE4] == TICKET
 
         def endpoint(raw: bytes, port: int) -> Endpoint:
             return (
