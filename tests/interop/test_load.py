@@ -26,7 +26,7 @@ _PATIENCE = 120.0
 
 _CONCURRENT = 10_000
 _FDS_PER_CONNECTION = 2  # the application's side and the upstream's
-_SPARE_FDS = 200
+_SPARE_FDS = 900  # the control plane's, and so many left as make the sidecar full
 _MAX_BYTES_PER_CONNECTION = 1024  # of the sidecar's own memory, Python's part included
 
 # Enough for queues and allocators to have grown to what this load needs.
