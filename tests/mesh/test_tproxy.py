@@ -140,7 +140,8 @@ def test_without_its_sidecar_a_pod_refuses(mesh: Mesh, tmp_path: Path, version: 
 
 def test_the_sidecars_own_ports_are_not_reached_from_outside(mesh: Mesh, tmp_path: Path) -> None:
     """With an application on loopback, every port there is the application's but these."""
-    with PodSidecar(mesh.server, tmp_path, ALL_PORTS) as sidecar:
+    config = f"{ALL_PORTS}outbound:\n  listen: [127.0.0.1:15001]\n"
+    with PodSidecar(mesh.server, tmp_path, config) as sidecar:
         for port in (15000, 15001):
             with (
                 contextlib.suppress(ConnectionResetError),
