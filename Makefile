@@ -21,7 +21,7 @@ demo: ## send a curl to an nginx through a sidecar and show what happened
 	@$(PYTHON) scripts/demo.py
 
 .PHONY: test
-test: setup-tests ## run all tests (under ten minutes)
+test: setup-tests ## run all tests (about a quarter of an hour at most)
 	@scripts/test
 
 .PHONY: test-quick

@@ -433,7 +433,7 @@ static int attach(struct connection *connection, struct record *record)
     int upstream = connection->side[UPSTREAM].watch.fd;
     int downstream = connection->side[DOWNSTREAM].watch.fd;
     bool local = accelerator->settings.path == DP_PATH_LOCAL;
-    int small = RECEIVE_BUFFER, answer;
+    int small = RECEIVE_BUFFER, unbounded = 0, answer;
 
     memset(record, 0, sizeof *record);
     record->local = local;
@@ -452,6 +452,8 @@ static int attach(struct connection *connection, struct record *record)
     }
     if (!local) {
         setsockopt(downstream, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+        /* What is redirected to it is bounded by the window, and must never be refused. */
+        setsockopt(upstream, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unbounded, sizeof unbounded);
         follow_nodelay(connection, record);
     }
     return ANSWER_OK;

@@ -154,7 +154,7 @@ int dp_add_listener(struct dp *dp, int fd, const struct dp_listener *listener)
     else if (listener->transport != DP_TRANSPORT_UNIX) {
         result = tune_socket(fd); /* accepted sockets inherit it */
         if (address_of_local(fd, &here) == 0 && address_is_loopback(&here))
-            tune_for_this_host(fd);
+            tune_towards_this_host(fd);
     }
     if (result < 0) {
         close(fd);

@@ -586,5 +586,9 @@ int tune_socket(int fd); /* TCP_NODELAY, keepalive, reset on close; 0 or -errno 
  * costs here: BBR paces, and takes a path without a delay for one that holds nothing. Reno does the
  * least, and is in every kernel for everybody; where it is not, the default does. */
 void tune_for_this_host(int fd);
+/* The same for a socket of ours, which takes little that it cannot send: with the kernel's own
+ * sizing, for distances that are none here, a sender would go on for many MiB whose receiver has
+ * stopped reading. */
+void tune_towards_this_host(int fd);
 
 #endif

@@ -137,7 +137,7 @@ static int open_crossing(const struct mosnhook_address *park, const struct mosnh
     if (fd < 0)
         return -errno;
     tune_socket(fd);
-    tune_for_this_host(fd);
+    tune_towards_this_host(fd);
     if (setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) < 0 ||
         (withholds && setsockopt(fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, &delay, sizeof delay) < 0) ||
         bind(fd, (struct sockaddr *)&name, length) < 0)

@@ -24,7 +24,7 @@ static int open_listener(const struct mosnhook_address *host)
     if (fd < 0)
         return -errno;
     tune_socket(fd); /* accepted sockets inherit it */
-    tune_for_this_host(fd);
+    tune_towards_this_host(fd);
     if (bind(fd, (struct sockaddr *)&name, length) == 0 && listen(fd, STRANGERS) == 0)
         return fd;
     error = errno;

@@ -15,6 +15,10 @@ enum {
     KEEPALIVE_INTERVAL_S = 15,
     KEEPALIVE_PROBES = 4,
     MAX_POSTPONED = 64, /* attempts: the bits of connection->postponed */
+
+    /* Bytes that a socket of ours holds unsent, towards this host. With 512 KiB a receiver that
+     * never reads was felt up to seven times as late as natively; bulk is no faster with it. */
+    UNSENT_ROOM = 128 * 1024,
 };
 
 static void try_endpoints(struct connection *connection, int error);
@@ -64,6 +68,14 @@ void tune_for_this_host(int fd)
     static const char reno[] = "reno";
 
     (void)setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, reno, sizeof reno - 1);
+}
+
+void tune_towards_this_host(int fd)
+{
+    static const int unsent = UNSENT_ROOM;
+
+    tune_for_this_host(fd);
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof unsent);
 }
 
 static bool is_own(const struct dp *dp, const struct mosnhook_address *address)
@@ -226,7 +238,7 @@ static int prepare_socket(const struct connection *connection, int fd)
     if (result < 0)
         return result;
     if (is_on_this_host(connection))
-        tune_for_this_host(fd);
+        tune_towards_this_host(fd);
     if (!source) {
         result = set_mark(fd, listener->mark);
         return result < 0 ? result : keep_source(connection, fd);

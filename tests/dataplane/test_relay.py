@@ -171,6 +171,31 @@ def test_a_slow_reader_holds_the_writer_back(plane: Plane, server: Server) -> No
     assert plane.data.counters().buffers == 0
 
 
+def taken(sender: socket.socket) -> int:
+    """Bytes that are taken of a sender whose receiver does not read."""
+    sender.setblocking(False)
+    sent = 0
+    while select.select([], [sender], [], 0.3)[1]:
+        sent += sender.send(bytes(1 << 16))
+    return sent
+
+
+@pytest.mark.parametrize("transport", ["header", "unix"])
+@pytest.mark.parametrize("to_upstream", [True, False])
+def test_a_receiver_that_never_reads_is_sent_no_more_than_twice_what_it_is_natively(
+    plane: Plane, server: Server, transport: str, to_upstream: bool
+) -> None:
+    with (
+        socket.create_connection((server.address.host, server.address.port)) as client,
+        server.accept() as upstream,
+    ):
+        natively = taken(client if to_upstream else upstream)
+    pair = open_pair(plane, server, transport)
+    with pair[0], pair[1]:
+        through = taken(pair[0] if to_upstream else pair[1])
+    assert through <= 2 * natively, f"{through / natively:.1f} times"
+
+
 def test_a_reset_is_told_though_the_other_side_does_not_read(plane: Plane, server: Server) -> None:
     client, upstream = open_pair(plane, server, "header")
     upstream.settimeout(0.1)
