@@ -190,10 +190,12 @@ def test_a_receiver_that_never_reads_is_sent_no_more_than_twice_what_it_is_nativ
         server.accept() as upstream,
     ):
         natively = taken(client if to_upstream else upstream)
-    pair = open_pair(plane, server, transport)
-    with pair[0], pair[1]:
-        through = taken(pair[0] if to_upstream else pair[1])
-    assert through <= 2 * natively, f"{through / natively:.1f} times"
+    through = []
+    for _ in range(3):  # now and then the kernel makes a receive buffer larger than usual
+        pair = open_pair(plane, server, transport)
+        with pair[0], pair[1]:
+            through.append(taken(pair[0] if to_upstream else pair[1]) / natively)
+    assert sorted(through)[1] <= 2, f"{through} times"
 
 
 def test_a_reset_is_told_though_the_other_side_does_not_read(plane: Plane, server: Server) -> None:
