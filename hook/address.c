@@ -4,32 +4,11 @@
 
 #include "mosnhook.h"
 
-static const uint8_t mapped_prefix[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
 static const uint8_t ipv4_loopback[4] = {127, 0, 0, 1};
 static const uint8_t ipv6_loopback[16] = {[15] = 1};
 
 /* What the kernel asks for at least: sockaddr_in6 without the scope id (SIN6_LEN_RFC2133). */
 enum { IPV6_LENGTH_MIN = 24 };
-
-bool address_is_ipv4(const struct mosnhook_address *address)
-{
-    return __builtin_memcmp(address->ip, mapped_prefix, sizeof mapped_prefix) == 0;
-}
-
-bool address_is_unspecified(const struct mosnhook_address *address)
-{
-    for (int i = address_is_ipv4(address) ? 12 : 0; i < 16; i++)
-        if (address->ip[i])
-            return false;
-    return true;
-}
-
-bool address_is_loopback(const struct mosnhook_address *address)
-{
-    if (address_is_ipv4(address))
-        return address->ip[12] == 127;
-    return __builtin_memcmp(address->ip, ipv6_loopback, sizeof ipv6_loopback) == 0;
-}
 
 bool address_is_for_many(const struct mosnhook_address *address)
 {
@@ -41,11 +20,6 @@ bool address_is_for_many(const struct mosnhook_address *address)
     return address->ip[0] == 0xff;
 }
 
-bool address_equal(const struct mosnhook_address *a, const struct mosnhook_address *b)
-{
-    return a->port == b->port && __builtin_memcmp(a->ip, b->ip, sizeof a->ip) == 0;
-}
-
 bool address_from_sockaddr(const struct sockaddr *from, socklen_t length,
                            struct mosnhook_address *to)
 {
@@ -55,7 +29,7 @@ bool address_from_sockaddr(const struct sockaddr *from, socklen_t length,
     if (from->sa_family == AF_INET && length >= sizeof(struct sockaddr_in)) {
         const struct sockaddr_in *ipv4 = (const void *)from;
 
-        __builtin_memcpy(to->ip, mapped_prefix, sizeof mapped_prefix);
+        __builtin_memcpy(to->ip, address_ipv4_prefix, sizeof address_ipv4_prefix);
         __builtin_memcpy(to->ip + 12, &ipv4->sin_addr, 4);
         to->port = ntohs(ipv4->sin_port);
     } else if (from->sa_family == AF_INET6 && length >= IPV6_LENGTH_MIN) {

@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 #include <sys/types.h>
 
+#include "address.h"
 #include "contract.h"
 
 #define MOSNHOOK_EXPORT __attribute__((visibility("default")))
@@ -131,7 +132,7 @@ void pointers_start(const void *on_main_stack);
 /* An argument of connect(). False, too, if `fd` is not a socket. */
 bool address_readable(int fd, const struct sockaddr *address, socklen_t length);
 
-/* ---- address.c ---- */
+/* ---- address.c; the predicates are in address.h ---- */
 
 /* What connect() would go to, with the unspecified address as loopback. False if it is not an IPv4
  * or IPv6 address. */
@@ -143,12 +144,8 @@ bool address_from_sockaddr(const struct sockaddr *from, socklen_t length,
 socklen_t address_to_sockaddr(const struct mosnhook_address *from, int family,
                               struct sockaddr_storage *to);
 
-bool address_is_ipv4(const struct mosnhook_address *address);
-bool address_is_loopback(const struct mosnhook_address *address);
-bool address_is_unspecified(const struct mosnhook_address *address);
 /* Multicast, or broadcast to everybody on a link: to the kernel no destination of TCP. */
 bool address_is_for_many(const struct mosnhook_address *address);
-bool address_equal(const struct mosnhook_address *a, const struct mosnhook_address *b);
 
 /* ---- page.c: the policy page ---- */
 

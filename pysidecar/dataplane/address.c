@@ -10,39 +10,11 @@ const struct mosnhook_address loopback_address[2] = {
     {.ip = {[15] = 1}},
 };
 
-static const uint8_t v4_mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
-
-bool address_is_ipv4(const struct mosnhook_address *address)
-{
-    return memcmp(address->ip, v4_mapped, sizeof v4_mapped) == 0;
-}
-
-bool address_is_loopback(const struct mosnhook_address *address)
-{
-    static const uint8_t v6[16] = {[15] = 1};
-
-    return address_is_ipv4(address) ? address->ip[12] == 127
-                                    : memcmp(address->ip, v6, sizeof v6) == 0;
-}
-
-bool address_is_unspecified(const struct mosnhook_address *address)
-{
-    static const uint8_t zero[16];
-
-    return memcmp(address->ip + 12, zero, 4) == 0 &&
-           (address_is_ipv4(address) || memcmp(address->ip, zero, 12) == 0);
-}
-
 bool address_is_zero(const struct mosnhook_address *address)
 {
     static const struct mosnhook_address zero;
 
     return memcmp(address, &zero, sizeof zero) == 0;
-}
-
-bool address_equal(const struct mosnhook_address *a, const struct mosnhook_address *b)
-{
-    return a->port == b->port && memcmp(a->ip, b->ip, sizeof a->ip) == 0;
 }
 
 socklen_t address_to_socket(const struct mosnhook_address *address,
@@ -73,7 +45,7 @@ void address_from_socket(struct mosnhook_address *address,
 
     memset(address, 0, sizeof *address);
     if (socket_address->ss_family == AF_INET) {
-        memcpy(address->ip, v4_mapped, sizeof v4_mapped);
+        memcpy(address->ip, address_ipv4_prefix, sizeof address_ipv4_prefix);
         memcpy(address->ip + 12, &v4->sin_addr, 4);
         address->port = ntohs(v4->sin_port);
     } else if (socket_address->ss_family == AF_INET6) {

@@ -32,6 +32,7 @@
 #include <sys/socket.h>
 #include <time.h>
 
+#include "address.h"
 #include "dataplane.h"
 
 enum {
@@ -61,7 +62,7 @@ struct reapers;
 struct record;
 struct worker;
 
-/* ---- addresses ---- */
+/* ---- addresses; the predicates are in hook/address.h ---- */
 
 extern const struct mosnhook_address loopback_address[2]; /* IPv4, IPv6; port 0 */
 
@@ -71,10 +72,6 @@ socklen_t address_to_socket(const struct mosnhook_address *address,
 /* Leaves a zero address for families other than IPv4 and IPv6. */
 void address_from_socket(struct mosnhook_address *address,
                          const struct sockaddr_storage *socket_address);
-bool address_equal(const struct mosnhook_address *a, const struct mosnhook_address *b);
-bool address_is_ipv4(const struct mosnhook_address *address);
-bool address_is_loopback(const struct mosnhook_address *address);
-bool address_is_unspecified(const struct mosnhook_address *address);
 /* Not an address at all: never set. (The unspecified IPv4 address is not zero, it is v4-mapped.) */
 bool address_is_zero(const struct mosnhook_address *address);
 /* 0 or -errno. */
