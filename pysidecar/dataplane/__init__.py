@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,6 +51,8 @@ _PROGRAMS = Path(__file__).with_name("accelerate.bpf.o")
 _NO_ROUTE = 0xFFFFFFFF
 _UNKNOWN_UID = 0xFFFFFFFF
 _BATCH = 512
+WALK_PIECE = 64
+"""Most connections that ``DataPlane.walk`` reads at a time: a millisecond's work to show them."""
 _ADDRESS = "16sHxxI"
 _RECORD = struct.Struct(f"=5Q{_ADDRESS * 3}3Ii5HxxI16s")  # struct dp_record
 assert _RECORD.size == ffi.sizeof("struct dp_record")
@@ -462,6 +464,20 @@ class DataPlane:
         records = ffi.new("struct dp_record[]", room)
         live = lib.dp_snapshot(self._dp, records, room)
         return _read_records(records, min(live, room))
+
+    def walk(self) -> Generator[list[ConnectionRecord], None, None]:
+        """The live connections in pieces, each with its counters as of when it is asked for: for
+        whoever does something else in between. What closes meanwhile is left out, what opens
+        meanwhile is not looked for, and none comes twice."""
+        walk = lib.dp_walk_begin(self._dp)
+        if walk == ffi.NULL:
+            raise MemoryError
+        try:
+            records = ffi.new("struct dp_record[]", WALK_PIECE)
+            while count := lib.dp_walk_next(walk, records, WALK_PIECE):
+                yield _read_records(records, count)
+        finally:
+            lib.dp_walk_end(walk)
 
     @property
     def live(self) -> int:

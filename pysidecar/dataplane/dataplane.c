@@ -103,6 +103,7 @@ struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts)
 }
 
 static void take_inboxes(struct dp *dp);
+static void leave_walks(struct dp *dp);
 
 /* Reports that nobody took. */
 static void free_reports(struct dp *dp)
@@ -119,6 +120,7 @@ static void free_reports(struct dp *dp)
 void dp_destroy(struct dp *dp)
 {
     free_reports(dp);
+    leave_walks(dp);
     for (uint32_t i = 0; i < dp->worker_count; i++)
         worker_destroy(&dp->workers[i]);
     assert(dp->live_count == 0 && atomic_load(&dp->fds_reserved) == 0);
@@ -369,8 +371,18 @@ static void take_opened(struct dp *dp)
     }
 }
 
+/* A walk over the live connections that is done in pieces. */
+struct dp_walk {
+    struct dp *dp; /* NULL: it is gone */
+    struct dp_walk *next;
+    struct connection *at; /* the next one to be described */
+};
+
 static void remove_live(struct dp *dp, struct connection *connection)
 {
+    for (struct dp_walk *walk = dp->walks; walk; walk = walk->next)
+        if (walk->at == connection)
+            walk->at = connection->live_next;
     if (connection->live_previous)
         connection->live_previous->live_next = connection->live_next;
     else
@@ -480,6 +492,62 @@ size_t dp_snapshot(struct dp *dp, struct dp_record *records, size_t max)
     count = dp->live_count;
     pthread_mutex_unlock(&dp->reports);
     return count;
+}
+
+/* They have nothing to walk over any more. */
+static void leave_walks(struct dp *dp)
+{
+    for (struct dp_walk *walk = dp->walks; walk; walk = walk->next)
+        walk->dp = NULL;
+}
+
+struct dp_walk *dp_walk_begin(struct dp *dp)
+{
+    struct dp_walk *walk = calloc(1, sizeof *walk);
+
+    if (!walk)
+        return NULL;
+    walk->dp = dp;
+    pthread_mutex_lock(&dp->reports);
+    take_inboxes(dp);
+    direct_look(dp);
+    walk->at = dp->live;
+    walk->next = dp->walks;
+    dp->walks = walk;
+    pthread_mutex_unlock(&dp->reports);
+    return walk;
+}
+
+size_t dp_walk_next(struct dp_walk *walk, struct dp_record *records, size_t max)
+{
+    struct dp *dp = walk->dp;
+    uint64_t now = clock_ns(CLOCK_MONOTONIC);
+    size_t stored = 0;
+
+    if (!dp)
+        return 0;
+    pthread_mutex_lock(&dp->reports);
+    take_inboxes(dp);
+    for (; walk->at && stored < max; walk->at = walk->at->live_next)
+        connection_describe(walk->at, now, &records[stored++]);
+    pthread_mutex_unlock(&dp->reports);
+    return stored;
+}
+
+void dp_walk_end(struct dp_walk *walk)
+{
+    struct dp *dp = walk->dp;
+
+    if (dp) {
+        struct dp_walk **link = &dp->walks;
+
+        pthread_mutex_lock(&dp->reports);
+        while (*link != walk)
+            link = &(*link)->next;
+        *link = walk->next;
+        pthread_mutex_unlock(&dp->reports);
+    }
+    free(walk);
 }
 
 size_t dp_passing(struct dp *dp)

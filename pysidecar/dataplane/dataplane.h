@@ -185,6 +185,7 @@ struct dp_dropped {
 };
 
 struct dp;
+struct dp_walk;
 
 /* Returns NULL with errno set. `workers` threads, at least 1, start with dp_start. */
 struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts);
@@ -249,6 +250,17 @@ void dp_take_dropped(struct dp *dp, struct dp_dropped *dropped);
 
 /* Stores at most `max` live connections. Returns the number of all live ones. */
 size_t dp_snapshot(struct dp *dp, struct dp_record *records, size_t max);
+
+/* Begins a walk over the connections that are live now, to be done in pieces. A connection that
+ * closes before the walk reaches it is left out, and none comes twice. NULL where there is no
+ * memory. */
+struct dp_walk *dp_walk_begin(struct dp *dp);
+
+/* Stores at most `max` further connections, as they are now. Returns their number, 0 at the end. */
+size_t dp_walk_next(struct dp_walk *walk, struct dp_record *records, size_t max);
+
+/* Frees the walk. May be called after dp_destroy. */
+void dp_walk_end(struct dp_walk *walk);
 
 /* Live connections whose bytes pass the data plane: those that a drain waits for. */
 size_t dp_passing(struct dp *dp);

@@ -408,6 +408,7 @@ struct dp {
     pthread_mutex_t reports;
     struct connection *to_report, **to_report_tail, *live;
     size_t live_count;
+    struct dp_walk *walks;
     struct dp_dropped dropped;
     struct table *tables[TABLES];
 };

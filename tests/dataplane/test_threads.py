@@ -141,6 +141,7 @@ def be_a_client(plane: Plane, seed: int) -> None:
 def control(plane: Plane, tables: list[RouteTable], clients: list[Future[None]]) -> set[int]:
     """Until the clients have done: their connections that ended."""
     closed: set[int] = set()
+    walk = plane.data.walk()
     turn = 0
     while not all(client.done() for client in clients):
         turn += 1
@@ -148,6 +149,8 @@ def control(plane: Plane, tables: list[RouteTable], clients: list[Future[None]])
         plane.data.set_timeouts(Timeouts(connect=2, header=2, ejection=turn % 3 / 10))
         collect(plane, closed)
         plane.data.snapshot()
+        if next(walk, None) is None:
+            walk = plane.data.walk()
         plane.data.ejected()
         plane.data.counters()
         assert plane.data.passing >= 0  # not compared with `live`: connections end in between
