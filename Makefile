@@ -65,6 +65,10 @@ bench-short: ## the same within three minutes, with less certain numbers
 bench-reload: setup ## measure reloads of 5,000 and of 50,000 routes
 	@$(PYTHON) -m scripts.measure_reload
 
+.PHONY: bench-scale
+bench-scale: setup ## measure what grows with use (NAME=… for some of it)
+	@$(PYTHON) -m scripts.bench_scale $(NAME)
+
 .PHONY: bench-docs
 bench-docs: ## write the tables of docs/performance.md anew, from the committed results
 	@$(PYTHON) -m scripts.bench --docs

@@ -13,7 +13,7 @@ import resource
 import shlex
 import signal
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,10 @@ class Sidecar:
     def connections(self) -> list[ConnectionRecord]:
         """The live ones."""
         return self._data_plane.snapshot()
+
+    def walk_connections(self) -> Iterator[Sequence[ConnectionRecord]]:
+        """The live ones in pieces, between which others may work."""
+        return self._data_plane.walk()
 
     def closed_connections(self, limit: int) -> list[ConnectionRecord]:
         """The latest that closed, newest last; at most 1,000 are kept."""

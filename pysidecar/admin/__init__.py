@@ -5,26 +5,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import ip_address
 from typing import Any, Protocol
 
 from aiohttp import web
 
-from pysidecar.access_log import describe_connection
 from pysidecar.address import Address
+from pysidecar.admin.connections import Connections, ConnectionsPage
 from pysidecar.admin.gate import BadRequestFilter, Gate, current_connection
 from pysidecar.admin.metrics import CONTENT_TYPE_LATEST, Metrics
 from pysidecar.background import in_background
 from pysidecar.config import Config
-from pysidecar.dataplane import ConnectionRecord
 
 __all__ = ["AdminServer", "Observed"]
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Observed(Protocol):
+class Observed(Connections, Protocol):
     """What the admin interface shows of a sidecar."""
 
     config: Config
@@ -45,12 +44,6 @@ class Observed(Protocol):
         """How many file descriptors are left for connections; their ``state`` is ``full`` where
         there are none."""
 
-    def connections(self) -> Sequence[ConnectionRecord]:
-        """The live ones."""
-
-    def closed_connections(self, limit: int) -> Sequence[ConnectionRecord]:
-        """The latest ones that closed, newest last."""
-
 
 class AdminServer:
     """Serves `GET` requests on a listener that the caller opened."""
@@ -62,7 +55,7 @@ class AdminServer:
         application = web.Application(middlewares=[_one_request, _only_addressed_to_us])
         application.router.add_get("/", self._index)
         application.router.add_get("/ready", self._ready)
-        application.router.add_get("/connections", self._connections)
+        application.router.add_get("/connections", ConnectionsPage(observed).answer)
         application.router.add_get("/config", self._config)
         application.router.add_get("/metrics", self._metrics)
         logger = logging.Logger(f"{__name__}.aiohttp", logging.DEBUG)  # not shared, so not found
@@ -87,7 +80,9 @@ class AdminServer:
         return web.Response(
             text="pysidecar\n"
             "  /ready        200 while connections are accepted, and what may hinder it soon\n"
-            "  /connections  live connections; ?closed=N adds the N latest that closed\n"
+            "  /connections  live connections; ?closed=N adds the N latest that closed;\n"
+            "                limit=N, format=ndjson and filters such as destination=10.0.0.0/8:\n"
+            "                see pysidecar connections --help\n"
             "  /config       the configuration in effect, and the rules in the kernel\n"
             "  /metrics      for Prometheus\n"
         )
@@ -101,16 +96,6 @@ class AdminServer:
             {"state": state, "descriptors": descriptors}, status=200 if state == "serving" else 503
         )
 
-    async def _connections(self, request: web.Request) -> web.Response:
-        asked = request.query.get("closed", "0")
-        if not (asked.isascii() and asked.isdigit()) or len(asked) > 9:
-            raise web.HTTPBadRequest(text="closed: expected a whole number\n")
-        entries = [_entry(record, "open") for record in self._observed.connections()]
-        entries += [
-            _entry(record, "closed") for record in self._observed.closed_connections(int(asked))
-        ]
-        return web.json_response(entries)
-
     async def _config(self, request: web.Request) -> web.Response:
         return await in_background(
             lambda: web.json_response(
@@ -123,10 +108,6 @@ class AdminServer:
         return web.Response(
             body=self._observed.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )
-
-
-def _entry(record: ConnectionRecord, state: str) -> dict[str, Any]:
-    return {"id": record.id, "state": state, **describe_connection(record)}
 
 
 @web.middleware

@@ -8,15 +8,16 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from pysidecar import hook_path
 from pysidecar.config import Config, ConfigError, json_schema, load
 from pysidecar.errors import StartError
+from pysidecar.selection import FILTERS, STATES, Filter
 
 __all__ = ["main"]
 
@@ -228,6 +229,36 @@ def print_hook_path() -> None:
     click.echo(hook_path())
 
 
+class _FilterOption(click.Option):
+    """Asks the data plane for the names that there are: so only when it is needed."""
+
+    def __init__(self, declarations: Sequence[str], *, chosen: Filter, **attributes: Any) -> None:
+        super().__init__(declarations, multiple=True, help=chosen.help, **attributes)
+        self._filter = chosen
+
+    def make_metavar(self, *_: Any, **__: Any) -> str:
+        return self._filter.metavar()
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        values: tuple[str, ...] = super().process_value(ctx, value)
+        for each in values:
+            try:
+                self._filter.parse(each)
+            except ValueError as error:
+                raise click.BadParameter(str(error), ctx, self) from None
+        return values
+
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _filter_options(command: _Command) -> _Command:
+    """An option for each filter, in their order."""
+    for each in reversed(FILTERS):
+        command = click.option(f"--{each.key}", cls=_FilterOption, chosen=each)(command)
+    return command
+
+
 @main.command()
 @_config_option
 @click.option("-w", "--watch", is_flag=True, help="Refresh until interrupted.")
@@ -241,23 +272,40 @@ def print_hook_path() -> None:
 @click.option(
     "--closed",
     type=click.IntRange(0, 1000),
-    default=0,
     metavar="N",
-    help="Also show the N latest connections that closed.",
+    help="Also show the N latest connections that closed, as far as they fit.",
 )
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Show at most N connections.")
+@click.option(
+    "--state",
+    type=click.Choice(STATES),
+    help="Show only these. Without --closed, closed is the latest 1,000.",
+)
+@_filter_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON as the admin API gives it.")
 @click.option("--admin", metavar="ADDRESS:PORT", help="Admin interface, if not the configured one.")
 def connections(
     config_file: Path | None,
     watch: bool,
     interval: float,
-    closed: int,
     as_json: bool,
     admin: str | None,
+    **selection: Any,
 ) -> None:
     """Show the connections of a running sidecar.
 
-    A table on a terminal, plain lines in a pipe.
+    A table on a terminal, plain lines in a pipe. Options that choose connections are combined: all
+    of them have to fit; of one that is given more than once, any.
+
+    \b
+    pysidecar connections --watch
+    pysidecar connections --process psql --destination 10.0.0.0/8
+    pysidecar connections --destination :5432 --destination :5433 --limit 20
+    pysidecar connections --state closed --upstream 10.0.0.9 --json
+
+    \b
+    The admin API takes the same names as parameters:
+    curl 'http://127.0.0.1:15000/connections?uid=33&limit=20&format=ndjson'
     """
     from pysidecar.cli.connections import AdminError, show_connections
     from pysidecar.config.values import parse_endpoint
@@ -268,7 +316,7 @@ def connections(
         raise click.BadParameter(str(error), param_hint="--admin") from None
     try:
         show_connections(
-            address, closed=closed, as_json=as_json, interval=interval if watch else None
+            address, _parameters(selection), as_json=as_json, interval=interval if watch else None
         )
     except AdminError as error:
         _fail(str(error))
@@ -276,6 +324,16 @@ def connections(
         pass
     except BrokenPipeError:  # the reader of the pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parameters(selection: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Of the admin API; None stands for an option that was not given."""
+    return [
+        (key, str(value))
+        for key, given in selection.items()
+        for value in (given if isinstance(given, tuple) else (given,))
+        if value is not None
+    ]
 
 
 @main.group("rules", cls=_Paragraphs)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 from rich.console import Console
 from rich.live import Live
@@ -40,11 +41,15 @@ class AdminError(Exception):
     """Why the admin interface gives no answer; the text says what to do."""
 
 
-def fetch(address: Address, closed: int) -> list[dict[str, Any]]:
+Parameters = Sequence[tuple[str, str]]
+"""Of ``/connections``."""
+
+
+def fetch(address: Address, parameters: Parameters) -> list[dict[str, Any]]:
     """The connections, as ``/connections`` gives them. Raises AdminError."""
     connection = http.client.HTTPConnection(address.host, address.port, timeout=_TIMEOUT)
     try:
-        connection.request("GET", f"/connections?closed={closed}")
+        connection.request("GET", f"/connections?{urlencode(parameters)}")
         response = connection.getresponse()
         body = response.read()
     except (OSError, http.client.HTTPException) as error:
@@ -54,6 +59,8 @@ def fetch(address: Address, closed: int) -> list[dict[str, Any]]:
         ) from None
     finally:
         connection.close()
+    if response.status == http.HTTPStatus.BAD_REQUEST:
+        raise AdminError(f"http://{address}/ refuses: {printable(body.decode().strip())}")
     try:
         entries = json.loads(body) if response.status == http.HTTPStatus.OK else None
     except ValueError:
@@ -67,16 +74,16 @@ def fetch(address: Address, closed: int) -> list[dict[str, Any]]:
 
 
 def show_connections(
-    address: Address, *, closed: int, as_json: bool, interval: float | None
+    address: Address, parameters: Parameters, *, as_json: bool, interval: float | None
 ) -> None:
     """Prints once, or again after every ``interval`` seconds. Raises AdminError."""
     if interval is not None and sys.stdout.isatty() and not as_json:
-        with Live(_table(fetch(address, closed)), auto_refresh=False, screen=True) as live:
+        with Live(_table(fetch(address, parameters)), auto_refresh=False, screen=True) as live:
             while True:
                 time.sleep(interval)
-                live.update(_table(fetch(address, closed)), refresh=True)
+                live.update(_table(fetch(address, parameters)), refresh=True)
     while True:
-        entries = fetch(address, closed)
+        entries = fetch(address, parameters)
         if as_json:
             print(json.dumps(entries), flush=True)
         elif sys.stdout.isatty():

@@ -1,0 +1,12 @@
+"""What grows with use, measured: one module a measurement, each with a function ``measure`` that
+prints a line for each size. A new one is a module here, and a line in ``MEASUREMENTS``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scripts.scale import connections
+
+MEASUREMENTS: dict[str, Callable[[], None]] = {
+    "connections": connections.measure,
+}
