@@ -58,12 +58,16 @@ class Target:
 
     def build(self) -> None:
         """Compiles it if anything has changed."""
-        linked = set(ROOT.glob(self.linked)) if self.linked else set()
+        linked = {
+            path
+            for path in (ROOT.glob(self.linked) if self.linked else ())
+            if not path.name.endswith(".bpf.c")
+        }
         sources = [SOURCES / f"{self.name}.c", *sorted(linked - {ROOT / self.includes})]
         command = ["clang", *_FLAGS, *map(str, sources), "-ldl", "-o", str(self.program)]
         digest = hashlib.sha256("\0".join(command).encode())
         for directory in ("hook", "pysidecar/dataplane", "tests/fuzz"):
-            for path in sorted((ROOT / directory).glob("*.[ch]")):
+            for path in sorted((ROOT / directory).rglob("*.[ch]")):
                 digest.update(path.read_bytes())
         stamp = self.program.with_suffix(".stamp")
         if stamp.exists() and stamp.read_text() == digest.hexdigest():
@@ -105,7 +109,7 @@ class Target:
                 archive.writestr(zipfile.ZipInfo(path.name, _EPOCH), path.read_bytes())
 
 
-_DATA_PLANE = "pysidecar/dataplane/*.c"
+_DATA_PLANE = "pysidecar/dataplane/**/*.c"
 TARGETS = {
     target.name: target
     for target in (

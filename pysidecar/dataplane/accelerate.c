@@ -525,9 +525,9 @@ void accelerate_if_it_pays(struct connection *connection)
     struct record *record;
     int answer;
 
-    if (connection->worker->now_ms < connection->accelerate_at_ms || !pays(connection))
+    if (connection->worker->loop.now_ms < connection->accelerate_at_ms || !pays(connection))
         return;
-    record = take_record(accelerator, connection->worker->now_ms);
+    record = take_record(accelerator, connection->worker->loop.now_ms);
     if (!record) {
         connection->accelerable = 0;
         return;
@@ -539,9 +539,9 @@ void accelerate_if_it_pays(struct connection *connection)
     connection->accelerable =
         answer == ANSWER_OK || answer == ANSWER_ENDED ? 0 : connection->accelerable - 1;
     connection->accelerate_at_ms =
-        connection->worker->now_ms + (1u << (TRIES - connection->accelerable - 1));
+        connection->worker->loop.now_ms + (1u << (TRIES - connection->accelerable - 1));
     if (answer != ANSWER_OK) {
-        give_record_back(accelerator, record, connection->worker->now_ms);
+        give_record_back(accelerator, record, connection->worker->loop.now_ms);
         free(accelerated);
         return;
     }
@@ -553,7 +553,7 @@ void accelerate_if_it_pays(struct connection *connection)
     set_window(connection); /* from here on there is room to redirect to */
     atomic_store_explicit(&connection->path, record->local ? DP_PATH_LOCAL : DP_PATH_FULL,
                           memory_order_relaxed);
-    timer_set(&connection->worker->timers, connection, connection->worker->now_ms + TICK_BUSY_MS);
+    loop_set_timer(&connection->worker->loop, &connection->timer, TICK_BUSY_MS, relay_expired);
 }
 
 uint8_t accelerate_tries(const struct connection *connection)
@@ -592,6 +592,8 @@ void accelerate_forwarded(struct connection *connection, size_t bytes)
 
 /* ---- receivers that do not keep up ---- */
 
+static void poll_receivers(struct timer *timer);
+
 static bool is_waited_for(const struct receiver *receiver)
 {
     return receiver->pace == PACE_BEHIND || receiver->pace == PACE_SWITCHING;
@@ -607,7 +609,8 @@ static void update_list(struct connection *connection, bool listed)
         return;
     if (listed) {
         if (!worker->polled)
-            worker->poll_at_ns = worker->now_ns + POLL_NS;
+            timer_set(&worker->loop.timers, &worker->poll, worker->loop.now_ns + POLL_NS,
+                      poll_receivers);
         accelerated->next_polled = worker->polled;
         accelerated->previous_polled = &worker->polled;
         if (worker->polled)
@@ -618,13 +621,15 @@ static void update_list(struct connection *connection, bool listed)
         if (accelerated->next_polled)
             accelerated->next_polled->accelerated->previous_polled = accelerated->previous_polled;
         accelerated->previous_polled = NULL;
+        if (!worker->polled)
+            timer_cancel(&worker->loop.timers, &worker->poll);
     }
 }
 
 static void set_pace(struct connection *connection, int to, enum pace pace)
 {
     struct accelerated *accelerated = connection->accelerated;
-    uint64_t now_ms = connection->worker->now_ms;
+    uint64_t now_ms = connection->worker->loop.now_ms;
 
     accelerated->receiver[to] = (struct receiver){pace, UINT32_MAX, now_ms, now_ms};
     if (to == DOWNSTREAM)
@@ -674,7 +679,7 @@ bool accelerate_waits(struct connection *connection, int to)
     const struct receiver *receiver = &accelerated->receiver[to];
 
     if (receiver->pace == PACE_STALLED &&
-        connection->worker->now_ms >= receiver->since_ms + RETRY_MS)
+        connection->worker->loop.now_ms >= receiver->since_ms + RETRY_MS)
         accelerate_writable(connection, to);
     /* That there is something to relay to the upstream means that it had no room. */
     if (receiver->pace == PACE_KEEPS_UP && to == UPSTREAM && !accelerated->record->local &&
@@ -722,26 +727,24 @@ static void poll_receiver(struct connection *connection, int to)
     else /* it is closed: the end is on its way */
         waiting = UINT32_MAX;
     if (waiting < receiver->waiting)
-        receiver->progress_ms = worker->now_ms;
+        receiver->progress_ms = worker->loop.now_ms;
     receiver->waiting = waiting;
     if (waiting <= enough)
         set_pace(connection, to, PACE_KEEPS_UP);
-    else if (worker->now_ms >= receiver->progress_ms + STALL_MS ||
-             worker->now_ms >= receiver->since_ms + POLLED_MS)
+    else if (worker->loop.now_ms >= receiver->progress_ms + STALL_MS ||
+             worker->loop.now_ms >= receiver->since_ms + POLLED_MS)
         set_pace(connection, to, PACE_STALLED);
     else
         return;
-    worker_add_runnable(worker, connection);
+    task_schedule(&worker->loop.tasks, &connection->task);
 }
 
-void accelerate_poll(struct worker *worker)
+static void poll_receivers(struct timer *timer)
 {
+    struct worker *worker = OWNER(timer, struct worker, poll);
+    uint64_t began_ns = clock_ns(CLOCK_MONOTONIC), took_ns;
     struct connection *next;
-    uint64_t began_ns, took_ns;
 
-    if (!worker->polled || worker->now_ns < worker->poll_at_ns)
-        return;
-    began_ns = clock_ns(CLOCK_MONOTONIC);
     for (struct connection *connection = worker->polled; connection; connection = next) {
         struct accelerated *accelerated = connection->accelerated;
 
@@ -751,8 +754,11 @@ void accelerate_poll(struct worker *worker)
                 poll_receiver(connection, to);
     }
     took_ns = clock_ns(CLOCK_MONOTONIC) - began_ns;
-    worker->poll_at_ns =
-        worker->now_ns + (took_ns * POLL_SHARE > POLL_NS ? took_ns * POLL_SHARE : POLL_NS);
+    if (worker->polled)
+        timer_set(&worker->loop.timers, timer,
+                  worker->loop.now_ns +
+                      (took_ns * POLL_SHARE > POLL_NS ? took_ns * POLL_SHARE : POLL_NS),
+                  poll_receivers);
 }
 
 /* ---- accounting ---- */
@@ -800,10 +806,10 @@ static bool leave(struct connection *connection)
     int unlocked = 0;
 
     if (!accelerated->leaves_at_ms) {
-        accelerated->leaves_at_ms = connection->worker->now_ms + QUARANTINE_MS;
+        accelerated->leaves_at_ms = connection->worker->loop.now_ms + QUARANTINE_MS;
         __atomic_store_n(&record->window, 0, __ATOMIC_RELEASE);
     }
-    if (connection->worker->now_ms < accelerated->leaves_at_ms ||
+    if (connection->worker->loop.now_ms < accelerated->leaves_at_ms ||
         run_program(accelerator, accelerator->probe, record) != ANSWER_OK)
         return false;
     if (record->arrived == 0)
@@ -832,7 +838,7 @@ uint64_t accelerate_tick(struct connection *connection)
 {
     struct accelerated *accelerated = connection->accelerated;
     struct accelerator *accelerator = &connection->worker->dp->accelerator;
-    uint64_t now_ms = connection->worker->now_ms;
+    uint64_t now_ms = connection->worker->loop.now_ms;
     bool busy = count_redirected(connection), is_short;
 
     look_at_memory(accelerator, now_ms);
@@ -843,7 +849,8 @@ uint64_t accelerate_tick(struct connection *connection)
             return now_ms + TICK_BUSY_MS;
         accelerate_stop(connection);
         accelerate_release(connection);
-        worker_add_runnable(connection->worker, connection); /* it may have waited for a receiver */
+        task_schedule(&connection->worker->loop.tasks,
+                      &connection->task); /* it may have waited for a receiver */
         return UINT64_MAX;
     }
     set_window(connection);
@@ -863,7 +870,7 @@ void accelerate_release(struct connection *connection)
     update_list(connection, false);
     count_redirected(connection);
     give_record_back(&connection->worker->dp->accelerator, accelerated->record,
-                     connection->worker->now_ms);
+                     connection->worker->loop.now_ms);
     connection->accelerated = NULL;
     free(accelerated);
 }

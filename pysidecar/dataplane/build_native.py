@@ -22,7 +22,7 @@ def _relative(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
 
 
-SOURCES = _relative("pysidecar/dataplane/*.c")
+SOURCES = [path for path in _relative("pysidecar/dataplane/**/*.c") if not path.endswith(".bpf.c")]
 HEADERS = _relative("pysidecar/dataplane/**/*.h") + _relative("hook/*.h")
 
 

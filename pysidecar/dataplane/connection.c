@@ -2,34 +2,20 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+#include <sys/epoll.h>
 #include <unistd.h>
 
 #include "internal.h"
 
-uint64_t clock_ns(clockid_t clock)
-{
-    struct timespec time;
-
-    clock_gettime(clock, &time);
-    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
-}
-
-static void close_fd(int *fd)
-{
-    if (*fd >= 0)
-        close(*fd);
-    *fd = -1;
-}
-
 struct connection *connection_open(struct worker *worker, const struct listener *listener,
                                    enum phase phase, uint8_t fds)
 {
-    struct connection *connection = calloc(1, sizeof *connection);
+    struct connection *connection = calloc(1, sizeof *connection), *was;
     struct dp *dp = worker->dp;
 
-    if (!connection) {
-        atomic_fetch_sub_explicit(&dp->fds_reserved, fds, memory_order_relaxed);
+    if (!connection || !timers_reserve(&worker->loop.timers, 1)) {
+        fds_release(dp, fds);
+        free(connection);
         return NULL;
     }
     connection->worker = worker;
@@ -37,21 +23,18 @@ struct connection *connection_open(struct worker *worker, const struct listener 
     connection->id = atomic_fetch_add_explicit(&dp->next_id, 1, memory_order_relaxed) + 1;
     connection->opened_real_ns = clock_ns(CLOCK_REALTIME);
     connection->opened_ns = clock_ns(CLOCK_MONOTONIC);
-    connection->last_active_ms = worker->now_ms;
-    connection->timer_index = -1;
-    connection->side[DOWNSTREAM].watch = (struct watch){-1, WATCH_DOWNSTREAM};
-    connection->side[UPSTREAM].watch = (struct watch){-1, WATCH_UPSTREAM};
-    connection->request = (struct watch){-1, WATCH_REQUEST};
+    connection->last_active_ms = worker->loop.now_ms;
+    connection->timer.index = TIMER_OFF;
+    connection->side[DOWNSTREAM].watch.fd = -1;
+    connection->side[UPSTREAM].watch.fd = -1;
+    connection->request.fd = -1;
     connection->application = -1;
     connection->uid = UINT32_MAX;
     connection->route = UINT32_MAX;
     connection->fds_reserved = fds;
     atomic_init(&connection->phase, phase);
-    worker_count(&worker->counters.accepted, 1);
-    connection->next_opened = atomic_load_explicit(&dp->opened, memory_order_relaxed);
-    while (!atomic_compare_exchange_weak_explicit(&dp->opened, &connection->next_opened, connection,
-                                                  memory_order_release, memory_order_relaxed))
-        ;
+    counter_add(&worker->counters.accepted, 1);
+    STACK_PUSH_CHAIN(&dp->opened, connection, connection, next_opened, &was);
     return connection;
 }
 
@@ -83,20 +66,19 @@ void connection_release_fds(struct connection *connection, uint8_t keep)
 {
     if (connection->fds_reserved <= keep)
         return;
-    atomic_fetch_sub_explicit(&connection->worker->dp->fds_reserved,
-                              connection->fds_reserved - keep, memory_order_relaxed);
+    fds_release(connection->worker->dp, connection->fds_reserved - keep);
     connection->fds_reserved = keep;
 }
 
 /* A close of a socket that has not ended in order must not look like an ordinary end to the other
  * side, and is a reset (see tune_socket), unless that is taken back. */
-static void close_side(struct side *side, bool reset)
+static void close_side(struct worker *worker, struct side *side, bool reset)
 {
     static const struct linger in_order = {.l_onoff = 0};
 
     if (side->watch.fd >= 0 && !reset)
         setsockopt(side->watch.fd, SOL_SOCKET, SO_LINGER, &in_order, sizeof in_order);
-    close_fd(&side->watch.fd);
+    loop_close_watch(&worker->loop, &side->watch);
 }
 
 void connection_close(struct connection *connection, enum dp_end end, int error)
@@ -109,19 +91,20 @@ void connection_close(struct connection *connection, enum dp_end end, int error)
     connection->end = (uint8_t)end;
     connection->error = error;
     connection->closed_ns = clock_ns(CLOCK_MONOTONIC);
-    timer_cancel(&worker->timers, connection);
+    timer_cancel(&worker->loop.timers, &connection->timer);
+    timers_release(&worker->loop.timers, 1);
     /* Whyever it is closed: an application whose socket is still parked would wait for ever. */
     if (atomic_load_explicit(&connection->phase, memory_order_relaxed) == PHASE_REQUEST)
         control_take_unread(connection);
     if (connection->application >= 0)
         park_abandon(connection, error ? error : ECONNREFUSED);
-    worker_remove_runnable(worker, connection);
+    task_cancel(&worker->loop.tasks, &connection->task);
     if (connection->accelerated)
         accelerate_stop(connection);
     relay_release(connection);
     direct_release(connection);
-    close_side(&connection->side[DOWNSTREAM], reset);
-    close_side(&connection->side[UPSTREAM], reset);
+    close_side(worker, &connection->side[DOWNSTREAM], reset);
+    close_side(worker, &connection->side[UPSTREAM], reset);
     if (connection->accelerated)
         accelerate_release(connection);
     foreign_close_request(connection);
@@ -129,7 +112,7 @@ void connection_close(struct connection *connection, enum dp_end end, int error)
     upstream_release(connection);
     connection_release_fds(connection, 0);
     connection_enter(connection, PHASE_CLOSED);
-    worker_count(&worker->counters.closed, 1);
+    counter_add(&worker->counters.closed, 1);
     connection->next_closed = worker->closed;
     worker->closed = connection;
 }
@@ -145,6 +128,27 @@ void downstream_refuse(struct worker *worker, const struct listener *listener, i
     connection->side[DOWNSTREAM].watch.fd = fd;
     (void)address_of_peer(fd, &connection->source);
     connection_close(connection, DP_END_NO_RESOURCES, EMFILE);
+}
+
+void arrival_expired(struct timer *timer)
+{
+    connection_close(OWNER(timer, struct connection, timer), DP_END_HEADER_TIMEOUT, 0);
+}
+
+static void waiting_ready(struct watch *watch, uint32_t events)
+{
+    struct connection *connection = OWNER(watch, struct connection, side[DOWNSTREAM].watch);
+
+    relay_note_events(connection, DOWNSTREAM, events);
+    connection->side[DOWNSTREAM].readable = true;
+    connection->side[DOWNSTREAM].writable = true;
+    if (events & EPOLLERR)
+        connection_close(connection, DP_END_DOWNSTREAM_RESET, ECONNRESET);
+}
+
+void downstream_waits(struct connection *connection)
+{
+    connection->side[DOWNSTREAM].watch.ready = waiting_ready;
 }
 
 void connection_refuse(struct connection *connection, enum dp_end end, int error)
@@ -167,7 +171,7 @@ void connection_refuse(struct connection *connection, enum dp_end end, int error
     if (connection->application >= 0 && park_fail(connection, answer.error)) {
         connection->end = (uint8_t)end;
         connection->error = error;
-        close_side(&connection->side[UPSTREAM], true);
+        close_side(connection->worker, &connection->side[UPSTREAM], true);
         connection_enter(connection, PHASE_FAILING);
         return;
     }
@@ -177,7 +181,7 @@ void connection_refuse(struct connection *connection, enum dp_end end, int error
 /* Whether its worker could still come upon it, although the control thread may free it. */
 static inline bool is_listed(const struct connection *connection)
 {
-    return connection->previous_runnable || connection->timer_index >= 0 ||
+    return task_is_scheduled(&connection->task) || timer_is_set(&connection->timer) ||
            connection->accelerated || direct_lists(connection) ||
            connection->side[DOWNSTREAM].watch.fd >= 0 || connection->side[UPSTREAM].watch.fd >= 0 ||
            connection->request.fd >= 0;
@@ -200,11 +204,7 @@ void connections_hand_over(struct worker *worker)
     }
     worker->closed = NULL;
     count += atomic_fetch_add_explicit(&dp->unreported, count, memory_order_relaxed);
-    head = atomic_load_explicit(&dp->closed, memory_order_relaxed);
-    do
-        last->next_closed = head;
-    while (!atomic_compare_exchange_weak_explicit(&dp->closed, &head, first, memory_order_release,
-                                                  memory_order_relaxed));
+    STACK_PUSH_CHAIN(&dp->closed, first, last, next_closed, &head);
     if (!head && write(dp->event, &one, sizeof one) < 0)
         one = 0; /* an eventfd at its limit is readable all the same */
     if (count > MAX_UNREPORTED && !dp->joined)

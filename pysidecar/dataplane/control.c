@@ -86,7 +86,7 @@ static bool read_request(struct connection *connection)
 
     if (size < 0 && (errno == EAGAIN || errno == EINTR))
         return false;
-    timer_cancel(&connection->worker->timers, connection);
+    timer_cancel(&connection->worker->loop.timers, &connection->timer);
     if (size <= 0) {
         connection_close(connection, DP_END_HEADER_TRUNCATED, size < 0 ? errno : 0);
         return true;
@@ -139,12 +139,18 @@ static bool read_request(struct connection *connection)
     return true;
 }
 
-void control_event(struct connection *connection)
+static void read_requests(struct connection *connection)
 {
     /* One that only asked may be followed by another one. */
     while (atomic_load_explicit(&connection->phase, memory_order_relaxed) == PHASE_REQUEST &&
            read_request(connection))
         ;
+}
+
+static void request_ready(struct watch *watch, uint32_t events)
+{
+    (void)events;
+    read_requests(OWNER(watch, struct connection, request));
 }
 
 static void identify(struct connection *connection)
@@ -162,7 +168,7 @@ static void identify(struct connection *connection)
 static void refuse_unopened(struct worker *worker, int fd)
 {
     struct connection connection = {
-        .worker = worker, .request = {fd, WATCH_REQUEST}, .application = -1, .uid = UINT32_MAX};
+        .worker = worker, .request.fd = fd, .application = -1, .uid = UINT32_MAX};
 
     identify(&connection);
     control_take_unread(&connection);
@@ -184,17 +190,15 @@ void control_accept(struct worker *worker, const struct listener *listener, int 
     }
     connection->request.fd = fd;
     identify(connection);
-    if (!timer_set(&worker->timers, connection, worker->now_ms + header_ms)) {
-        connection_close(connection, DP_END_NO_RESOURCES, ENOMEM);
-        return;
-    }
+    connection->request.ready = request_ready;
+    loop_set_timer(&worker->loop, &connection->timer, header_ms, arrival_expired);
     /* The request nearly always came with the connection. */
-    control_event(connection);
+    read_requests(connection);
     if (atomic_load_explicit(&connection->phase, memory_order_relaxed) != PHASE_REQUEST)
         return;
     if (!clients_may_wait(connection))
         connection_close(connection, DP_END_TOO_MANY_WAIT, 0);
-    else if (worker_watch(worker, &connection->request, EPOLLIN | EPOLLET) < 0)
+    else if (loop_watch(&worker->loop, &connection->request, EPOLLIN | EPOLLET) < 0)
         connection_close(connection, DP_END_NO_RESOURCES, errno);
 }
 

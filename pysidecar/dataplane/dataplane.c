@@ -18,51 +18,12 @@
 
 /* ---- creation ---- */
 
-static int worker_create(struct dp *dp, unsigned index)
-{
-    struct worker *worker = &dp->workers[index];
-
-    worker->dp = dp;
-    worker->index = index;
-    worker->epoll = epoll_create1(EPOLL_CLOEXEC);
-    worker->diag = diag_open(); /* early: whoever runs out of fds still knows who connects */
-    worker->freed = (struct watch){-1, WATCH_FREED};
-    worker->mail = (struct watch){eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), WATCH_MAIL};
-    worker->runnable_tail = &worker->runnable_head;
-    if (worker->epoll < 0 || worker->mail.fd < 0)
-        return -errno;
-    return worker_watch(worker, &worker->mail, EPOLLIN);
-}
-
-static void close_fd(int fd)
-{
-    if (fd >= 0)
-        close(fd);
-}
-
-static void worker_destroy(struct worker *worker)
-{
-    assert(worker->timers.count == 0 && worker->direct.count == 0 && !worker->closed);
-    assert(worker->runnable_count == 0 && !worker->runnable_head && !worker->polled);
-    for (int which = 0; which < TABLES; which++) {
-        table_release(worker->tables[which]);
-        table_release(atomic_load(&worker->new_tables[which]));
-    }
-    relay_close_pool(worker);
-    assert(atomic_load(&worker->counters.buffers) == 0);
-    direct_close_table(worker);
-    free(worker->timers.heap);
-    close_fd(worker->diag);
-    close_fd(worker->mail.fd);
-    close_fd(worker->epoll);
-}
-
 static uint64_t own_namespace(void)
 {
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     uint64_t namespace = fd < 0 ? 0 : foreign_namespace(fd);
 
-    close_fd(fd);
+    close_fd(&fd);
     return namespace;
 }
 
@@ -92,7 +53,7 @@ struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts)
         error = ENOMEM;
     for (uint32_t i = 0; i < workers && error == 0; i++) {
         dp->worker_count = i + 1;
-        error = -worker_create(dp, i);
+        error = -worker_create(&dp->workers[i], dp, i);
     }
     if (error) {
         dp_destroy(dp);
@@ -126,12 +87,12 @@ void dp_destroy(struct dp *dp)
     assert(dp->live_count == 0 && atomic_load(&dp->fds_reserved) == 0);
     if (!dp->started) {
         for (size_t i = 0; i < dp->listener_count; i++)
-            close(dp->listeners[i].watch.fd);
+            close(dp->listeners[i].fd);
     }
     for (size_t i = 0; i < dp->park_count; i++)
         park_close(&dp->parks[i]);
     accelerator_close(&dp->accelerator);
-    close_fd(dp->event);
+    close_fd(&dp->event);
     for (int which = 0; which < TABLES; which++)
         table_release(dp->tables[which]);
     reapers_release(dp->reapers);
@@ -162,8 +123,7 @@ int dp_add_listener(struct dp *dp, int fd, const struct dp_listener *listener)
         close(fd);
         return result;
     }
-    dp->listeners[dp->listener_count++] =
-        (struct listener){.watch = {fd, WATCH_LISTENER}, .settings = *listener};
+    dp->listeners[dp->listener_count++] = (struct listener){.fd = fd, .settings = *listener};
     return 0;
 }
 
@@ -215,11 +175,8 @@ void dp_page_end(struct mosnhook_page *page)
 
 static void wake_workers(struct dp *dp)
 {
-    uint64_t one = 1;
-
     for (uint32_t i = 0; i < dp->worker_count; i++)
-        if (write(dp->workers[i].mail.fd, &one, sizeof one) < 0)
-            continue; /* at its limit it is readable all the same */
+        worker_wake(&dp->workers[i]);
 }
 
 int dp_set_routes(struct dp *dp, uint32_t which, const struct mosnhook_rules *rules,
@@ -304,7 +261,8 @@ int dp_start(struct dp *dp)
 
         char name[16]; /* for top(1) and debuggers */
 
-        error = pthread_create(&worker->thread, NULL, worker_run, worker);
+        error = worker_prepare(worker) ? pthread_create(&worker->thread, NULL, worker_run, worker)
+                                       : ENOMEM;
         worker->started = error == 0;
         snprintf(name, sizeof name, "worker-%u", (unsigned)(uint8_t)i);
         if (worker->started)
@@ -350,7 +308,7 @@ void dp_stop(struct dp *dp)
             connection_refuse(connection, DP_END_DRAIN_LIMIT, 0);
     for (uint32_t i = 0; i < dp->worker_count; i++) {
         connections_hand_over(&dp->workers[i]);
-        worker_leave_listeners(&dp->workers[i]);
+        listener_leave_all(&dp->workers[i]);
     }
 }
 

@@ -110,7 +110,7 @@ static uint64_t opened_ms(const struct connection *connection)
 /* Negative in the turn of the loop that opened it. */
 static int64_t age_ms(const struct connection *connection)
 {
-    return (int64_t)connection->worker->now_ms - (int64_t)opened_ms(connection);
+    return (int64_t)connection->worker->loop.now_ms - (int64_t)opened_ms(connection);
 }
 
 /* A socket that was disconnected (by SO_LINGER 0, or connect to AF_UNSPEC) has forgotten its bytes,
@@ -162,17 +162,17 @@ static void count_bytes(struct connection *connection, uint64_t sent, uint64_t r
     connection->counted = true;
     atomic_store_explicit(&connection->flow[DOWNSTREAM].bytes, sent, memory_order_relaxed);
     atomic_store_explicit(&connection->flow[UPSTREAM].bytes, received, memory_order_relaxed);
-    worker_count(&counters->bytes[DOWNSTREAM], (int64_t)sent);
-    worker_count(&counters->bytes[UPSTREAM], (int64_t)received);
+    counter_add(&counters->bytes[DOWNSTREAM], (int64_t)sent);
+    counter_add(&counters->bytes[UPSTREAM], (int64_t)received);
 }
 
 static void end_unestablished(struct connection *connection, const struct diag_socket *socket)
 {
     struct worker *worker = connection->worker;
 
-    worker_count(&worker->counters.connect_failures, 1);
+    counter_add(&worker->counters.connect_failures, 1);
     if (is_endpoints_doing(connection, socket))
-        endpoint_failed(connection->endpoint, worker->now_ms);
+        endpoint_failed(connection->endpoint, worker->loop.now_ms);
     connection_close(connection, DP_END_UPSTREAM_CONNECT, 0);
 }
 
@@ -211,6 +211,9 @@ static void socket_freed(void *argument, const struct diag_socket *socket)
 
 /* ---- listening ---- */
 
+static void freed_ready(struct watch *watch, uint32_t events);
+static void look_again(struct timer *timer);
+
 static int subscribe(struct worker *worker)
 {
     int result;
@@ -223,7 +226,8 @@ static int subscribe(struct worker *worker)
         worker->freed.fd = -1;
         return result;
     }
-    result = worker_watch(worker, &worker->freed, EPOLLIN);
+    worker->freed.ready = freed_ready;
+    result = loop_watch(&worker->loop, &worker->freed, EPOLLIN);
     if (result < 0)
         direct_unsubscribe(worker);
     return result;
@@ -231,9 +235,7 @@ static int subscribe(struct worker *worker)
 
 void direct_unsubscribe(struct worker *worker)
 {
-    if (worker->freed.fd >= 0)
-        close(worker->freed.fd);
-    worker->freed.fd = -1;
+    loop_close_watch(&worker->loop, &worker->freed);
 }
 
 static void mark_present(void *argument, const struct diag_socket *socket)
@@ -263,8 +265,9 @@ static void look_for_all(struct worker *worker)
         struct connection *connection = direct->slots[i];
         uint64_t connected_by_ms = connection ? opened_ms(connection) + CONNECT_SOON_MS : 0;
 
-        if (connection && !connection->present && connected_by_ms > worker->now_ms)
-            (void)timer_set(&worker->timers, connection, connected_by_ms);
+        if (connection && !connection->present && connected_by_ms > worker->loop.now_ms)
+            loop_set_timer(&worker->loop, &connection->timer, connected_by_ms - worker->loop.now_ms,
+                           look_again);
         else if (connection && !connection->present) {
             connection_close(connection, DP_END_UNOBSERVED, 0);
             continue; /* another one may have moved up */
@@ -273,21 +276,24 @@ static void look_for_all(struct worker *worker)
     }
 }
 
-void direct_expire(struct connection *connection)
+/* One that was not there yet may be by now. */
+static void look_again(struct timer *timer)
 {
-    look_for_all(connection->worker);
+    look_for_all(OWNER(timer, struct connection, timer)->worker);
 }
 
-void direct_events(struct worker *worker)
+static void freed_ready(struct watch *watch, uint32_t events)
 {
-    bool all = diag_read_events(worker->freed.fd, socket_freed, worker, &worker->events_lost);
+    struct worker *worker = OWNER(watch, struct worker, freed);
+    bool all = diag_read_events(watch->fd, socket_freed, worker, &worker->events_lost);
 
+    (void)events;
     if (all && worker->events_lost) {
         worker->events_lost = false;
         look_for_all(worker);
     }
     if (worker->direct.count == 0 &&
-        worker->now_ms - worker->direct_until_ms > UNSUBSCRIBE_AFTER_MS)
+        worker->loop.now_ms - worker->direct_until_ms > UNSUBSCRIBE_AFTER_MS)
         direct_unsubscribe(worker);
 }
 
@@ -322,7 +328,7 @@ static bool can_reach(const struct connection *connection, const struct mosnhook
 /* False where only a relay will do. */
 static bool choose(struct connection *connection)
 {
-    uint64_t since_ms = ejected_since(connection->worker->dp, connection->worker->now_ms);
+    uint64_t since_ms = ejected_since(connection->worker->dp, connection->worker->loop.now_ms);
     socklen_t length = sizeof connection->cookie;
     bool relayable = false; /* an endpoint that is not ejected, but not within reach */
 
@@ -377,30 +383,23 @@ struct reused {
 static void replace_elsewhere(struct worker *worker, const struct diag_socket *socket)
 {
     struct dp *dp = worker->dp;
-    uint64_t one = 1;
 
     for (uint32_t i = 0; i < dp->worker_count; i++) {
         struct worker *other = &dp->workers[i];
-        struct reused *reused = other == worker ? NULL : malloc(sizeof *reused);
+        struct reused *reused = other == worker ? NULL : malloc(sizeof *reused), *was;
 
         if (!reused)
             continue;
         reused->socket = *socket;
-        reused->next = atomic_load_explicit(&other->reused, memory_order_relaxed);
-        while (!atomic_compare_exchange_weak_explicit(&other->reused, &reused->next, reused,
-                                                      memory_order_release, memory_order_relaxed))
-            ;
-        if (write(other->mail.fd, &one, sizeof one) < 0)
-            continue; /* at its limit it is readable all the same */
+        STACK_PUSH_CHAIN(&other->reused, reused, reused, next, &was);
+        worker_wake(other);
     }
 }
 
 void direct_take_reused(struct worker *worker)
 {
-    struct reused *reused = NULL;
+    struct reused *reused = STACK_TAKE(&worker->reused);
 
-    if (atomic_load_explicit(&worker->reused, memory_order_relaxed))
-        reused = atomic_exchange_explicit(&worker->reused, NULL, memory_order_acquire);
     while (reused) {
         struct reused *next = reused->next;
 
@@ -425,8 +424,7 @@ static void await_request(struct connection *connection)
     memset(&connection->source, 0, sizeof connection->source);
     memset(&connection->upstream, 0, sizeof connection->upstream);
     foreign_close(connection, &connection->application);
-    if (!timer_set(&worker->timers, connection, worker->now_ms + header_ms))
-        connection_close(connection, DP_END_NO_RESOURCES, ENOMEM);
+    loop_set_timer(&worker->loop, &connection->timer, header_ms, arrival_expired);
 }
 
 static void refuse(struct connection *connection, enum dp_end end)
@@ -490,7 +488,7 @@ void direct_release(struct connection *connection)
     if (atomic_load_explicit(&connection->phase, memory_order_relaxed) != PHASE_DIRECT)
         return;
     cookies_remove(&worker->direct, connection);
-    worker->direct_until_ms = worker->now_ms;
+    worker->direct_until_ms = worker->loop.now_ms;
     if (!connection->counted)
         count_bytes(connection,
                     atomic_load_explicit(&connection->seen_bytes[DOWNSTREAM], memory_order_relaxed),

@@ -252,9 +252,9 @@ void foreign_close_request(struct connection *connection)
     if (*fd < 0)
         return;
     if (foreign_is_trusted(worker->dp, connection->uid)) {
-        close(*fd);
+        loop_close_watch(&worker->loop, &connection->request);
     } else {
-        epoll_ctl(worker->epoll, EPOLL_CTL_DEL, *fd, NULL); /* before it has been closed */
+        loop_unwatch(&worker->loop, &connection->request); /* before it has been closed */
         reap_later(worker->dp->reapers, false, connection->uid, *fd);
     }
     *fd = -1;

@@ -169,33 +169,31 @@ static void read_header(struct connection *connection)
         connection_close(connection, DP_END_DOWNSTREAM_RESET, count < 0 ? errno : 0);
         return;
     }
-    timer_cancel(&worker->timers, connection);
+    timer_cancel(&worker->loop.timers, &connection->timer);
     /* Source and user are what the kernel says, not what the client does. */
     connection->original_destination = header.destination;
     connection->pid = clients_has_process(connection->uid, header.pid) ? header.pid : 0;
     connection->header_size = (uint32_t)header.size;
     connection->hooked = header.pid != 0;
     memcpy(connection->command, header.command, sizeof connection->command);
+    downstream_waits(connection);
     upstream_start(connection);
 }
 
-void header_event(struct connection *connection, uint32_t events)
+static void header_ready(struct watch *watch, uint32_t events)
 {
-    struct side *downstream = &connection->side[DOWNSTREAM];
+    struct connection *connection = OWNER(watch, struct connection, side[DOWNSTREAM].watch);
 
     relay_note_events(connection, DOWNSTREAM, events);
-    downstream->readable = true;
-    downstream->writable = true;
-    if (atomic_load_explicit(&connection->phase, memory_order_relaxed) == PHASE_HEADER)
-        read_header(connection);
-    else if (events & EPOLLERR)
-        connection_close(connection, DP_END_DOWNSTREAM_RESET, ECONNRESET);
+    connection->side[DOWNSTREAM].readable = true;
+    connection->side[DOWNSTREAM].writable = true;
+    read_header(connection);
 }
 
 /* The header mostly came with the connection; with that of a client that is gone it did. */
 static void read_at_once(struct connection *connection)
 {
-    header_event(connection, 0);
+    header_ready(&connection->side[DOWNSTREAM].watch, 0);
     if (atomic_load_explicit(&connection->phase, memory_order_relaxed) != PHASE_HEADER)
         return;
     if (!connection->admitted)
@@ -222,10 +220,10 @@ void header_accept(struct worker *worker, const struct listener *listener, int f
         connection_close(connection, DP_END_DENIED, 0);
         return;
     }
-    if (error == 0 && !timer_set(&worker->timers, connection, worker->now_ms + header_ms))
-        error = -ENOMEM;
+    connection->side[DOWNSTREAM].watch.ready = header_ready;
+    loop_set_timer(&worker->loop, &connection->timer, header_ms, arrival_expired);
     if (error == 0)
-        error = worker_watch(worker, &connection->side[DOWNSTREAM].watch, SIDE_EVENTS);
+        error = loop_watch(&worker->loop, &connection->side[DOWNSTREAM].watch, SIDE_EVENTS);
     if (error == -ENOTCONN) /* reset while it waited to be accepted */
         connection_close(connection, DP_END_DOWNSTREAM_RESET, ECONNRESET);
     else if (error < 0)

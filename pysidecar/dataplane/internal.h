@@ -33,22 +33,25 @@
 #include <time.h>
 
 #include "address.h"
+#include "base/clock.h"
+#include "base/counter.h"
+#include "base/fd.h"
+#include "base/owner.h"
+#include "base/stack.h"
 #include "dataplane.h"
+#include "loop/loop.h"
 
 enum {
     SCRATCH_SIZE = 64 * 1024, /* bytes of one recv: a worker's, not a connection's */
     PIPE_SIZE = 512 * 1024,   /* bytes of a splice pipe */
     POOLED_PIPES = 32,        /* empty pipes that a worker keeps open */
-    ACCEPT_BATCH = 32,        /* connections accepted before others get their turn */
     RELAY_BATCH = 16,         /* reads of one direction before others get their turn */
     MAX_LISTENERS = 64,
     DIRECTIONS = 2,           /* enum dp_direction */
     TABLES = 3,               /* theirs, and DP_EXCLUDED */
     MAX_UNREPORTED = 1 << 16, /* closed connections that the control thread has not taken */
-    ACCEPT_PAUSE_MS = 20,
-    FEW_CONNECTIONS = 64, /* of a worker: however they are shared out, it does not matter */
-    FDS_PER_REQUEST = 4,  /* control socket, the application's socket, upstream, downstream */
-    FDS_PER_RELAY = 2,    /* downstream, upstream */
+    FDS_PER_REQUEST = 4,      /* control socket, the application's socket, upstream, downstream */
+    FDS_PER_RELAY = 2,        /* downstream, upstream */
     FDS_SPARE = 64 + DP_ADMIN_CONNECTIONS, /* left for the control plane */
     FDS_TO_REFUSE = 5, /* of a worker, for a request that gets no others: what may come with it */
     REFUSE_AFTER_MS = 1000, /* how long a connection waits for descriptors */
@@ -78,26 +81,18 @@ bool address_is_zero(const struct mosnhook_address *address);
 int address_of_local(int fd, struct mosnhook_address *address);
 int address_of_peer(int fd, struct mosnhook_address *address);
 
-/* ---- epoll ---- */
-
-enum watch_kind {
-    WATCH_LISTENER,
-    WATCH_MAIL,
-    WATCH_FREED,
-    WATCH_REQUEST,
-    WATCH_DOWNSTREAM,
-    WATCH_UPSTREAM,
-};
-
-/* What epoll hands back; embedded in what it belongs to. */
-struct watch {
-    int fd; /* -1: none */
-    enum watch_kind kind;
-};
+/* ---- listeners ---- */
 
 struct listener {
-    struct watch watch;
+    int fd;
     struct dp_listener settings;
+};
+
+/* A worker's watch of one. */
+struct acceptor {
+    struct watch watch;
+    struct worker *worker;
+    const struct listener *listener;
 };
 
 struct park {
@@ -213,18 +208,16 @@ struct flow {
 struct connection {
     struct worker *worker;
     const struct listener *listener;
-    struct connection *next_opened;   /* the control thread's inbox */
-    struct connection *next_closed;   /* the worker's list of this turn, then the inbox */
-    struct connection *next_runnable; /* the worker's queue of connections that used their batch */
-    struct connection **previous_runnable; /* what points to it there; NULL: not in the queue */
+    struct connection *next_opened; /* the control thread's inbox */
+    struct connection *next_closed; /* the worker's list of this turn, then the inbox */
     struct connection *live_next, *live_previous; /* the control thread's list */
 
     uint64_t id;
     uint64_t opened_real_ns, opened_ns, closed_ns;
     uint64_t last_active_ms;
-    uint64_t deadline_ms;
     uint64_t accelerate_at_ms; /* not before, if it is to be tried again */
-    int32_t timer_index;       /* in the worker's heap, -1: no deadline */
+    struct timer timer;        /* of the phase that it is in */
+    struct task task;          /* to go on relaying: it used its batch */
 
     struct side side[2];
     struct flow flow[2];
@@ -265,8 +258,6 @@ struct connection {
     char command[MOSNHOOK_COMMAND_SIZE];
 };
 
-uint64_t clock_ns(clockid_t clock);
-
 /* A new connection that is known to the control thread, for which so many fds are reserved; or NULL
  * (out of memory), and they are no longer. */
 struct connection *connection_open(struct worker *worker, const struct listener *listener,
@@ -288,19 +279,6 @@ void connection_free(struct connection *connection);
  * workers go on, within bounds, while the control thread does not. */
 void reports_drop(struct dp *dp);
 
-/* ---- timers: a heap by deadline ---- */
-
-struct timers {
-    struct connection **heap;
-    size_t count, capacity;
-};
-
-/* Sets or moves the connection's only deadline. False when out of memory. */
-bool timer_set(struct timers *timers, struct connection *connection, uint64_t deadline_ms);
-void timer_cancel(struct timers *timers, struct connection *connection);
-/* The connection whose deadline has come (its timer is cancelled), or NULL. */
-struct connection *timer_expired(struct timers *timers, uint64_t now_ms);
-
 /* ---- workers ---- */
 
 /* Direct connections by their sockets' cookies. */
@@ -310,8 +288,8 @@ struct cookies {
 };
 
 struct counters {
-    _Atomic uint64_t accepted, closed, bytes[2], bytes_spliced, connect_failures, accept_pauses;
-    _Atomic uint64_t buffers;
+    counter accepted, closed, bytes[2], bytes_spliced, connect_failures, accept_pauses;
+    counter buffers;
 };
 
 struct worker {
@@ -319,7 +297,9 @@ struct worker {
     pthread_t thread;
     bool started;
     unsigned index;
-    int epoll;
+    struct loop loop;
+    struct timer alive; /* to show it in the page */
+    struct task turn_ends, accept_turn_ends;
     struct watch mail;  /* eventfd */
     int diag;           /* netlink: see diag_user; -1: not open */
     struct watch freed; /* netlink: sockets that the kernel frees; -1: not listening */
@@ -329,17 +309,14 @@ struct worker {
     _Atomic(struct reused *) reused; /* sockets that other workers were asked for */
     _Atomic(struct table *) new_tables[TABLES];
     struct table *tables[TABLES];
+    struct acceptor *acceptors; /* one for each listener */
     bool accepting, drained;
     bool leaves_to_others; /* does not accept, since it has too many connections */
-    uint64_t accept_again_ms;
-    uint64_t refuse_at_ms;   /* when those that wait for descriptors are refused; 0: none does */
-    uint64_t now_ns, now_ms; /* CLOCK_MONOTONIC at the start of this turn */
-    struct timers timers;
+    struct timer accept_again;
+    struct timer refuse; /* those that wait for descriptors */
     struct connection *closed;
     struct connection *polled; /* accelerated ones with a receiver that is behind */
-    uint64_t poll_at_ns;
-    struct connection *runnable_head, **runnable_tail;
-    size_t runnable_count;
+    struct timer poll;
     struct pipe *pipes;
     unsigned pooled_pipes;
     struct counters counters;
@@ -413,19 +390,36 @@ struct dp {
     struct table *tables[TABLES];
 };
 
+/* 0 or -errno; also after a failure it is to be destroyed. */
+int worker_create(struct worker *worker, struct dp *dp, unsigned index);
+void worker_destroy(struct worker *worker);
+/* Before it runs, when all listeners are known. False when out of memory. */
+bool worker_prepare(struct worker *worker);
 void *worker_run(void *worker);
-/* Descriptors that connections and pipes have, or may need. */
-int fds_used(const struct dp *dp);
-/* One turn of its loop: waits for events, and does what they ask for. */
-void worker_turn(struct worker *worker);
-/* Stops accepting for good; the last worker to do so closes the listeners. */
-void worker_leave_listeners(struct worker *worker);
-int worker_watch(struct worker *worker, struct watch *watch, uint32_t events);
+/* From any thread. */
+void worker_wake(struct worker *worker);
 /* `which`: see dp_set_routes. */
 struct table *worker_table(struct worker *worker, uint32_t which);
-void worker_count(_Atomic uint64_t *counter, int64_t change);
-void worker_add_runnable(struct worker *worker, struct connection *connection);
-void worker_remove_runnable(struct worker *worker, struct connection *connection);
+
+/* ---- listeners ---- */
+
+/* Begins to accept. False when out of memory. */
+bool listener_watch_all(struct worker *worker);
+/* Stops accepting for good; the last worker to do so closes the listeners. */
+void listener_leave_all(struct worker *worker);
+
+/* ---- file descriptors ---- */
+
+/* False when there are not enough for connections and pipes. */
+bool fds_reserve(struct dp *dp, int count);
+void fds_release(struct dp *dp, int count);
+/* Those that connections and pipes have, or may need. */
+int fds_used(const struct dp *dp);
+/* The process or the host has no more, whatever the budget says. */
+void fds_ran_out(struct dp *dp, uint64_t now_ms);
+/* Says it in the page, and to the control thread, when they are used up or no longer are. True
+ * while they are. */
+bool fds_look(struct dp *dp, uint64_t now_ms);
 
 /* ---- the stations of a connection ---- */
 
@@ -438,7 +432,6 @@ void netfilter_accept(struct worker *worker, const struct listener *listener, in
 void control_refuse(struct worker *worker, const struct listener *listener, int fd);
 void downstream_refuse(struct worker *worker, const struct listener *listener, int fd);
 
-void control_event(struct connection *connection);
 /* Of a connection that is to be closed: its request may have come without having been read. */
 void control_take_unread(struct connection *connection);
 
@@ -470,8 +463,10 @@ struct reapers *reapers_create(void);
 void reapers_release(struct reapers *reapers); /* NULL is allowed */
 /* Descriptors that are not closed yet. */
 int reapers_pending(const struct reapers *reapers);
-/* Of a downstream that has no upstream yet. */
-void header_event(struct connection *connection, uint32_t events);
+/* A timer's: no request or header came in time. */
+void arrival_expired(struct timer *timer);
+/* Of a downstream that waits for its upstream. */
+void downstream_waits(struct connection *connection);
 
 /* Chooses route and endpoint; expects source and original_destination to be set. DP_END_NONE, or
  * why it is refused. */
@@ -481,19 +476,11 @@ enum dp_end upstream_route(struct connection *connection, bool *direct);
 bool upstream_next_endpoint(struct connection *connection);
 /* Routes and connects; expects source and original_destination to be set. */
 void upstream_start(struct connection *connection);
-void upstream_event(struct connection *connection, uint32_t events);
-/* Of an upstream that is connected before the downstream is. */
-void upstream_waits_event(struct connection *connection, uint32_t events);
-/* The connect timeout of the endpoint that is being tried. */
-void upstream_timeout(struct connection *connection);
 void upstream_release(struct connection *connection);
 
 /* A request that only asks. */
 void direct_ask(struct connection *connection);
-void direct_events(struct worker *worker);
 void direct_take_reused(struct worker *worker);
-/* Since a direct connection has a deadline only while it may not have been made yet. */
-void direct_expire(struct connection *connection);
 void direct_release(struct connection *connection);
 bool direct_lists(const struct connection *connection);
 void direct_unsubscribe(struct worker *worker);
@@ -507,16 +494,16 @@ int park_open(struct park *park);
 void park_close(struct park *park);
 /* Whether the application's socket is parked at one of ours; sets source and park. */
 bool park_inspect(struct connection *connection);
+/* A timer's: the application's socket was not completed in time. */
+void completing_expired(struct timer *timer);
 /* Connects the parked socket of the application to us: PHASE_COMPLETING. */
 void park_complete(struct connection *connection);
 /* The application's socket is connected to us, parked or not: goes on to relay, or to the upstream
  * if that is not connected yet. */
 void downstream_completed(struct connection *connection);
-void park_completing_event(struct connection *connection, uint32_t events);
 /* Makes the parked socket fail. True if that takes a moment, after which the connection is closed
  * with what connection->end and error say: to be PHASE_FAILING until then. */
 bool park_fail(struct connection *connection, int error);
-void park_failing_event(struct connection *connection);
 /* Before the connection is closed, for whatever reason: makes its socket fail at once if it is
  * still parked at one of ours, even if its request was never understood. */
 void park_abandon(struct connection *connection, int error);
@@ -525,20 +512,17 @@ void park_abandon(struct connection *connection, int error);
 void unparked_start(struct connection *connection);
 /* Lets the application connect it to us: PHASE_COMPLETING, or PHASE_EXPECTED. */
 void unparked_await(struct connection *connection);
-void unparked_event(struct connection *connection);
 
 /* What epoll says about what there is to read; of a side that is not relayed yet, too. */
 void relay_note_events(struct connection *connection, int side, uint32_t events);
 void relay_start(struct connection *connection);
-void relay_event(struct connection *connection, int side, uint32_t events);
-void relay_run(struct connection *connection);
 void relay_release(struct connection *connection); /* frees buffers */
 void relay_close_pool(struct worker *worker);
 
 /* Whatever was passed on without relay.c counts as passed on by it. */
 void relay_count_bytes(struct connection *connection, int from, size_t bytes);
 /* The connection's only timer while it is relayed. */
-void relay_timeout(struct connection *connection);
+void relay_expired(struct timer *timer);
 
 /* ---- acceleration; all but the first two are for accelerated connections ---- */
 
@@ -566,8 +550,6 @@ void accelerate_leave(struct connection *connection);
 void accelerate_writable(struct connection *connection, int to);
 /* Whether nothing is to be relayed to that side for now: it is behind. */
 bool accelerate_waits(struct connection *connection, int to);
-/* Looks after receivers that are behind, when it is time to. */
-void accelerate_poll(struct worker *worker);
 /* Accounts. Returns when to come back, in ms. */
 uint64_t accelerate_tick(struct connection *connection);
 /* Before its sockets are closed, and after. */

@@ -34,7 +34,7 @@ static bool is_unredirected(const struct connection *connection,
 
     if (connection->listener->settings.transport == DP_TRANSPORT_REDIRECT)
         return address_equal(&connection->original_destination, local);
-    return address_of_local(connection->listener->watch.fd, &listening) == 0 &&
+    return address_of_local(connection->listener->fd, &listening) == 0 &&
            listening.port == local->port;
 }
 
@@ -61,8 +61,9 @@ void netfilter_accept(struct worker *worker, const struct listener *listener, in
         connection_close(connection, DP_END_LOOP, 0);
         return;
     }
+    downstream_waits(connection);
     if (error == 0)
-        error = worker_watch(worker, &connection->side[DOWNSTREAM].watch, SIDE_EVENTS);
+        error = loop_watch(&worker->loop, &connection->side[DOWNSTREAM].watch, SIDE_EVENTS);
     if (error < 0)
         connection_close(connection, DP_END_NO_RESOURCES, -error);
     else

@@ -161,7 +161,7 @@ void downstream_completed(struct connection *connection)
     };
 
     connection->side[DOWNSTREAM].writable = true;
-    timer_cancel(&connection->worker->timers, connection);
+    timer_cancel(&connection->worker->loop.timers, &connection->timer);
     /* A caller that no longer waits finds its socket connected. */
     if (connection->waits)
         (void)send(connection->request.fd, &answer, sizeof answer, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -174,6 +174,26 @@ void downstream_completed(struct connection *connection)
         relay_start(connection);
     else
         upstream_start(connection);
+}
+
+void completing_expired(struct timer *timer)
+{
+    connection_refuse(OWNER(timer, struct connection, timer), DP_END_DOWNSTREAM_GONE, ETIMEDOUT);
+}
+
+static void completing_ready(struct watch *watch, uint32_t events)
+{
+    struct connection *connection = OWNER(watch, struct connection, side[DOWNSTREAM].watch);
+
+    if (events & EPOLLERR) {
+        connection_close(connection, DP_END_DOWNSTREAM_GONE, ECONNRESET);
+        return;
+    }
+    if (!(events & EPOLLOUT))
+        return;
+    relay_note_events(connection, DOWNSTREAM, events);
+    connection->side[DOWNSTREAM].readable = true;
+    downstream_completed(connection);
 }
 
 void park_complete(struct connection *connection)
@@ -192,29 +212,16 @@ void park_complete(struct connection *connection)
     if (fd >= 0) {
         watch->fd = fd;
         connection_enter(connection, PHASE_COMPLETING);
-        if ((!connected && !timer_set(&worker->timers, connection, worker->now_ms + COMPLETE_MS)) ||
-            worker_watch(worker, watch, SIDE_EVENTS) < 0)
+        watch->ready = completing_ready;
+        if (!connected)
+            loop_set_timer(&worker->loop, &connection->timer, COMPLETE_MS, completing_expired);
+        if (loop_watch(&worker->loop, watch, SIDE_EVENTS) < 0)
             fd = -ENOMEM;
     }
     if (fd < 0)
         connection_refuse(connection, DP_END_NO_RESOURCES, -fd);
     else if (connected)
         downstream_completed(connection);
-}
-
-void park_completing_event(struct connection *connection, uint32_t events)
-{
-    struct side *downstream = &connection->side[DOWNSTREAM];
-
-    if (events & EPOLLERR) {
-        connection_close(connection, DP_END_DOWNSTREAM_GONE, ECONNRESET);
-        return;
-    }
-    if (!(events & EPOLLOUT))
-        return;
-    relay_note_events(connection, DOWNSTREAM, events);
-    downstream->readable = true;
-    downstream_completed(connection);
 }
 
 static void note_error(const struct connection *connection, int error)
@@ -229,6 +236,21 @@ static void note_error(const struct connection *connection, int error)
     if (!address_is_zero(&memo.destination))
         (void)setsockopt(connection->application, IPPROTO_TCP, TCP_FASTOPEN_KEY, &memo,
                          sizeof memo);
+}
+
+static void failing_ready(struct watch *watch, uint32_t events)
+{
+    struct connection *connection = OWNER(watch, struct connection, side[DOWNSTREAM].watch);
+
+    (void)events;
+    connection_close(connection, connection->end, connection->error);
+}
+
+static void failing_expired(struct timer *timer)
+{
+    struct connection *connection = OWNER(timer, struct connection, timer);
+
+    connection_close(connection, connection->end, connection->error);
 }
 
 /* The error first: the application may look as soon as its socket fails. Then S comes to SYN_RECV,
@@ -250,14 +272,13 @@ bool park_fail(struct connection *connection, int error)
     watch->fd = fd >= 0 ? fd : -1;
     /* Without a connection there is nothing to reset: the SYN waits for a busy processor. Else
      * closing ours resets it: see tune_socket. */
-    return fd >= 0 && !connected &&
-           timer_set(&worker->timers, connection, worker->now_ms + COMPLETE_MS) &&
-           worker_watch(worker, watch, EPOLLOUT) == 0;
-}
-
-void park_failing_event(struct connection *connection)
-{
-    connection_close(connection, connection->end, connection->error);
+    if (fd < 0 || connected)
+        return false;
+    watch->ready = failing_ready;
+    if (loop_watch(&worker->loop, watch, EPOLLOUT) < 0)
+        return false;
+    loop_set_timer(&worker->loop, &connection->timer, COMPLETE_MS, failing_expired);
+    return true;
 }
 
 void park_abandon(struct connection *connection, int error)

@@ -46,7 +46,7 @@ static struct pipe *pipe_acquire(struct worker *worker)
     if (pipe) {
         worker->pipes = pipe->next;
         worker->pooled_pipes--;
-        worker_count(&worker->counters.buffers, 1);
+        counter_add(&worker->counters.buffers, 1);
         return pipe;
     }
     /* Copying works without fds: the last of them are for connections. */
@@ -62,7 +62,7 @@ static struct pipe *pipe_acquire(struct worker *worker)
     (void)fcntl(ends[1], F_SETPIPE_SZ, PIPE_SIZE);
     pipe->read_end = ends[0];
     pipe->write_end = ends[1];
-    worker_count(&worker->counters.buffers, 1);
+    counter_add(&worker->counters.buffers, 1);
     return pipe;
 
 no_fds:
@@ -80,7 +80,7 @@ static void pipe_close(struct worker *worker, struct pipe *pipe)
 
 static void pipe_give_back(struct worker *worker, struct pipe *pipe)
 {
-    worker_count(&worker->counters.buffers, -1);
+    counter_add(&worker->counters.buffers, -1);
     if (pipe->held > 0 || worker->pooled_pipes == POOLED_PIPES) {
         pipe_close(worker, pipe);
         return;
@@ -109,7 +109,7 @@ static void release_chunk(struct worker *worker, struct flow *flow)
         return;
     free(flow->chunk);
     flow->chunk = NULL;
-    worker_count(&worker->counters.buffers, -1);
+    counter_add(&worker->counters.buffers, -1);
 }
 
 static void release_pipe(struct worker *worker, struct flow *flow)
@@ -126,8 +126,8 @@ void relay_count_bytes(struct connection *connection, int from, size_t bytes)
     uint64_t sum = atomic_load_explicit(&flow->bytes, memory_order_relaxed) + bytes;
 
     atomic_store_explicit(&flow->bytes, sum, memory_order_relaxed);
-    worker_count(&connection->worker->counters.bytes[from], (int64_t)bytes);
-    connection->last_active_ms = connection->worker->now_ms;
+    counter_add(&connection->worker->counters.bytes[from], (int64_t)bytes);
+    connection->last_active_ms = connection->worker->loop.now_ms;
 }
 
 static void passed_on(struct connection *connection, int from, size_t bytes)
@@ -192,7 +192,7 @@ static bool flush_pipe(struct connection *connection, int from, enum progress *p
         }
         flow->pipe->held -= (size_t)sent;
         passed_on(connection, from, (size_t)sent);
-        worker_count(&connection->worker->counters.bytes_spliced, sent);
+        counter_add(&connection->worker->counters.bytes_spliced, sent);
     }
     return true;
 }
@@ -206,7 +206,7 @@ static bool after_read(struct connection *connection, int from, ssize_t count, s
     struct side *side = &connection->side[from];
 
     side->plain = false;
-    side->read_ns = connection->worker->now_ns;
+    side->read_ns = connection->worker->loop.now_ns;
     if (count == 0) {
         side->ended = true;
         return true;
@@ -264,7 +264,7 @@ static bool pass_on(struct connection *connection, int from, size_t count, int f
         *progress = PROGRESS_LOST;
         return false;
     }
-    worker_count(&worker->counters.buffers, 1);
+    counter_add(&worker->counters.buffers, 1);
     flow->chunk->start = 0;
     flow->chunk->end = (uint32_t)left;
     flow->chunk->flags = flags;
@@ -418,7 +418,7 @@ static void fail(struct connection *connection)
     connection_close(connection, end, error);
 }
 
-void relay_run(struct connection *connection)
+static void run(struct connection *connection)
 {
     enum progress progress[2];
 
@@ -438,24 +438,9 @@ void relay_run(struct connection *connection)
         return;
     }
     if (progress[DOWNSTREAM] == PROGRESS_BATCH || progress[UPSTREAM] == PROGRESS_BATCH)
-        worker_add_runnable(connection->worker, connection);
+        task_schedule(&connection->worker->loop.tasks, &connection->task);
     if (connection->accelerable)
         accelerate_if_it_pays(connection);
-}
-
-void relay_start(struct connection *connection)
-{
-    struct worker *worker = connection->worker;
-    uint32_t idle_ms = atomic_load_explicit(&worker->dp->idle_ms, memory_order_relaxed);
-
-    connection->last_active_ms = worker->now_ms;
-    if (!timer_set(&worker->timers, connection, worker->now_ms + idle_ms)) {
-        connection_close(connection, DP_END_NO_RESOURCES, ENOMEM);
-        return;
-    }
-    connection->accelerable = accelerate_tries(connection);
-    connection_enter(connection, PHASE_RELAYING);
-    relay_run(connection);
 }
 
 void relay_note_events(struct connection *connection, int index, uint32_t events)
@@ -469,11 +454,11 @@ void relay_note_events(struct connection *connection, int index, uint32_t events
     if (events & EPOLLPRI)
         side->urgent = true;
     /* What was read in this turn may be what the event was about. */
-    side->plain =
-        (events & (EPOLLIN | EPOLLPRI)) == EPOLLIN && side->read_ns != connection->worker->now_ns;
+    side->plain = (events & (EPOLLIN | EPOLLPRI)) == EPOLLIN &&
+                  side->read_ns != connection->worker->loop.now_ns;
 }
 
-void relay_event(struct connection *connection, int index, uint32_t events)
+static void side_ready(struct connection *connection, int index, uint32_t events)
 {
     struct side *side = &connection->side[index];
     int error = 0;
@@ -493,11 +478,42 @@ void relay_event(struct connection *connection, int index, uint32_t events)
         fail(connection);
         return;
     }
-    relay_run(connection);
+    run(connection);
 }
 
-void relay_timeout(struct connection *connection)
+static void downstream_ready(struct watch *watch, uint32_t events)
 {
+    side_ready(OWNER(watch, struct connection, side[DOWNSTREAM].watch), DOWNSTREAM, events);
+}
+
+static void upstream_ready(struct watch *watch, uint32_t events)
+{
+    side_ready(OWNER(watch, struct connection, side[UPSTREAM].watch), UPSTREAM, events);
+}
+
+static void go_on(struct task *task)
+{
+    run(OWNER(task, struct connection, task));
+}
+
+void relay_start(struct connection *connection)
+{
+    struct worker *worker = connection->worker;
+    uint32_t idle_ms = atomic_load_explicit(&worker->dp->idle_ms, memory_order_relaxed);
+
+    connection->last_active_ms = worker->loop.now_ms;
+    connection->task.run = go_on;
+    connection->side[DOWNSTREAM].watch.ready = downstream_ready;
+    connection->side[UPSTREAM].watch.ready = upstream_ready;
+    loop_set_timer(&worker->loop, &connection->timer, idle_ms, relay_expired);
+    connection->accelerable = accelerate_tries(connection);
+    connection_enter(connection, PHASE_RELAYING);
+    run(connection);
+}
+
+void relay_expired(struct timer *timer)
+{
+    struct connection *connection = OWNER(timer, struct connection, timer);
     struct worker *worker = connection->worker;
     uint32_t idle_ms = atomic_load_explicit(&worker->dp->idle_ms, memory_order_relaxed);
     uint64_t next = UINT64_MAX, idle_deadline;
@@ -505,10 +521,12 @@ void relay_timeout(struct connection *connection)
     if (connection->accelerated)
         next = accelerate_tick(connection);
     idle_deadline = connection->last_active_ms + idle_ms;
-    if (idle_deadline <= worker->now_ms)
+    if (idle_deadline <= worker->loop.now_ms)
         connection_close(connection, DP_END_IDLE_TIMEOUT, 0);
     else
-        timer_set(&worker->timers, connection, next < idle_deadline ? next : idle_deadline);
+        loop_set_timer(&worker->loop, timer,
+                       (next < idle_deadline ? next : idle_deadline) - worker->loop.now_ms,
+                       relay_expired);
 }
 
 void relay_release(struct connection *connection)

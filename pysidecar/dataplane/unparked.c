@@ -61,6 +61,49 @@ static bool send_address(const struct connection *connection)
                sizeof answer;
 }
 
+/* Whether it is the application's socket that is connected to this one. */
+static bool is_from_application(const struct connection *connection, int fd)
+{
+    struct mosnhook_address peer, source;
+
+    return address_of_peer(fd, &peer) == 0 &&
+           address_of_local(connection->application, &source) == 0 && address_equal(&peer, &source);
+}
+
+static void take(struct connection *connection, int fd)
+{
+    struct watch *watch = &connection->side[DOWNSTREAM].watch;
+
+    loop_close_watch(&connection->worker->loop, watch);
+    watch->fd = fd;
+    downstream_waits(connection);
+    (void)address_of_peer(fd, &connection->source);
+    if (loop_watch(&connection->worker->loop, watch, SIDE_EVENTS) < 0)
+        connection_close(connection, DP_END_NO_RESOURCES, ENOMEM);
+    else
+        downstream_completed(connection);
+}
+
+static void expecting_ready(struct watch *watch, uint32_t events)
+{
+    struct connection *connection = OWNER(watch, struct connection, side[DOWNSTREAM].watch);
+    int listener = watch->fd, fd;
+
+    (void)events;
+    while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
+        if (is_from_application(connection, fd)) {
+            take(connection, fd);
+            return;
+        }
+        close(fd); /* a stranger, whom the socket's options reset */
+    }
+}
+
+static void expecting_expired(struct timer *timer)
+{
+    connection_close(OWNER(timer, struct connection, timer), DP_END_DOWNSTREAM_GONE, 0);
+}
+
 void unparked_await(struct connection *connection)
 {
     struct worker *worker = connection->worker;
@@ -70,9 +113,11 @@ void unparked_await(struct connection *connection)
 
     if (listener >= 0) {
         watch->fd = listener;
+        watch->ready = expecting_ready;
         connection_enter(connection, connection->waits ? PHASE_COMPLETING : PHASE_EXPECTED);
-        if (!timer_set(&worker->timers, connection, worker->now_ms + header_ms) ||
-            worker_watch(worker, watch, EPOLLIN) < 0)
+        loop_set_timer(&worker->loop, &connection->timer, header_ms,
+                       connection->waits ? completing_expired : expecting_expired);
+        if (loop_watch(&worker->loop, watch, EPOLLIN) < 0)
             listener = -ENOMEM;
     }
     if (listener < 0) {
@@ -96,39 +141,4 @@ void unparked_start(struct connection *connection)
         unparked_await(connection);
     else
         connection_close(connection, DP_END_TOO_MANY_WAIT, 0);
-}
-
-/* Whether it is the application's socket that is connected to this one. */
-static bool is_from_application(const struct connection *connection, int fd)
-{
-    struct mosnhook_address peer, source;
-
-    return address_of_peer(fd, &peer) == 0 &&
-           address_of_local(connection->application, &source) == 0 && address_equal(&peer, &source);
-}
-
-static void take(struct connection *connection, int fd)
-{
-    struct watch *watch = &connection->side[DOWNSTREAM].watch;
-
-    close(watch->fd);
-    watch->fd = fd;
-    (void)address_of_peer(fd, &connection->source);
-    if (worker_watch(connection->worker, watch, SIDE_EVENTS) < 0)
-        connection_close(connection, DP_END_NO_RESOURCES, ENOMEM);
-    else
-        downstream_completed(connection);
-}
-
-void unparked_event(struct connection *connection)
-{
-    int listener = connection->side[DOWNSTREAM].watch.fd, fd;
-
-    while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
-        if (is_from_application(connection, fd)) {
-            take(connection, fd);
-            return;
-        }
-        close(fd); /* a stranger, whom the socket's options reset */
-    }
 }

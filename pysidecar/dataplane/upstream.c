@@ -22,6 +22,8 @@ enum {
 };
 
 static void try_endpoints(struct connection *connection, int error);
+static void connecting_ready(struct watch *watch, uint32_t events);
+static void connecting_expired(struct timer *timer);
 
 int connect_socket(int fd, const struct mosnhook_address *to)
 {
@@ -133,7 +135,7 @@ enum dp_end upstream_route(struct connection *connection, bool *direct)
     if (route && route->endpoint_count > 0) {
         connection->table = table_reference(table);
         connection->first_endpoint =
-            route_pick(table, route, ejected_since(worker->dp, worker->now_ms));
+            route_pick(table, route, ejected_since(worker->dp, worker->loop.now_ms));
     } else if (is_own(worker->dp, &upstream)) {
         return DP_END_LOOP;
     }
@@ -255,7 +257,7 @@ static int prepare_socket(const struct connection *connection, int fd)
 /* Connects to connection->upstream: 0 when it is connected, -EINPROGRESS or another -errno. */
 static int begin_connect(struct connection *connection)
 {
-    struct worker *worker = connection->worker;
+    struct loop *loop = &connection->worker->loop;
     struct watch *watch = &connection->side[UPSTREAM].watch;
     int family = address_is_ipv4(&connection->upstream) ? AF_INET : AF_INET6;
     int result, watched;
@@ -267,18 +269,17 @@ static int begin_connect(struct connection *connection)
     if (result == 0)
         result = connect_socket(watch->fd, &connection->upstream);
     if (result == 0 || result == -EINPROGRESS) {
-        watched = worker_watch(worker, watch, SIDE_EVENTS);
+        watch->ready = connecting_ready;
+        watched = loop_watch(loop, watch, SIDE_EVENTS);
         result = watched < 0 ? watched : result;
     }
-    if (result == -EINPROGRESS &&
-        !timer_set(&worker->timers, connection,
-                   worker->now_ms +
-                       atomic_load_explicit(&worker->dp->connect_ms, memory_order_relaxed)))
-        result = -ENOMEM;
-    if (result < 0 && result != -EINPROGRESS) {
-        close(watch->fd);
-        watch->fd = -1;
-    }
+    if (result == -EINPROGRESS)
+        loop_set_timer(
+            loop, &connection->timer,
+            atomic_load_explicit(&connection->worker->dp->connect_ms, memory_order_relaxed),
+            connecting_expired);
+    else if (result < 0)
+        loop_close_watch(loop, watch);
     return result;
 }
 
@@ -286,7 +287,7 @@ static int begin_connect(struct connection *connection)
 static struct endpoint *next_endpoint(struct connection *connection, const struct route *route)
 {
     struct endpoint *endpoints = connection->table->endpoints + route->first_endpoint, *endpoint;
-    uint64_t since_ms = ejected_since(connection->worker->dp, connection->worker->now_ms);
+    uint64_t since_ms = ejected_since(connection->worker->dp, connection->worker->loop.now_ms);
     uint32_t attempt;
 
     while (connection->attempts < route->endpoint_count) {
@@ -338,16 +339,26 @@ static void count_failure(struct connection *connection, int error)
 {
     struct worker *worker = connection->worker;
 
-    worker_count(&worker->counters.connect_failures, 1);
+    counter_add(&worker->counters.connect_failures, 1);
     if (is_endpoints_doing(error))
-        endpoint_failed(connection->endpoint, worker->now_ms);
+        endpoint_failed(connection->endpoint, worker->loop.now_ms);
+}
+
+/* Before the downstream is connected, too. */
+static void connected_ready(struct watch *watch, uint32_t events)
+{
+    struct connection *connection = OWNER(watch, struct connection, side[UPSTREAM].watch);
+
+    relay_note_events(connection, UPSTREAM, events);
+    connection->side[UPSTREAM].readable = true; /* an error is found by reading too */
 }
 
 static void upstream_connected(struct connection *connection)
 {
     endpoint_succeeded(connection->endpoint, UINT64_MAX);
     connection->side[UPSTREAM].writable = true;
-    timer_cancel(&connection->worker->timers, connection);
+    connection->side[UPSTREAM].watch.ready = connected_ready;
+    timer_cancel(&connection->worker->loop.timers, &connection->timer);
     if (connection->application < 0)
         relay_start(connection);
     else if (connection->parked)
@@ -378,21 +389,20 @@ static void try_endpoints(struct connection *connection, int error)
 
 static void connect_failed(struct connection *connection, int error)
 {
-    struct watch *watch = &connection->side[UPSTREAM].watch;
-
     count_failure(connection, error);
-    close(watch->fd);
-    watch->fd = -1;
+    timer_cancel(&connection->worker->loop.timers, &connection->timer);
+    loop_close_watch(&connection->worker->loop, &connection->side[UPSTREAM].watch);
     try_endpoints(connection, error);
 }
 
-void upstream_timeout(struct connection *connection)
+static void connecting_expired(struct timer *timer)
 {
-    connect_failed(connection, ETIMEDOUT);
+    connect_failed(OWNER(timer, struct connection, timer), ETIMEDOUT);
 }
 
-void upstream_event(struct connection *connection, uint32_t events)
+static void connecting_ready(struct watch *watch, uint32_t events)
 {
+    struct connection *connection = OWNER(watch, struct connection, side[UPSTREAM].watch);
     struct side *upstream = &connection->side[UPSTREAM];
     int error = 0;
     socklen_t length = sizeof error;
@@ -408,12 +418,4 @@ void upstream_event(struct connection *connection, uint32_t events)
     relay_note_events(connection, UPSTREAM, events);
     upstream->readable = true;
     upstream_connected(connection);
-}
-
-void upstream_waits_event(struct connection *connection, uint32_t events)
-{
-    struct side *upstream = &connection->side[UPSTREAM];
-
-    relay_note_events(connection, UPSTREAM, events);
-    upstream->readable = true; /* an error is found by reading too */
 }

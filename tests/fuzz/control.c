@@ -114,6 +114,7 @@ static struct dp *make_plane(uint8_t how, struct sockaddr_un *control, socklen_t
     dp->fds_budget = 256;
     atomic_store(&dp->undrained, 1);
     dp->started = true;
+    CHECK(worker_prepare(&dp->workers[0]));
     return dp;
 }
 
@@ -123,7 +124,7 @@ static void turn(struct dp *dp)
 
     /* So that it does not wait. */
     CHECK(write(dp->workers[0].mail.fd, &one, sizeof one) == sizeof one);
-    worker_turn(&dp->workers[0]);
+    loop_turn(&dp->workers[0].loop);
 }
 
 /* ---- the application ---- */

@@ -1,0 +1,45 @@
+#include "loop/task.h"
+
+#include <assert.h>
+
+void tasks_init(struct tasks *tasks)
+{
+    tasks->first = NULL;
+    tasks->last = &tasks->first;
+    tasks->count = 0;
+}
+
+void task_schedule(struct tasks *tasks, struct task *task)
+{
+    assert(task->run);
+    if (task_is_scheduled(task))
+        return;
+    task->next = NULL;
+    task->previous = tasks->last;
+    *tasks->last = task;
+    tasks->last = &task->next;
+    tasks->count++;
+}
+
+void task_cancel(struct tasks *tasks, struct task *task)
+{
+    if (!task_is_scheduled(task))
+        return;
+    *task->previous = task->next;
+    if (task->next)
+        task->next->previous = task->previous;
+    else
+        tasks->last = task->previous;
+    task->previous = NULL;
+    tasks->count--;
+}
+
+void tasks_run(struct tasks *tasks)
+{
+    for (size_t left = tasks->count; left > 0 && tasks->first; left--) {
+        struct task *task = tasks->first;
+
+        task_cancel(tasks, task);
+        task->run(task);
+    }
+}
