@@ -24,6 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import pysidecar
+from pysidecar.testing.processes import end_process
 
 ADMIN = ("127.0.0.1", 15000)  # the embedded default
 PYSIDECAR = Path(sys.executable).with_name("pysidecar")
@@ -158,12 +159,7 @@ def ended_after(process: subprocess.Popen[bytes]) -> Iterator[None]:
     try:
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end_process(process, TIMEOUT)
 
 
 def curl(url: str, environment: Mapping[str, str]) -> None:

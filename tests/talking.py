@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
-from types import TracebackType
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 
@@ -26,11 +27,19 @@ class Talking:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.communicate()
+
+
+@contextlib.contextmanager
+def started(command: Sequence[object], says: str) -> Iterator[None]:
+    """A program that has said this when the block begins, and that ends when its input does."""
+    with subprocess.Popen(
+        list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == f"{says}\n"
+        yield
+        process.stdin.close()

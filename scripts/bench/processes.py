@@ -19,6 +19,7 @@ import psutil
 
 from pysidecar.address import Address
 from pysidecar.interception.rules.namespace import inside
+from pysidecar.testing.processes import end_process
 
 __all__ = [
     "BenchError",
@@ -136,12 +137,7 @@ def running(
             time.sleep(0.01)
         yield psutil.Process(process.pid)
     finally:
-        process.terminate()
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end_process(process, PATIENCE)
 
 
 # ---- What they use ----

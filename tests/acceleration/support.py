@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from pysidecar.testing import Sidecar
-from tests.interop.servers import free_port, plain_environment, wait_until
+from tests.interop.servers import free_port, plain_environment
+from tests.waiting import eventually
 
 V4, V6, MAPPED = "192.0.2.7", "2001:db8::7", "::ffff:192.0.2.7"
 """Documentation addresses (RFC 5737, RFC 3849): there is no way there but through the sidecar."""
@@ -123,7 +124,7 @@ class Server:
         command += [f"port={self.port}", f"server_first={self.server_first}", "abort=10", "pause=2"]
         command += ["down=400000", "seed=1", *self.options]
         self.running = Running(command, self.log, {})
-        wait_until(self._listens, "the server listens")
+        eventually(self._listens, "the server listens")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -151,7 +152,7 @@ class Server:
         def found() -> int:
             return sum(line.result == "complete" for line in self.running.lines)
 
-        wait_until(lambda: found() >= complete, lambda: f"{complete} are complete: {found()} are")
+        eventually(lambda: found() >= complete, lambda: f"{complete} are complete: {found()} are")
         return self.running.lines
 
 
@@ -182,7 +183,7 @@ class Mesh:
         def written() -> bool:
             return self.sidecar.access_log.count("\n") >= count
 
-        wait_until(written, lambda: f"{count} are logged: {self.sidecar.access_log.count(chr(10))}")
+        eventually(written, lambda: f"{count} are logged: {self.sidecar.access_log.count(chr(10))}")
         return [json.loads(line) for line in self.sidecar.access_log.splitlines()]
 
     def end(self) -> None:
@@ -338,7 +339,7 @@ class HookedApplication(Application):
         return str(self.sidecar.admin_json("/connections?closed=0")[0]["path"])
 
     def wait_for_path(self, path: str) -> None:
-        wait_until(lambda: self.path == path, lambda: f"{self.path} becomes {path}")
+        eventually(lambda: self.path == path, lambda: f"{self.path} becomes {path}")
 
 
 def receive(connection: socket.socket, size: int) -> bytes:

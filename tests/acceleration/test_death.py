@@ -25,7 +25,7 @@ from tests.acceleration.support import (
     mesh,
     some_slots,
 )
-from tests.interop.servers import wait_until
+from tests.waiting import eventually
 
 _TARGETS = [f"{ip},{port}" for ip in (V4, V6, MAPPED) for port in (CLIENT_FIRST, SERVER_FIRST)]
 _WAYS = ["edge", "level", "blocking"]
@@ -67,7 +67,7 @@ def _kill(traffic: Path, directory: Path, rounds: int, **settings: Any) -> None:
             for client in clients:
                 broken += check(client.wait())["broken"]
             check(server.running.lines)
-            wait_until(lambda: not kernel_objects(slots), "nothing is left in the kernel")
+            eventually(lambda: not kernel_objects(slots), "nothing is left in the kernel")
             running.sidecar.start()
         assert broken > rounds
 
@@ -112,4 +112,4 @@ def test_traffic_goes_on_after_the_sidecar_stood_still(
             ends = check(client.wait())
             assert ends["complete"] + ends["reset"] == 40
         assert kernel_objects(slots)
-    wait_until(lambda: not kernel_objects(slots), "nothing is left in the kernel")
+    eventually(lambda: not kernel_objects(slots), "nothing is left in the kernel")

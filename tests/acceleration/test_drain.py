@@ -19,7 +19,7 @@ from tests.acceleration.support import (
     mesh,
     some_slots,
 )
-from tests.interop.servers import wait_until
+from tests.waiting import eventually
 
 _TARGETS = [f"{ip},{CLIENT_FIRST}" for ip in (V4, V6)]
 _WAYS = ["edge", "level", "blocking"]
@@ -61,12 +61,12 @@ def test_drained_connections_arrive_whole_or_are_reset_at_the_limit(
             running.start(*_TARGETS, way=way, up=1024 * _MIB, down=1024 * _MIB, **many, **slow)
             for way in _WAYS
         ]
-        wait_until(lambda: _are_accelerated(running, path, count), "the late ones are accelerated")
+        eventually(lambda: _are_accelerated(running, path, count), "the late ones are accelerated")
         early = [
             running.start(*_TARGETS, way=way, up=8 * _MIB, down=8 * _MIB, **many, **stop)
             for way in _WAYS
         ]
-        wait_until(lambda: sum(one.stopped for one in early) == count, "the early ones stop")
+        eventually(lambda: sum(one.stopped for one in early) == count, "the early ones stop")
         assert _are_accelerated(running, path, 2 * count)
         assert kernel_objects(slots)
         began = time.monotonic()
@@ -76,11 +76,11 @@ def test_drained_connections_arrive_whole_or_are_reset_at_the_limit(
             assert check(client.wait()) == {"complete": _EACH}
         for client in late:
             assert check(client.wait()) == {"broken": _EACH}
-        wait_until(lambda: len(server.running.lines) == 2 * count, "the server sees every end")
+        eventually(lambda: len(server.running.lines) == 2 * count, "the server sees every end")
         assert check(server.running.lines) == {"complete": count, "broken": count}
         log = running.log(2 * count)
         assert Counter((one["path"], one["error"]) for one in log) == {
             (path, None): count,
             (path, "closed at the drain limit"): count,
         }
-        wait_until(lambda: not kernel_objects(slots), "nothing is left in the kernel")
+        eventually(lambda: not kernel_objects(slots), "nothing is left in the kernel")

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.acceleration.support import CLIENT_FIRST, V4, Mesh, Running, Server, check, mesh
-from tests.interop.servers import wait_until
+from tests.waiting import eventually
 
 MakeMesh = Callable[..., AbstractContextManager[Mesh]]
 _TARGET = f"{V4},{CLIENT_FIRST}"
@@ -49,7 +49,7 @@ def _watch_cpu(mesh: Mesh, sender_pid: int, fill_s: float = 1.2) -> None:
     """During a stop neither sender nor sidecar spins."""
     processes = [psutil.Process(pid) for pid in (sender_pid, mesh.sidecar.pid)]
     # Until everything is full, which takes the longer the more else the machine does.
-    wait_until(lambda: max(_use_of_cpu(processes, 0.2)) < _MAX_CPU, "they come to rest", fill_s)
+    eventually(lambda: max(_use_of_cpu(processes, 0.2)) < _MAX_CPU, "they come to rest", fill_s)
     assert max(_use_of_cpu(processes, 1.0)) < _MAX_CPU
 
 
@@ -73,7 +73,7 @@ def _stopped(
         sender, reader = client, mesh.server.running
         if direction == "down":
             sender, reader = reader, sender
-        wait_until(lambda: reader.stopped == 1, "the reader stops")
+        eventually(lambda: reader.stopped == 1, "the reader stops")
         yield mesh, sender.process.pid
         assert check(client.wait()) == {"complete": 1}
         assert check(mesh.server.wait(1)) == {"complete": 1}
@@ -164,7 +164,7 @@ def test_readers_that_stop_when_tcp_memory_is_used_up(
     count = 100
     with _patient_mesh(traffic, tmp_path, path) as made:
         client = _start_many(made, direction, count, 2 * _MIB, 1000)
-        wait_until(lambda: _tcp_memory() >= little_tcp_memory, "TCP's memory is used up")
+        eventually(lambda: _tcp_memory() >= little_tcp_memory, "TCP's memory is used up")
         assert check(client.wait()) == {"complete": count}
         assert check(made.server.wait(count)) == {"complete": count}
         assert Counter(line["path"] for line in made.log(count)) == {path: count}
@@ -186,7 +186,7 @@ def test_a_thousand_readers_that_stop(
         if direction == "down":
             sender, reader = reader, sender
         # The last ones may get nothing to stop at before the first ones read again.
-        wait_until(lambda: reader.stopped >= count // 2, "half of the readers stop")
+        eventually(lambda: reader.stopped >= count // 2, "half of the readers stop")
         _watch_cpu(made, sender.process.pid, fill_s=8)
         _watch_memory(before + count * 4 * _MIB)
         assert check(client.wait(200)) == {"complete": count}

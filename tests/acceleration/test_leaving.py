@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceleration.support import HookedApplication, records, some_slots
-from tests.interop.servers import wait_until
+from tests.waiting import eventually
 
 _TCP_LIMITS = Path("/proc/sys/net/ipv4/tcp_mem")  # in pages: normal, short, all
 _IDLE_S = 6
@@ -47,7 +47,7 @@ def say_whether_memory_is_short() -> Iterator[Callable[[bool], None]]:
                 exchange()
                 return _tcp_memory_is_short() == wanted
 
-            wait_until(said, lambda: f"TCP's memory is {'' if wanted else 'not '}short")
+            eventually(said, lambda: f"TCP's memory is {'' if wanted else 'not '}short")
 
         try:
             yield say
@@ -73,14 +73,14 @@ def test_connection_whose_idle_time_ends_when_it_has_left(
     application.exchange()
     application.wait_for_path(path)
     say_whether_memory_is_short(True)
-    wait_until(lambda: _windows(slots) == [0], "it begins to leave")
+    eventually(lambda: _windows(slots) == [0], "it begins to leave")
     application.sidecar.pause()
     try:
         say_whether_memory_is_short(False)
         time.sleep(_IDLE_S)
     finally:
         application.sidecar.resume()
-    wait_until(lambda: application.sidecar.access_log != "", "it is closed")
+    eventually(lambda: application.sidecar.access_log != "", "it is closed")
     (logged,) = application.sidecar.access_log.splitlines()
     assert json.loads(logged)["error"] == "idle timeout"
     application.sidecar.stop()  # whose data plane checks that nothing is left

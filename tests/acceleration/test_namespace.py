@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,19 +9,15 @@ import pytest
 
 from pysidecar.interception.rules.namespace import inside
 from tests.acceleration.support import CLIENT_FIRST, V4, Server, check, mesh, records, some_slots
+from tests.namespaces import namespace
 
 _UPLOAD = 2 << 30  # for some seconds: memory is looked at now and then
 
 
 @pytest.fixture
 def netns() -> Iterator[str]:
-    name = f"accelerated-{os.getpid()}"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    try:
-        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+    with namespace("accelerated") as name:
         yield name
-    finally:
-        subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
 @pytest.mark.exclusive  # looks at the traffic of some seconds

@@ -9,7 +9,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pysidecar.address import Address
-from tests.control.conftest import RunningSidecar, eventually, exchange
+from tests.control.conftest import RunningSidecar, exchange
+from tests.waiting import eventually
 
 
 def metric(sidecar: RunningSidecar, name: str, **labels: str) -> float:

@@ -18,7 +18,9 @@ from pysidecar.address import Address
 from pysidecar.cli import main
 from pysidecar.cli.connections import format_age, format_bytes
 from pysidecar.text import printable
-from tests.control.conftest import PATIENCE, PYSIDECAR, RunningSidecar, eventually, exchange
+from tests.control.conftest import RunningSidecar, exchange
+from tests.launching import PYSIDECAR
+from tests.waiting import PATIENCE, eventually
 
 
 def invoke(*arguments: str | Path) -> Result:

@@ -27,7 +27,9 @@ from pysidecar.dataplane import (
     Transport,
 )
 from pysidecar.selection import SelectionError, select
-from tests.control.conftest import PATIENCE, PYSIDECAR, RunningSidecar, eventually, exchange
+from tests.control.conftest import RunningSidecar, exchange
+from tests.launching import PYSIDECAR
+from tests.waiting import PATIENCE, eventually
 
 RECORD = ConnectionRecord(
     id=7,

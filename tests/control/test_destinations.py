@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from pysidecar import hook_path
-from tests.control.conftest import PATIENCE, RunningSidecar
+from tests.control.conftest import RunningSidecar
 from tests.hook.support import SANITIZED, Programs, Result
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(SANITIZED, reason="the hook is the installed one")
 

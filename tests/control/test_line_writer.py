@@ -12,7 +12,7 @@ import pytest
 
 from pysidecar.line_writer import LineWriter
 from pysidecar.log import lost_lines, non_blocking_log, start_writing
-from tests.control.conftest import eventually
+from tests.waiting import eventually
 
 
 def _pipe() -> tuple[int, int]:

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from pysidecar.admin.peer import peer_of
-from tests.control.conftest import eventually
+from tests.waiting import eventually
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

@@ -14,7 +14,9 @@ import pytest
 
 from pysidecar.config import parse
 from pysidecar.privileges import Capability, needed_capabilities
-from tests.control.conftest import PATIENCE, PYSIDECAR, RunningSidecar, eventually
+from tests.control.conftest import RunningSidecar
+from tests.launching import PYSIDECAR
+from tests.waiting import PATIENCE, eventually
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

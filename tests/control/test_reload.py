@@ -18,7 +18,8 @@ from pysidecar.config import load
 from pysidecar.interception.hook import ConnectHook
 from pysidecar.interception.rules.model import PortRange, without
 from pysidecar.sidecar import _route_tables
-from tests.control.conftest import PATIENCE, RunningSidecar, eventually, exchange
+from tests.control.conftest import RunningSidecar, exchange
+from tests.waiting import PATIENCE, eventually
 
 
 class Gate:

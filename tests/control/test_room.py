@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import socketserver
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +13,10 @@ import pytest
 from pysidecar import hook_path
 from pysidecar.dataplane import Counters
 from pysidecar.room import Room
-from tests.control.conftest import PYSIDECAR, RunningSidecar, eventually
+from tests.control.conftest import RunningSidecar
+from tests.serving import Echo, serving
 from tests.talking import Talking
+from tests.waiting import eventually
 
 LIMIT = 360
 
@@ -63,33 +63,17 @@ for line in sys.stdin:
 class SmallSidecar(RunningSidecar):
     """One with few descriptors, and no right to more."""
 
-    command = (
+    prefix = (
         *("prlimit", f"--nofile={LIMIT}:{LIMIT}"),
         *(("setpriv", "--bounding-set=-sys_resource") if os.geteuid() == 0 else ()),
-        *PYSIDECAR,
     )
-
-
-class Upstream(socketserver.ThreadingTCPServer):
-    """Keeps connections until the other side closes them."""
-
-    daemon_threads = True
-    request_queue_size = 512
-
-    class RequestHandlerClass(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            while self.request.recv(100):
-                pass
 
 
 @pytest.fixture
 def upstream() -> Iterator[tuple[str, int]]:
-    with Upstream(("127.0.0.1", 0), Upstream.RequestHandlerClass) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield "127.0.0.1", int(server.server_address[1])
-        server.shutdown()
-        thread.join()
+    """Keeps connections until the other side closes them."""
+    with serving(Echo) as address:
+        yield address.host, address.port
 
 
 def _client(sidecar: RunningSidecar, upstream: tuple[str, int]) -> Talking:

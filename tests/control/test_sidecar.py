@@ -15,7 +15,9 @@ from pathlib import Path
 
 from pysidecar.address import Address
 from pysidecar.interception.policy_page import State, page_path, read_page
-from tests.control.conftest import PATIENCE, PYSIDECAR, RunningSidecar, eventually, exchange
+from tests.control.conftest import RunningSidecar, exchange
+from tests.launching import PYSIDECAR, launch
+from tests.waiting import PATIENCE, eventually
 
 PRINT_ENVIRONMENT = (
     sys.executable,
@@ -224,10 +226,8 @@ def test_it_can_end_with_its_standard_input(tmp_path: Path) -> None:
         "admin: {listen: 127.0.0.1:0}\n"
         f"outbound: {{listen: [127.0.0.1:0], control_socket: {control_socket}}}\n"
     )
-    with subprocess.Popen(
-        [*PYSIDECAR, "run", "-c", str(config), "--until-stdin-ends"],
-        stdin=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+    with launch(
+        config, "--until-stdin-ends", stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
         assert process.stdin
         eventually(control_socket.exists)

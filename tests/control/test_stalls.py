@@ -20,7 +20,9 @@ import pytest
 
 from pysidecar.address import Address
 from pysidecar.interception.policy_page import page_path, read_page
-from tests.control.conftest import PATIENCE, PYSIDECAR, RunningSidecar, eventually, exchange
+from tests.control.conftest import RunningSidecar, exchange
+from tests.launching import PYSIDECAR, launch
+from tests.waiting import PATIENCE, eventually
 
 _PTRACE_ATTACH, _PTRACE_DETACH = 16, 17
 _WALL = 0x40000000  # of wait(2): threads, too
@@ -74,9 +76,7 @@ def test_a_log_that_nobody_reads_stops_nothing(
         f"access_log: {{path: {tmp_path}/log}}\n"
         f"outbound: {{listen: [127.0.0.1:0], control_socket: {tmp_path}/hook.sock, exclude: []}}\n"
     )
-    process = subprocess.Popen(
-        [*PYSIDECAR, "run", "-c", config], stdin=subprocess.DEVNULL, stderr=error
-    )
+    process = launch(config, stderr=error)
     try:
 
         def ready() -> bool:
@@ -114,7 +114,7 @@ def test_an_exit_does_not_wait_for_a_reader(sidecar: RunningSidecar, tmp_path: P
         "admin: {listen: 127.0.0.1:0}\n"
         f"outbound: {{listen: [127.0.0.1:0], control_socket: {tmp_path}/second.sock}}\n"
     )
-    with subprocess.Popen([*PYSIDECAR, "run", "-c", config], stderr=error) as process:
+    with launch(config, stderr=error) as process:
         eventually((tmp_path / "second.sock").exists)
         process.terminate()
         assert process.wait(PATIENCE) == 0

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.control.conftest import PYSIDECAR, RunningSidecar
+from tests.control.conftest import RunningSidecar
 from tests.hook.support import Programs, Result
+from tests.launching import PYSIDECAR
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ import pytest
 import pysidecar
 from pysidecar.address import Address
 from pysidecar.interception.policy_page import page_path
-from tests.control.conftest import PATIENCE, RunningSidecar, eventually
+from tests.control.conftest import RunningSidecar
 from tests.users import USERS, needs_root, open_directory, start_program, start_script
+from tests.waiting import PATIENCE, eventually
 
 pytestmark = needs_root
 

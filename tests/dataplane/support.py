@@ -8,36 +8,36 @@ import os
 import select
 import socket
 import struct
+import subprocess
+import sys
 import tempfile
-import time
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any, Self
 
 from pysidecar.address import Address
-from pysidecar.dataplane import ConnectionRecord, DataPlane, Listener, Timeouts, Transport, ffi, lib
-
-PATIENCE = 10.0
-"""Seconds after which something that should have happened is taken as not happening."""
+from pysidecar.config.values import PortRange
+from pysidecar.dataplane import (
+    ConnectionRecord,
+    DataPlane,
+    Listener,
+    Route,
+    RouteTable,
+    Timeouts,
+    Transport,
+    ffi,
+    lib,
+)
+from pysidecar.routing.rules import Rule, compile_rules
+from tests.waiting import PATIENCE, eventually
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 
-T = TypeVar("T")
-
 MakePlane = Callable[..., "Plane"]
 """The fixture ``make_plane``."""
-
-
-def eventually(ask: Callable[[], T], what: str) -> T:
-    """The first true answer. For conditions that nothing announces."""
-    deadline = time.monotonic() + PATIENCE
-    while not (answer := ask()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {PATIENCE} s for {what}")
-        time.sleep(0.002)
-    return answer
 
 
 def tcp_address(sock: socket.socket) -> Address:
@@ -65,6 +65,10 @@ def proxy_header(
     body = packed + struct.pack("!HH", source.port, destination.port) + tlvs
     family = 0x11 if len(packed) == 8 else 0x21
     return SIGNATURE + struct.pack("!BBH", command, family, len(body)) + body
+
+
+REFUSED = select.POLLIN | select.POLLOUT | select.POLLERR | select.POLLHUP | select.POLLRDHUP
+"""The ``events`` of a socket whose connect was refused."""
 
 
 def events(sock: socket.socket) -> int:
@@ -306,13 +310,46 @@ class Plane:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
+
+
+Entry = tuple[str, tuple[int, int] | None, Route]
+"""Network, first and last port (None: all), route."""
+
+
+def table(*entries: Entry) -> RouteTable:
+    """Routes in order."""
+    return RouteTable(
+        rules=compile_rules(
+            Rule([ip_network(network)], [PortRange(*ports)] if ports else None, index)
+            for index, (network, ports, _) in enumerate(entries)
+        ),
+        routes=tuple(route for _, _, route in entries),
+    )
+
+
+def run_alone(script: str, **environment: str) -> str:
+    """Runs Python in a process of its own, whose limits and processor time are its own; its output
+    is to be "ok"."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore::ResourceWarning", "-c", textwrap.dedent(script)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert result.stdout == "ok\n", (result.stdout, result.stderr)
+    return result.stderr
+
+
+def preloadable(name: str, directory: Path) -> Path:
+    """A library for LD_PRELOAD, from ``programs``."""
+    library = directory / f"{name}.so"
+    source = Path(__file__).parent / "programs" / f"{name}.c"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-o", library, source], check=True)
+    return library
 
 
 def open_pair(plane: Plane, server: Server, transport: str) -> tuple[socket.socket, socket.socket]:

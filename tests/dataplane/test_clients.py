@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import socket
 import struct
-import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 
 import pytest
 
 from pysidecar.dataplane import Action, DataPlane, End, Listener, Route, Timeouts, Transport, lib
-from tests.dataplane.support import (
-    PATIENCE,
-    MakePlane,
-    Parked,
-    Plane,
-    Server,
-    proxy_header,
-)
-from tests.dataplane.test_routing import table
+from tests.dataplane.support import MakePlane, Parked, Plane, Server, proxy_header, table
+from tests.talking import started
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
 
@@ -54,21 +47,11 @@ sys.stdin.read()
 """
 
 
-@contextlib.contextmanager
-def _client(where: object, uid: int, count: int, header: bytes = b"") -> Iterator[None]:
+def _client(
+    where: object, uid: int, count: int, header: bytes = b""
+) -> AbstractContextManager[None]:
     """``where``: a port, or the path of a control socket."""
-    arguments = [str(uid), str(where), str(count), header.hex()]
-    with subprocess.Popen(
-        [sys.executable, "-I", "-c", CLIENT, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        assert process.stdout.readline() == "sent\n"
-        yield
-        process.stdin.close()
+    return started([sys.executable, "-I", "-c", CLIENT, uid, where, count, header.hex()], "sent")
 
 
 @pytest.mark.parametrize(

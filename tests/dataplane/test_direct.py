@@ -9,7 +9,6 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from ipaddress import ip_network
 
 import pytest
 
@@ -19,37 +18,32 @@ from pysidecar.dataplane import (
     ConnectionPath,
     End,
     Route,
-    RouteTable,
     Timeouts,
     direct_works,
     ffi,
     lib,
 )
-from pysidecar.routing.rules import Rule, compile_rules
 from tests.dataplane.support import (
-    PATIENCE,
     MakePlane,
     Plane,
     Server,
     closed_address,
-    eventually,
     hook_request,
     linger_reset,
     send_with_fds,
     silent_server,
+    table,
     tcp_address,
 )
 from tests.sandbox import without_sock_diag
+from tests.waiting import PATIENCE, eventually
 
 SERVICE = Address("10.1.2.3", 80)
 
 
-def table(route: Route) -> RouteTable:
-    return RouteTable(compile_rules([Rule([ip_network("0.0.0.0/0")], None, 0)]), (route,))
-
-
 def direct_to(plane: Plane, *endpoints: Address) -> None:
-    plane.data.set_routes(table(Route(Action.DIRECT, endpoints=endpoints)))
+    route = Route(Action.DIRECT, endpoints=endpoints)
+    plane.data.set_routes(table(("0.0.0.0/0", None, route)))
 
 
 def connected(plane: Plane, server: Server) -> tuple[socket.socket, socket.socket]:
@@ -117,7 +111,7 @@ def test_what_was_asked_for_is_accounted_for(plane: Plane, server: Server) -> No
 
 
 def test_a_relay_is_asked_for_on_the_same_connection(plane: Plane, server: Server) -> None:
-    plane.data.set_routes(table(Route(endpoints=(server.address,))))
+    plane.data.set_routes(table(("0.0.0.0/0", None, Route(endpoints=(server.address,)))))
     is_relayed(plane, server)
 
 
@@ -128,7 +122,7 @@ def test_who_does_not_wait_for_the_answer_is_relayed(
 ) -> None:
     """By the request that follows, whether it came before the question was looked at or not; and as
     one connection."""
-    plane.data.set_routes(table(Route(action, endpoints=(server.address,))))
+    plane.data.set_routes(table(("0.0.0.0/0", None, Route(action, endpoints=(server.address,)))))
     with plane.control() as control, socket.socket() as application:
         control.shutdown(socket.SHUT_RD)
         park = plane.parks["127.0.0.1"]
@@ -169,7 +163,7 @@ def test_who_does_not_wait_for_the_answer_is_relayed(
 
 
 def test_a_second_question_on_one_connection_is_malformed(plane: Plane, server: Server) -> None:
-    plane.data.set_routes(table(Route(endpoints=(server.address,))))
+    plane.data.set_routes(table(("0.0.0.0/0", None, Route(endpoints=(server.address,)))))
     asking = Asking(plane)
     asking.request(lib.MOSNHOOK_ASKS)
     assert asking.control.recv(100) == b""
@@ -220,7 +214,7 @@ def test_nothing_after_a_question_is_a_truncated_request(make_plane: MakePlane) 
 
 
 def test_a_question_may_be_refused(plane: Plane) -> None:
-    plane.data.set_routes(table(Route(Action.REFUSE)))
+    plane.data.set_routes(table(("0.0.0.0/0", None, Route(Action.REFUSE))))
     asking = Asking(plane)
     assert (asking.action, asking.error) == (lib.MOSNHOOK_REFUSE, errno.ECONNREFUSED)
     assert plane.next_closed().end == End.REFUSED_BY_ROUTE

@@ -20,12 +20,12 @@ from tests.dataplane.support import (
     Plane,
     Server,
     closed_address,
-    eventually,
     linger_reset,
     proxy_header,
     silent_server,
     tcp_address,
 )
+from tests.waiting import eventually
 
 
 def test_a_connection_reaches_its_original_destination(plane: Plane, server: Server) -> None:

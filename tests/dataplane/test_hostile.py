@@ -9,10 +9,10 @@ import errno
 import os
 import socket
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -20,15 +20,11 @@ from pysidecar.address import Address
 from pysidecar.dataplane import End, lib
 from pysidecar.interception.rules.namespace import inside
 from tests.dataplane import fuse
-from tests.dataplane.support import (
-    PATIENCE,
-    MakePlane,
-    Parked,
-    Plane,
-    Server,
-    eventually,
-    hook_request,
-)
+from tests.dataplane.support import MakePlane, Parked, Plane, Server, hook_request
+from tests.namespaces import namespace
+from tests.talking import started
+from tests.users import needs_root
+from tests.waiting import PATIENCE, eventually
 
 DESTINATION = Address("127.0.0.1", 9)
 VALID = hook_request(DESTINATION, lib.MOSNHOOK_PARKED)
@@ -121,7 +117,6 @@ def test_a_thousand_empty_requests_leave_the_others_served(plane: Plane, server:
 # ---- What makes a close wait ----
 
 STRANGER = 65534
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 
 # Passes sockets whose last close waits for bytes that nobody reads, a minute long: here and below
 # much longer than anybody's patience. The last close is the sidecar's, as a rule.
@@ -182,20 +177,9 @@ WAYS = {
 }
 
 
-@contextlib.contextmanager
-def _client(plane: Plane, command: list[str], uid: int) -> Iterator[None]:
+def _client(plane: Plane, command: list[str], uid: int) -> AbstractContextManager[None]:
     """A program that has sent what it has to when this is entered."""
-    with subprocess.Popen(
-        [*command, str(uid), plane.control_path, VALID.hex()],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        assert process.stdout.readline() == "sent\n"
-        yield
-        process.stdin.close()
+    return started([*command, uid, plane.control_path, VALID.hex()], "sent")
 
 
 def _assert_serving(plane: Plane, server: Server) -> None:
@@ -265,19 +249,14 @@ def test_what_waits_at_the_control_socket_does_not_keep_it_from_closing(
 @pytest.fixture
 def elsewhere() -> Iterator[str]:
     """The name of a network namespace."""
-    name = f"elsewhere-{os.getpid()}"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    try:
-        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+    with namespace("elsewhere") as name:
         yield name
-    finally:
-        subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
-def _parked_elsewhere(namespace: str, park: Address) -> tuple[socket.socket, socket.socket]:
+def _parked_elsewhere(where: str, park: Address) -> tuple[socket.socket, socket.socket]:
     """A socket in SYN_SENT to an address that is a park of ours, but of another loopback; and what
     drops its SYN there."""
-    dropping, parked = inside(namespace, lambda: (socket.socket(), socket.socket()))
+    dropping, parked = inside(where, lambda: (socket.socket(), socket.socket()))
     drop_all = ctypes.create_string_buffer(struct.pack("=HBBI", 6, 0, 0, 0))
     program = struct.pack("HP", 1, ctypes.addressof(drop_all))
     dropping.setsockopt(socket.SOL_SOCKET, 26, program)  # SO_ATTACH_FILTER

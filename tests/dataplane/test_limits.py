@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import socket
-import subprocess
-import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from pysidecar.dataplane import Action, Direction, End, Transport
-from tests.dataplane.support import MakePlane, Parked, Plane, Server, eventually, linger_reset
+from tests.dataplane.support import (
+    MakePlane,
+    Parked,
+    Plane,
+    Server,
+    linger_reset,
+    preloadable,
+    run_alone,
+)
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -26,25 +33,11 @@ def many_fds() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def run_alone(script: str, **environment: str) -> str:
-    """Runs Python in a process of its own, whose limits and processor time are its own; its output
-    is to be "ok"."""
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore::ResourceWarning", "-c", textwrap.dedent(script)],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert result.stdout == "ok\n", (result.stdout, result.stderr)
-    return result.stderr
-
-
 FULL_PLANE = """
     import contextlib, errno, os, resource, socket, threading, time
     from pysidecar.dataplane import End, ffi, lib
-    from tests.dataplane.support import Answer, Parked, Plane, Server, eventually, linger_reset
+    from tests.dataplane.support import Answer, Parked, Plane, Server, linger_reset
+    from tests.waiting import eventually
 
     def fds():
         return len(os.listdir("/proc/self/fd"))
@@ -177,8 +170,7 @@ def test_pipes_that_nobody_uses_make_room_for_connections() -> None:
                     pairs.append((plane.through(server.address), server.accept()))
                 for client, upstream in pairs:
                     threading.Thread(target=client.sendall, args=(bytes(1 << 24),)).start()
-                while plane.data.counters().buffers < 8:
-                    time.sleep(0.01)  # so that each has a pipe
+                eventually(lambda: plane.data.counters().buffers >= 8, "most to have a pipe")
                 for client, upstream in pairs:
                     left = 1 << 24
                     while left:
@@ -244,9 +236,6 @@ def test_nothing_follows_bytes_that_no_memory_could_keep(tmp_path: Path) -> None
     """Bytes that were read and not sent need memory. Without it the stream has a gap, and must not
     go on behind it. In a process of its own, in which one allocation fails; while it fails the
     receiver makes room, so that what comes behind the gap could be sent."""
-    library = tmp_path / "allocation.so"
-    source = Path(__file__).parent / "programs" / "allocation.c"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-o", library, source], check=True)
     script = """
         import contextlib, ctypes, os, select
         from pysidecar.dataplane import End
@@ -294,7 +283,7 @@ def test_nothing_follows_bytes_that_no_memory_could_keep(tmp_path: Path) -> None
             closed = plane.next_closed()
             assert (closed.end, closed.errno) == (End.NO_RESOURCES, 12), closed
     """
-    run_alone(script, LD_PRELOAD=str(library))
+    run_alone(script, LD_PRELOAD=str(preloadable("allocation", tmp_path)))
 
 
 def test_reports_are_never_lost(many_fds: None, plane: Plane, server: Server) -> None:

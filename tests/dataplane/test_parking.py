@@ -10,7 +10,6 @@ import select
 import socket
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pytest
 from pysidecar.address import Address
 from pysidecar.dataplane import Action, End, Route, Timeouts, Transport, ffi, lib, parking_works
 from tests.dataplane.support import (
+    REFUSED,
     Answer,
     MakePlane,
     Parked,
@@ -26,16 +26,17 @@ from tests.dataplane.support import (
     Server,
     closed_address,
     events,
-    eventually,
     hook_request,
+    preloadable,
+    run_alone,
     silent_server,
+    table,
 )
-from tests.dataplane.test_routing import table
+from tests.waiting import eventually
 
 # TCP cannot be broadcast: the kernel says ENETUNREACH and sends nothing.
 UNREACHABLE = Address("255.255.255.255", 80)
 HOSTS = ["127.0.0.1", "::1"]
-REFUSED = select.POLLIN | select.POLLOUT | select.POLLERR | select.POLLHUP | select.POLLRDHUP
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -146,8 +147,7 @@ def test_a_socket_fails_so_where_packets_take_their_time() -> None:
     a call returns, but for a busy processor: here they are not."""
     script = """
 import time
-from tests.dataplane.support import Parked, Plane, closed_address, events
-from tests.dataplane.test_parking import REFUSED
+from tests.dataplane.support import REFUSED, Parked, Plane, closed_address, events
 with Plane() as plane:
     for host in ("127.0.0.1", "::1"):
         with Parked(plane, host=host) as application:
@@ -349,12 +349,10 @@ def test_a_request_that_is_dropped_fails_its_socket(
 @pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="calloc is ASan's")
 def test_a_request_that_no_memory_is_left_for_fails_its_socket(tmp_path: Path) -> None:
     """In a process of its own, in which one allocation fails: the connection itself."""
-    library = tmp_path / "allocation.so"
-    source = Path(__file__).parent / "programs" / "allocation.c"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-o", library, source], check=True)
     script = """
         import ctypes, errno
-        from tests.dataplane.support import Parked, Plane, Server, eventually
+        from tests.dataplane.support import Parked, Plane, Server
+        from tests.waiting import eventually
 
         with Server() as server, Plane(workers=1) as plane:
             with Parked(plane) as application:
@@ -373,15 +371,7 @@ def test_a_request_that_no_memory_is_left_for_fails_its_socket(tmp_path: Path) -
             assert plane.data.counters().accepted == 1
         print("ok")
     """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        env=os.environ | {"LD_PRELOAD": str(library)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert result.stdout == "ok\n", result.stderr
+    run_alone(script, LD_PRELOAD=str(preloadable("allocation", tmp_path)))
 
 
 def test_a_request_that_a_stop_cuts_off_fails_its_socket(plane: Plane) -> None:

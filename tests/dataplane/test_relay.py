@@ -20,15 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pysidecar.dataplane import End, Timeouts
-from tests.dataplane.support import (
-    MakePlane,
-    Parked,
-    Plane,
-    Server,
-    eventually,
-    linger_reset,
-    open_pair,
-)
+from tests.dataplane.support import MakePlane, Parked, Plane, Server, linger_reset, open_pair
+from tests.waiting import eventually
 
 MIB = 1 << 20
 

@@ -6,36 +6,24 @@ import errno
 import select
 import socket
 from collections import Counter
-from ipaddress import ip_network
 
 import pytest
 
 from pysidecar.address import Address
-from pysidecar.config.values import PortRange
 from pysidecar.dataplane import Action, Balance, End, Route, RouteTable, Timeouts, ffi, lib
-from pysidecar.routing.rules import Rule, compile_rules
+from pysidecar.routing.rules import compile_rules
 from tests.dataplane.support import (
+    Entry,
     MakePlane,
     Plane,
     Server,
     closed_address,
-    eventually,
     silent_server,
+    table,
 )
+from tests.waiting import eventually
 
-Entry = tuple[str, tuple[int, int] | None, Route]
 ELSEWHERE = Address("10.11.12.13", 4711)
-
-
-def table(*entries: Entry) -> RouteTable:
-    """Routes in order: network, first and last port (None: all), route."""
-    return RouteTable(
-        rules=compile_rules(
-            Rule([ip_network(network)], [PortRange(*ports)] if ports else None, index)
-            for index, (network, ports, _) in enumerate(entries)
-        ),
-        routes=tuple(route for _, _, route in entries),
-    )
 
 
 def to(*servers: Server, balance: Balance = Balance.ROUND_ROBIN) -> Route:

@@ -6,8 +6,6 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
-import socketserver
-import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from ipaddress import ip_network
 
@@ -15,7 +13,6 @@ from pysidecar.address import Address
 from pysidecar.dataplane import Action, Balance, Route, RouteTable, Timeouts, ffi, lib
 from pysidecar.routing.rules import Rule, compile_rules
 from tests.dataplane.support import (
-    PATIENCE,
     MakePlane,
     Parked,
     Plane,
@@ -23,24 +20,13 @@ from tests.dataplane.support import (
     hook_request,
     linger_reset,
     send_with_fds,
-    tcp_address,
 )
+from tests.serving import Echo, serving
+from tests.waiting import PATIENCE
 
 CLIENTS, CONNECTIONS = 4, 40
 BULK = bytes(1 << 20)
 RELAYED, DIRECT, REFUSED = (Address(f"10.1.2.{last}", 80) for last in (3, 4, 5))
-
-
-class Echo(socketserver.BaseRequestHandler):
-    def handle(self) -> None:
-        with contextlib.suppress(ConnectionError):
-            while data := self.request.recv(1 << 16):
-                self.request.sendall(data)
-
-
-class EchoServer(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-    request_queue_size = 1024
 
 
 def routes(endpoint: Address, closed: Address) -> list[RouteTable]:
@@ -169,24 +155,18 @@ def test_each_connection_is_reported_once_whatever_happens_meanwhile(
     make_plane: MakePlane,
 ) -> None:
     plane = make_plane(workers=4)
-    with EchoServer(("127.0.0.1", 0), Echo) as server, ThreadPoolExecutor(CLIENTS) as pool:
-        accepting = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        accepting.start()
-        try:
-            tables = routes(tcp_address(server.socket), closed_address())
-            plane.data.set_routes(tables[0])
-            clients = [pool.submit(be_a_client, plane, seed) for seed in range(CLIENTS)]
-            closed = control(plane, tables, clients)
-            for client in clients:
-                client.result()
-            left_open = [plane.through(RELAYED) for _ in range(8)]
-            for connection in left_open:
-                exchange(connection, b"open")
-            plane.data.drain()
-            plane.stop()
-        finally:
-            server.shutdown()
-            accepting.join()
+    with serving(Echo) as server, ThreadPoolExecutor(CLIENTS) as pool:
+        tables = routes(server, closed_address())
+        plane.data.set_routes(tables[0])
+        clients = [pool.submit(be_a_client, plane, seed) for seed in range(CLIENTS)]
+        closed = control(plane, tables, clients)
+        for client in clients:
+            client.result()
+        left_open = [plane.through(RELAYED) for _ in range(8)]
+        for connection in left_open:
+            exchange(connection, b"open")
+        plane.data.drain()
+        plane.stop()
     collect(plane, closed)
     counters = plane.data.counters()
     assert len(closed) == counters.accepted == counters.closed == CLIENTS * CONNECTIONS + 8

@@ -12,17 +12,16 @@ import pytest
 from pysidecar.address import Address
 from pysidecar.dataplane import End, Timeouts, ffi, lib
 from tests.dataplane.support import (
-    PATIENCE,
     MakePlane,
     Plane,
     Server,
     closed_address,
-    eventually,
     hook_request,
     send_with_fds,
     silent_server,
     tcp_address,
 )
+from tests.waiting import PATIENCE, eventually
 
 try:
     socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262).close()

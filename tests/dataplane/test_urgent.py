@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.dataplane.support import MakePlane, Plane, Server, eventually, open_pair
+from tests.dataplane.support import MakePlane, Plane, Server, open_pair
+from tests.waiting import eventually
 
 SIOCATMARK = 0x8905
 BYTES_RECEIVED = 128  # the offset in struct tcp_info

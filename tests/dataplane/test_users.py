@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pysidecar.dataplane import ConnectionRecord, Transport, lib
-from tests.dataplane.support import Plane, Server, eventually, hook_request
+from tests.dataplane.support import Plane, Server, hook_request
 from tests.users import USERS, needs_root, start_script
+from tests.waiting import eventually
 
 # What the connect hook does, in a process of its own. Says when the socket is connected, and ends
 # when it is told to.

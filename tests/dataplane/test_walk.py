@@ -9,7 +9,8 @@ import pytest
 
 from pysidecar import dataplane
 from pysidecar.dataplane import ConnectionRecord
-from tests.dataplane.support import Plane, Server, eventually, open_pair
+from tests.dataplane.support import Plane, Server, open_pair
+from tests.waiting import eventually
 
 PIECE = 3
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pysidecar.config import Config, ConfigError, parse
-from tests.control.test_config import EVERYTHING
+from tests.control.configurations import EVERYTHING
 
 SETTINGS = settings(
     max_examples=100,

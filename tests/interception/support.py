@@ -42,10 +42,6 @@ class Pair:
     pod: str
 
 
-def ip(*arguments: str) -> str:
-    return _run("ip", *arguments)
-
-
 def _run(*command: str, stdin: str = "") -> str:
     done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.stderr}"

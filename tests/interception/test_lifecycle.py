@@ -19,7 +19,8 @@ from pysidecar.interception import rules
 from pysidecar.interception.rules import Direction, RulesError, programs
 from pysidecar.interception.rules.model import ROUTE_TABLE
 from tests.interception.rulesets import RULESETS
-from tests.interception.support import Pair, ip, iptables_rules, output, snapshot
+from tests.interception.support import Pair, iptables_rules, output, snapshot
+from tests.namespaces import ip
 
 BACKENDS = ("nft", "iptables-nft", "iptables-legacy")
 each_backend = pytest.mark.parametrize("backend", BACKENDS)

@@ -11,16 +11,16 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pysidecar.listeners import has_ipv6_loopback
+from pysidecar.testing.processes import end_process
+from tests.waiting import PATIENCE, eventually
 
 __all__ = [
     "HAS_IPV6",
-    "PATIENCE",
     "Nginx",
     "accepts",
     "closed_port",
@@ -36,15 +36,12 @@ __all__ = [
     "program",
     "redis",
     "running",
-    "wait_until",
 ]
 
 HAS_IPV6 = has_ipv6_loopback()
 """Containers often have no ::1. A program can connect to an IPv6 destination all the same: the
 sidecar is on the other side, and it has a route."""
 
-# Seconds until something that ought to happen at once is taken as never happening.
-PATIENCE = 20.0
 _UNPRIVILEGED_USER = "nobody"
 # Below the ports that the kernel gives to clients (net.ipv4.ip_local_port_range), so that none of
 # the thousands of connections here takes a port between our choice and the server's bind.
@@ -91,18 +88,6 @@ def plain_environment(**more: str) -> dict[str, str]:
     return kept | more
 
 
-def wait_until(
-    condition: Callable[[], bool], what: str | Callable[[], str], patience: float = PATIENCE
-) -> None:
-    """Polls a cheap condition; fails saying `what` did not happen within `patience` seconds."""
-    deadline = time.monotonic() + patience
-    while not condition():
-        if time.monotonic() > deadline:
-            text = what if isinstance(what, str) else what()
-            raise AssertionError(f"not within {patience:g} s: {text}")
-        time.sleep(0.01)
-
-
 def accepts(port: int) -> bool:
     """Whether something on 127.0.0.1 takes connections to `port`."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
@@ -142,16 +127,10 @@ def running(
         return ready()
 
     try:
-        wait_until(ready_or_gone, lambda: f"{command[0]} is ready: {log.read_text()}")
+        eventually(ready_or_gone, lambda: f"{command[0]} is ready: {log.read_text()}")
         yield process
     finally:
-        process.send_signal(stop)
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
+        assert end_process(process, PATIENCE, stop), f"{command[0]} does not end"
 
 
 def _unprivileged() -> list[str]:

@@ -17,7 +17,8 @@ from pysidecar.dataplane import lib
 from pysidecar.testing import Sidecar
 from tests.interop import servers
 from tests.interop.clients import Compiled
-from tests.interop.servers import plain_environment, wait_until
+from tests.interop.servers import plain_environment
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.exclusive, pytest.mark.timeout(120)]
 
@@ -81,7 +82,7 @@ class _Probe:
             assert self._process.poll() is None
             return sum(map(fits, self.attempts(since))) >= count
 
-        wait_until(
+        eventually(
             enough,
             lambda: f"{count} such attempts, {self.way}, since {since}: {self.attempts(since)}",
         )
@@ -141,7 +142,7 @@ class _Scene:
         def idle() -> bool:
             return all(connection.closed for connection in self.sidecar.connections())
 
-        wait_until(idle, "the connections of ended clients are closed")
+        eventually(idle, "the connections of ended clients are closed")
         process = psutil.Process(self.sidecar.pid)
         held = process.num_fds()
         self.sidecar.stop()
@@ -245,7 +246,7 @@ def test_a_stopped_sidecar(
     load.sidecar.pause()
     # By now it is known to be away; who came before may still wait for a sign of life.
     known = stopped + _STALE_AFTER + 0.2
-    wait_until(lambda: _now() > known, "the sign of life is old")
+    eventually(lambda: _now() > known, "the sign of life is old")
     for probe in load.start_probes():
         probe.wait_for(_ENOUGH, known)
         assert all(map(expected, probe.attempts(known)))
@@ -269,7 +270,7 @@ def test_a_stopped_sidecar_is_waited_for(scene: Callable[[str], _Scene]) -> None
     stopped = _now()
     load.sidecar.pause()
     known = stopped + _STALE_AFTER + 0.2
-    wait_until(lambda: _now() > known, "the sign of life is old")
+    eventually(lambda: _now() > known, "the sign of life is old")
     load.start_probes()
 
     load.sidecar.resume()

@@ -10,10 +10,8 @@ import json
 import os
 import queue
 import signal
-import socketserver
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -24,7 +22,9 @@ import pytest
 
 from pysidecar.testing import Sidecar
 from tests.interop.clients import PROGRAMS
-from tests.interop.servers import plain_environment, program, wait_until
+from tests.interop.servers import plain_environment, program
+from tests.serving import serving
+from tests.waiting import eventually
 
 _UID = 65534  # Chromium's sandbox is not for root
 _DOWNLOAD = hashlib.sha256(b"seed").digest() * (1 << 20)  # 32 MiB
@@ -96,22 +96,10 @@ class _Page(BaseHTTPRequestHandler):
                 return
 
 
-class _Server(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-    allow_reuse_address = True
-    request_queue_size = 64
-
-
 @pytest.fixture(scope="module")
 def page() -> Iterator[str]:
-    with _Server(("127.0.0.1", 0), _Page) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(_Page) as address:
+        yield str(address)
 
 
 @contextlib.contextmanager
@@ -213,7 +201,7 @@ def _result(directory: Path, browser: psutil.Popen) -> dict[str, Any]:
         assert browser.poll() is None, (directory / "log").read_text(errors="replace")
         return not _Page.results.empty()
 
-    wait_until(
+    eventually(
         is_there, lambda: (directory / "log").read_text(errors="replace"), patience=_PATIENCE
     )
     return _Page.results.get()

@@ -20,12 +20,11 @@ import pytest
 
 from pysidecar.address import Address
 from pysidecar.testing import Connection, Sidecar
-from pysidecar.testing.sidecar import wait_until
 from tests.interop.servers import HAS_IPV6
 from tests.sandbox import without_sock_diag
 from tests.talking import Talking
+from tests.waiting import PATIENCE, eventually
 
-PATIENCE = 10.0
 SERVICE = "10.1.2.3"
 SERVICE6 = "fd00::1:2:3"
 PORT = 5432
@@ -157,7 +156,7 @@ def test_the_application_is_connected_to_the_endpoint_itself(
     done = closed(sidecar)
     assert (done.bytes_sent, done.bytes_received, done.error) == (1000, 2000, None)
     assert done.source == live.source
-    assert wait_until(lambda: sidecar.access_log.count("\n"), PATIENCE) == 1
+    assert eventually(lambda: sidecar.access_log.count("\n")) == 1
     record = json.loads(sidecar.access_log)
     assert (record["action"], record["path"]) == ("direct", "direct")
     assert record["rtt_ms"] > 0
@@ -221,7 +220,7 @@ def test_a_failed_socket_can_connect_again(
         failed = closed(sidecar)
         assert failed.error == "upstream connect failed"
         client("s.close()")
-    assert wait_until(lambda: not open_ones(sidecar), PATIENCE)
+    eventually(lambda: not open_ones(sidecar))
     both = sidecar.connections()
     assert sorted((c.bytes_sent, c.bytes_received) for c in both) == [(0, 0), (10, 20)]
 
@@ -282,7 +281,7 @@ def test_an_endpoint_that_failed_is_left_out_until_its_time_is_over(
                     return True
                 return False
 
-            assert wait_until(is_back, PATIENCE)
+            eventually(is_back)
 
 
 def test_least_connections_counts_direct_ones_until_they_end(sidecar: Sidecar) -> None:
@@ -294,7 +293,7 @@ def test_least_connections_counts_direct_ones_until_they_end(sidecar: Sidecar) -
                 before = len(sidecar.connections())
                 assert client.connect() is None
                 client("kept.append(s)")
-                assert wait_until(lambda: len(sidecar.connections()) > before, PATIENCE)
+                eventually(lambda: len(sidecar.connections()) > before)
                 return sidecar.connections()[-1].upstream
 
             client("kept = []")
@@ -641,9 +640,7 @@ def test_a_stop_neither_waits_nor_aborts(listener: socket.socket) -> None:
 def _pause(sidecar: Sidecar) -> None:
     sidecar.pause()
     tasks = Path(f"/proc/{sidecar.pid}/task")
-    assert wait_until(
-        lambda: all(") T " in (task / "stat").read_text() for task in tasks.iterdir()), PATIENCE
-    )
+    eventually(lambda: all(") T " in (task / "stat").read_text() for task in tasks.iterdir()))
 
 
 def test_a_frozen_sidecar_does_not_hold_up_a_non_blocking_connect(
@@ -724,7 +721,7 @@ def test_nothing_is_refused_by_a_sidecar_that_is_stopped_for_moments(
             time.sleep(0.05)  # and back for so long
         assert storm.stdout is not None
         assert storm.stdout.read() == "[]\n"
-    assert wait_until(lambda: not open_ones(sidecar), PATIENCE)
+    eventually(lambda: not open_ones(sidecar))
     records = sidecar.connections()
     assert len(records) == count * threads
     assert {(r.bytes_sent, r.bytes_received, r.error) for r in records} == {(5, 5, None)}
@@ -750,7 +747,7 @@ def test_churn_leaves_nothing(sidecar: Sidecar, echo_port: int) -> None:
 
     def churn(count: int) -> None:
         sidecar.hooked.run([sys.executable, "-c", CHURN.format(count=count)], check=True)
-        assert wait_until(lambda: not sidecar.admin_json("/connections"), PATIENCE)
+        eventually(lambda: not sidecar.admin_json("/connections"))
 
     churn(10)
     before = _fds(sidecar)
@@ -771,7 +768,7 @@ def test_lost_events_are_made_up_for(
         client("kept.append(s)")
         peers.append(accept(listener))
     assert len(sidecar.connections()) == 20
-    assert wait_until(lambda: all(c.duration_ms > 2000 for c in sidecar.connections()), PATIENCE)
+    eventually(lambda: all(c.duration_ms > 2000 for c in sidecar.connections()))
     sidecar.pause()
     client("[s.close() for s in kept[:10]] and None")
     with listen() as other:  # so many that the oldest or the latest find no room
@@ -783,7 +780,7 @@ def test_lost_events_are_made_up_for(
                 reset.close()
     client("[s.close() for s in kept[10:19]] and None")
     sidecar.resume()
-    assert wait_until(lambda: len(open_ones(sidecar)) == 1, PATIENCE)
+    eventually(lambda: len(open_ones(sidecar)) == 1)
     assert "ended unobserved" in sidecar.access_log
     for peer in peers:
         peer.close()

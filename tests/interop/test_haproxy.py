@@ -15,17 +15,9 @@ from pysidecar.testing.other_proxy import hooked_to
 from tests.interop import servers
 from tests.interop.clients import HTTP_CLIENTS, Compiled
 from tests.interop.mesh import WEB, WEB6, literal
-from tests.interop.servers import (
-    PATIENCE,
-    Nginx,
-    accepts,
-    free_port,
-    plain_environment,
-    program,
-    running,
-    wait_until,
-)
+from tests.interop.servers import Nginx, accepts, free_port, plain_environment, program, running
 from tests.users import needs_root
+from tests.waiting import PATIENCE, eventually
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +33,7 @@ class _HAProxy:
     def wait_for(self, destination: str, count: int = 1) -> None:
         """Until HAProxy logged `count` connections to `destination`."""
         line = re.compile(rf"captured {re.escape(destination)}$", re.MULTILINE)
-        wait_until(
+        eventually(
             lambda: len(line.findall(self.log.read_text())) == count,
             lambda: f"HAProxy logs {destination}, not {self.log.read_text()}",
         )

@@ -16,7 +16,8 @@ import pytest
 from pysidecar.testing import Sidecar
 from tests.interop import servers
 from tests.interop.clients import Compiled
-from tests.interop.servers import plain_environment, wait_until
+from tests.interop.servers import plain_environment
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.exclusive, pytest.mark.timeout(240)]
 
@@ -71,7 +72,7 @@ class _Load:
             assert printed or not gone, self._output.read_text()
             return printed
 
-        wait_until(printed_or_gone, f"{line!r} is printed", _PATIENCE)
+        eventually(printed_or_gone, f"{line!r} is printed", _PATIENCE)
 
     def end(self) -> None:
         self.process.kill()
@@ -127,7 +128,7 @@ def test_ten_thousand_connections_at_one_time(
     process = psutil.Process(sidecar.pid)
     warm_up = load("churn", "2000", "256", str(echo_port), *_SERVERS)
     warm_up.wait_for("churned 2000 failed 0")
-    wait_until(lambda: _recorded(sidecar) == 2000, "the warm-up is recorded")
+    eventually(lambda: _recorded(sidecar) == 2000, "the warm-up is recorded")
     fds_before, bytes_before = process.num_fds(), _used_bytes(process)
 
     holder = load("hold", str(count), str(echo_port), *_SERVERS)
@@ -140,8 +141,8 @@ def test_ten_thousand_connections_at_one_time(
     holder.wait_for(f"exchanged {count}")
 
     holder.end()
-    wait_until(lambda: _recorded(sidecar) == 2000 + count, "all are closed", _PATIENCE)
-    wait_until(lambda: process.num_fds() <= fds_before, "no descriptor is left over")
+    eventually(lambda: _recorded(sidecar) == 2000 + count, "all are closed", _PATIENCE)
+    eventually(lambda: process.num_fds() <= fds_before, "no descriptor is left over")
     assert _open(sidecar) == 0
 
 
@@ -156,7 +157,7 @@ def test_a_hundred_thousand_connections_leave_nothing_behind(
         load("churn", str(count), str(_WINDOW), str(echo_port), *_SERVERS).wait_for(
             f"churned {count} failed 0"
         )
-        wait_until(lambda: _recorded(sidecar) == before + count, "all are recorded", _PATIENCE)
+        eventually(lambda: _recorded(sidecar) == before + count, "all are recorded", _PATIENCE)
         return process.num_fds(), _used_bytes(process)
 
     fds_before, bytes_before = churn(_WARM_UP)

@@ -13,14 +13,8 @@ import psutil
 import pytest
 
 from tests.interop.mesh import REFUSING, WEB, Mesh
-from tests.interop.servers import (
-    PATIENCE,
-    free_port,
-    nginx_paths,
-    nginx_preamble,
-    program,
-    wait_until,
-)
+from tests.interop.servers import free_port, nginx_paths, nginx_preamble, program
+from tests.waiting import PATIENCE, eventually
 
 _WORKERS = 2
 
@@ -83,7 +77,7 @@ http {{
     master = psutil.Process(_pid(tmp_path / "nginx.pid"))
     proxy = _Proxy(master, plain, keeping, failing_over, tmp_path / "error.log")
     try:
-        wait_until(lambda: len(proxy.workers) == _WORKERS, "the workers are there")
+        eventually(lambda: len(proxy.workers) == _WORKERS, "the workers are there")
         yield proxy
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -92,7 +86,7 @@ http {{
 
 
 def _pid(file: Path) -> int:
-    wait_until(lambda: file.exists() and file.read_text().endswith("\n"), f"{file} is written")
+    eventually(lambda: file.exists() and file.read_text().endswith("\n"), f"{file} is written")
     return int(file.read_text())
 
 
@@ -113,7 +107,7 @@ def test_the_workers_of_a_daemon_are_captured(mesh: Mesh, proxy: _Proxy) -> None
         ]
         return len(ours) == 10
 
-    wait_until(all_recorded, lambda: f"ten connections are recorded, not {ours}")
+    eventually(all_recorded, lambda: f"ten connections are recorded, not {ours}")
     for connection in ours:
         mesh.check(connection, f"{WEB}:80", "nginx")
 

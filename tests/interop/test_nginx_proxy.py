@@ -8,7 +8,6 @@ import hashlib
 import os
 import socket
 import socketserver
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,15 +17,9 @@ from typing import Any
 import pytest
 
 from pysidecar.testing import Sidecar
-from tests.interop.servers import (
-    PATIENCE,
-    accepts,
-    free_port,
-    nginx_paths,
-    nginx_preamble,
-    program,
-    running,
-)
+from tests.interop.servers import accepts, free_port, nginx_paths, nginx_preamble, program, running
+from tests.serving import serving
+from tests.waiting import PATIENCE
 
 _ACCELERATED = {"mode": "require", "receive": True, "after_bytes": 1, "after_round_trips": 0}
 _WAYS: dict[str, dict[str, Any]] = {
@@ -40,13 +33,6 @@ _WAYS: dict[str, dict[str, Any]] = {
 _STORED = bytes(range(256)) * 1200  # 300 KiB: more than nginx keeps in memory
 _LIMITED = _STORED[:24_000]
 _LINES = b"1234567890" * 10 + b"F"
-
-
-class _Backend(socketserver.ThreadingTCPServer):
-    """A thread for each connection."""
-
-    daemon_threads = True
-    allow_reuse_address = True
 
 
 class _Web(socketserver.StreamRequestHandler):
@@ -133,18 +119,6 @@ def _read_exactly(connection: socket.socket, size: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _serving(handler: type[socketserver.BaseRequestHandler]) -> Iterator[str]:
-    with _Backend(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-@contextlib.contextmanager
 def _fastcgi(directory: Path) -> Iterator[str]:
     """Answers with a body of 300 KiB, or with part of a header."""
     script = directory / "script"
@@ -217,12 +191,12 @@ def proxy(
     directory = tmp_path_factory.mktemp("proxy")
     http, streams = free_port(), {name: free_port() for name in ("on", "off", "large")}
     with (
-        _serving(_Web) as web,
-        _serving(_Echo) as echo,
+        serving(_Web) as web,
+        serving(_Echo) as echo,
         _fastcgi(directory) as fastcgi,
         Sidecar(_WAYS[way]) as sidecar,
     ):
-        to = [web, echo, fastcgi]
+        to = [str(web), str(echo), fastcgi]
         file = directory / "nginx.conf"
         file.write_text(_configuration(directory, http, streams, to))
         command = [program("nginx"), "-p", str(directory), "-c", str(file), "-g", "daemon off;"]

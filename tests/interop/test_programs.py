@@ -12,7 +12,8 @@ import pytest
 
 from tests.interop.clients import Compiled
 from tests.interop.mesh import WEB, Mesh
-from tests.interop.servers import PATIENCE, Nginx, plain_environment, program
+from tests.interop.servers import Nginx, plain_environment, program
+from tests.waiting import PATIENCE
 
 # The first time, and with cgo, Go compiles its own library as well.
 _COMPILES_GO = pytest.mark.timeout(240)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
@@ -21,9 +18,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from pysidecar.address import Address
 from pysidecar.interception.rules import conntrack
 from pysidecar.interception.rules.namespace import inside
-from tests.control.conftest import PATIENCE, eventually
+from pysidecar.testing.processes import end_process
+from tests.launching import Launched
+from tests.waiting import PATIENCE, eventually
 
-PYSIDECAR = (sys.executable, "-m", "pysidecar")
 PROGRAMS = Path(__file__).parent / "programs"
 WITHOUT_CAPABILITIES = (
     "setpriv", "--bounding-set", "-net_admin,-net_raw", "--inh-caps", "-net_admin,-net_raw",
@@ -92,12 +90,7 @@ class Pod:
         try:
             yield process
         finally:
-            process.terminate()
-            try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end_process(process, PATIENCE)
 
     def forget(self) -> None:
         """Empties its connection tracking table: what a test looked at is in there too."""
@@ -122,7 +115,7 @@ class Pod:
         return inside(self.name, attempt)
 
 
-class PodSidecar:
+class PodSidecar(Launched):
     """``pysidecar run`` in a pod."""
 
     def __init__(
@@ -133,13 +126,11 @@ class PodSidecar:
         name: str = "sidecar",
         prefix: Sequence[str] = (),
     ) -> None:
-        self.pod = pod
-        self._prefix = prefix
-        self.config_file = directory / f"{name}-{pod.name}.yaml"
-        self.access_log_file = directory / f"{name}-{pod.name}.jsonl"
-        self.log_file = directory / f"{name}-{pod.name}.log"
+        super().__init__(
+            directory, f"{name}-{pod.name}", prefix=pod.command(*prefix), namespace=pod.name
+        )
+        self.admin = ADMIN
         self._control_socket = directory / f"{pod.name}" / "hook.sock"
-        self.process: subprocess.Popen[bytes]
         self.write_config(config)
 
     def write_config(self, config: str) -> None:
@@ -150,53 +141,19 @@ class PodSidecar:
             text += "outbound:\n"
         self.config_file.write_text(text.replace("outbound:\n", outbound))
 
-    def __enter__(self) -> PodSidecar:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-
     def start(self) -> None:
-        with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.pod.command(*self._prefix, *PYSIDECAR, "run", "-c", self.config_file),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        eventually(self._ready)
+        super().start()
+        eventually(self._ready, "the sidecar")
 
     def _ready(self) -> bool:
         assert self.process.poll() is None, self.log
         with contextlib.suppress(OSError):
             return self.get("/ready")[0] == 200
         return False
-
-    @property
-    def log(self) -> str:
-        return self.log_file.read_text()
-
-    def get(self, path: str) -> tuple[int, str]:
-        """Asks the admin interface, from within the pod."""
-
-        def ask() -> tuple[int, str]:
-            connection = http.client.HTTPConnection(ADMIN.host, ADMIN.port, timeout=PATIENCE)
-            try:
-                connection.request("GET", path)
-                response = connection.getresponse()
-                return response.status, response.read().decode()
-            finally:
-                connection.close()
-
-        return inside(self.pod.name, ask)
-
-    def get_json(self, path: str) -> Any:
-        status, body = self.get(path)
-        assert status == 200, body
-        return json.loads(body)
 
     def metric(self, name: str, **labels: str) -> float:
         return sum(
@@ -206,29 +163,11 @@ class PodSidecar:
             if sample.name == name and labels.items() <= sample.labels.items()
         )
 
-    def records(self, count: int = 1) -> list[dict[str, Any]]:
-        """The access log, when it has at least so many records."""
-
-        def read() -> list[str] | None:
-            found = self.access_log_file.read_text().splitlines()
-            return found if len(found) >= count else None
-
-        return [json.loads(line) for line in eventually(read)]
-
     def settled(self) -> None:
         """Waits for the open connections to end, and their records to be written."""
         eventually(lambda: self.get_json("/connections") == [])
         closed = int(self.metric("pysidecar_connections_opened_total"))
         eventually(lambda: len(self.access_log_file.read_bytes().splitlines()) >= closed)
-
-    def stop(self) -> None:
-        """SIGTERM, and it ends well."""
-        self.process.terminate()
-        assert self.process.wait(PATIENCE) == 0, self.log
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
 
     @property
     def resources(self) -> tuple[int, int]:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pysidecar.address import Address
+from tests.launching import PYSIDECAR
 from tests.mesh.conftest import Mesh
-from tests.mesh.support import PYSIDECAR, PodSidecar, nginx, wrk
+from tests.mesh.support import PodSidecar, nginx, wrk
 
 SERVER = """
 inbound: {ports: 8080, application_address: ["127.0.0.1", "::1"], preserve_source: true}
@@ -35,8 +36,8 @@ def test_wrk_through_both_sidecars(
         assert mesh.server.tracked == 0
         outbound.settled()
         inbound.settled()
-        sent = [r for r in outbound.records() if r["process"] == "wrk"]
-        received = inbound.records()
+        sent = [r for r in outbound.access_log() if r["process"] == "wrk"]
+        received = inbound.access_log()
     assert {r["original_destination"] for r in sent} == {str(destination)}
     assert {r["original_destination"] for r in received} == {str(destination)}
     assert len(sent) == len(received) >= 1_000

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from pysidecar.address import Address
-from tests.control.conftest import eventually
+from tests.launching import PYSIDECAR
 from tests.mesh.conftest import Mesh
 from tests.mesh.support import (
     PROGRAMS,
-    PYSIDECAR,
     WITHOUT_CAPABILITIES,
     PodSidecar,
     curl,
     nginx,
     wrk,
 )
+from tests.waiting import eventually
 
 each_version = pytest.mark.parametrize("version", [4, 6])
 each_backend = pytest.mark.parametrize("backend", ["nft", "iptables-nft", "iptables-legacy"])
@@ -46,7 +46,7 @@ def test_inbound(mesh: Mesh, tmp_path: Path, version: int, backend: str) -> None
     with nginx(mesh.server, tmp_path), PodSidecar(mesh.server, tmp_path, config) as sidecar:
         mesh.server.forget()
         assert curl(mesh.client, destination) == mesh.server.host(version)
-        [record] = sidecar.records()
+        [record] = sidecar.access_log()
         assert mesh.server.tracked >= 2  # to the sidecar, and from there to the application
         counted = sidecar.metric(
             "pysidecar_rule_packets_total", direction="inbound", purpose="connections"
@@ -55,7 +55,7 @@ def test_inbound(mesh: Mesh, tmp_path: Path, version: int, backend: str) -> None
         sidecar.kill()
         assert mesh.client.connect(destination) == "ConnectionRefusedError"
         sidecar.start()
-        sidecar.stop()
+        assert sidecar.stop() == 0, sidecar.log
         assert mesh.client.connect(destination) == "connected"
     assert (record["direction"], record["transport"]) == ("inbound", "redirect")
     assert Address.parse(record["source"]).host == mesh.client.host(version)
@@ -75,7 +75,7 @@ def test_outbound(mesh: Mesh, tmp_path: Path, version: int, backend: str) -> Non
         assert curl(mesh.caller, destination) == mesh.caller.host(version)
         assert mesh.caller.tracked >= 2
         sidecar.settled()
-        [record] = sidecar.records()
+        [record] = sidecar.access_log()
         own = sidecar.metric("pysidecar_rule_packets_total", direction="outbound", purpose="own")
         assert own == 1
         sidecar.kill()
@@ -106,7 +106,7 @@ def test_hooked_and_redirected_programs_share_a_sidecar(mesh: Mesh, tmp_path: Pa
         assert hooked == mesh.caller.ipv4
         assert curl(mesh.caller, mesh.client.address(4, 80)) == mesh.caller.ipv4
         sidecar.settled()
-        records = sidecar.records(2)
+        records = sidecar.access_log(2)
         excluded = {"direction": "outbound", "purpose": "excluded"}
         assert sidecar.metric("pysidecar_rule_packets_total", **excluded) == 1
         # A reload with other exclusions changes the rules too.
@@ -116,7 +116,7 @@ def test_hooked_and_redirected_programs_share_a_sidecar(mesh: Mesh, tmp_path: Pa
         assert mesh.client.ipv4 not in str(sidecar.get_json("/config")["rules"])
         assert curl(mesh.caller, mesh.client.address(4, 80)) == mesh.caller.ipv4
         sidecar.settled()
-        assert len(sidecar.records(3)) == 3
+        assert len(sidecar.access_log(3)) == 3
     assert {record["transport"] for record in records} == {"redirect", "unix"}
     assert {record["original_destination"] for record in records} == {str(target)}
 
@@ -137,9 +137,9 @@ def test_a_sidecar_without_capabilities(mesh: Mesh, tmp_path: Path, backend: str
     with nginx(mesh.server, tmp_path), nginx(mesh.caller, tmp_path), sidecar:
         assert curl(mesh.caller, mesh.server.address(4, 8080)) == mesh.caller.ipv4
         assert curl(mesh.client, mesh.caller.address(6, 8080)) == mesh.caller.ipv6
-        records = sidecar.records(2)
+        records = sidecar.access_log(2)
         assert sidecar.metric("pysidecar_conntrack_limit") > 0  # the counters need a capability
-        sidecar.stop()
+        assert sidecar.stop() == 0, sidecar.log
     assert {record["direction"] for record in records} == {"outbound", "inbound"}
     assert mesh.caller.output(*rules, "delete") == "rules: deleted\n"
     if before is not None:
@@ -164,7 +164,7 @@ def test_a_static_go_program(mesh: Mesh, tmp_path: Path) -> None:
     config = managed("nft", outbound=True)
     with nginx(mesh.server, tmp_path), PodSidecar(mesh.caller, tmp_path, config) as sidecar:
         assert mesh.caller.output(program, f"http://{destination}/") == mesh.caller.ipv6
-        [record] = sidecar.records()
+        [record] = sidecar.access_log()
     assert record["original_destination"] == str(destination)
     assert record["transport"] == "redirect"
 
@@ -182,8 +182,8 @@ def test_what_each_way_costs_in_conntrack(
                 wrk(mesh.client, mesh.server.address(4, 8080), 2_000)
                 entries[mode] = mesh.server.tracked
                 sidecar.settled()
-                connections = len(sidecar.records())
-                sidecar.stop()
+                connections = len(sidecar.access_log())
+                assert sidecar.stop() == 0, sidecar.log
             with capsys.disabled():
                 print(
                     f"\n{mode}: {entries[mode]} conntrack entries after {connections} connections"

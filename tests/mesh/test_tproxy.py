@@ -15,17 +15,17 @@ import pytest
 
 from pysidecar.address import Address
 from pysidecar.interception.rules.namespace import inside
-from tests.control.conftest import PATIENCE, eventually
+from tests.launching import PYSIDECAR
 from tests.mesh.conftest import Mesh
 from tests.mesh.support import (
     PROGRAMS,
-    PYSIDECAR,
     WITHOUT_CAPABILITIES,
     PodSidecar,
     curl,
     nginx,
     wrk,
 )
+from tests.waiting import PATIENCE, eventually
 
 each_version = pytest.mark.parametrize("version", [4, 6])
 
@@ -49,7 +49,7 @@ def test_http_to_nginx(mesh: Mesh, tmp_path: Path, version: int, config: str) ->
     with nginx(mesh.server, tmp_path), PodSidecar(mesh.server, tmp_path, config) as sidecar:
         mesh.server.forget()
         seen = curl(mesh.client, destination)
-        [record] = sidecar.records()
+        [record] = sidecar.access_log()
         assert mesh.server.tracked == 0
     if config == PLAIN:
         assert seen == ("127.0.0.6" if version == 4 else "fd70:7973:6964:6563::6")
@@ -77,7 +77,7 @@ def test_redis(mesh: Mesh, tmp_path: Path, version: int) -> None:
         assert mesh.client.output(*client, "SET", "key", "value") == "OK\n"
         assert mesh.client.output(*client, "GET", "key") == "value\n"
         info = mesh.client.output(*client, "CLIENT", "INFO")
-        records = sidecar.records(3)
+        records = sidecar.access_log(3)
         assert mesh.server.tracked == 0
     assert f"addr={Address(mesh.client.host(version), 0)}"[:-1] in info
     assert {Address.parse(r["source"]).host for r in records} == {mesh.client.host(version)}
@@ -95,7 +95,7 @@ def test_a_protocol_in_which_the_server_speaks_first(
     ):
         eventually(lambda: mesh.server.listens(25))
         answer = mesh.client.output(*client)
-        [record] = sidecar.records()
+        [record] = sidecar.access_log()
     assert answer == f"250 b'from {mesh.client.host(version)}'\n"
     assert Address.parse(record["source"]).host == mesh.client.host(version)
 
@@ -115,7 +115,7 @@ def test_conntrack_stays_empty_after_10_000_connections(
         mesh.server.forget()
         assert sidecar.metric("pysidecar_conntrack_entries") == 1  # that very request
         assert sidecar.metric("pysidecar_conntrack_limit") > 0
-        records = sidecar.records(10_000)
+        records = sidecar.access_log(10_000)
         counted = sidecar.metric(
             "pysidecar_rule_packets_total", direction="inbound", purpose="connections"
         )
@@ -149,7 +149,7 @@ def test_the_sidecars_own_ports_are_not_reached_from_outside(mesh: Mesh, tmp_pat
             ):
                 client.sendall(b"GET /config HTTP/1.0\r\n\r\n")
                 assert client.recv(1) == b""
-        records = sidecar.records(2)
+        records = sidecar.access_log(2)
     assert {r["error"] for r in records} == {
         "the original destination is a listener of this sidecar itself: ECONNREFUSED"
     }
@@ -229,7 +229,7 @@ def test_rules_come_and_go_with_the_sidecar(mesh: Mesh, tmp_path: Path) -> None:
         rules = sidecar.get_json("/config")["rules"]["inbound"]
         assert rules["lines"] == shown.splitlines()
         assert (rules["backend"], rules["managed"]) == ("nft", True)
-        sidecar.stop()
+        assert sidecar.stop() == 0, sidecar.log
         assert mesh.server.snapshot() == before
         assert mesh.client.connect(mesh.server.address(4, 8080)) == "connected"
 
