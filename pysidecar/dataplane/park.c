@@ -2,8 +2,8 @@
  *
  * An application's socket S is connected to a park: a listener that drops every SYN. To complete S,
  * a socket bound to the same address connects to S: the crossed SYNs establish both (simultaneous
- * open, RFC 9293 figure 7). To fail S, the same is begun, and reset before S is established. That
- * leaves ECONNRESET for the application to find; the hook makes the true errno of it. */
+ * open, RFC 9293 figure 7). To fail S, the same is begun, but S is reset before it is established.
+ * That leaves ECONNRESET for the application to find; the hook makes the true errno of it. */
 #include <errno.h>
 #include <linux/filter.h>
 #include <netinet/in.h>
@@ -24,6 +24,14 @@ enum {
 #define TCP_FASTOPEN_KEY 33
 #endif
 
+static bool drop_all(int fd)
+{
+    static struct sock_filter drop = BPF_STMT(BPF_RET | BPF_K, 0);
+    static const struct sock_fprog program = {1, &drop};
+
+    return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0;
+}
+
 /* Without the privilege for a filter: one connection that is never accepted fills the accept queue,
  * and a listener whose queue is full drops SYNs too. (It counts them as ListenOverflows, which a
  * filter does not.) */
@@ -41,8 +49,6 @@ static int fill_queue(struct park *park)
 
 int park_open(struct park *park)
 {
-    static struct sock_filter drop_all = BPF_STMT(BPF_RET | BPF_K, 0);
-    static const struct sock_fprog program = {1, &drop_all};
     struct sockaddr_storage name;
     socklen_t length;
     int one = 1, result = 0;
@@ -55,8 +61,7 @@ int park_open(struct park *park)
         socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
     if (park->listener < 0)
         return -errno;
-    filtered =
-        setsockopt(park->listener, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0;
+    filtered = drop_all(park->listener);
     if (setsockopt(park->listener, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) < 0 ||
         bind(park->listener, (struct sockaddr *)&name, length) < 0 || listen(park->listener, 0) < 0)
         result = -errno;
@@ -85,6 +90,16 @@ static bool is_park(const struct dp *dp, const struct mosnhook_address *address)
     return false;
 }
 
+/* One of enum tcp_state's; -1: the kernel does not tell. */
+static int read_state(int fd)
+{
+    struct tcp_info info;
+    socklen_t length = sizeof info;
+
+    memset(&info, 0, sizeof info);
+    return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) < 0 ? -1 : info.tcpi_state;
+}
+
 /* The state is what the kernel says, never what the request claims: S may have been given another
  * purpose while the request waited. getpeername answers ENOTCONN in SYN_SENT, SO_PEERNAME does not;
  * it wants to be asked for exactly the bytes of the family's address. */
@@ -92,15 +107,11 @@ static bool read_parked(const struct dp *dp, int fd, struct mosnhook_address *so
                         struct mosnhook_address *park)
 {
     struct sockaddr_storage name;
-    struct tcp_info info;
-    socklen_t length = sizeof info;
+    socklen_t length = sizeof name;
 
-    memset(&info, 0, sizeof info);
-    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) < 0 ||
-        info.tcpi_state != TCP_SYN_SENT)
+    if (read_state(fd) != TCP_SYN_SENT)
         return false;
     memset(&name, 0, sizeof name);
-    length = sizeof name;
     if (getsockname(fd, (struct sockaddr *)&name, &length) < 0)
         return false;
     address_from_socket(source, &name);
@@ -124,14 +135,12 @@ static bool is_still_parked(const struct connection *connection)
            address_equal(&source, &connection->source) && address_equal(&park, &connection->park);
 }
 
-/* A socket that connects to a parked one. Its fd or -errno; `*connected`: whether it is already.
- * `withholds`: it does not acknowledge the parked one's SYN, which stays in SYN_RECV then. */
-static int open_crossing(const struct mosnhook_address *park, const struct mosnhook_address *source,
-                         bool withholds, bool *connected)
+/* A socket that can connect to a parked one: its fd or -errno. */
+static int open_socket(const struct mosnhook_address *park)
 {
     struct sockaddr_storage name;
     socklen_t length = address_to_socket(park, &name);
-    int one = 1, delay = WITHHOLD_ACK_S, result = 0;
+    int one = 1, result = 0;
     int fd = socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
 
     if (fd < 0)
@@ -139,17 +148,64 @@ static int open_crossing(const struct mosnhook_address *park, const struct mosnh
     tune_socket(fd);
     tune_towards_this_host(fd);
     if (setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) < 0 ||
-        (withholds && setsockopt(fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, &delay, sizeof delay) < 0) ||
-        bind(fd, (struct sockaddr *)&name, length) < 0)
+        bind(fd, (struct sockaddr *)&name, length) < 0) {
         result = -errno;
-    if (result == 0)
-        result = connect_socket(fd, source);
-    *connected = result == 0;
-    if (result < 0 && result != -EINPROGRESS) {
         close(fd);
-        return result;
     }
-    return fd;
+    return result < 0 ? result : fd;
+}
+
+/* A socket that connects to a parked one. Its fd or -errno; `*connected`: whether it is already. */
+static int open_crossing(const struct mosnhook_address *park, const struct mosnhook_address *source,
+                         bool *connected)
+{
+    int fd = open_socket(park), result = fd < 0 ? fd : connect_socket(fd, source);
+
+    *connected = result == 0;
+    if (result == 0 || result == -EINPROGRESS)
+        return fd;
+    if (fd >= 0)
+        close(fd);
+    return result;
+}
+
+/* Connects a second time, with another initial sequence number: what S answers does not fit it. For
+ * that the kernel resets S. */
+static int connect_anew(int fd, const struct mosnhook_address *source)
+{
+    static const struct sockaddr unconnected = {.sa_family = AF_UNSPEC};
+    static const int unused;
+
+    if (connect(fd, &unconnected, sizeof unconnected) < 0 ||
+        setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &unused, sizeof unused) < 0)
+        return -errno;
+    return connect_socket(fd, source);
+}
+
+/* A socket that resets a parked one: its fd or -errno. However long we are kept from our next step,
+ * S is never established: its answer to the first SYN is dropped, and so not acknowledged.
+ *
+ * Without the privilege for a filter it is acknowledged, but late, and S reset when the socket is
+ * closed. (TCP_DEFER_ACCEPT of a client: no more than 200 ms late.) */
+static int open_resetting(const struct mosnhook_address *park,
+                          const struct mosnhook_address *source)
+{
+    int fd = open_socket(park), delay = WITHHOLD_ACK_S, result;
+    bool filtered;
+
+    if (fd < 0)
+        return fd;
+    filtered = drop_all(fd);
+    if (setsockopt(fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, &delay, sizeof delay) < 0)
+        result = -errno;
+    else
+        result = connect_socket(fd, source);
+    if (result == -EINPROGRESS && filtered)
+        result = connect_anew(fd, source);
+    if (result == 0 || result == -EINPROGRESS)
+        return fd;
+    close(fd);
+    return result;
 }
 
 void downstream_completed(struct connection *connection)
@@ -208,7 +264,7 @@ void park_complete(struct connection *connection)
         return;
     }
     tune_for_this_host(connection->application);
-    fd = open_crossing(&connection->park, &connection->source, false, &connected);
+    fd = open_crossing(&connection->park, &connection->source, &connected);
     if (fd >= 0) {
         watch->fd = fd;
         connection_enter(connection, PHASE_COMPLETING);
@@ -260,7 +316,6 @@ bool park_fail(struct connection *connection, int error)
 {
     struct worker *worker = connection->worker;
     struct watch *watch = &connection->side[DOWNSTREAM].watch;
-    bool connected = false;
     int fd;
 
     if (!connection->parked || !is_still_parked(connection))
@@ -268,11 +323,11 @@ bool park_fail(struct connection *connection, int error)
     note_error(connection, error);
     if (watch->fd >= 0) /* it could not be completed either */
         return false;
-    fd = open_crossing(&connection->park, &connection->source, true, &connected);
+    fd = open_resetting(&connection->park, &connection->source);
     watch->fd = fd >= 0 ? fd : -1;
-    /* Without a connection there is nothing to reset: the SYN waits for a busy processor. Else
-     * closing ours resets it: see tune_socket. */
-    if (fd < 0 || connected)
+    /* Mostly it is over by now, unless a packet waits for a busy processor. Our socket is refused
+     * when S has been reset. */
+    if (fd < 0 || read_state(connection->application) == TCP_CLOSE)
         return false;
     watch->ready = failing_ready;
     if (loop_watch(&worker->loop, watch, EPOLLOUT) < 0)
@@ -315,7 +370,7 @@ int dp_parking_works(const struct mosnhook_address *address)
     waits[0] = (struct pollfd){.fd = parked, .events = POLLOUT};
     if (connect(parked, (struct sockaddr *)&name, length) < 0 && errno == EINPROGRESS &&
         poll(&waits[0], 1, 0) == 0 && address_of_local(parked, &source) == 0)
-        crossing = open_crossing(&park.address, &source, false, &connected);
+        crossing = open_crossing(&park.address, &source, &connected);
     waits[1] = (struct pollfd){.fd = crossing, .events = POLLOUT};
     result = crossing >= 0 && poll(&waits[0], 1, COMPLETE_MS) == 1 &&
              poll(&waits[1], 1, COMPLETE_MS) == 1 && waits[0].revents == POLLOUT &&

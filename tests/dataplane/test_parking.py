@@ -66,6 +66,29 @@ print(open("/proc/self/status").read())
     assert re.search(r"CapEff:\s0+\n", result.stdout), result.stderr
 
 
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="ASan comes first")
+def test_parking_works_without_socket_filters(tmp_path: Path) -> None:
+    script = """
+        import errno
+        from tests.dataplane.support import REFUSED, Parked, Plane, Server, closed_address, events
+
+        with Plane() as plane:
+            for host in ("127.0.0.1", "::1"):
+                with Server(host) as server, Parked(plane, host=host) as application:
+                    assert not application.is_writable(0.1)
+                    application.ask(server.address)
+                    assert application.is_writable()
+                    assert application.error() == 0
+                with Parked(plane, host=host) as application:
+                    application.ask(closed_address())
+                    assert application.is_writable()
+                    assert plane.next_closed() and events(application.socket) == REFUSED
+                    assert application.error() == errno.ECONNRESET
+        print("ok")
+    """
+    run_alone(script, LD_PRELOAD=str(preloadable("unfiltered", tmp_path)))
+
+
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_parked_socket_is_connected_when_the_upstream_is(plane: Plane, host: str) -> None:
     with Server(host) as server, Parked(plane, host=host) as application:
@@ -139,6 +162,26 @@ def test_an_application_is_never_woken_up_to_a_failed_socket_without_an_error(
                 pass
             assert seen & select.POLLERR
             assert application.error() == errno.ECONNRESET
+
+
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="ASan comes first")
+def test_neither_is_one_whose_failure_takes_long(tmp_path: Path) -> None:
+    """A busy processor may keep the worker from its next step for as long as it likes."""
+    script = """
+        import errno, select
+        from tests.dataplane.support import Parked, Plane, closed_address, events
+
+        with Plane(workers=1) as plane:
+            for host in ("127.0.0.1", "::1"):
+                with Parked(plane, host=host) as application:
+                    application.ask(closed_address())
+                    while not (seen := events(application.socket)):
+                        pass
+                    assert seen & select.POLLERR, seen
+                    assert application.error() == errno.ECONNRESET
+        print("ok")
+    """
+    run_alone(script, LD_PRELOAD=str(preloadable("late", tmp_path)))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes a network namespace")
