@@ -182,7 +182,9 @@ class RouteEntry(_Section):
     destination."""
 
     balance: Literal["round_robin", "least_connections"] = "round_robin"
-    """Which endpoint a connection tries first."""
+    """Which endpoint a connection tries first: `round_robin` goes round, also from one reload to
+    the next; `least_connections` takes the one of two random ones that has fewer connections,
+    whichever route of the direction they came by."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RouteEntry:
@@ -308,9 +310,11 @@ class Outbound(_Section):
 
     ejection_time: DurationOrZero = 10.0
     """For this long after a connect to it failed, an endpoint is ejected: connections get another
-    one of the route, unless all of them are ejected, too. A connect that succeeds ends it, and so
-    does a reload. Failures that say nothing of the endpoint do not count, such as a lack of local
-    ports, or an application that gives up before `connect_timeout`. `0s`: never; inbound too."""
+    one of the route, unless all of them are ejected, too. It holds for all routes of the direction
+    that name the endpoint. A connect that succeeds ends it; a reload does not, as long as a route
+    names the endpoint. Failures that say nothing of the endpoint do not count, such as a lack of
+    local ports, or an application that gives up before `connect_timeout`. `0s`: never; inbound
+    too."""
 
     idle_timeout: Duration = 3600.0
     """A connection without a byte in either direction for this long is closed; inbound too."""

@@ -181,11 +181,13 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One route; no endpoints means the original destination."""
+    """One route; no endpoints means the original destination. With the same ``key`` (64 bits) as
+    in the table before it goes on with its turns; None: the key is its place in the table."""
 
     action: Action = Action.RELAY
     balance: Balance = Balance.ROUND_ROBIN
     endpoints: tuple[Address, ...] = ()
+    key: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,10 +216,11 @@ def pack_array(kind: str, items: Sequence[Any]) -> bytes:
 
 def pack_routes(table: RouteTable) -> PackedRoutes:
     """For ``DataPlane.set_routes``, in any thread."""
-    routes: list[tuple[int, int, int, int]] = []
+    routes: list[tuple[int, int, int, int, int]] = []
     endpoints: list[tuple[bytes, int, int, int]] = []
-    for route in table.routes:
-        routes.append((route.action, route.balance, len(endpoints), len(route.endpoints)))
+    for place, route in enumerate(table.routes):
+        key = place if route.key is None else route.key
+        routes.append((key, route.action, route.balance, len(endpoints), len(route.endpoints)))
         endpoints.extend(endpoint.to_native() for endpoint in route.endpoints)
     return PackedRoutes(
         table.rules,

@@ -44,6 +44,7 @@ struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts)
     dp->event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (dp->event < 0)
         error = errno;
+    registry_init(&dp->registry, dp->event);
     dp->uid = geteuid();
     dp->namespace = own_namespace();
     dp_set_timeouts(dp, timeouts);
@@ -94,7 +95,8 @@ void dp_destroy(struct dp *dp)
     accelerator_close(&dp->accelerator);
     close_fd(&dp->event);
     for (int which = 0; which < TABLES; which++)
-        table_release(dp->tables[which]);
+        table_drop(dp->tables[which]);
+    registry_close(&dp->registry);
     reapers_release(dp->reapers);
     free(dp->clients.uids);
     free(dp->own);
@@ -187,13 +189,17 @@ int dp_set_routes(struct dp *dp, uint32_t which, const struct mosnhook_rules *ru
 
     if (which >= TABLES)
         return -EINVAL;
-    table = table_create(rules, routes, route_count, endpoints, endpoint_count);
+    keeper_collect(&dp->registry.keeper);
+    table =
+        table_create(&dp->registry, which, rules, routes, route_count, endpoints, endpoint_count);
     if (!table)
         return -errno;
-    for (uint32_t i = 0; i < dp->worker_count; i++)
-        table_release(atomic_exchange_explicit(&dp->workers[i].new_tables[which],
-                                               table_reference(table), memory_order_acq_rel));
-    table_release(dp->tables[which]);
+    for (uint32_t i = 0; i < dp->worker_count; i++) {
+        shared_reference(&table->shared);
+        table_drop(atomic_exchange_explicit(&dp->workers[i].new_tables[which], table,
+                                            memory_order_acq_rel));
+    }
+    table_drop(dp->tables[which]);
     dp->tables[which] = table;
     wake_workers(dp);
     return 0;
@@ -424,6 +430,7 @@ size_t dp_take_closed(struct dp *dp, struct dp_record *records, size_t max)
 
     if (read(dp->event, &count, sizeof count) < 0)
         count = 0; /* nobody announced anything: look all the same */
+    keeper_collect(&dp->registry.keeper);
     pthread_mutex_lock(&dp->reports);
     take_inboxes(dp);
     for (; taken < max && (connection = next_report(dp)); taken++) {
@@ -527,14 +534,14 @@ size_t dp_ejected(struct dp *dp, struct dp_ejected *ejected, size_t max)
     for (uint32_t direction = 0; direction < DIRECTIONS; direction++) {
         const struct table *table = dp->tables[direction];
 
-        for (uint32_t route = 0; table && route < table->route_count; route++)
-            for (uint32_t i = 0; i < table->routes[route].endpoint_count; i++) {
-                const struct endpoint *endpoint =
-                    &table->endpoints[table->routes[route].first_endpoint + i];
+        for (uint32_t route = 0; table && route < table->route_count; route++) {
+            const struct cluster *cluster = table->routes[route].cluster;
 
-                if (endpoint_is_ejected(endpoint, since_ms) && count++ < max)
-                    ejected[count - 1] = (struct dp_ejected){endpoint->address, direction, route};
-            }
+            for (uint32_t i = 0; cluster && i < cluster->count; i++)
+                if (endpoint_is_ejected(cluster->endpoints[i], since_ms) && count++ < max)
+                    ejected[count - 1] =
+                        (struct dp_ejected){cluster->endpoints[i]->address, direction, route};
+        }
     }
     return count;
 }

@@ -126,6 +126,9 @@ struct dp_listener {
 
 /* One route of the table; `rules` numbers index these. */
 struct dp_route {
+    /* Names it from one table to the next: with this key it goes on with its turns (round robin),
+     * wherever it stands and whatever else has changed. */
+    uint64_t key;
     uint32_t action;         /* enum dp_action */
     uint32_t balance;        /* enum dp_balance */
     uint32_t first_endpoint; /* index into the endpoints */
@@ -228,8 +231,9 @@ void dp_set_page(struct dp *dp, struct mosnhook_page *page);
 void dp_page_begin(struct mosnhook_page *page);
 void dp_page_end(struct mosnhook_page *page);
 
-/* Replaces the route table of one direction, or DP_EXCLUDED; all arrays are copied. 0 or -errno
- * (-EINVAL: inconsistent table). */
+/* Replaces the route table of one direction, or DP_EXCLUDED; all arrays are copied. Endpoints that
+ * were in the one before keep their counts and failures. 0 or -errno (-EINVAL: inconsistent table).
+ */
 int dp_set_routes(struct dp *dp, uint32_t which, const struct mosnhook_rules *rules,
                   const struct dp_route *routes, size_t route_count,
                   const struct mosnhook_address *endpoints, size_t endpoint_count);

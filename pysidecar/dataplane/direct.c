@@ -416,8 +416,8 @@ static void await_request(struct connection *connection)
     uint32_t header_ms = atomic_load_explicit(&worker->dp->header_ms, memory_order_relaxed);
 
     /* Both requests are one connection, which takes one turn at the endpoints. */
-    if (connection->table)
-        route_give_back(&connection->table->routes[connection->route]);
+    if (connection->cluster)
+        cluster_give_back(connection->cluster);
     upstream_release(connection);
     connection->attempts = 0;
     connection->postponed = 0;

@@ -14,7 +14,7 @@
  *   upstream.c   route, endpoints, connecting
  *   relay.c      moving bytes
  *   accelerate.c moving them in the kernel, by the BPF programs in bpf/
- *   routes.c     the route table
+ *   upstream/    the route table, and what outlives it: clusters and endpoints
  *   connection.c a connection's life, and its way to the control thread
  *   timers.c     deadlines
  *   address.c    addresses
@@ -40,6 +40,7 @@
 #include "base/stack.h"
 #include "dataplane.h"
 #include "loop/loop.h"
+#include "upstream/table.h"
 
 enum {
     SCRATCH_SIZE = 64 * 1024, /* bytes of one recv: a worker's, not a connection's */
@@ -101,53 +102,10 @@ struct park {
     int filler; /* of its accept queue; -1: not needed */
 };
 
-/* ---- route table ---- */
-
-struct endpoint {
-    struct mosnhook_address address;
-    atomic_uint active;         /* connections that have it now */
-    _Atomic uint64_t failed_ms; /* when a connect failed last; 0: one succeeded since then */
-};
-
-struct route {
-    enum dp_action action;
-    enum dp_balance balance;
-    uint32_t first_endpoint;
-    uint32_t endpoint_count;
-    atomic_uint next; /* round robin */
-};
-
-/* Immutable but for the atomics. Referenced by workers and by connections that use an endpoint. */
-struct table {
-    atomic_size_t references;
-    struct mosnhook_rules *rules;
-    struct route *routes;
-    size_t route_count;
-    struct endpoint *endpoints;
-    size_t endpoint_count;
-};
-
-/* A table with one reference, or NULL with errno set. */
-struct table *table_create(const struct mosnhook_rules *rules, const struct dp_route *routes,
-                           size_t route_count, const struct mosnhook_address *endpoints,
-                           size_t endpoint_count);
-struct table *table_reference(struct table *table);
-void table_release(struct table *table); /* NULL is allowed */
-/* The index of the first route that matches, or MOSNHOOK_NO_RULE. */
-uint32_t table_match(const struct table *table, const struct mosnhook_address *destination);
-/* The index in the route (not in the table) of the endpoint to try first: one that is not ejected,
- * if there is one. `since_ms`: see ejected_since. */
-uint32_t route_pick(struct table *table, struct route *route, uint64_t since_ms);
-/* After route_pick: its turn was not used. */
-void route_give_back(struct route *route);
+/* ---- route table: see upstream/ ---- */
 
 /* Endpoints whose last connect failed after that moment are ejected. */
 uint64_t ejected_since(const struct dp *dp, uint64_t now_ms);
-bool endpoint_is_ejected(const struct endpoint *endpoint, uint64_t since_ms);
-/* What became of a connect, by the endpoint's doing. NULL is allowed. A success makes up for what
- * failed before `until_ms`. */
-void endpoint_failed(struct endpoint *endpoint, uint64_t now_ms);
-void endpoint_succeeded(struct endpoint *endpoint, uint64_t until_ms);
 
 /* ---- connections ---- */
 
@@ -230,9 +188,9 @@ struct connection {
 
     struct accelerated *accelerated; /* NULL: relayed */
 
-    struct table *table; /* set with `endpoint` */
+    struct cluster *cluster; /* where `endpoint` is from; NULL: the route has none */
     struct endpoint *endpoint;
-    uint32_t first_endpoint, attempts; /* in the route; endpoints tried or postponed */
+    uint32_t first_endpoint, attempts; /* in the cluster; endpoints tried or postponed */
     uint64_t postponed;                /* attempts, as bits: the endpoints were ejected */
 
     uint32_t pid, uid, route;
@@ -309,6 +267,7 @@ struct worker {
     _Atomic(struct reused *) reused; /* sockets that other workers were asked for */
     _Atomic(struct table *) new_tables[TABLES];
     struct table *tables[TABLES];
+    uint64_t random;            /* see base/random.h */
     struct acceptor *acceptors; /* one for each listener */
     bool accepting, drained;
     bool leaves_to_others; /* does not accept, since it has too many connections */
@@ -387,6 +346,7 @@ struct dp {
     size_t live_count;
     struct dp_walk *walks;
     struct dp_dropped dropped;
+    struct registry registry;
     struct table *tables[TABLES];
 };
 

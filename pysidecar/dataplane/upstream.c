@@ -25,6 +25,15 @@ static void try_endpoints(struct connection *connection, int error);
 static void connecting_ready(struct watch *watch, uint32_t events);
 static void connecting_expired(struct timer *timer);
 
+uint64_t ejected_since(const struct dp *dp, uint64_t now_ms)
+{
+    uint32_t ejection_ms = atomic_load_explicit(&dp->ejection_ms, memory_order_relaxed);
+
+    if (ejection_ms == 0)
+        return UINT64_MAX;
+    return now_ms > ejection_ms ? now_ms - ejection_ms : 0;
+}
+
 int connect_socket(int fd, const struct mosnhook_address *to)
 {
     struct sockaddr_storage name;
@@ -120,7 +129,7 @@ enum dp_end upstream_route(struct connection *connection, bool *direct)
     struct worker *worker = connection->worker;
     struct table *table = worker_table(worker, listener->direction);
     struct mosnhook_address upstream = default_upstream(connection);
-    struct route *route = NULL;
+    const struct route *route = NULL;
 
     connection->route = table_match(table, &connection->original_destination);
     if (connection->route != MOSNHOOK_NO_RULE)
@@ -132,10 +141,11 @@ enum dp_end upstream_route(struct connection *connection, bool *direct)
         connection->action = DP_REFUSE;
         return DP_END_REFUSED_BY_ROUTE;
     }
-    if (route && route->endpoint_count > 0) {
-        connection->table = table_reference(table);
-        connection->first_endpoint =
-            route_pick(table, route, ejected_since(worker->dp, worker->loop.now_ms));
+    if (route && route->cluster) {
+        shared_reference(&route->cluster->shared);
+        connection->cluster = route->cluster;
+        connection->first_endpoint = cluster_pick(
+            route->cluster, ejected_since(worker->dp, worker->loop.now_ms), &worker->random);
     } else if (is_own(worker->dp, &upstream)) {
         return DP_END_LOOP;
     }
@@ -160,8 +170,9 @@ void upstream_release(struct connection *connection)
     if (connection->endpoint)
         atomic_fetch_sub_explicit(&connection->endpoint->active, 1, memory_order_relaxed);
     connection->endpoint = NULL;
-    table_release(connection->table);
-    connection->table = NULL;
+    if (connection->cluster)
+        shared_release(&connection->cluster->shared);
+    connection->cluster = NULL;
 }
 
 /* The address that the application on this host shall see, or NULL if the upstream is another one
@@ -284,15 +295,16 @@ static int begin_connect(struct connection *connection)
 }
 
 /* The next one that is not ejected; after all of those, the ejected ones. NULL: all were tried. */
-static struct endpoint *next_endpoint(struct connection *connection, const struct route *route)
+static struct endpoint *next_endpoint(struct connection *connection)
 {
-    struct endpoint *endpoints = connection->table->endpoints + route->first_endpoint, *endpoint;
+    const struct cluster *cluster = connection->cluster;
     uint64_t since_ms = ejected_since(connection->worker->dp, connection->worker->loop.now_ms);
+    struct endpoint *endpoint;
     uint32_t attempt;
 
-    while (connection->attempts < route->endpoint_count) {
+    while (connection->attempts < cluster->count) {
         attempt = connection->attempts++;
-        endpoint = &endpoints[(connection->first_endpoint + attempt) % route->endpoint_count];
+        endpoint = cluster->endpoints[(connection->first_endpoint + attempt) % cluster->count];
         if (attempt >= MAX_POSTPONED || !endpoint_is_ejected(endpoint, since_ms))
             return endpoint;
         connection->postponed |= UINT64_C(1) << attempt;
@@ -301,21 +313,19 @@ static struct endpoint *next_endpoint(struct connection *connection, const struc
         return NULL;
     attempt = (uint32_t)__builtin_ctzll(connection->postponed);
     connection->postponed &= connection->postponed - 1;
-    return &endpoints[(connection->first_endpoint + attempt) % route->endpoint_count];
+    return cluster->endpoints[(connection->first_endpoint + attempt) % cluster->count];
 }
 
 bool upstream_next_endpoint(struct connection *connection)
 {
-    struct table *table = connection->table;
-
     if (connection->endpoint)
         atomic_fetch_sub_explicit(&connection->endpoint->active, 1, memory_order_relaxed);
     connection->endpoint = NULL;
-    if (!table) {
+    if (!connection->cluster) {
         connection->upstream = default_upstream(connection);
         return connection->attempts++ == 0;
     }
-    connection->endpoint = next_endpoint(connection, &table->routes[connection->route]);
+    connection->endpoint = next_endpoint(connection);
     if (!connection->endpoint)
         return false;
     atomic_fetch_add_explicit(&connection->endpoint->active, 1, memory_order_relaxed);

@@ -83,6 +83,7 @@ int worker_create(struct worker *worker, struct dp *dp, unsigned index)
 
     worker->dp = dp;
     worker->index = index;
+    worker->random = clock_ns(CLOCK_MONOTONIC) + ((uint64_t)index << 48);
     worker->diag = diag_open(); /* early: whoever runs out of fds still knows who connects */
     worker->freed = (struct watch){.fd = -1};
     worker->mail =
@@ -102,8 +103,8 @@ void worker_destroy(struct worker *worker)
 {
     assert(worker->direct.count == 0 && !worker->closed && !worker->polled);
     for (int which = 0; which < TABLES; which++) {
-        table_release(worker->tables[which]);
-        table_release(atomic_load(&worker->new_tables[which]));
+        table_drop(worker->tables[which]);
+        table_drop(atomic_load(&worker->new_tables[which]));
     }
     relay_close_pool(worker);
     assert(counter_read(&worker->counters.buffers) == 0);

@@ -23,10 +23,21 @@ def route_table(routes: Sequence[RouteEntry]) -> RouteTable:
                 action=Action[route.action.upper()],
                 balance=Balance[route.balance.upper()],
                 endpoints=route.endpoints or (),
+                key=_key(route.match),
             )
             for route in routes
         ),
     )
+
+
+def _key(match: Match) -> int:
+    """A route is the same one if it is for the same connections. 64 bits; two routes with the same
+    would only take their turns together."""
+    networks = tuple(
+        (network.version, int(network.network_address), network.prefixlen)
+        for network in match.destination
+    )
+    return hash((networks, match.ports)) & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def excluded_table(outbound: Outbound) -> RouteTable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Sequence
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -84,6 +85,36 @@ def test_metrics_name_ejected_endpoints(sidecar: RunningSidecar, echo: Address) 
         sidecar.write_config("ejection_time: 0s")
         assert "reloaded" in sidecar.reload()
         assert metric(sidecar, "pysidecar_endpoint_ejected") == 0
+
+
+def test_a_reload_keeps_what_is_known_of_endpoints(sidecar: RunningSidecar, echo: Address) -> None:
+    """Fifty of them are dead: after the first connections none is tried, whatever else changes."""
+
+    def serve(dead: Sequence[Address], before: str = "", *more: Address) -> None:
+        endpoints = ", ".join(f"'{endpoint}'" for endpoint in (*dead, echo, *more))
+        sidecar.write_config(
+            f"ejection_time: 1h\nroutes: [{before}{{match: {{destination: 10.1.2.3}}, "
+            f"endpoints: [{endpoints}]}}]"
+        )
+        assert "reloaded" in sidecar.reload()
+
+    def connect(times: int) -> None:
+        for _ in range(times):
+            with sidecar.connect(Address("10.1.2.3", 80)) as client:
+                assert exchange(client, b"12345") == b"12345"
+
+    with contextlib.ExitStack() as stack:
+        closed = [stack.enter_context(socket.socket()) for _ in range(50)]
+        for each in closed:
+            each.bind(("127.0.0.1", 0))
+        dead = [Address(*each.getsockname()) for each in closed]
+        serve(dead)
+        connect(2)
+        assert metric(sidecar, "pysidecar_endpoint_connect_failures_total") == 50
+        serve(dead, "{match: {destination: 10.9.9.9}, endpoints: ['127.0.0.1:9']}, ", echo)
+        assert metric(sidecar, "pysidecar_endpoint_ejected") == 50
+        connect(120)
+        assert metric(sidecar, "pysidecar_endpoint_connect_failures_total") == 50
 
 
 @pytest.mark.parametrize(

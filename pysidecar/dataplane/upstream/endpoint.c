@@ -1,0 +1,72 @@
+#include "upstream/endpoint.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/owner.h"
+#include "base/random.h"
+
+static uint64_t hash_address(uint32_t scope, const struct mosnhook_address *address)
+{
+    uint64_t words[3], hash = scope;
+
+    _Static_assert(sizeof *address == sizeof words, "every byte of it counts");
+    memcpy(words, address, sizeof words);
+    for (int i = 0; i < 3; i++)
+        hash = random_mix(hash ^ words[i]);
+    return hash;
+}
+
+struct endpoint *endpoint_intern(struct map *endpoints, uint32_t scope,
+                                 const struct mosnhook_address *address)
+{
+    uint64_t hash = hash_address(scope, address);
+    struct endpoint *endpoint;
+
+    for (struct map_entry *entry = map_first(endpoints, hash); entry; entry = map_next(entry)) {
+        endpoint = OWNER(entry, struct endpoint, entry);
+        if (endpoint->scope == scope && memcmp(&endpoint->address, address, sizeof *address) == 0) {
+            endpoint->references++;
+            return endpoint;
+        }
+    }
+    endpoint = calloc(1, sizeof *endpoint);
+    if (!endpoint || !map_add(endpoints, &endpoint->entry, hash)) {
+        free(endpoint);
+        return NULL;
+    }
+    endpoint->address = *address;
+    endpoint->scope = scope;
+    endpoint->references = 1;
+    return endpoint;
+}
+
+void endpoint_release(struct map *endpoints, struct endpoint *endpoint)
+{
+    if (--endpoint->references > 0)
+        return;
+    assert(atomic_load(&endpoint->active) == 0);
+    map_remove(endpoints, &endpoint->entry);
+    free(endpoint);
+}
+
+bool endpoint_is_ejected(const struct endpoint *endpoint, uint64_t since_ms)
+{
+    return atomic_load_explicit(&endpoint->failed_ms, memory_order_relaxed) > since_ms;
+}
+
+void endpoint_failed(struct endpoint *endpoint, uint64_t now_ms)
+{
+    if (endpoint)
+        atomic_store_explicit(&endpoint->failed_ms, now_ms, memory_order_relaxed);
+}
+
+void endpoint_succeeded(struct endpoint *endpoint, uint64_t until_ms)
+{
+    uint64_t failed_ms =
+        endpoint ? atomic_load_explicit(&endpoint->failed_ms, memory_order_relaxed) : 0;
+
+    if (failed_ms > 0 && failed_ms < until_ms)
+        atomic_store_explicit(&endpoint->failed_ms, 0, memory_order_relaxed);
+}
