@@ -48,6 +48,7 @@ static int through_sidecar(struct attempt *attempt)
     const struct page_view *view = &attempt->view;
     int result = OUTCOME_OTHER_TRANSPORT;
 
+    attempt->give_up = 0;
     if (!page_serving(view) || !wait_for_room(attempt))
         return OUTCOME_AWAY;
     /* MPTCP has no simultaneous open, so it is not parked; see contract.h. */

@@ -235,6 +235,7 @@ struct attempt {
     bool fast_open;   /* TCP_FASTOPEN_CONNECT was set (and was switched off by us) */
     bool v6_only;     /* IPV6_V6ONLY was set (and was switched off by us) */
     int64_t deadline; /* by SO_SNDTIMEO, on now_ns's clock; 0: none */
+    int64_t give_up;  /* when a full sidecar has had its time; 0: it has not been met */
     int cancel_state; /* the thread's, which is off while we hold something */
     struct mosnhook_address destination;
     /* With OUTCOME_DIRECT (port 0: the destination) and OUTCOME_CONNECT: where to. */
@@ -289,6 +290,13 @@ size_t socket_order(const struct attempt *attempt, const struct mosnhook_address
  * descriptor), or OUTCOME_AWAY, also where the kernel cannot be asked. */
 int server_check(const struct attempt *attempt, const struct mosnhook_address *here);
 
+/* ---- apart.c ---- */
+
+/* Runs a step for which the process has no descriptor left where there are some: in a thread with a
+ * table of its own, in which only `keep` (-1: nothing) is open. The step makes system calls only,
+ * closes what it opens, and does not take long. 0 or -errno: there can be no such thread. */
+int apart(int keep, void (*run)(void *), void *argument);
+
 /* ---- wait.c ---- */
 
 /* Until `fd` is ready or has hung up. 0, EINPROGRESS (SO_SNDTIMEO is over), EINTR, or OUTCOME_AWAY.
@@ -298,9 +306,9 @@ int wait_ready(struct attempt *attempt, int fd, short events, int owned);
 /* 0, or EINTR or EINPROGRESS as above. A cancellation point if the caller waits. */
 int wait_pause(struct attempt *attempt, int ms);
 
-/* Until `fd` is ready or has hung up, for callers that must not block: for as long as a full
- * sidecar gets. 0 or EINPROGRESS. */
-int wait_shortly(const struct attempt *attempt, int fd, short events);
+/* Until `fd` is ready or has hung up, or the deadline (on now_ns's clock): for callers that must
+ * not block. 0 or EINPROGRESS. */
+int wait_until(int64_t deadline, int fd, short events);
 
 /* Whether a call that waited when a handler interrupted it would have been restarted by the kernel.
  * poll() never is, and does not tell which handler it was: so only if all of them ask for it
@@ -313,7 +321,10 @@ void wait_briefly(int ms);
 
 /* Whether the sidecar has descriptors left, or gets some within the time that a full one has. Only
  * who would be refused is kept waiting for it, unless it must not block. */
-bool wait_for_room(const struct attempt *attempt);
+bool wait_for_room(struct attempt *attempt);
+
+/* Waits a little for a sidecar that is alive but full. False: it has had its time. */
+bool wait_while_full(struct attempt *attempt);
 
 /* When a sidecar that is alive, but full, is to be given up, on now_ns's clock. */
 int64_t wait_full_deadline(const struct attempt *attempt);

@@ -47,46 +47,46 @@ static bool is_writable_for_others(const struct stat *status)
 }
 
 /* Maps the file if it is a page, and takes its descriptor. `owner`: whose it must be if it is not
- * root's; NULL: anybody's. */
-static bool map_page(int fd, const uid_t *owner)
+ * root's; NULL: anybody's. 0 or -errno. */
+static int map_page(int fd, const uid_t *owner)
 {
     struct stat status;
     bool mapped = false;
 
     if (fd < 0)
-        return false;
+        return fd;
     /* A shorter file would be a SIGBUS in the middle of the program. */
     if (sys_fstat(fd, &status) == 0 && S_ISREG(status.st_mode) &&
         status.st_size == MOSNHOOK_PAGE_SIZE && !is_writable_for_others(&status) &&
         (!owner || status.st_uid == 0 || status.st_uid == *owner))
         mapped = sys_mmap(&area, sizeof area, PROT_READ, MAP_SHARED | MAP_FIXED, fd) == (long)&area;
     sys_close(fd);
-    return mapped;
+    return mapped ? 0 : -EINVAL;
 }
 
 /* The page that was named: whose it is, is the affair of whoever named it. */
-static bool map_named(const char *path)
+static int map_named(const char *path)
 {
     return map_page(sys_open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0), NULL);
 }
 
 /* The page in one of the usual directories, in which only the owner (root, or `owner`; NULL:
  * anybody) can replace files. Symbolic links, which anybody could have made, are not followed. */
-static bool map_in(const char *directory, const uid_t *owner)
+static int map_in(const char *directory, const uid_t *owner)
 {
     int place = sys_open(directory, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
     struct stat status;
-    bool mapped = false;
+    int result = -EPERM;
 
     if (place < 0)
-        return false;
+        return place;
     if (sys_fstat(place, &status) == 0 && !is_writable_for_others(&status) &&
         (!owner || status.st_uid == 0 || status.st_uid == *owner))
-        mapped = map_page(sys_openat(place, page_name,
+        result = map_page(sys_openat(place, page_name,
                                      O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0),
                           &status.st_uid);
     sys_close(place);
-    return mapped;
+    return result;
 }
 
 static bool join(char path[PATH_ROOM], const char *a, const char *b)
@@ -104,28 +104,50 @@ static bool join(char path[PATH_ROOM], const char *a, const char *b)
     return true;
 }
 
-void page_open(void)
+/* In /tmp/pysidecar-<uid>. */
+static int map_in_tmp(const uid_t *own)
 {
-    static const uid_t root = 0;
     char path[PATH_ROOM], digits[12], *digit = digits + sizeof digits - 1;
-    uid_t own = sys_geteuid(), uid = own;
+    uid_t uid = *own;
 
-    if (environment.policy) {
-        map_named(environment.policy);
-        return;
-    }
-    if (environment.runtime_directory && environment.runtime_directory[0] == '/' &&
-        join(path, environment.runtime_directory, "/pysidecar") && map_in(path, &own))
-        return;
-    /* Only root can make it, and give it to the user that the sidecar runs as. */
-    if (map_in("/run/pysidecar", environment.secure ? &root : NULL) || environment.secure)
-        return;
     *digit = 0;
     do
         *--digit = (char)('0' + uid % 10);
     while (uid /= 10);
-    if (join(path, "/tmp/pysidecar-", digit))
-        map_in(path, &own);
+    return join(path, "/tmp/pysidecar-", digit) ? map_in(path, own) : -ENAMETOOLONG;
+}
+
+/* 0 or -errno: EMFILE as soon as there is no descriptor to look further. */
+static int find_page(void)
+{
+    static const uid_t root = 0;
+    uid_t own = sys_geteuid();
+    char path[PATH_ROOM];
+    int result = -ENOENT;
+
+    if (environment.policy)
+        return map_named(environment.policy);
+    if (environment.runtime_directory && environment.runtime_directory[0] == '/' &&
+        join(path, environment.runtime_directory, "/pysidecar"))
+        result = map_in(path, &own);
+    /* Only root can make it, and give it to the user that the sidecar runs as. */
+    if (result < 0 && result != -EMFILE)
+        result = map_in("/run/pysidecar", environment.secure ? &root : NULL);
+    if (result < 0 && result != -EMFILE && !environment.secure)
+        result = map_in_tmp(&own);
+    return result;
+}
+
+static void find_page_here(void *unused)
+{
+    (void)unused;
+    find_page();
+}
+
+void page_open(void)
+{
+    if (find_page() == -EMFILE)
+        apart(-1, find_page_here, NULL);
 }
 
 /* ---- Reading ---- */

@@ -62,17 +62,19 @@ static struct question question_about(uint32_t number, const struct mosnhook_add
     return question;
 }
 
-/* All at once; the kernel answers in order before the call returns. An answer that is missing is
- * all zero. 0 or -errno: there is no sock_diag, a sandbox does not allow it, or no descriptor is
- * left. */
-static int ask(const struct question questions[QUESTIONS], struct answer answers[QUESTIONS])
-{
-    int fd = socket_open(AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG);
-    long sent;
+struct inquiry {
+    const struct question *questions;
+    struct answer *answers;
+    int result;
+};
 
-    if (fd < 0)
-        return fd;
-    sent = sys_sendto(fd, questions, QUESTIONS * sizeof *questions, MSG_DONTWAIT, NULL, 0);
+/* All at once; the kernel answers in order before the call returns. An answer that is missing is
+ * all zero. 0 or -errno. */
+static int ask_on(int fd, const struct question questions[QUESTIONS],
+                  struct answer answers[QUESTIONS])
+{
+    long sent = sys_sendto(fd, questions, QUESTIONS * sizeof *questions, MSG_DONTWAIT, NULL, 0);
+
     for (uint32_t i = 0; sent > 0 && i < QUESTIONS; i++) {
         struct answer *answer = &answers[i];
         long size = sys_recv(fd, answer, sizeof *answer, MSG_DONTWAIT);
@@ -83,6 +85,28 @@ static int ask(const struct question questions[QUESTIONS], struct answer answers
     }
     sys_close(fd);
     return sent < 0 ? (int)sent : 0;
+}
+
+static void ask_here(void *argument)
+{
+    struct inquiry *inquiry = argument;
+    int fd = sys_socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
+
+    inquiry->result = fd < 0 ? fd : ask_on(fd, inquiry->questions, inquiry->answers);
+}
+
+/* 0 or -errno: there is no sock_diag, a sandbox does not allow it, or no descriptor is left. */
+static int ask(const struct question questions[QUESTIONS], struct answer answers[QUESTIONS])
+{
+    struct inquiry inquiry = {.questions = questions, .answers = answers, .result = -EMFILE};
+    int fd = socket_open(AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG);
+
+    if (fd >= 0)
+        return ask_on(fd, questions, answers);
+    if (fd != -EMFILE)
+        return fd;
+    apart(-1, ask_here, &inquiry);
+    return inquiry.result;
 }
 
 /* Root may read whatever is sent, anyway; and a proxy that takes the sidecar's place may have
@@ -122,6 +146,8 @@ int server_check(const struct attempt *attempt, const struct mosnhook_address *h
     questions[ASK_LISTENER] = question_about(ASK_LISTENER, &there, here, 0);
     questions[ASK_END_AGAIN] = question_about(ASK_END_AGAIN, &there, here, here->port);
     result = ask(questions, answers);
+    if (result == -ENFILE) /* as long as the system has no files, nobody could accept it */
+        return EAGAIN;
     if (result < 0)
         return result == -EMFILE ? EMFILE : OUTCOME_AWAY;
     if (end->socket.idiag_state == TCP_LISTEN || end->socket.idiag_state == TCP_SYN_RECV)

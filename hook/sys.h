@@ -13,6 +13,10 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
+#ifndef SYS_close_range /* younger than some headers */
+#define SYS_close_range 436
+#endif
+
 #ifndef O_PATH /* only _GNU_SOURCE shows it */
 #define O_PATH 010000000
 #endif
@@ -30,6 +34,35 @@ static inline long sys_call(long number, long a, long b, long c, long d, long e,
                      : "=a"(result)
                      : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
                      : "rcx", "r11", "memory");
+    return result;
+}
+
+/* clone(2) with CLONE_VM and CLONE_VFORK: the new thread or process runs the function, and ends,
+ * further down on the caller's own stack, while the caller waits. */
+static inline long sys_clone_and_wait(long flags, void (*function)(void *), void *argument)
+{
+    register long r10 __asm__("r10") = 0;
+    register long r8 __asm__("r8") = 0;
+    register void (*r9)(void *) __asm__("r9") = function;
+    register void *r12 __asm__("r12") = argument;
+    long stack, result = SYS_clone;
+
+    __asm__ volatile(
+        "lea -256(%%rsp), %[stack]\n\t" /* below what the ABI lets leaf functions use */
+        "and $-16, %[stack]\n\t"
+        "syscall\n\t"
+        "test %%rax, %%rax\n\t"
+        "jnz 1f\n\t"
+        "xor %%ebp, %%ebp\n\t"
+        "mov %%r12, %%rdi\n\t"
+        "call *%%r9\n\t"
+        "mov %[exit], %%eax\n\t"
+        "xor %%edi, %%edi\n\t"
+        "syscall\n"
+        "1:"
+        : "+a"(result), [stack] "=&S"(stack)
+        : "D"(flags), "d"(0L), "r"(r10), "r"(r8), "r"(r9), "r"(r12), [exit] "i"(SYS_exit)
+        : "rcx", "r11", "memory");
     return result;
 }
 
@@ -52,6 +85,33 @@ static inline long sys_call(long number, long a, long b, long c, long d, long e,
     return x0;
 }
 
+static inline long sys_clone_and_wait(long flags, void (*function)(void *), void *argument)
+{
+    register long x8 __asm__("x8") = SYS_clone;
+    register long x0 __asm__("x0") = flags;
+    register long x1 __asm__("x1");
+    register long x2 __asm__("x2") = 0;
+    register long x3 __asm__("x3") = 0;
+    register long x4 __asm__("x4") = 0;
+    register void (*x9)(void *) __asm__("x9") = function;
+    register void *x10 __asm__("x10") = argument;
+
+    __asm__ volatile("mov x1, sp\n\t" /* which is aligned */
+                     "svc 0\n\t"
+                     "cbnz x0, 1f\n\t"
+                     "mov x29, xzr\n\t"
+                     "mov x0, x10\n\t"
+                     "blr x9\n\t"
+                     "mov x8, %[exit]\n\t"
+                     "mov x0, xzr\n\t"
+                     "svc 0\n"
+                     "1:"
+                     : "+r"(x0), "=&r"(x1)
+                     : "r"(x8), "r"(x2), "r"(x3), "r"(x4), "r"(x9), "r"(x10), [exit] "i"(SYS_exit)
+                     : "memory");
+    return x0;
+}
+
 #else
 #error "the hook knows the system calls of x86_64 and aarch64 only"
 #endif
@@ -59,6 +119,11 @@ static inline long sys_call(long number, long a, long b, long c, long d, long e,
 static inline int sys_close(int fd)
 {
     return (int)sys_call(SYS_close, fd, 0, 0, 0, 0, 0);
+}
+
+static inline int sys_close_range(unsigned first, unsigned last)
+{
+    return (int)sys_call(SYS_close_range, first, last, 0, 0, 0, 0);
 }
 
 static inline int sys_fcntl(int fd, int command, long argument)

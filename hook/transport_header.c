@@ -16,7 +16,6 @@ enum {
     HEADER_ROOM = 128, /* 16 + 36 + the TLVs: 7 + 7 + 19 + 19 + 7 */
 
     HANDSHAKE_MS = 5, /* on loopback it is over when connect() returns, except with odd queueing */
-    FULL_CHECK_MS = 10,
 };
 
 static const uint8_t signature[12] = "\r\n\r\n\0\r\nQUIT\n";
@@ -165,15 +164,10 @@ static int try_listeners(struct attempt *attempt)
 
 int transport_header(struct attempt *attempt)
 {
-    int64_t give_up = wait_full_deadline(attempt);
+    int result;
 
-    for (;;) {
-        int result = try_listeners(attempt);
-
-        if (result != EAGAIN)
-            return result;
-        if (now_ns() >= give_up || !page_serving(&attempt->view))
-            return OUTCOME_AWAY;
-        wait_briefly(FULL_CHECK_MS);
-    }
+    do
+        result = try_listeners(attempt);
+    while (result == EAGAIN && wait_while_full(attempt));
+    return result == EAGAIN ? OUTCOME_AWAY : result;
 }

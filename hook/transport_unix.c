@@ -8,43 +8,33 @@
 #include "mosnhook.h"
 #include "sys.h"
 
-enum {
-    BACKLOG_CHECK_MS = 5,
-    ERRNO_MAX = 4095,
-};
+enum { ERRNO_MAX = 4095 };
 
-/* A control socket, not connected yet: its descriptor, or an outcome (negative). */
-static int open_control(void)
+/* A control socket, not connected yet: its descriptor or -errno. While the whole system is out of
+ * files, a sidecar could not take the connection either: so that is a full one. */
+static int open_control(struct attempt *attempt)
 {
-    int fd = socket_open(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0);
+    int fd;
 
-    /* No descriptor left, or a sandbox that allows no such socket. */
-    return fd < 0 ? OUTCOME_OTHER_TRANSPORT : fd;
+    do
+        fd = socket_open(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0);
+    while (fd == -ENFILE && wait_while_full(attempt));
+    return fd;
 }
 
 /* 0 or an outcome. */
-static int connect_control(int fd, const struct attempt *attempt)
+static int connect_control(int fd, struct attempt *attempt)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int64_t give_up = 0;
+    int result;
 
     __builtin_memcpy(address.sun_path, attempt->view.control_path, sizeof address.sun_path);
-    for (;;) {
-        int result = sys_connect(fd, &address, sizeof address);
-
-        if (result == 0)
-            return 0;
-        if (result == -EINTR)
-            continue;
-        if (result != -EAGAIN) /* not listening: dead; not to be seen from here: chroot, rights */
-            return result == -ECONNREFUSED ? OUTCOME_AWAY : OUTCOME_OTHER_TRANSPORT;
-        /* The backlog is full. */
-        if (!give_up)
-            give_up = wait_full_deadline(attempt);
-        if (now_ns() >= give_up || !page_serving(&attempt->view))
-            return OUTCOME_AWAY;
-        wait_briefly(BACKLOG_CHECK_MS);
-    }
+    do
+        result = sys_connect(fd, &address, sizeof address);
+    while (result == -EINTR || (result == -EAGAIN && wait_while_full(attempt))); /* its backlog */
+    if (result == -EAGAIN || result == -ECONNREFUSED) /* not listening: dead */
+        return OUTCOME_AWAY;
+    return result == 0 ? 0 : OUTCOME_OTHER_TRANSPORT; /* not to be seen from here: chroot, rights */
 }
 
 /* Only an IPv6 socket without IPv4 parks to go to: lets it speak IPv4 too, if it is not bound. */
@@ -108,7 +98,7 @@ static int park(struct attempt *attempt, struct mosnhook_address *via)
     return result;
 }
 
-static int send_request(int control, const struct attempt *attempt, uint16_t flags)
+static int send_request(int control, struct attempt *attempt, uint16_t flags)
 {
     struct mosnhook_request request = {
         .magic = MOSNHOOK_MAGIC,
@@ -128,9 +118,10 @@ static int send_request(int control, const struct attempt *attempt, uint16_t fla
     header->cmsg_type = SCM_RIGHTS;
     header->cmsg_len = CMSG_LEN(sizeof(int));
     __builtin_memcpy(CMSG_DATA(header), &attempt->fd, sizeof attempt->fd);
+    /* Of a user's sockets only so many may be on their way at once as RLIMIT_NOFILE says. */
     do
         result = sys_sendmsg(control, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
-    while (result == -EINTR);
+    while (result == -EINTR || (result == -ETOOMANYREFS && wait_while_full(attempt)));
     return result == sizeof request ? 0 : OUTCOME_AWAY;
 }
 
@@ -161,18 +152,31 @@ static int read_answer(int control, struct attempt *attempt)
     return ECONNREFUSED;
 }
 
-/* Waits for the answer. A cancelled thread closes the control socket. */
-static int receive_answer(int control, struct attempt *attempt)
+/* Waits for the answer; a caller that does not wait for the upstream, for `budget_ms` at most. A
+ * cancelled thread closes the control socket. */
+static int receive_answer(int control, struct attempt *attempt, int budget_ms)
 {
+    int64_t deadline = attempt->waits ? 0 : now_ns() + (int64_t)budget_ms * MS;
     int result;
 
     do {
         result = attempt->waits ? wait_ready(attempt, control, POLLIN, control)
-                                : wait_shortly(attempt, control, POLLIN);
+                                : wait_until(deadline, control, POLLIN);
         if (result == 0)
             result = read_answer(control, attempt);
     } while (result == EAGAIN);
     return result;
+}
+
+/* From now on the sidecar cannot answer, and finds that out when it tries: so both agree whether it
+ * has. OUTCOME_AWAY: it has not. */
+static int stop_waiting(int control, struct attempt *attempt)
+{
+    int result;
+
+    sys_shutdown(control, SHUT_RD);
+    result = read_answer(control, attempt);
+    return result == EAGAIN ? OUTCOME_AWAY : result;
 }
 
 /* Whether the sidecar leaves the connection to us. 0: no, it is to be handed over. EINPROGRESS or
@@ -184,13 +188,10 @@ static int ask(int control, struct attempt *attempt)
     if (result == 0)
         result = send_request(control, attempt, MOSNHOOK_ASKS);
     if (result == 0)
-        result = receive_answer(control, attempt);
+        result = receive_answer(control, attempt, FULL_BUDGET_NONBLOCKING_MS);
     if (result == EINPROGRESS || result == EINTR) {
-        /* From now on the sidecar cannot answer, and finds that out when it tries: so that both
-         * agree whether it has. */
-        sys_shutdown(control, SHUT_RD);
-        late = read_answer(control, attempt);
-        if (late != EAGAIN && late != OUTCOME_AWAY)
+        late = stop_waiting(control, attempt);
+        if (late != OUTCOME_AWAY)
             result = late;
     }
     if (result == OUTCOME_DIRECT && attempt->endpoint.port)
@@ -198,28 +199,95 @@ static int ask(int control, struct attempt *attempt)
     return result;
 }
 
-/* The sidecar says that the socket is connected. A second connect() completes the first one in the
- * kernel's eyes, so that a third says EISCONN as it should; and a failure that the sidecar does not
- * know of comes out. */
+/* Where the sidecar takes a socket that cannot be parked. Who does not wait for the upstream waits
+ * for this all the same: a busy sidecar is not away. Where it has listeners for headers, those do
+ * after a moment; else for as long as a sidecar without a sign of life counts as alive. */
+static int receive_address(int control, struct attempt *attempt)
+{
+    bool listens = attempt->view.listener_count > 0;
+    int result = receive_answer(control, attempt,
+                                listens ? FULL_BUDGET_NONBLOCKING_MS : MOSNHOOK_STALE_AFTER_MS);
+
+    if (result != EINPROGRESS || attempt->waits)
+        return result;
+    result = stop_waiting(control, attempt);
+    return result == OUTCOME_AWAY && listens ? OUTCOME_OTHER_TRANSPORT : result;
+}
+
+/* The request proper, and the answer of those who get one. 0 or as read_answer. */
+static int hand_over(int control, struct attempt *attempt, uint16_t flags)
+{
+    int result = send_request(control, attempt, flags);
+
+    if (result != 0)
+        return result;
+    if (!(flags & MOSNHOOK_PARKED))
+        return receive_address(control, attempt);
+    return flags & MOSNHOOK_WAITS ? receive_answer(control, attempt, 0) : 0;
+}
+
+/* ---- in a process without a descriptor for the control socket ---- */
+
+struct handover {
+    struct attempt *attempt;
+    uint16_t flags;
+    int result;
+};
+
+static void hand_over_here(void *argument)
+{
+    struct handover *handover = argument;
+    int control = sys_socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+    if (control < 0) {
+        handover->result = control == -EMFILE ? EMFILE : OUTCOME_AWAY;
+        return;
+    }
+    handover->result = connect_control(control, handover->attempt);
+    if (handover->result == 0)
+        handover->result = hand_over(control, handover->attempt, handover->flags);
+    sys_close(control);
+}
+
+/* Nobody is kept waiting there: no signal could interrupt it. */
+static int hand_over_apart(struct attempt *attempt, uint16_t flags)
+{
+    struct handover handover = {.attempt = attempt, .flags = flags, .result = EMFILE};
+    bool waits = attempt->waits;
+
+    if (!attempt->give_up)
+        attempt->give_up = wait_full_deadline(attempt);
+    attempt->waits = false;
+    apart(attempt->fd, hand_over_here, &handover);
+    attempt->waits = waits;
+    return handover.result;
+}
+
+/* ---- the two kinds of sockets; `control` is -1 where there is no descriptor for one ---- */
+
+/* The sidecar says that the socket is connected, or is about to connect it. A second connect()
+ * completes the first one in the kernel's eyes, so that a third says EISCONN as it should; and a
+ * failure that the sidecar does not know of comes out. */
 static int finish(struct attempt *attempt, const struct mosnhook_address *via)
 {
-    int result;
+    int result = socket_settle(attempt, socket_connect_now(attempt, via), via);
 
-    result = socket_settle(attempt, socket_connect_now(attempt, via), via);
+    if (result == EALREADY) /* SO_SNDTIMEO is over */
+        return EINPROGRESS;
     return result == EISCONN ? 0 : result;
 }
 
 /* A socket that cannot be parked is connected to where the sidecar says. */
 static int connect_unparked(struct attempt *attempt, int control)
 {
-    int result = connect_control(control, attempt);
+    int result;
 
-    if (result == 0)
-        result = send_request(control, attempt, attempt->waits ? MOSNHOOK_WAITS : 0);
-    if (result == 0)
-        result = receive_answer(control, attempt);
-    if (result == EINPROGRESS) /* SO_SNDTIMEO, or no time to wait: nothing is in progress */
-        return attempt->waits ? ETIMEDOUT : OUTCOME_AWAY;
+    if (control < 0)
+        result = hand_over_apart(attempt, 0);
+    else if ((result = connect_control(control, attempt)) == 0)
+        result = hand_over(control, attempt, attempt->waits ? MOSNHOOK_WAITS : 0);
+    if (result == EINPROGRESS) /* SO_SNDTIMEO: nothing is in progress */
+        return ETIMEDOUT;
     if (result != OUTCOME_CONNECT)
         return result == 0 ? ECONNREFUSED : result;
     memo_write(attempt->fd, MOSNHOOK_MEMO_RELAYED, &attempt->destination);
@@ -229,48 +297,55 @@ static int connect_unparked(struct attempt *attempt, int control)
     return attempt->waits ? finish(attempt, &attempt->endpoint) : EINPROGRESS;
 }
 
-int transport_unix(struct attempt *attempt)
+/* `connected`: the control socket is; `waits`: the caller still does. */
+static int connect_parked(struct attempt *attempt, int control, bool connected, bool waits)
 {
     struct mosnhook_address via;
-    int control = open_control(), result, unasked = 0;
-    bool asks = attempt->view.asks, waits = attempt->waits;
+    int result = park(attempt, &via);
 
-    if (control < 0)
-        return control;
-    if (attempt->multipath) {
-        result = connect_unparked(attempt, control);
-        sys_close(control);
-        return result;
-    }
-    if (asks) {
-        result = ask(control, attempt);
-        if (result == EINPROGRESS || result == EINTR) {
-            unasked = result;
-            waits = false;
-        } else if (result != 0) {
-            sys_close(control);
-            return result;
-        }
-    }
-    result = park(attempt, &via);
-    if (result != EINPROGRESS) {
-        sys_close(control);
+    if (result != EINPROGRESS)
         return result < 0 ? result : socket_settle(attempt, result, &via);
-    }
     memo_write(attempt->fd, MOSNHOOK_MEMO_RELAYED, &attempt->destination);
-    /* As late as that: it wakes a worker, which shall find the request when it looks. */
-    result = asks ? 0 : connect_control(control, attempt);
+    /* Connect last: this wakes a worker, which should find the request waiting. */
+    if (control < 0)
+        result = hand_over_apart(attempt, MOSNHOOK_PARKED);
+    else if ((result = connected ? 0 : connect_control(control, attempt)) == 0)
+        result = hand_over(control, attempt, MOSNHOOK_PARKED | (waits ? MOSNHOOK_WAITS : 0));
     if (result == 0)
-        result = send_request(control, attempt, MOSNHOOK_PARKED | (waits ? MOSNHOOK_WAITS : 0));
-    if (result == 0 && waits)
-        result = receive_answer(control, attempt);
-    sys_close(control);
-    if (result == 0 && waits)
-        return finish(attempt, &via);
-    if (result == 0)
-        return unasked ? unasked : EINPROGRESS;
+        result = waits ? finish(attempt, &via) : EINPROGRESS;
     /* Timed out or interrupted: as with any connect(), it goes on without the caller. */
-    if (result != EINPROGRESS && result != EINTR)
+    if (result != 0 && result != EINPROGRESS && result != EINTR)
         socket_disconnect(attempt);
+    return result;
+}
+
+static int connect_asked(struct attempt *attempt, int control)
+{
+    int unasked = ask(control, attempt), result;
+
+    if (unasked != 0 && unasked != EINPROGRESS && unasked != EINTR)
+        return unasked;
+    result = connect_parked(attempt, control, true, attempt->waits && unasked == 0);
+    return result == EINPROGRESS && unasked ? unasked : result;
+}
+
+int transport_unix(struct attempt *attempt)
+{
+    int control = open_control(attempt), result;
+
+    if (control == -ENFILE)
+        return OUTCOME_AWAY;
+    if (control < 0 && control != -EMFILE) /* a sandbox that allows no such socket */
+        return OUTCOME_OTHER_TRANSPORT;
+    if (control < 0)
+        control = -1;
+    if (attempt->multipath)
+        result = connect_unparked(attempt, control);
+    else if (attempt->view.asks && control >= 0)
+        result = connect_asked(attempt, control);
+    else
+        result = connect_parked(attempt, control, false, attempt->waits);
+    if (control >= 0)
+        sys_close(control);
     return result;
 }

@@ -14,7 +14,7 @@
 enum {
     CANCEL_DISABLE = 1,       /* PTHREAD_CANCEL_DISABLE of glibc and musl */
     CANCEL_ASYNCHRONOUS = 1,  /* PTHREAD_CANCEL_ASYNCHRONOUS, likewise */
-    ROOM_CHECK_MS = 5,        /* how often the page is asked whether there is room again */
+    FULL_CHECK_MS = 5,        /* how often it is looked whether there is room again */
     CLEANUP_BUFFER_SIZE = 64, /* struct _pthread_cleanup_buffer: 32 in glibc, 24 in musl */
 
     /* Signals that libc keeps for itself and whose handlers the program has no part in. */
@@ -132,9 +132,9 @@ int wait_pause(struct attempt *attempt, int ms)
     return result < 0 ? -result : 0;
 }
 
-int wait_shortly(const struct attempt *attempt, int fd, short events)
+int wait_until(int64_t deadline, int fd, short events)
 {
-    int64_t deadline = wait_full_deadline(attempt), left;
+    int64_t left;
 
     while ((left = deadline - now_ns()) > 0) {
         struct pollfd polled = {.fd = fd, .events = events};
@@ -145,20 +145,25 @@ int wait_shortly(const struct attempt *attempt, int fd, short events)
     return EINPROGRESS;
 }
 
-bool wait_for_room(const struct attempt *attempt)
+bool wait_while_full(struct attempt *attempt)
 {
-    int64_t give_up;
+    if (!attempt->give_up)
+        attempt->give_up = wait_full_deadline(attempt);
+    if (now_ns() >= attempt->give_up || !page_serving(&attempt->view))
+        return false;
+    wait_briefly(FULL_CHECK_MS);
+    return true;
+}
 
+bool wait_for_room(struct attempt *attempt)
+{
     if (!page_full())
         return true;
     if (!attempt->waits || attempt->view.when_away != MOSNHOOK_AWAY_REFUSE)
         return false;
-    give_up = wait_full_deadline(attempt);
-    while (page_full()) {
-        if (now_ns() >= give_up || !page_serving(&attempt->view))
+    while (page_full())
+        if (!wait_while_full(attempt))
             return false;
-        wait_briefly(ROOM_CHECK_MS);
-    }
     return true;
 }
 

@@ -59,7 +59,8 @@ class Direct:
 
 
 # What to do for a destination: relay there, fail with this errno, "direct", "away" (there is no
-# room for it), "hold" (never answer), or send these bytes as the answer.
+# room for it), "hold" (never answer), "hang up" (likewise, and close), or send these bytes as the
+# answer.
 Decision = Endpoint | Direct | int | str | bytes
 
 
@@ -114,6 +115,7 @@ class Request:
     uid: int
     command: str
     source: Endpoint | None = None
+    scope: int = 0  # of the destination
 
 
 def _family(host: str) -> socket.AddressFamily:
@@ -207,6 +209,7 @@ class Sidecar:
         self.server_uid = os.geteuid() if server_uid is None else server_uid
         self.elsewhere = bool(asked)
         self.full = False
+        self.holds = False  # requests on the control socket, whatever is decided for them
         self._waiting: list[tuple[socket.socket, socket.socket, int]] = []
         self._held: list[socket.socket] = []
         self.parks = [open_park(host) for host in parks]
@@ -383,10 +386,16 @@ class Sidecar:
                 "=3i", control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
             )
             request = Request(
-                UNIX, unpack_address(raw), flags, pid, uid, command.rstrip(b"\0").decode()
+                UNIX,
+                unpack_address(raw),
+                flags,
+                pid,
+                uid,
+                command.rstrip(b"\0").decode(),
+                scope=_ADDRESS.unpack(raw)[3],
             )
             decision = self._note(request)
-            if decision == _HOLD:
+            if decision == _HOLD or self.holds:
                 with self.seen:
                     self._waiting.append((control.dup(), parked, flags))
                     self.seen.notify_all()
@@ -395,7 +404,9 @@ class Sidecar:
                 self._decide(control, parked, flags, decision)
 
     def wait_until_abandoned(self) -> None:
-        """Until the oldest caller on hold, who only asked, has sent the request itself."""
+        """Until the oldest caller on hold waits no longer: it has hung up, or, if it only asked,
+        sent the request itself.
+        """
         with self.seen:
             assert self.seen.wait_for(lambda: bool(self._waiting), timeout=10)
             control = self._waiting[0][0]
@@ -417,7 +428,7 @@ class Sidecar:
     def _decide(
         self, control: socket.socket, parked: socket.socket, flags: int, decision: Decision
     ) -> None:
-        def answer(action: int, error: int = 0, endpoint: bytes = bytes(24)) -> None:
+        def answer(action: int, error: int = 0, endpoint: bytes = bytes(24)) -> bool:
             """To one who asked but does not wait for it any more: the request itself follows."""
             if flags & (WAITS | ASKS) or not flags & PARKED:
                 try:
@@ -426,9 +437,13 @@ class Sidecar:
                     if flags & ASKS and action != 0:
                         parked.close()
                         self._serve_control(control.dup())
+                    return False
+            return True
 
         if isinstance(decision, bytes):
             control.send(decision)
+        elif decision == "hang up":
+            pass
         elif decision == "direct":
             answer(1)
         elif decision == "away":
@@ -449,7 +464,8 @@ class Sidecar:
                 else:
                     struct.pack_into("=I", self._page, _ELSEWHERE, 1)
                     with self._listen_for(parked) as listener:
-                        answer(3, endpoint=pack_address(*listener.getsockname()[:2]))
+                        if not answer(3, endpoint=pack_address(*listener.getsockname()[:2])):
+                            return
                         ours = listener.accept()[0]
                 control.close()
                 parked.close()
@@ -519,6 +535,7 @@ class Sidecar:
             int.from_bytes(tlvs[0xE1], "big"),
             tlvs[0xE2].decode(),
             endpoint(source, ports[0]),
+            int.from_bytes(tlvs.get(0xE3, b""), "big"),
         )
         assert request.source == _unmapped(connection.getpeername()[:2])
         decision = self._note(request)

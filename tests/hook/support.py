@@ -75,6 +75,7 @@ class Runner:
     libc: str = "glibc"
     preload_before: list[Path] = field(default_factory=list)
     preload_after: list[Path] = field(default_factory=list)
+    through: list[str] = field(default_factory=list)  # a command that runs the program
 
     def environment(self, sidecar: Sidecar | None, extra: Mapping[str, str]) -> dict[str, str]:
         kept = {
@@ -99,7 +100,7 @@ class Runner:
     ) -> subprocess.Popen[str]:
         """``extra`` are variables of the environment."""
         return subprocess.Popen(
-            [str(self.programs(name, self.libc)), *map(str, arguments)],
+            [*self.through, str(self.programs(name, self.libc)), *map(str, arguments)],
             env=self.environment(sidecar, extra),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import platform
 import socket
 import threading
@@ -363,6 +364,37 @@ def test_a_queue_that_empties_is_used(
         threading.Thread(target=sidecar.accept_all).start()
         result = program.result()
     assert (result["connect"], result["echo"]) == ("0", "hello")
+
+
+# ---- A full system ----
+
+
+@pytest.mark.parametrize("transport", [UNIX, HEADER])
+@pytest.mark.parametrize("when_away", [REFUSE, DIRECT])
+def test_a_system_without_files_is_a_full_sidecar(
+    run: Runner, make_sidecar: MakeSidecar, upstream: EchoServer, when_away: int, transport: int
+) -> None:
+    """It could not accept the connection either."""
+    sidecar = make_sidecar(
+        excluded=[], transport=transport, when_away=when_away, fallback=upstream.address
+    )
+    began = time.monotonic()
+    result = run("sandbox", "no-files", *upstream.address, sidecar=sidecar)
+    assert result.number("connect") == (0 if when_away == DIRECT else errno.ECONNREFUSED)
+    assert 1 <= time.monotonic() - began < 5
+    assert sidecar.requests == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs capabilities to give up")
+def test_descriptors_on_their_way_are_waited_for(
+    run: Runner, sidecar: Sidecar, upstream: EchoServer
+) -> None:
+    """Of one user only so many may be at once as RLIMIT_NOFILE says: ETOOMANYREFS."""
+    sidecar.fallback = upstream.address
+    run.through = ["setpriv", "--bounding-set=-sys_admin,-sys_resource"]
+    result = run("flight", V4, PORT, sidecar=sidecar)
+    assert result.number("sent") == errno.ETOOMANYREFS
+    assert result.number("connect") == 0
 
 
 # ---- Another library's idea of the time ----

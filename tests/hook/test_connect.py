@@ -5,14 +5,23 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import subprocess
 import time
 from collections.abc import Callable
 
 import pytest
 
 from tests.hook.reference import ASKS, HEADER, PARKED, UNIX, WAITS, Decision, Direct, Sidecar
-from tests.hook.support import MAPPED, PORT, SANITIZED, V4, V6, EchoServer, Result, Runner
+from tests.hook.support import (
+    MAPPED,
+    PORT,
+    SANITIZED,
+    V4,
+    V6,
+    EchoServer,
+    Interactive,
+    Result,
+    Runner,
+)
 
 MakeSidecar = Callable[..., Sidecar]
 
@@ -325,12 +334,53 @@ def test_mptcp_connects_to_where_the_sidecar_says(
     assert [(one.transport, one.flags) for one in sidecar.wait_for_requests()] == [(UNIX, flags)]
 
 
-def test_mptcp_does_not_wait_for_a_sidecar_that_does_not_answer(
-    run: Runner, sidecar: Sidecar
+def test_nonblocking_mptcp_sends_a_header_where_the_answer_is_late(
+    run: Runner, sidecar: Sidecar, upstream: EchoServer
 ) -> None:
-    sidecar.fallback = "hold"
+    """What the sidecar says late is not heeded."""
+    sidecar.fallback = upstream.address
+    sidecar.holds = True
+    with run.start("connect", "-n", "-m", "-e", V4, PORT, sidecar=sidecar) as process:
+        sidecar.wait_until_abandoned()
+        sidecar.release(errno.EHOSTUNREACH)
+        output, _ = process.communicate(timeout=20)
+    _assert_connected(Result.parse(output), "nonblocking", V4)
+    assert [request.transport for request in sidecar.wait_for_requests(2)] == [UNIX, HEADER]
+
+
+def test_nonblocking_mptcp_waits_for_a_busy_sidecar_without_listeners(
+    run: Runner, make_sidecar: MakeSidecar, upstream: EchoServer
+) -> None:
+    sidecar = make_sidecar(listeners=[], fallback="hold")
+    with run.start("connect", "-n", "-m", "-e", V4, PORT, sidecar=sidecar) as process:
+        sidecar.wait_for_requests(1)
+        time.sleep(0.3)  # longer than it would wait for anything else: that is the case
+        sidecar.release(upstream.address)
+        output, _ = process.communicate(timeout=20)
+    result = Result.parse(output)
+    assert result.number("connect") == errno.EINPROGRESS
+    assert (result["so_error"], result["echo"]) == ("0", "hello")
+
+
+def test_nonblocking_mptcp_does_not_wait_for_ever(run: Runner, make_sidecar: MakeSidecar) -> None:
+    """Only as long as a sidecar without a sign of life counts as alive."""
+    sidecar = make_sidecar(listeners=[], fallback="hold")
     result = run("connect", "-n", "-m", V4, PORT, sidecar=sidecar)
     assert result.number("connect") == errno.ECONNREFUSED
+    assert 2000 <= result.number("ms") < 3500
+
+
+def test_nonblocking_mptcp_does_not_wait_for_a_dead_sidecar(
+    run: Runner, make_sidecar: MakeSidecar
+) -> None:
+    sidecar = make_sidecar(listeners=[], fallback="hold")
+    with run.start("connect", "-n", "-m", V4, PORT, sidecar=sidecar) as process:
+        sidecar.wait_for_requests(1)
+        sidecar.kill()
+        output, _ = process.communicate(timeout=20)
+    result = Result.parse(output)
+    assert result.number("connect") == errno.ECONNREFUSED
+    assert result.number("ms") < 2000
 
 
 def test_mptcp_gets_the_true_errno(run: Runner, sidecar: Sidecar) -> None:
@@ -415,18 +465,97 @@ def test_listeners_and_parks_share_the_load(
     assert len(sidecar.accepted) == len(hosts)
 
 
+# ---- No descriptor left ----
+
+
+@pytest.fixture
+def cramped(run: Runner) -> Runner:
+    """Its programs may have no more descriptors than their standard streams and a socket."""
+    run.through = ["prlimit", "--nofile=4"]
+    return run
+
+
+@pytest.mark.parametrize("mode", ["blocking", "nonblocking"])
 @pytest.mark.parametrize("transport", [UNIX, HEADER])
-def test_a_captured_connect_without_a_descriptor_left_says_so(
-    run: Runner, make_sidecar: MakeSidecar, transport: int
+def test_connect_needs_no_descriptor(
+    cramped: Runner, make_sidecar: MakeSidecar, upstream: EchoServer, transport: int, mode: str
 ) -> None:
-    """The hook needs one for a moment, whichever way it takes."""
-    sidecar = make_sidecar(transport=transport)
-    command = ["prlimit", "--nofile=4", str(run.programs("connect")), V4, str(PORT)]
-    done = subprocess.run(
-        command, env=run.environment(sidecar, {}), capture_output=True, text=True, check=True
-    )
-    assert Result.parse(done.stdout).number("connect") == errno.EMFILE
-    assert sidecar.requests == []
+    sidecar = make_sidecar(transport=transport, fallback=upstream.address)
+    result = cramped("connect", *_mode(mode), "-e", V4, PORT, sidecar=sidecar)
+    _assert_connected(result, mode, V4)
+    (request,) = sidecar.wait_for_requests()
+    assert request.transport == transport
+    assert request.command.startswith("connect-")
+
+
+@pytest.mark.parametrize("mode", ["blocking", "nonblocking"])
+def test_without_a_descriptor_connect_fails_with_the_true_errno(
+    cramped: Runner, sidecar: Sidecar, mode: str
+) -> None:
+    sidecar.fallback = errno.EHOSTUNREACH
+    result = cramped("connect", *_mode(mode), V4, PORT, sidecar=sidecar)
+    assert result.number("so_error" if mode == "nonblocking" else "connect") == errno.EHOSTUNREACH
+    assert result.number("peer") == errno.ENOTCONN
+
+
+def test_without_a_descriptor_connect_still_waits_as_it_would(
+    cramped: Runner, sidecar: Sidecar
+) -> None:
+    sidecar.fallback = "hold"
+    result = cramped("connect", "-t", 300, V4, PORT, sidecar=sidecar)
+    assert result.number("connect") == errno.EINPROGRESS
+    assert 300 <= result.number("ms") < 2000
+
+
+@pytest.mark.parametrize("mode", ["blocking", "nonblocking"])
+def test_mptcp_needs_no_descriptor(
+    cramped: Runner, sidecar: Sidecar, upstream: EchoServer, mode: str
+) -> None:
+    sidecar.fallback = upstream.address
+    result = cramped("connect", *_mode(mode), "-m", "-e", V4, PORT, sidecar=sidecar)
+    _assert_connected(result, mode, V4)
+
+
+def test_without_a_descriptor_nobody_asks_and_is_relayed(
+    cramped: Runner, make_sidecar: MakeSidecar, upstream: EchoServer
+) -> None:
+    sidecar = make_sidecar(asked=ASKED, fallback=upstream.address)
+    result = cramped("connect", "-e", V4, PORT, sidecar=sidecar)
+    _assert_connected(result, "blocking", V4)
+    assert [request.flags for request in sidecar.requests] == [PARKED]
+
+
+def test_without_a_descriptor_a_new_sidecar_is_found(
+    cramped: Runner, make_sidecar: MakeSidecar, upstream: EchoServer
+) -> None:
+    """Its page is another file."""
+    first = make_sidecar(fallback=upstream.address)
+    with Interactive(cramped, "-e", sidecar=first) as program:
+        assert program.connect()["echo"] == "hello"
+        first.kill()
+        make_sidecar(fallback=upstream.address)
+        assert program.connect()["echo"] == "hello"
+
+
+@pytest.mark.parametrize("transport", [UNIX, HEADER])
+def test_a_process_without_descriptors_is_as_it_was_after_a_connect(
+    run: Runner, libc: str, make_sidecar: MakeSidecar, upstream: EchoServer, transport: int
+) -> None:
+    run.libc = libc
+    sidecar = make_sidecar(transport=transport, fallback=upstream.address)
+    result = run("crowded", V4, PORT, sidecar=sidecar)
+    (request,) = sidecar.wait_for_requests()
+    assert result.values == {
+        "pid": str(request.pid),
+        "connect": "0",
+        "fds": "40",
+        "tasks": "1",
+        "limits": "40 40",
+        "signals": "0",
+        "mask": "1",
+        "children": str(errno.ECHILD),
+        "locked": "1",
+    }
 
 
 ASKED = ("192.0.2.0/24", "2001:db8::/32")

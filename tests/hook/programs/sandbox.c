@@ -1,12 +1,13 @@
 /* connect() with few system calls left.
  *
- * sandbox quiet|quiet-static|network|no-unix|no-netlink|no-memo IP PORT
+ * sandbox quiet|quiet-static|network|no-unix|no-netlink|no-files|no-memo IP PORT
  *
  * quiet    any system call but connect kills, between two marks
  *          (-static: with an address that is not on the stack)
  * network  what a program with sockets cannot do without is allowed, the rest kills
  * no-unix, no-netlink
  *          socket() of that family fails, as under systemd's RestrictAddressFamilies=
+ * no-files socket() fails, as where the system is out of files
  * no-memo  TCP_FASTOPEN_KEY is no option, as with kernels before 5.3; also tells the peer's port */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -70,6 +71,20 @@ static void no_sockets_of(unsigned family)
         _exit(4);
 }
 
+static void no_files(void)
+{
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_socket, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENFILE),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
+
+    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
+        _exit(4);
+}
+
 static void no_memo(void)
 {
     struct sock_filter filter[] = {
@@ -118,6 +133,8 @@ int main(int count, char **arguments)
         allow_only(network, sizeof network / sizeof *network);
     else if (strcmp(arguments[1], "no-memo") == 0)
         no_memo();
+    else if (strcmp(arguments[1], "no-files") == 0)
+        no_files();
     else
         no_sockets_of(strcmp(arguments[1], "no-unix") == 0 ? AF_UNIX : AF_NETLINK);
     elsewhere = address;
