@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 from setuptools import Command, setup
 from setuptools.command.build import build
+from setuptools.command.build_clib import build_clib
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -141,6 +142,15 @@ class BuildExt(build_ext):
                 extension.extra_link_args += SANITIZE
 
 
+class BuildLibrary(build_clib):
+    """Makes the archive anew: an old one still has what was made of files that are no more."""
+
+    def build_libraries(self, libraries: Any) -> None:
+        for name, _ in libraries:
+            Path(self.build_clib, self.compiler.library_filename(name)).unlink(missing_ok=True)
+        super().build_libraries(libraries)
+
+
 class Build(build):
     """The usual steps, the hook and the BPF programs."""
 
@@ -184,6 +194,7 @@ setup(
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
     cmdclass={
         "build": Build,
+        "build_clib": BuildLibrary,
         "build_ext": BuildExt,
         "build_hook": BuildHook,
         "build_programs": BuildPrograms,
