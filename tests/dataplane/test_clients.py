@@ -16,7 +16,7 @@ import pytest
 from pysidecar.dataplane import Action, DataPlane, End, Listener, Route, Timeouts, Transport, lib
 from tests.dataplane.support import MakePlane, Parked, Plane, Server, proxy_header, table
 from tests.talking import started
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
 
@@ -123,20 +123,37 @@ def test_a_client_that_has_closed_already_is_known_by_its_ticket(
     assert server.accepts_nothing()
 
 
-@pytest.mark.parametrize("waits", ["at the listener", "at the control socket"])
-def test_silent_connections_of_one_user_do_not_delay_another(
-    make_plane: MakePlane, server: Server, waits: str
-) -> None:
-    """Nor use up the descriptors, of which there are few."""
+def small_plane(make_plane: MakePlane) -> Plane:
+    """One that has few descriptors, and waits for a minute."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
     try:
-        plane = make_plane(
+        return make_plane(
             timeouts=Timeouts(connect=2, header=60),
             before_start=lambda data: data.set_clients([], True),
         )
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_user_may_let_so_many_connections_wait_and_no_more(make_plane: MakePlane) -> None:
+    most, more = 64, 10  # the least that there always are
+    plane = small_plane(make_plane)
+    plane.let_everybody_in()
+    assert plane.data.counters().fds_budget < 16 * most
+    with _client(plane.control_path, STRANGER, most + more):
+        eventually(lambda: len(plane.closed()) >= more, "those that are too many to be closed")
+        assert {record.end for record in plane.closed()} == {End.TOO_MANY_WAIT}
+        eventually(lambda: plane.data.counters().accepted == most + more, "all to be accepted")
+        assert (len(plane.closed()), plane.data.live) == (more, most)
+
+
+@pytest.mark.parametrize("waits", ["at the listener", "at the control socket"])
+def test_silent_connections_of_one_user_do_not_delay_another(
+    make_plane: MakePlane, server: Server, waits: str
+) -> None:
+    """Nor use up the descriptors, of which there are few."""
+    plane = small_plane(make_plane)
     plane.let_everybody_in()
     port = plane.header_address.port
     where = port if waits == "at the listener" else plane.control_path

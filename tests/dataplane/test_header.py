@@ -87,6 +87,12 @@ def test_a_command_may_be_as_long_as_the_kernel_lets_it_be(plane: Plane, server:
         assert plane.next_closed().process == expected
 
 
+def test_the_last_tlv_may_be_empty(plane: Plane, server: Server) -> None:
+    with plane.through(server.address, tlvs=struct.pack("!BH", 0x04, 0)):
+        server.accept().close()
+    assert plane.next_closed().end in (End.EOF, End.UPSTREAM_RESET)
+
+
 def test_a_header_has_at_most_4096_bytes(plane: Plane, server: Server) -> None:
     room = 4096 - len(proxy_header(server.address)) - 3
     with plane.through(server.address, tlvs=struct.pack("!BH", 0x04, room) + bytes(room)):

@@ -11,6 +11,7 @@ import pytest
 
 from pysidecar.address import Address
 from pysidecar.dataplane import Action, Balance, End, Route, RouteTable, Timeouts, ffi, lib
+from pysidecar.interception.rules.namespace import inside
 from pysidecar.routing.rules import compile_rules
 from tests.dataplane.support import (
     Entry,
@@ -21,6 +22,8 @@ from tests.dataplane.support import (
     silent_server,
     table,
 )
+from tests.namespaces import ip, namespace
+from tests.users import needs_root
 from tests.waiting import eventually
 
 ELSEWHERE = Address("10.11.12.13", 4711)
@@ -155,6 +158,32 @@ def test_an_endpoint_that_failed_has_no_turn(plane: Plane, balance: Balance) -> 
         # The turns of the dead one are shared, too.
         assert abs(after[0] - after[1]) <= 1 or balance is Balance.LEAST_CONNECTIONS
     assert plane.data.counters().connect_failures == 1
+
+
+def test_the_turns_of_several_that_failed_are_shared_by_all_others(plane: Plane) -> None:
+    with Server() as a, Server() as b:
+        endpoints = (closed_address(), a.address, closed_address(), b.address)
+        plane.data.set_routes(table(("10.0.0.0/8", None, Route(endpoints=endpoints))))
+        turns(plane, 4, a, b)
+        assert {*ejected(plane)} == {endpoints[0], endpoints[2]}
+        assert turns(plane, 16, a, b) == {0: 8, 1: 8}
+
+
+@needs_root
+def test_an_endpoint_that_cannot_be_reached_is_ejected() -> None:
+    unreachable = Address("192.0.2.1", 80)
+
+    def check() -> None:
+        with Plane() as plane, Server() as server:
+            route = Route(endpoints=(unreachable, server.address))
+            plane.data.set_routes(table(("10.0.0.0/8", None, route)))
+            turns(plane, 4, server)
+            assert plane.data.counters().connect_failures == 1
+            assert ejected(plane) == [unreachable]
+
+    with namespace("unreachable") as name:
+        ip("-n", name, "route", "add", "unreachable", f"{unreachable.host}/32")
+        inside(name, check)
 
 
 def test_an_endpoint_is_tried_again_after_its_time(make_plane: MakePlane) -> None:
