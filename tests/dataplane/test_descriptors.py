@@ -148,3 +148,43 @@ CLOSES_WAIT = """
 
 def test_descriptors_whose_close_waits_count_as_used() -> None:
     run_alone(CLOSES_WAIT)
+
+
+def test_pipes_leave_the_last_descriptors_to_connections() -> None:
+    """Bulk goes on without a pipe; a client without descriptors does not."""
+    script = """
+        import resource, select, socket
+        from tests.dataplane.support import Plane, Server
+        from tests.waiting import eventually
+
+        CONNECTIONS = 40
+        resource.setrlimit(resource.RLIMIT_NOFILE, (360, 4000))
+        with Server() as server, Plane(workers=1) as plane:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (4000, 4000))
+            pairs = [(plane.through(server.address), server.accept()) for _ in range(CONNECTIONS)]
+            assert 2 * CONNECTIONS < plane.data.counters().fds_budget < 4 * CONNECTIONS
+            for client, upstream in pairs:
+                client.setblocking(False)
+                upstream.setblocking(False)
+
+            def fill():
+                clients = [client for client, _ in pairs]
+                while ready := select.select([], clients, [], 0.3)[1]:
+                    for client in ready:
+                        client.send(bytes(1 << 20))
+
+            fill()
+            for _ in range(4):  # what is behind is read in bulk
+                for _, upstream in pairs:
+                    upstream.recv(1 << 20)
+                fill()
+            eventually(lambda: plane.data.counters().buffers == CONNECTIONS, "all to be behind")
+            counters = plane.data.counters()
+            assert counters.bytes_spliced > 0
+            assert 2 * CONNECTIONS < counters.fds_used <= counters.fds_budget // 8 * 7, counters
+            with plane.through(server.address) as client:
+                client.sendall(b"one more")
+                assert server.accept().recv(100) == b"one more"
+        print("ok")
+    """
+    run_alone(script)

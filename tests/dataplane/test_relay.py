@@ -114,6 +114,38 @@ def test_an_abort_reaches_the_other_side_as_an_abort(
     assert plane.next_closed().end is expected
 
 
+def fill(sender: socket.socket, byte: bytes) -> None:
+    """Sends as much as is taken while nobody reads."""
+    sender.setblocking(False)
+    while select.select([], [sender], [], 0.2)[1]:
+        with contextlib.suppress(BlockingIOError):
+            sender.send(byte * MIB)
+
+
+def test_what_an_aborted_connection_left_reaches_nobody_else(
+    make_plane: MakePlane, server: Server
+) -> None:
+    """Buffers are used again, by other connections: they have to be empty."""
+    plane = make_plane(workers=1)
+    with plane.through(server.address) as client, server.accept() as upstream:
+        fill(client, b"a")
+        while plane.data.counters().bytes_spliced == 0:  # what is behind is read in bulk
+            upstream.recv(MIB)
+            fill(client, b"a")
+        assert plane.data.counters().buffers == 1
+        linger_reset(client)
+        plane.next_closed()
+    with plane.through(server.address) as client, server.accept() as upstream:
+        content = b"b" * (8 * MIB)
+        with ThreadPoolExecutor(1) as pool:
+            sending = pool.submit(client.sendall, content)
+            received = bytearray()
+            while len(received) < len(content) and (data := upstream.recv(MIB)):
+                received += data
+            sending.result()
+        assert received == content
+
+
 @pytest.mark.parametrize("first", ["client", "upstream"])
 def test_a_half_close_leaves_the_other_direction_open(
     plane: Plane, server: Server, first: str
