@@ -12,7 +12,7 @@ import psutil
 
 from pysidecar.address import Address
 from pysidecar.errors import StartError
-from pysidecar.interception.base import SocketOption
+from pysidecar.socket_options import SocketOption
 from pysidecar.text import printable
 
 __all__ = ["describe_process", "has_ipv6_loopback", "open_listener"]

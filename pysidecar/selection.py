@@ -9,7 +9,8 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from pysidecar.address import Address
-from pysidecar.config.values import Network, parse_endpoint, parse_network
+from pysidecar.config.values import parse_endpoint, parse_network
+from pysidecar.destinations import Network
 from pysidecar.text import printable
 
 if TYPE_CHECKING:  # the command line answers before the data plane is loaded

@@ -130,7 +130,7 @@ class Sidecar:
         """What is in the kernel for us, or should be: by direction, line by line."""
         backend = self.config.rules_backend
         return {
-            way.ruleset.direction.value: {
+            way.ruleset.direction.word: {
                 "backend": backend,
                 "managed": self.config.manage_rules,
                 "lines": rules.show(way.ruleset, backend).splitlines(),
@@ -146,11 +146,11 @@ class Sidecar:
         counters: RuleCounters = {}
         for way in self._kernel:
             try:
-                counters[way.direction.value] = rules.counters(
+                counters[way.direction.word] = rules.counters(
                     way.direction, self.config.rules_backend
                 )
             except rules.RulesError as error:  # without the capability, if others manage them
-                log.debug("no counters of the %s rules: %s", way.direction.value, error)
+                log.debug("no counters of the %s rules: %s", way.direction.word, error)
         return counters
 
     def _own_counters(self) -> OwnCounters:

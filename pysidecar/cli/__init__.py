@@ -16,7 +16,9 @@ import click
 
 from pysidecar import hook_path
 from pysidecar.config import Config, ConfigError, json_schema, load
+from pysidecar.direction import Direction
 from pysidecar.errors import StartError
+from pysidecar.modes import INBOUND, OUTBOUND
 from pysidecar.selection import FILTERS, STATES, Filter
 
 __all__ = ["main"]
@@ -351,7 +353,9 @@ def rules_group() -> None:
 
 
 _mode_option = click.option(
-    "--mode", type=click.Choice(["tproxy", "redirect"]), help="Only rules of this kind."
+    "--mode",
+    type=click.Choice(list(dict.fromkeys([*INBOUND, *OUTBOUND]))),
+    help="Only rules of this kind.",
 )
 _netns_option = click.option(
     "--netns",
@@ -400,7 +404,7 @@ def apply_rules(
         wanted = chosen_rules(config, mode, netns)
         for ruleset, changed in apply_all(wanted, backend or config.rules_backend, netns):
             state = "applied" if changed else "in force already"
-            click.echo(f"{ruleset.direction.value} rules: {state}")
+            click.echo(f"{ruleset.direction.word} rules: {state}")
 
 
 @rules_group.command("delete")
@@ -421,7 +425,7 @@ def delete_rules(
 
     del backend  # accepted so that all three take the same options
     with _start_errors():
-        directions = tuple(rules.Direction)
+        directions = tuple(Direction)
         if config_file is not None or mode is not None:
             config = _load_or_mode(config_file, mode)
             directions = tuple(wanted.direction for wanted in chosen_rules(config, mode, netns))
@@ -434,9 +438,10 @@ def _load_or_mode(config_file: Path | None, mode: str | None) -> Config:
         return _load(config_file)
     if mode is None:
         raise click.UsageError("expected -c FILE, or --mode for the default rules of a kind")
-    if mode == "tproxy":
-        return Config.model_validate({"inbound": {"mode": "tproxy"}})
-    return Config.model_validate({"inbound": {"mode": "redirect"}, "outbound": {"redirect": True}})
+    sections: dict[str, Any] = {"inbound": {"mode": mode}} if mode in INBOUND else {}
+    if mode in OUTBOUND:
+        sections["outbound"] = {mode: True}
+    return Config.model_validate(sections)
 
 
 @contextlib.contextmanager

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pysidecar.config import Config
 from pysidecar.errors import StartError
 from pysidecar.interception import rules
-from pysidecar.interception.kernel import make_way
-from pysidecar.interception.rules import Direction, Ruleset
+from pysidecar.interception.kernel import interceptions
+from pysidecar.interception.rules import Ruleset
+from pysidecar.modes import INBOUND, OUTBOUND
 
 __all__ = ["apply_all", "chosen_rules"]
 
@@ -16,16 +17,21 @@ __all__ = ["apply_all", "chosen_rules"]
 def chosen_rules(config: Config, mode: str | None, netns: str | None) -> list[Ruleset]:
     """Those that a configuration asks for, or only those of a mode. Raises StartError when there
     are none."""
-    ways = [way for direction in Direction if (way := make_way(config, direction, netns))]
-    chosen = [way.rules for way in ways if mode in (None, way.name)]
+    found = interceptions(config, netns)
+    chosen = [each.ruleset for each in found if mode in (None, each.name)]
     if not chosen:
-        expected = {
-            "tproxy": "inbound: {mode: tproxy}",
-            "redirect": "inbound: {mode: redirect} or outbound: {redirect: true}",
-            None: "a section inbound, or outbound: {redirect: true}",
-        }[mode]
-        raise StartError(f"the configuration needs no rules{_of(mode)}: expected {expected}")
+        raise StartError(
+            f"the configuration needs no rules{_of(mode)}: expected {_what_needs(mode)}"
+        )
     return chosen
+
+
+def _what_needs(mode: str | None) -> str:
+    if mode is None:
+        return "a section inbound, or outbound: {redirect: true}"
+    sections = [f"inbound: {{mode: {mode}}}"] if mode in INBOUND else []
+    sections += [f"outbound: {{{mode}: true}}"] if mode in OUTBOUND else []
+    return " or ".join(sections)
 
 
 def _of(mode: str | None) -> str:

@@ -131,7 +131,6 @@ class _Open:
     anchor: str | None
     size: int = 1
     key: Any = _NOTHING  # of a mapping: whose value comes next
-    key_line: int = 0
     lines: dict[str, int] = field(default_factory=dict)  # of the keys
 
 

@@ -9,10 +9,9 @@ import os
 import socket
 import stat
 import tempfile
-from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -37,16 +36,15 @@ from pysidecar.config.values import (
     HostText,
     LoopbackText,
     Mode,
-    Network,
     NetworkText,
-    PortRange,
     Ports,
     SocketPath,
     WhenAway,
     WhenAwayText,
     parse_network,
 )
-from pysidecar.interception.rules import model as rules
+from pysidecar.marks import OUTBOUND_MARK
+from pysidecar.modes import INBOUND, OUTBOUND, inbound_mode, outbound_mode
 
 __all__ = [
     "Acceleration",
@@ -221,7 +219,7 @@ class Redirect(_Section):
     mark: Annotated[
         Annotated[int, Field(strict=True, ge=1, le=0xFFFFFFFF)] | None,
         Field(json_schema_extra=_AT_START),
-    ] = rules.OUTBOUND_MARK
+    ] = OUTBOUND_MARK
     """SO_MARK of the sidecar's own connections, by which the rules leave them alone; setting it
     needs CAP_NET_ADMIN. `null`: the sidecar is told by one of the following keys."""
 
@@ -332,38 +330,10 @@ class Outbound(_Section):
             if fixed.count(address) > 1:
                 raise ValueError(f"expected each address once in listen, not {address} again")
         _check_endpoints(self.routes, fixed)
-        if self.redirect is not None:
-            self.redirect_settings()
+        for name in OUTBOUND:
+            if getattr(self, name) is not None:
+                outbound_mode(name).rules_of(self)
         return self
-
-    def redirect_settings(self, listen: Sequence[Address] = ()) -> rules.OutboundRedirectSettings:
-        """What the rules of ``redirect`` do, ``listen`` being those of its listeners that are there
-        (all, if not given). Raises ValueError for what cannot work."""
-        redirect = self.redirect
-        assert redirect is not None
-        networks: list[Network] = []
-        ports: list[rules.PortRange] = []
-        for index, exclude in enumerate(self.exclude):
-            if exclude.ports is None:
-                networks += exclude.destination
-            elif {*exclude.destination} >= {*Match().destination}:
-                ports += _rule_ports(exclude.ports)
-            else:
-                raise ValueError(
-                    f"expected either destination or ports in exclude[{index}]: redirect cannot "
-                    "exclude ports of some destinations only"
-                )
-        return rules.OutboundRedirectSettings(
-            listen=tuple(listen) or redirect.listen,
-            exclude_networks=tuple(networks),
-            exclude_ports=tuple(ports),
-            own=rules.OwnTraffic(
-                marks=(redirect.mark,) if redirect.mark is not None else (),
-                uids=redirect.uids,
-                gids=redirect.gids,
-                cgroup=redirect.cgroup,
-            ),
-        )
 
     @property
     def direct_routes(self) -> bool:
@@ -376,20 +346,22 @@ class Outbound(_Section):
         return self.control_socket or default_control_socket()
 
 
-def _rule_ports(ports: tuple[PortRange, ...]) -> tuple[rules.PortRange, ...]:
-    return tuple(rules.PortRange(p.first, p.last) for p in ports)
-
-
 _PortList = Annotated[
     Annotated[tuple[Ports, ...], Field(min_length=1)] | None,
     BeforeValidator(_one_or_many, json_schema_input_type=Ports | list[Ports] | None),
 ]
 
 
+if TYPE_CHECKING:
+    _InboundMode = str
+else:
+    _InboundMode = Literal[tuple(INBOUND)]
+
+
 class Inbound(_Section):
     """The connections that others open to the application."""
 
-    mode: Annotated[Literal["tproxy", "redirect"], Field(json_schema_extra=_AT_START)] = "tproxy"
+    mode: Annotated[_InboundMode, Field(json_schema_extra=_AT_START)] = "tproxy"
     """How they get here. `tproxy`: unchanged, past connection tracking, for high load; the sidecar
     needs CAP_NET_ADMIN. `redirect`: by NAT, which costs an entry of the connection tracking table
     each; only changing the rules needs a capability."""
@@ -436,9 +408,9 @@ class Inbound(_Section):
         on_loopback = {ip_address(host).is_loopback for host in hosts}
         if len(on_loopback) > 1:
             raise ValueError("expected application_address all on loopback, or none of them")
+        inbound_mode(self.mode).rules_of(self)
         if self.preserve_source:
             self._check_preserved(on_loopback == {True})
-        self.settings()
         for index, route in enumerate(self.routes):
             if route.action == "direct":
                 raise ValueError(
@@ -449,7 +421,7 @@ class Inbound(_Section):
         return self
 
     def _check_preserved(self, on_loopback: bool) -> None:
-        if self.mode == "tproxy" and not on_loopback:
+        if not on_loopback:
             # On the address that the client asked for, the client's connection to the sidecar and
             # the sidecar's to the application would differ in nothing but a port that the client
             # may use, too, for its next one.
@@ -458,7 +430,7 @@ class Inbound(_Section):
                 "the client's own connections would get mixed up with those in its name"
             )
         families = {address.family for address in self.addresses}
-        if self.mode == "tproxy" and any(
+        if any(
             (":" in str(self.application(family))) != (family == socket.AF_INET6)
             for family in families
         ):
@@ -470,29 +442,13 @@ class Inbound(_Section):
     @property
     def addresses(self) -> tuple[Address, ...]:
         """The listeners, configured or default."""
-        return self.listen or rules.DEFAULT_INBOUND_LISTEN[rules.InboundMode(self.mode)]
+        return self.listen or inbound_mode(self.mode).default_listen
 
     def application(self, family: socket.AddressFamily) -> str | None:
         """Where connections of this family go; None is where the client wanted to go."""
         hosts = self.application_address or (None,)
         same = [host for host in hosts if host and (":" in host) == (family == socket.AF_INET6)]
         return same[0] if same else hosts[0]
-
-    def settings(
-        self, listen: Sequence[Address] = (), own_ports: Sequence[int] = ()
-    ) -> rules.InboundSettings:
-        """What the rules do, ``listen`` being those of the listeners that are there (all, if not
-        given). Raises ValueError for what cannot work."""
-        return rules.InboundSettings(
-            mode=rules.InboundMode(self.mode),
-            listen=tuple(listen) or self.addresses,
-            ports=_rule_ports(self.ports) if self.ports is not None else None,
-            exclude_ports=(
-                *_rule_ports(self.exclude_ports or ()),
-                *map(rules.PortRange.single, own_ports),
-            ),
-            preserve_source=self.preserve_source,
-        )
 
 
 class Acceleration(_ModeSection):

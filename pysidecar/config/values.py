@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from pysidecar.address import Address, is_ipv4
+from pysidecar.destinations import Network, PortRange
 
 __all__ = [
     "AddressText",
@@ -27,17 +28,13 @@ __all__ = [
     "HostText",
     "LoopbackText",
     "Mode",
-    "Network",
     "NetworkText",
-    "PortRange",
     "Ports",
     "SocketPath",
     "WhenAway",
     "WhenAwayText",
     "format_duration",
 ]
-
-Network = IPv4Network | IPv6Network
 
 # In the JSON schemas below, "kind" is what docs/configuration.md calls the type.
 
@@ -183,18 +180,6 @@ NetworkText = Annotated[
 ]
 
 _PORTS_EXPECTED = "expected a port such as 5432 or a range such as 8000-8999"
-
-
-@dataclass(frozen=True, slots=True)
-class PortRange:
-    """Both ends inclusive."""
-
-    first: int
-    last: int
-
-    def to_plain(self) -> int | str:
-        """As it is written in the configuration."""
-        return self.first if self.first == self.last else f"{self.first}-{self.last}"
 
 
 def parse_ports(value: Any) -> PortRange:

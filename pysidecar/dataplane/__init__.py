@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from pysidecar.address import Address
 from pysidecar.dataplane._native import ffi, lib
+from pysidecar.direction import Direction
 
 __all__ = [
     "Acceleration",
@@ -67,11 +68,8 @@ class Transport(enum.IntEnum):
     TPROXY = lib.DP_TRANSPORT_TPROXY
 
 
-class Direction(enum.IntEnum):
-    """Whether the application opened the connection or serves it."""
-
-    OUTBOUND = lib.DP_OUTBOUND
-    INBOUND = lib.DP_INBOUND
+assert Direction.OUTBOUND == lib.DP_OUTBOUND
+assert Direction.INBOUND == lib.DP_INBOUND
 
 
 class Action(enum.IntEnum):

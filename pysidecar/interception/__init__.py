@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pysidecar.address import Address
 
-if TYPE_CHECKING:  # the configuration itself needs to know the rules
+if TYPE_CHECKING:  # `pysidecar exec` needs none of them
     from pysidecar.config import Config
     from pysidecar.dataplane import DataPlane
     from pysidecar.interception.rules import Ruleset

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from itertools import pairwise
 
-from pysidecar.config.values import Network, PortRange
 from pysidecar.dataplane import ffi, pack_array
+from pysidecar.destinations import Network, PortRange
 
 __all__ = ["Rule", "compile_rules"]
 

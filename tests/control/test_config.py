@@ -28,12 +28,13 @@ from pysidecar.config import (
     restart_keys,
 )
 from pysidecar.config.schema import MAX_LISTENERS
-from pysidecar.config.values import MAX_SOCKET_PATH, PortRange, WhenAway, format_duration
+from pysidecar.config.values import MAX_SOCKET_PATH, WhenAway, format_duration
 from pysidecar.dataplane import lib
-from pysidecar.interception import rules
+from pysidecar.destinations import PortRange
 from pysidecar.interception.hook import ConnectHook
-from pysidecar.interception.kernel import make_way
-from pysidecar.interception.rules import Direction
+from pysidecar.interception.kernel import interceptions
+from pysidecar.interception.redirect import OutboundRedirect, OwnTraffic
+from pysidecar.interception.tproxy import TproxyRules, TransparentProxy
 from tests.control.configurations import EVERYTHING
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,16 +65,16 @@ def test_every_key_is_read() -> None:
 def test_the_rules_follow_from_the_configuration() -> None:
     config = parse(EVERYTHING.replace("mark: null, ", ""))
     assert config.inbound is not None
-    inbound = config.inbound.settings()
-    assert inbound.mode is rules.InboundMode.TPROXY
+    inbound = TransparentProxy.rules_of(config.inbound)
+    assert isinstance(inbound, TproxyRules)
     assert inbound.captured == tuple(
-        rules.PortRange(*ends) for ends in ((25, 25), (8000, 8079), (8081, 8999))
+        PortRange(*ends) for ends in ((25, 25), (8000, 8079), (8081, 8999))
     )
     assert inbound.preserve_source
     assert config.inbound.application(socket.AF_INET6) == "::1"
-    outbound = config.outbound.redirect_settings()
+    outbound = OutboundRedirect.rules_of(config.outbound)
     assert outbound.listen == (Address("127.0.0.1", 15002),)
-    assert outbound.own == rules.OwnTraffic((15001,), uids=(1337,), gids=(1, 2), cgroup="a/b")
+    assert outbound.own == OwnTraffic((15001,), uids=(1337,), gids=(1, 2), cgroup="a/b")
     assert {str(n) for n in outbound.exclude_networks} == {"127.0.0.0/8", "::1/128", "10.0.0.53/32"}
 
 
@@ -87,16 +88,15 @@ def test_redirect_is_a_word_or_a_section() -> None:
 
 def test_rules_are_not_for_the_admin_interface_that_others_reach() -> None:
     config = parse("admin: {listen: 0.0.0.0:15000}\ninbound: {}")
-    way = make_way(config, Direction.INBOUND)
-    assert way is not None
-    assert not any(p.first <= 15000 <= p.last for p in way.settings.captured)
+    [inbound] = interceptions(config)
+    assert isinstance(inbound.ruleset, TproxyRules)
+    assert not any(p.first <= 15000 <= p.last for p in inbound.ruleset.captured)
 
 
 def test_networks_and_ports_are_excluded_from_redirect() -> None:
-    settings = parse(
-        "outbound: {redirect: true, exclude: [{ports: 53}, 10.0.0.0/8]}"
-    ).outbound.redirect_settings()
-    assert settings.exclude_ports == (rules.PortRange(53, 53),)
+    config = parse("outbound: {redirect: true, exclude: [{ports: 53}, 10.0.0.0/8]}")
+    settings = OutboundRedirect.rules_of(config.outbound)
+    assert settings.exclude_ports == (PortRange(53, 53),)
     assert [str(n) for n in settings.exclude_networks] == ["10.0.0.0/8"]
 
 

@@ -15,8 +15,8 @@ import pytest
 from pysidecar.address import Address
 from pysidecar.background import in_background, release, without_collector
 from pysidecar.config import load
+from pysidecar.destinations import PortRange, without
 from pysidecar.interception.hook import ConnectHook
-from pysidecar.interception.rules.model import PortRange, without
 from pysidecar.sidecar import _route_tables
 from tests.control.conftest import RunningSidecar, exchange
 from tests.waiting import PATIENCE, eventually

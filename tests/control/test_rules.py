@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from pysidecar.address import Address
 from pysidecar.config import parse
-from pysidecar.config.values import Network, PortRange
 from pysidecar.dataplane import Action, Balance, ffi, lib
+from pysidecar.destinations import Network, PortRange
 from pysidecar.interception.policy_page import RULES_CAPACITY
 from pysidecar.routing.rules import Rule, compile_rules
 from pysidecar.routing.table import hook_rules, route_table

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from pysidecar.address import Address
-from pysidecar.config.values import PortRange
 from pysidecar.dataplane import (
     ConnectionRecord,
     DataPlane,
@@ -31,6 +30,7 @@ from pysidecar.dataplane import (
     ffi,
     lib,
 )
+from pysidecar.destinations import PortRange
 from pysidecar.routing.rules import Rule, compile_rules
 from tests.waiting import PATIENCE, eventually
 

@@ -4,36 +4,32 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 
-from pysidecar.interception.rules import (
-    DEFAULT_INBOUND_LISTEN,
-    InboundMode,
-    InboundSettings,
-    OutboundRedirectSettings,
+from pysidecar.destinations import PortRange
+from pysidecar.interception.redirect import (
+    InboundRedirect,
+    InboundRedirectRules,
+    OutboundRedirectRules,
     OwnTraffic,
-    PortRange,
-    Ruleset,
 )
+from pysidecar.interception.rules import Ruleset
+from pysidecar.interception.tproxy import TproxyRules, TransparentProxy
+from tests.interception.support import OUTBOUND_LISTEN
 
-_TPROXY = DEFAULT_INBOUND_LISTEN[InboundMode.TPROXY]
-_REDIRECT = DEFAULT_INBOUND_LISTEN[InboundMode.REDIRECT]
+_TPROXY = TransparentProxy.default_listen
 
-RULESETS = {
-    "tproxy": Ruleset(InboundSettings(InboundMode.TPROXY, _TPROXY)),
-    "tproxy_ipv4": Ruleset(InboundSettings(InboundMode.TPROXY, _TPROXY[:1])),
-    "tproxy_source": Ruleset(
-        InboundSettings(
-            InboundMode.TPROXY,
-            _TPROXY,
-            preserve_source=True,
-            exclude_ports=(PortRange.single(22), PortRange(15000, 15005)),
-        )
+RULESETS: dict[str, Ruleset] = {
+    "tproxy": TproxyRules(_TPROXY),
+    "tproxy_ipv4": TproxyRules(_TPROXY[:1]),
+    "tproxy_source": TproxyRules(
+        _TPROXY,
+        preserve_source=True,
+        exclude_ports=(PortRange.single(22), PortRange(15000, 15005)),
     ),
-    "redirect": Ruleset(InboundSettings(InboundMode.REDIRECT, _REDIRECT)),
-    "outbound": Ruleset(
-        OutboundRedirectSettings(
-            exclude_networks=(ip_network("10.0.0.0/24"), ip_network("fd00::/8")),
-            exclude_ports=(PortRange.single(53),),
-            own=OwnTraffic(uids=(1337,), gids=(1337,)),
-        )
+    "redirect": InboundRedirectRules(InboundRedirect.default_listen),
+    "outbound": OutboundRedirectRules(
+        OUTBOUND_LISTEN,
+        exclude_networks=(ip_network("10.0.0.0/24"), ip_network("fd00::/8")),
+        exclude_ports=(PortRange.single(53),),
+        own=OwnTraffic(uids=(1337,), gids=(1337,)),
     ),
 }

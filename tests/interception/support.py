@@ -15,16 +15,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pysidecar.address import Address
-from pysidecar.interception.base import (
-    SO_ORIGINAL_DST,
-    ApplicationLeg,
-    Listener,
-    OriginalDestination,
-    SocketOption,
-)
+from pysidecar.config import Config
+from pysidecar.dataplane import Transport
+from pysidecar.interception.kernel import InboundInterception, KernelInterception
+from pysidecar.interception.redirect import OutboundRedirect, OutboundRedirectRules
 from pysidecar.interception.rules import conntrack
 from pysidecar.interception.rules.namespace import inside as inside
+from pysidecar.interception.tproxy import TransparentProxy
+from pysidecar.socket_options import SocketOption, mark_option, transparent_option
 
+OUTBOUND_LISTEN = (Address("127.0.0.1", 15002), Address("::1", 15002))
+SO_ORIGINAL_DST = 80  # <linux/netfilter_ipv4.h>; IP6T_SO_ORIGINAL_DST has the same number
+LATE_PORT = SocketOption(socket.IPPROTO_IP, 24, 1, "IP_BIND_ADDRESS_NO_PORT")  # <linux/in.h>
 CLIENT = {4: "10.77.0.1", 6: "fd77::1"}
 POD = {4: "10.77.0.2", 6: "fd77::2"}
 FAR = {4: "10.78.0.1", 6: "fd78::1"}  # beyond the client
@@ -146,10 +148,10 @@ def peer_of(connection: socket.socket) -> Address:
     return Address(*connection.getpeername()[:2])
 
 
-def original_destination(connection: socket.socket, how: OriginalDestination) -> Address:
-    if how is OriginalDestination.LOCAL_ADDRESS:
+def original_destination(connection: socket.socket, how: Transport) -> Address:
+    if how is Transport.TPROXY:
         return Address(*connection.getsockname()[:2])
-    assert how is OriginalDestination.ORIGINAL_DST
+    assert how is Transport.REDIRECT
     if connection.family == socket.AF_INET:
         raw = connection.getsockopt(socket.IPPROTO_IP, SO_ORIGINAL_DST, 16)
         port, host = struct.unpack_from("!2xH4s", raw)
@@ -255,22 +257,22 @@ class Seen:
 @contextlib.contextmanager
 def sidecar(
     namespace: str,
-    listeners: tuple[Listener, ...],
+    way: KernelInterception[Any],
     upstream: Callable[[Address, Address], socket.socket],
 ) -> Iterator[Seen]:
     """Relays each connection to ``upstream(client, original destination)``."""
     seen = Seen()
 
-    def serve(connection: socket.socket, how: OriginalDestination) -> None:
+    def serve(connection: socket.socket, how: Transport) -> None:
         destination = original_destination(connection, how)
         seen.connections.append((peer_of(connection), destination))
         with upstream(peer_of(connection), destination) as other:
             relay(connection, other)
 
     server = Server(serve)
-    for listener in listeners:
-        opened = listen(namespace, listener.address, listener.options)
-        server.add(opened, listener.original_destination)
+    for address in way.ruleset.listen:
+        opened = listen(namespace, address, way.listener_options(address.family))
+        server.add(opened, way.transport)
     with server:
         yield seen
 
@@ -290,19 +292,21 @@ def relay(one: socket.socket, other: socket.socket) -> None:
 
 
 def to_application(
-    namespace: str, leg: ApplicationLeg, host: str | None = None
+    namespace: str, way: InboundInterception[Any], host: str | None = None
 ) -> Callable[[Address, Address], socket.socket]:
     """Connects to the application, as inbound sidecars do: on loopback, or on ``host``."""
 
     def upstream(client: Address, destination: Address) -> socket.socket:
         family = destination.family
         target = host or LOOPBACK[6 if family == socket.AF_INET6 else 4]
-        source = leg.sources.get(family, "")
+        if not isinstance(way, TransparentProxy):
+            return connect(namespace, Address(target, destination.port))
+        preserve = way.ruleset.preserve_source
         return connect(
             namespace,
             Address(target, destination.port),
-            tuple(leg.options.get(family, ())),
-            client.host if source is None else source or None,
+            (transparent_option(family), mark_option(way.application_mark), LATE_PORT),
+            client.host if preserve else way.application_source(family),
         )
 
     return upstream
@@ -319,11 +323,17 @@ def ask(namespace: str, destination: Address, owner: tuple[int, int] | None = No
         return greeting
 
 
-def directly(
-    namespace: str, options: tuple[SocketOption, ...] = ()
-) -> Callable[[Address, Address], socket.socket]:
+def directly(namespace: str, way: OutboundRedirect) -> Callable[[Address, Address], socket.socket]:
     """Connects to the original destination, as outbound sidecars do."""
+    options = tuple(mark_option(mark) for mark in way.ruleset.own.marks[:1])
     return lambda client, destination: connect(namespace, destination, options)
+
+
+def outbound(**settings: Any) -> OutboundRedirect:
+    """With the default's listeners."""
+    return OutboundRedirect(
+        Config(), OutboundRedirectRules(**{"listen": OUTBOUND_LISTEN, **settings})
+    )
 
 
 def refused(namespace: str, destination: Address) -> bool:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from pysidecar.direction import Direction
 from pysidecar.interception import rules
-from pysidecar.interception.rules import Direction, RulesError, programs
+from pysidecar.interception.rules import RulesError, programs
 from pysidecar.interception.rules.model import ROUTE_TABLE
 from tests.interception.rulesets import RULESETS
 from tests.interception.support import Pair, iptables_rules, output, snapshot

@@ -12,23 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pysidecar.address import Address
-from pysidecar.interception.base import OriginalDestination
-from pysidecar.interception.redirect import OutboundRedirect
-from pysidecar.interception.rules import (
-    DEFAULT_INBOUND_LISTEN,
-    InboundMode,
-    InboundSettings,
-    OutboundRedirectSettings,
+from pysidecar.config import Config
+from pysidecar.destinations import PortRange, without
+from pysidecar.interception.redirect import (
+    InboundRedirect,
+    InboundRedirectRules,
+    OutboundRedirectRules,
     OwnTraffic,
-    PortRange,
-    Ruleset,
-    show,
 )
-from pysidecar.interception.rules.model import without
-from pysidecar.interception.tproxy import TransparentProxy
+from pysidecar.interception.rules import show
+from pysidecar.interception.tproxy import TproxyRules, TransparentProxy
+from tests.interception.support import OUTBOUND_LISTEN
 
-TPROXY = DEFAULT_INBOUND_LISTEN[InboundMode.TPROXY]
-REDIRECT = DEFAULT_INBOUND_LISTEN[InboundMode.REDIRECT]
+TPROXY = TransparentProxy.default_listen
+REDIRECT = InboundRedirect.default_listen
 
 _ranges = st.lists(
     st.tuples(st.integers(0, 40), st.integers(0, 8)).map(lambda r: PortRange(r[0], r[0] + r[1]))
@@ -51,11 +48,6 @@ def test_ports_are_the_included_without_the_excluded(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"mode": InboundMode.REDIRECT, "listen": TPROXY}, "0.0.0.0"),
-        (
-            {"mode": InboundMode.REDIRECT, "listen": REDIRECT, "preserve_source": True},
-            "mode tproxy",
-        ),
         ({"listen": ()}, "an address to listen on"),
         ({"listen": (Address("127.0.0.1", 0),)}, "a port from 1"),
         ({"listen": (Address("127.0.0.1", 1), Address("127.0.0.2", 1))}, "one address of each"),
@@ -67,7 +59,14 @@ def test_ports_are_the_included_without_the_excluded(
 )
 def test_inbound_settings_that_cannot_work(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        InboundSettings(**{"mode": InboundMode.TPROXY, "listen": TPROXY, **settings})
+        TproxyRules(**{"listen": TPROXY, **settings})
+
+
+def test_inbound_redirect_that_cannot_work() -> None:
+    with pytest.raises(ValueError, match=r"0\.0\.0\.0"):
+        InboundRedirectRules(TPROXY)
+    with pytest.raises(ValueError, match="mode tproxy"):
+        InboundRedirectRules(REDIRECT, preserve_source=True)
 
 
 def test_outbound_settings_that_cannot_work() -> None:
@@ -76,21 +75,23 @@ def test_outbound_settings_that_cannot_work() -> None:
     with pytest.raises(ValueError, match="path of a cgroup"):
         OwnTraffic(cgroup='a"b')
     with pytest.raises(ValueError, match="where the kernel sends"):
-        OutboundRedirectSettings(listen=(Address("127.0.0.2", 15001),))
+        OutboundRedirectRules(listen=(Address("127.0.0.2", 15001),))
     with pytest.raises(ValueError, match="not excluded"):
-        OutboundRedirectSettings(exclude_ports=(PortRange(1, 65535),))
+        OutboundRedirectRules(OUTBOUND_LISTEN, exclude_ports=(PortRange(1, 65535),))
 
 
 def test_networks_within_others_are_left_out() -> None:
     networks = ("10.0.0.0/8", "10.1.0.0/16", "fd00::/8", "192.168.0.1/32", "10.0.0.0/8")
-    settings = OutboundRedirectSettings(exclude_networks=tuple(map(ip_network, networks)))
+    settings = OutboundRedirectRules(
+        OUTBOUND_LISTEN, exclude_networks=tuple(map(ip_network, networks))
+    )
     excluded = settings.excluded(socket.AF_INET)
     assert excluded == (ip_network("10.0.0.0/8"), ip_network("192.168.0.1/32"))
     assert settings.excluded(socket.AF_INET6) == (ip_network("fd00::/8"),)
 
 
 def test_a_family_without_a_listener_is_left_alone() -> None:
-    ruleset = Ruleset(InboundSettings(InboundMode.TPROXY, TPROXY[:1], preserve_source=True))
+    ruleset = TproxyRules(TPROXY[:1], preserve_source=True)
     for backend in ("nft", "iptables"):
         text = show(ruleset, backend)
         assert "ip6" not in text
@@ -98,11 +99,9 @@ def test_a_family_without_a_listener_is_left_alone() -> None:
 
 
 def test_sockets_are_opened_as_the_rules_need_them() -> None:
-    way = TransparentProxy(InboundSettings(InboundMode.TPROXY, TPROXY))
-    for listener in way.listeners:
-        assert listener.original_destination is OriginalDestination.LOCAL_ADDRESS
-        names = [option.symbol for option in listener.options]
-        assert names[0] in ("IP_TRANSPARENT", "IPV6_TRANSPARENT")
-        assert f"meta mark {listener.options[1].value} notrack" in show(way.rules)
-    outbound = OutboundRedirect(OutboundRedirectSettings())
-    assert f"meta mark {{ {outbound.upstream_options[0].value} }}" in show(outbound.rules)
+    way = TransparentProxy(Config(), TproxyRules(TPROXY))
+    for address in way.ruleset.listen:
+        options = way.listener_options(address.family)
+        assert options[0].symbol in ("IP_TRANSPARENT", "IPV6_TRANSPARENT")
+        assert f"meta mark {options[1].value} notrack" in show(way.ruleset)
+    assert way.application_mark == options[1].value

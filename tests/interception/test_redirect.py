@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from pysidecar.address import Address
+from pysidecar.config import Config
+from pysidecar.destinations import PortRange
+from pysidecar.direction import Direction
 from pysidecar.interception import rules
-from pysidecar.interception.redirect import InboundRedirect, OutboundRedirect
-from pysidecar.interception.rules import (
-    Direction,
-    InboundMode,
-    InboundSettings,
-    OutboundRedirectSettings,
+from pysidecar.interception.redirect import (
+    InboundRedirect,
+    InboundRedirectRules,
+    OutboundRedirect,
     OwnTraffic,
-    PortRange,
 )
 from tests.interception.support import (
     ANY,
@@ -35,6 +35,7 @@ from tests.interception.support import (
     directly,
     entries,
     inside,
+    outbound,
     output,
     refused,
     sidecar,
@@ -44,16 +45,14 @@ from tests.interception.support import (
 BACKENDS = ("nft", "iptables-nft", "iptables-legacy")
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 each_version = pytest.mark.parametrize("version", [4, 6])
-INBOUND = InboundRedirect(
-    InboundSettings(InboundMode.REDIRECT, rules.DEFAULT_INBOUND_LISTEN[InboundMode.REDIRECT])
-)
+INBOUND = InboundRedirect(Config(), InboundRedirectRules(InboundRedirect.default_listen))
 
 
 @contextlib.contextmanager
 def applied(
     way: InboundRedirect | OutboundRedirect, namespace: str, backend: str
 ) -> Iterator[None]:
-    assert rules.apply(way.rules, backend, namespace)
+    assert rules.apply(way.ruleset, backend, namespace)
     yield
     assert rules.delete(netns=namespace)
 
@@ -68,10 +67,10 @@ def test_inbound_reaches_the_sidecar_with_its_original_destination(
     pair: Pair, backend: str, version: int
 ) -> None:
     destination = Address(POD[version], 8080)
-    upstream = to_application(pair.pod, INBOUND.application_leg)
+    upstream = to_application(pair.pod, INBOUND)
     with (
         application(pair.pod, *anywhere(8080)),
-        sidecar(pair.pod, INBOUND.listeners, upstream) as seen,
+        sidecar(pair.pod, INBOUND, upstream) as seen,
         applied(INBOUND, pair.pod, backend),
     ):
         answers = {ask(pair.client, destination) for _ in range(50)}
@@ -93,11 +92,11 @@ def test_inbound_without_a_sidecar_is_refused(pair: Pair, backend: str, version:
 @each_version
 @each_backend
 def test_outbound_reaches_the_sidecar_once(pair: Pair, backend: str, version: int) -> None:
-    way = OutboundRedirect(OutboundRedirectSettings())
+    way = outbound()
     destination = Address(FAR[version], 7000)
     with (
         application(pair.client, destination, name="far"),
-        sidecar(pair.pod, way.listeners, directly(pair.pod, way.upstream_options)) as seen,
+        sidecar(pair.pod, way, directly(pair.pod, way)) as seen,
         applied(way, pair.pod, backend),
     ):
         answers = {ask(pair.pod, destination) for _ in range(50)}
@@ -112,7 +111,7 @@ def test_outbound_reaches_the_sidecar_once(pair: Pair, backend: str, version: in
 @each_version
 @each_backend
 def test_outbound_without_a_sidecar_is_refused(pair: Pair, backend: str, version: int) -> None:
-    way = OutboundRedirect(OutboundRedirectSettings())
+    way = outbound()
     destination = Address(FAR[version], 7000)
     with application(pair.client, destination), applied(way, pair.pod, backend):
         assert refused(pair.pod, destination)
@@ -130,7 +129,7 @@ def test_outbound_without_a_sidecar_is_refused(pair: Pair, backend: str, version
 def test_the_sidecar_is_told_by_its_user_or_group(
     pair: Pair, backend: str, own: OwnTraffic, owner: tuple[int, int]
 ) -> None:
-    way = OutboundRedirect(OutboundRedirectSettings(own=own))
+    way = outbound(own=own)
     destination = Address(FAR[4], 7000)
     with application(pair.client, destination, name="far"), applied(way, pair.pod, backend):
         assert refused(pair.pod, destination)
@@ -161,9 +160,7 @@ def test_the_sidecar_is_told_by_its_cgroup(pair: Pair, backend: str) -> None:
     cgroup = root / f"pysidecar-test-{os.getpid()}"
     cgroup.mkdir()
     try:
-        way = OutboundRedirect(
-            OutboundRedirectSettings(own=OwnTraffic(marks=(), cgroup=f"/{cgroup.name}"))
-        )
+        way = outbound(own=OwnTraffic(marks=(), cgroup=f"/{cgroup.name}"))
         destination = Address(FAR[4], 7000)
         command = [sys.executable, "-c", _ASK_IN_CGROUP, str(cgroup), FAR[4], "7000"]
         with application(pair.client, destination, name="far"), applied(way, pair.pod, backend):
@@ -176,29 +173,27 @@ def test_the_sidecar_is_told_by_its_cgroup(pair: Pair, backend: str) -> None:
 
 def test_a_cgroup_that_nft_cannot_name_is_a_problem(pair: Pair) -> None:
     own = OwnTraffic(marks=(), cgroup="no/such.service")
-    found = rules.problems(OutboundRedirect(OutboundRedirectSettings(own=own)).rules)
+    found = rules.problems(outbound(own=own).ruleset)
     assert "/sys/fs/cgroup/no/such.service" in found[0]
 
 
 @each_version
 @each_backend
 def test_outbound_leaves_alone_what_is_excluded(pair: Pair, backend: str, version: int) -> None:
-    way = OutboundRedirect(
-        OutboundRedirectSettings(
-            exclude_networks=(
-                ip_network(CLIENT[4]),
-                ip_network("10.77.0.0/24"),  # contains the first: intervals may not overlap
-                ip_network(CLIENT[6]),
-            ),
-            exclude_ports=(PortRange(7001, 7002),),
-        )
+    way = outbound(
+        exclude_networks=(
+            ip_network(CLIENT[4]),
+            ip_network("10.77.0.0/24"),  # contains the first: intervals may not overlap
+            ip_network(CLIENT[6]),
+        ),
+        exclude_ports=(PortRange(7001, 7002),),
     )
     far = [Address(FAR[version], port) for port in (7000, 7001, 7003)]
     near = [Address(CLIENT[version], 7000), Address(POD[version], 7004)]
     with (
         application(pair.client, *far, near[0]),
         application(pair.pod, near[1]),
-        sidecar(pair.pod, way.listeners, directly(pair.pod, way.upstream_options)) as seen,
+        sidecar(pair.pod, way, directly(pair.pod, way)) as seen,
         applied(way, pair.pod, backend),
     ):
         for destination in (*far, *near):
@@ -208,23 +203,21 @@ def test_outbound_leaves_alone_what_is_excluded(pair: Pair, backend: str, versio
 
 @each_backend
 def test_outbound_and_inbound_work_together(pair: Pair, backend: str) -> None:
-    outbound = OutboundRedirect(OutboundRedirectSettings())
-    into = to_application(pair.pod, INBOUND.application_leg)
+    way = outbound()
+    into = to_application(pair.pod, INBOUND)
     far, near = Address(FAR[4], 7000), Address(POD[4], 8080)
     with (
         application(pair.client, far, name="far"),
         application(pair.pod, near, Address(LOOPBACK[4], 8080)),
-        sidecar(pair.pod, INBOUND.listeners, into) as came,
-        sidecar(
-            pair.pod, outbound.listeners, directly(pair.pod, outbound.upstream_options)
-        ) as went,
+        sidecar(pair.pod, INBOUND, into) as came,
+        sidecar(pair.pod, way, directly(pair.pod, way)) as went,
     ):
-        rules.apply(INBOUND.rules, backend, pair.pod)
-        rules.apply(outbound.rules, backend, pair.pod)
+        rules.apply(INBOUND.ruleset, backend, pair.pod)
+        rules.apply(way.ruleset, backend, pair.pod)
         ask(pair.client, near)
         ask(pair.pod, far)
         assert rules.delete([Direction.INBOUND], pair.pod)
-        assert rules.is_applied(outbound.rules, backend, pair.pod)
+        assert rules.is_applied(way.ruleset, backend, pair.pod)
         ask(pair.pod, far)
         ask(pair.client, near)
     assert came.destinations == {near}
@@ -245,20 +238,18 @@ def test_rules_of_docker_and_kubernetes_work_on(pair: Pair, backend: str) -> Non
         saved = output(pair.pod, f"{variant}-save").splitlines()
         return [line for line in saved if line.startswith("-A") and "PYSIDECAR" not in line]
 
-    way = OutboundRedirect(OutboundRedirectSettings())
+    way = outbound()
     service = Address("10.96.0.10", 80)
     before = foreign_rules()
     with (
         application(pair.client, Address(FAR[4], 7000), name="far"),
         application(pair.pod, *anywhere(8080)),
         application(pair.pod, Address(POD[4], 9091), name="published"),
-        sidecar(pair.pod, way.listeners, directly(pair.pod, way.upstream_options)) as went,
-        sidecar(
-            pair.pod, INBOUND.listeners, to_application(pair.pod, INBOUND.application_leg)
-        ) as came,
+        sidecar(pair.pod, way, directly(pair.pod, way)) as went,
+        sidecar(pair.pod, INBOUND, to_application(pair.pod, INBOUND)) as came,
     ):
-        rules.apply(way.rules, backend, pair.pod)
-        rules.apply(INBOUND.rules, backend, pair.pod)
+        rules.apply(way.ruleset, backend, pair.pod)
+        rules.apply(INBOUND.ruleset, backend, pair.pod)
         assert ask(pair.pod, service) == f"far {POD[4]}"
         assert ask(pair.client, Address(POD[4], 8080)) == f"application {LOOPBACK[4]}"
         assert ask(pair.client, Address(POD[4], 9090)).startswith("published")

@@ -8,15 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from pysidecar.address import Address
+from pysidecar.config import Config
+from pysidecar.destinations import PortRange
+from pysidecar.direction import Direction
 from pysidecar.interception import rules
-from pysidecar.interception.rules import (
-    Direction,
-    InboundMode,
-    InboundSettings,
-    PortRange,
-)
 from pysidecar.interception.rules.model import APPLICATION_SOURCES
-from pysidecar.interception.tproxy import TransparentProxy
+from pysidecar.interception.tproxy import TproxyRules, TransparentProxy
 from tests.interception.support import (
     ANY,
     CLIENT,
@@ -35,19 +32,19 @@ from tests.interception.support import (
     to_application,
 )
 
-LISTEN = rules.DEFAULT_INBOUND_LISTEN[InboundMode.TPROXY]
+LISTEN = TransparentProxy.default_listen
 BACKENDS = ("nft", "iptables-nft", "iptables-legacy")
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 each_version = pytest.mark.parametrize("version", [4, 6])
 
 
 def tproxy(**settings: object) -> TransparentProxy:
-    return TransparentProxy(InboundSettings(InboundMode.TPROXY, LISTEN, **settings))  # type: ignore[arg-type]
+    return TransparentProxy(Config(), TproxyRules(LISTEN, **settings))  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager
 def applied(way: TransparentProxy, namespace: str, backend: str = "nft") -> Iterator[None]:
-    assert rules.apply(way.rules, backend, namespace)
+    assert rules.apply(way.ruleset, backend, namespace)
     yield
     assert rules.delete(netns=namespace)
 
@@ -66,7 +63,7 @@ def test_the_sidecar_learns_the_destination_and_conntrack_nothing(
     destination = Address(POD[version], 8080)
     with (
         application(pair.pod, *anywhere(8080)),
-        sidecar(pair.pod, way.listeners, to_application(pair.pod, way.application_leg)) as seen,
+        sidecar(pair.pod, way, to_application(pair.pod, way)) as seen,
         applied(way, pair.pod, backend),
     ):
         before = entries(pair.pod)
@@ -107,7 +104,7 @@ def test_only_the_ports_asked_for_are_taken(pair: Pair, backend: str, version: i
     way = tproxy(ports=(*singles, PortRange(9000, 9010)), exclude_ports=(PortRange(9005, 9006),))
     with (
         application(pair.pod, *anywhere(8000), *anywhere(8001), *anywhere(9004), *anywhere(9005)),
-        sidecar(pair.pod, way.listeners, to_application(pair.pod, way.application_leg)) as seen,
+        sidecar(pair.pod, way, to_application(pair.pod, way)) as seen,
         applied(way, pair.pod, backend),
     ):
         for port in (8000, 8001, 9004, 9005):
@@ -123,7 +120,7 @@ def test_the_applications_own_connections_stay_its_own(
     way = tproxy(preserve_source=True)
     with (
         application(pair.client, Address(FAR[version], 7000), name="far"),
-        sidecar(pair.pod, way.listeners, to_application(pair.pod, way.application_leg)) as seen,
+        sidecar(pair.pod, way, to_application(pair.pod, way)) as seen,
         connect(pair.pod, Address(FAR[version], 7000)) as old,
     ):
         assert receive_line(old) == f"far {POD[version]}"
@@ -160,7 +157,7 @@ def test_a_port_used_again_goes_to_the_sidecar_again(
     destination = Address(POD[version], 8080)
     with (
         application(pair.pod, *anywhere(8080), talkative=False),
-        sidecar(pair.pod, way.listeners, to_application(pair.pod, way.application_leg)) as seen,
+        sidecar(pair.pod, way, to_application(pair.pod, way)) as seen,
         applied(way, pair.pod, backend),
     ):
         for count in range(1, 6):
@@ -176,7 +173,7 @@ def test_answers_of_a_closed_application_are_refusals(pair: Pair) -> None:
     """The kernel's reset, sent for the application, finds the way back to the sidecar."""
     way = tproxy(preserve_source=True)
     errors: list[OSError] = []
-    upstream = to_application(pair.pod, way.application_leg)
+    upstream = to_application(pair.pod, way)
 
     def failing(client: Address, destination: Address) -> object:
         try:
@@ -186,7 +183,7 @@ def test_answers_of_a_closed_application_are_refusals(pair: Pair) -> None:
             raise
 
     with (
-        sidecar(pair.pod, way.listeners, failing),  # type: ignore[arg-type]
+        sidecar(pair.pod, way, failing),  # type: ignore[arg-type]
         applied(way, pair.pod),
     ):
         for version in (4, 6):

@@ -1,4 +1,4 @@
-"""The kernel's part of redirect and tproxy: packet rules, policy routing, and nothing else.
+"""The kernel's part of interception: packet rules, policy routing, and nothing else.
 
 ``Ruleset`` says what shall be; ``apply`` makes it so, ``delete`` removes it, ``show`` prints it.
 """
@@ -17,33 +17,15 @@ from pysidecar.interception.rules.apply import (
     show,
 )
 from pysidecar.interception.rules.model import (
-    DEFAULT_INBOUND_LISTEN,
-    DEFAULT_OUTBOUND_LISTEN,
-    INBOUND_MARK,
-    OUTBOUND_MARK,
-    Direction,
-    InboundMode,
-    InboundSettings,
-    OutboundRedirectSettings,
-    OwnTraffic,
-    PortRange,
+    InboundRules,
     RulesError,
     Ruleset,
 )
 
 __all__ = [
     "BACKENDS",
-    "DEFAULT_INBOUND_LISTEN",
-    "DEFAULT_OUTBOUND_LISTEN",
-    "INBOUND_MARK",
-    "OUTBOUND_MARK",
     "Conntrack",
-    "Direction",
-    "InboundMode",
-    "InboundSettings",
-    "OutboundRedirectSettings",
-    "OwnTraffic",
-    "PortRange",
+    "InboundRules",
     "RulesError",
     "Ruleset",
     "apply",

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from pysidecar.direction import Direction
 from pysidecar.interception.rules.iptables import IpTables
-from pysidecar.interception.rules.model import Direction, RulesError, Ruleset
+from pysidecar.interception.rules.model import RulesError, Ruleset
 from pysidecar.interception.rules.namespace import inside
 from pysidecar.interception.rules.nft import Nft
 from pysidecar.interception.rules.routing import Routing, describe
@@ -142,7 +143,7 @@ def _problems(ruleset: Ruleset, backend: str) -> list[str]:
     found = _missing_capabilities(backend)
     if found:
         return found  # nothing could be tried without them
-    if socket.AF_INET6 in ruleset.listen:
+    if socket.AF_INET6 in ruleset.by_family:
         disabled = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
         try:
             if disabled.read_text().strip() != "0":
@@ -192,7 +193,7 @@ def _is_applied(ruleset: Ruleset, backend: str) -> bool:
 def _apply(ruleset: Ruleset, backend: str, lock: int) -> bool:
     found = _problems(ruleset, backend)
     if found:
-        raise RulesError(f"cannot apply the {ruleset.direction.value} rules: {'; '.join(found)}")
+        raise RulesError(f"cannot apply the {ruleset.direction.word} rules: {'; '.join(found)}")
     if _is_applied(ruleset, backend):
         return _delete_other_backends(ruleset.direction, backend, lock)
     with Routing() as routing:

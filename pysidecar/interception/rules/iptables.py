@@ -12,22 +12,17 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from pysidecar.destinations import ALL_PORTS, PortRange
+from pysidecar.direction import Direction
 from pysidecar.interception.rules import programs
 from pysidecar.interception.rules.model import (
-    APPLICATION_SOURCES,
-    LOOPBACKS,
-    REFUSE_MARK,
-    Direction,
-    InboundMode,
-    InboundSettings,
-    OutboundRedirectSettings,
-    PortRange,
+    IptablesRule,
     RulesError,
     Ruleset,
     fingerprint,
 )
 
-__all__ = ["IpTables"]
+__all__ = ["NOT_OURS", "IpTables", "chain_prefix", "for_ports"]
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _PROGRAM = {socket.AF_INET: "iptables", socket.AF_INET6: "ip6tables"}
@@ -42,22 +37,9 @@ _COMMENT = re.compile(r'--comment "?pysidecar(?: [0-9a-f]+)?: ([a-z]+)\b')
 _COUNTED = re.compile(r"^\[(\d+):(\d+)\] (-A .*)$")
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """``purpose`` begins with its counter's name if it has a ``counted``."""
-
-    text: str
-    purpose: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Chain:
-    """``built_in`` is the chain that jumps here, if any."""
-
-    table: str
-    name: str
-    rules: tuple[_Rule, ...]
-    built_in: str | None = None
+def chain_prefix(direction: Direction) -> str:
+    """What the names of our chains begin with."""
+    return {Direction.INBOUND: "PYSIDECAR_IN_", Direction.OUTBOUND: "PYSIDECAR_OUT_"}[direction]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +69,6 @@ class IpTables:
     whatever the host calls ``iptables``.
     """
 
-    name = "iptables"
-
     def __init__(self, variant: str = "") -> None:
         if variant not in _VARIANTS:
             raise ValueError(f"expected one of {_VARIANTS}, not {variant!r}")
@@ -98,7 +78,7 @@ class IpTables:
         """What ``apply`` sends to ``iptables-restore --noflush`` and ``ip6tables-restore``, where
         nothing of ours is yet."""
         parts = []
-        for family in ruleset.listen:
+        for family in ruleset.by_family:
             program = _Program(family, self._variant)
             parts += [f"# {program.restore} --noflush\n", _render(ruleset, family)]
         return "".join(parts)
@@ -106,7 +86,7 @@ class IpTables:
     def problems(self, ruleset: Ruleset) -> list[str]:
         """What is missing on this host; tried with input that is not committed."""
         found = []
-        for family in ruleset.listen:
+        for family in ruleset.by_family:
             program = _Program(family, self._variant)
             missing = [p for p in (program.save, program.restore) if programs.find(p) is None]
             if missing:
@@ -129,7 +109,7 @@ class IpTables:
         """Whether exactly these rules are there."""
         for family in _FAMILIES:
             saved = _save(_Program(family, self._variant), [ruleset.direction])
-            if family not in ruleset.listen:
+            if family not in ruleset.by_family:
                 if saved:
                     return False
                 continue
@@ -149,7 +129,7 @@ class IpTables:
                 program = _Program(family, self._variant)
                 saved = _save(program, [ruleset.direction])
                 before.append((program, saved))
-                wanted = _tables(ruleset, family) if family in ruleset.listen else {}
+                wanted = _tables(ruleset, family) if family in ruleset.by_family else {}
                 _replace(program, saved, wanted, lock)
         except RulesError:
             for program, saved in before:
@@ -219,7 +199,7 @@ def _save(program: _Program, directions: Sequence[Direction], *options: str) -> 
     answer = programs.run([program.save, *options])
     if answer.returncode != 0:
         raise RulesError(f"{program.save} fails: {_reason(answer.stderr)}")
-    prefixes = [direction.chain_prefix for direction in directions]
+    prefixes = [chain_prefix(direction) for direction in directions]
     saved: _Saved = {}
     table = ""
     for line in answer.stdout.splitlines():
@@ -284,7 +264,7 @@ def _render(ruleset: Ruleset, family: socket.AddressFamily) -> str:
 
 def _tables(ruleset: Ruleset, family: socket.AddressFamily) -> dict[str, list[str]]:
     """Lines for ``iptables-restore --noflush``, by table."""
-    chains = list(_chains(ruleset, family))
+    chains = list(ruleset.iptables_chains(family))
     version = fingerprint(repr(chains))
     tables: dict[str, list[str]] = {}
     for chain in chains:
@@ -296,7 +276,7 @@ def _tables(ruleset: Ruleset, family: socket.AddressFamily) -> dict[str, list[st
     for chain in chains:
         if chain.built_in is not None:
             # The version is on each jump, which comes last: chains without one are not complete.
-            comment = f"pysidecar {version}: {ruleset.direction.value}"
+            comment = f"pysidecar {version}: {ruleset.direction.word}"
             command = "-A" if (chain.table, chain.built_in) == _LAST else "-I"
             tables[chain.table].append(_line(command, chain.built_in, f"-j {chain.name}", comment))
     return tables
@@ -307,153 +287,17 @@ def _line(command: str, chain: str, text: str, comment: str) -> str:
     return f'{command} {chain} {match}-m comment --comment "{comment}" -j {target}'
 
 
-def _chains(ruleset: Ruleset, family: socket.AddressFamily) -> Iterator[_Chain]:
-    settings = ruleset.settings
-    if isinstance(settings, OutboundRedirectSettings):
-        yield from _outbound_redirect(ruleset, settings, family)
-    elif settings.mode is InboundMode.REDIRECT:
-        yield from _inbound_redirect(ruleset, settings, family)
-    else:
-        yield from _tproxy(ruleset, settings, family)
-
-
-_NOT_OURS = (
-    _Rule("-i lo -j RETURN", "not what comes from this host"),
-    _Rule("! -p tcp -j RETURN", "not other protocols"),
-    _Rule("-m addrtype ! --dst-type LOCAL -j RETURN", "not what is forwarded"),
+NOT_OURS = (
+    IptablesRule("-i lo -j RETURN", "not what comes from this host"),
+    IptablesRule("! -p tcp -j RETURN", "not other protocols"),
+    IptablesRule("-m addrtype ! --dst-type LOCAL -j RETURN", "not what is forwarded"),
 )
 
 
-def _tproxy(
-    ruleset: Ruleset, settings: InboundSettings, family: socket.AddressFamily
-) -> Iterator[_Chain]:
-    """As with nft, but CT belongs to one table, TPROXY to another and REJECT to a third.
-
-    TPROXY silently drops what nobody listens for. So that such connections are refused all the
-    same, a first packet that comes again within 1.2 seconds (the kernel's first retransmission is
-    after one) is not given to TPROXY but rejected: the sidecar would have answered the first. And
-    it is not kept from conntrack, to which an answer to a packet never seen would be invalid.
-    """
-    prefix = ruleset.direction.chain_prefix
-    listen = ruleset.listen[family]
-    captured = settings.captured
-    seconds = "--hashlimit-above 50/minute --hashlimit-burst 1"
-    again = (
-        f"-p tcp -m hashlimit {seconds} --hashlimit-mode srcip,srcport,dstip,dstport "
-        "--hashlimit-name pysidecar --hashlimit-htable-max 262144 --hashlimit-htable-expire 2000"
-    )
-    tproxy = f"-j TPROXY --on-port {listen.port} --on-ip {listen.host} --tproxy-mark 0x0/0x0"
-    yield _Chain(
-        "raw",
-        f"{prefix}PREROUTING",
-        (
-            *_NOT_OURS,
-            *_for_ports(captured, f"--syn {{}} -j {prefix}FIRST", "to captured ports"),
-            _Rule(
-                "-p tcp ! --syn -m socket --transparent -j CT --notrack",
-                "to the sidecar, of a connection that is there",
-            ),
-        ),
-        "PREROUTING",
-    )
-    yield _Chain(
-        "raw",
-        f"{prefix}FIRST",
-        (
-            _Rule("-p tcp -m socket --transparent -j CT --notrack", "comes again, answered"),
-            _Rule("-p tcp -m socket --transparent -j RETURN", "comes again, answered"),
-            _Rule(f"{again} -j MARK --set-mark {REFUSE_MARK}", "comes again, unanswered"),
-            _Rule(f"-m mark --mark {REFUSE_MARK} -j RETURN", "comes again, unanswered"),
-            _Rule("-p tcp -j CT --notrack", "new"),
-        ),
-    )
-    yield _Chain(
-        "mangle",
-        f"{prefix}PREROUTING",
-        (*_NOT_OURS, *_for_ports(captured, f"{{}} -j {prefix}TAKE", "to captured ports")),
-        "PREROUTING",
-    )
-    yield _Chain(
-        "mangle",
-        f"{prefix}TAKE",
-        (
-            _Rule("-p tcp ! --syn -m socket -j RETURN", "belongs to a connection that is there"),
-            _Rule(f"-m mark --mark {REFUSE_MARK} -j RETURN", "to be refused"),
-            _Rule(f"-p tcp {tproxy}", "connections to the sidecar"),
-        ),
-    )
-    yield _Chain(
-        "filter",
-        f"{prefix}INPUT",
-        (
-            _Rule(
-                f"-p tcp -m mark --mark {REFUSE_MARK} -j REJECT --reject-with tcp-reset",
-                "refused because the sidecar does not listen",
-            ),
-        ),
-        "INPUT",
-    )
-    own = f"-p tcp -m mark --mark {settings.mark}"
-    purpose = "answers of the application to the sidecar"
-    raw = [
-        _Rule(f"{own} -j CT --notrack", "sent by the sidecar"),
-        _Rule(f"{own} -j RETURN", "by the sidecar"),
-    ]
-    notrack = "-j CT --notrack"
-    if not settings.preserve_source:
-        raw.append(_Rule(f"-p tcp -d {APPLICATION_SOURCES[family]} {notrack}", purpose))
-    else:
-        loopback = LOOPBACKS[family]
-        raw.append(_Rule(f"-p tcp -s {loopback} ! -d {loopback} {notrack}", purpose))
-    yield _Chain("raw", f"{prefix}OUTPUT", tuple(raw), "OUTPUT")
-
-
-def _inbound_redirect(
-    ruleset: Ruleset, settings: InboundSettings, family: socket.AddressFamily
-) -> Iterator[_Chain]:
-    port = ruleset.listen[family].port
-    target = f"{{}} -j REDIRECT --to-ports {port}"
-    yield _Chain(
-        "nat",
-        f"{ruleset.direction.chain_prefix}PREROUTING",
-        (*_NOT_OURS, *_for_ports(settings.captured, target, "connections to the sidecar")),
-        "PREROUTING",
-    )
-
-
-def _outbound_redirect(
-    ruleset: Ruleset, settings: OutboundRedirectSettings, family: socket.AddressFamily
-) -> Iterator[_Chain]:
-    own = settings.own
-    signs = [f"-m mark --mark {mark}" for mark in own.marks]
-    signs += [f"-m owner --uid-owner {uid}" for uid in own.uids]
-    signs += [f"-m owner --gid-owner {gid}" for gid in own.gids]
-    if path := own.cgroup_path:
-        signs.append(f'-m cgroup --path "{path}"')
-    rules = [
-        _Rule("! -p tcp -j RETURN", "not other protocols"),
-        *(_Rule(f"{sign} -j RETURN", "own, sent by the sidecar") for sign in signs),
-    ]
-    if not settings.include_local:
-        rules.append(_Rule("-m addrtype --dst-type LOCAL -j RETURN", "not what stays on this host"))
-    rules += [
-        _Rule(f"-d {network} -j RETURN", "excluded network")
-        for network in settings.excluded(family)
-    ]
-    target = f"{{}} -j REDIRECT --to-ports {ruleset.listen[family].port}"
-    rules += _for_ports(settings.captured, target, "connections to the sidecar")
-    yield _Chain(
-        "nat",
-        f"{ruleset.direction.chain_prefix}OUTPUT",
-        tuple(rules),
-        "OUTPUT",
-    )
-
-
-def _for_ports(ranges: Sequence[PortRange], text: str, purpose: str) -> Iterator[_Rule]:
+def for_ports(ranges: Sequence[PortRange], text: str, purpose: str) -> Iterator[IptablesRule]:
     """Rules with the match of the ports at ``{}``, as many as the match's limit needs."""
-    if ranges == (PortRange(1, 0xFFFF),):
-        yield _Rule("-p tcp " + " ".join(text.format("").split()), purpose)
+    if ranges == ALL_PORTS:
+        yield IptablesRule("-p tcp " + " ".join(text.format("").split()), purpose)
         return
     portions: list[list[str]] = [[]]
     used = 0
@@ -467,4 +311,4 @@ def _for_ports(ranges: Sequence[PortRange], text: str, purpose: str) -> Iterator
         used += size
     for portion in portions:
         match = f"-m multiport --dports {','.join(portion)}"
-        yield _Rule(f"-p tcp {text.format(match)}", purpose)
+        yield IptablesRule(f"-p tcp {text.format(match)}", purpose)
