@@ -190,8 +190,8 @@ int dp_set_routes(struct dp *dp, uint32_t which, const struct mosnhook_rules *ru
     if (which >= TABLES)
         return -EINVAL;
     keeper_collect(&dp->registry.keeper);
-    table =
-        table_create(&dp->registry, which, rules, routes, route_count, endpoints, endpoint_count);
+    table = table_create(&dp->registry, which, rules, routes, route_count, endpoints,
+                         endpoint_count, dp->tables[which]);
     if (!table)
         return -errno;
     for (uint32_t i = 0; i < dp->worker_count; i++) {

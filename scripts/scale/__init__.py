@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from scripts.scale import connections
+from scripts.scale import connections, endpoints
 
 MEASUREMENTS: dict[str, Callable[[], None]] = {
     "connections": connections.measure,
+    "endpoints": endpoints.measure,
 }

@@ -30,7 +30,8 @@ RELAYED, DIRECT, REFUSED = (Address(f"10.1.2.{last}", 80) for last in (3, 4, 5))
 
 
 def routes(endpoint: Address, closed: Address) -> list[RouteTable]:
-    """Tables that differ in how endpoints are picked."""
+    """Tables that differ in how endpoints are picked, and which there are: some that come and go
+    while connections have them."""
     return [
         RouteTable(
             compile_rules(
@@ -38,12 +39,13 @@ def routes(endpoint: Address, closed: Address) -> list[RouteTable]:
                 for number, destination in enumerate((RELAYED, DIRECT, REFUSED))
             ),
             (
-                Route(balance=balance, endpoints=(closed, endpoint)),
+                Route(balance=balance, endpoints=(*passing, closed, endpoint)),
                 Route(Action.DIRECT, endpoints=(endpoint,)),
                 Route(Action.REFUSE),
             ),
         )
         for balance in Balance
+        for passing in ((), (Address("127.0.0.2", closed.port),), (closed, endpoint))
     ]
 
 

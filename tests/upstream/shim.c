@@ -63,8 +63,9 @@ size_t shim_bucket_count(const struct registry *registry)
     return registry->endpoints.bucket_count;
 }
 
-struct table *shim_table(struct registry *registry, uint32_t scope, const struct shim_route *shims,
-                         size_t route_count, const uint32_t *numbers, size_t endpoint_count)
+struct table *shim_table(struct registry *registry, uint32_t scope, struct table *before,
+                         const struct shim_route *shims, size_t route_count,
+                         const uint32_t *numbers, size_t endpoint_count)
 {
     static const struct mosnhook_rules none = {.size = sizeof none};
     struct mosnhook_address *endpoints = calloc(endpoint_count + 1, sizeof *endpoints);
@@ -80,7 +81,8 @@ struct table *shim_table(struct registry *registry, uint32_t scope, const struct
             .first_endpoint = shims[i].first_endpoint,
             .endpoint_count = shims[i].endpoint_count,
         };
-    table = table_create(registry, scope, &none, routes, route_count, endpoints, endpoint_count);
+    table = table_create(registry, scope, &none, routes, route_count, endpoints, endpoint_count,
+                         before);
     free(endpoints);
     free(routes);
     return table;

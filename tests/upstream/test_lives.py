@@ -141,6 +141,7 @@ class Lives(RuleBasedStateMachine):
         raw = self.lib.shim_table(
             self.registry,
             scope,
+            control.raw if (control := self.control[scope]) else self.ffi.NULL,
             self.ffi.new("struct shim_route[]", raw_routes),
             len(raw_routes),
             self.ffi.new("uint32_t[]", numbers),
@@ -152,7 +153,7 @@ class Lives(RuleBasedStateMachine):
             if before := offered[scope]:
                 self.lib.table_drop(before.raw)
             offered[scope] = table
-        if control := self.control[scope]:
+        if control:
             self.lib.table_drop(control.raw)
         self.control[scope] = table
         self.clusters = self.referenced()  # what the control thread drops is gone at once
@@ -286,10 +287,10 @@ class Tables:
         for key, balance, endpoints in entries:
             raw.append((key, balance, first, len(endpoints)))
             first += len(endpoints)
-        routes, numbers = self.ffi.new("struct shim_route[]", raw), [*numbers]
-        table = self.lib.shim_table(
-            self.registry, 0, routes, len(raw), self.ffi.new("uint32_t[]", numbers), len(numbers)
-        )
+        routes = self.ffi.new("struct shim_route[]", raw)
+        count, numbers = len(numbers), self.ffi.new("uint32_t[]", numbers)
+        before = self.table or self.ffi.NULL
+        table = self.lib.shim_table(self.registry, 0, before, routes, len(raw), numbers, count)
         if self.table:
             self.lib.table_drop(self.table)
         self.table = table
@@ -354,11 +355,11 @@ def test_a_million_endpoints_come_and_go(upstream: tuple[Any, Any]) -> None:
     """Nothing of them stays, and the table in which they are looked up gets small again."""
     ffi, lib = upstream
     with registry_of(upstream) as registry:
-        before = None
+        before = ffi.NULL
         for first in range(0, 1_000_000, 100_000):
             route = ffi.new("struct shim_route[]", [(1, ROUND_ROBIN, 0, 100_000)])
             numbers = ffi.new("uint32_t[]", list(range(first, first + 100_000)))
-            table = lib.shim_table(registry, 0, route, 1, numbers, 100_000)
+            table = lib.shim_table(registry, 0, before, route, 1, numbers, 100_000)
             if before:
                 lib.table_drop(before)
             before = table
@@ -374,7 +375,9 @@ def test_directions_have_their_own(upstream: tuple[Any, Any], scopes: tuple[int,
     with registry_of(upstream) as registry:
         route = ffi.new("struct shim_route[]", [(1, ROUND_ROBIN, 0, 1)])
         numbers = ffi.new("uint32_t[]", [7])
-        tables = [lib.shim_table(registry, scope, route, 1, numbers, 1) for scope in scopes]
+        tables = [
+            lib.shim_table(registry, scope, ffi.NULL, route, 1, numbers, 1) for scope in scopes
+        ]
         assert lib.shim_endpoint_count(registry) == len(set(scopes))
         for table in tables:
             lib.table_drop(table)

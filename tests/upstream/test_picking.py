@@ -23,7 +23,9 @@ class Endpoints:
         self._registry = self.lib.shim_registry()
         route = self.ffi.new("struct shim_route[]", [(1, balance, 0, count)])
         numbers = self.ffi.new("uint32_t[]", list(range(count)))
-        self._table = self.lib.shim_table(self._registry, 0, route, 1, numbers, count)
+        self._table = self.lib.shim_table(
+            self._registry, 0, self.ffi.NULL, route, 1, numbers, count
+        )
         self._cluster = self.lib.shim_take_cluster(self._table, 0)
         self._random = self.ffi.new("uint64_t *", 4711)
         self.active = [0] * count

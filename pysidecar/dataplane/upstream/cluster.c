@@ -45,10 +45,11 @@ static void cluster_destroy(struct shared *shared)
     cluster_free(cluster);
 }
 
-static bool has_contents(const struct cluster *cluster, const struct dp_route *route,
-                         const struct mosnhook_address *endpoints)
+bool cluster_is(const struct cluster *cluster, uint32_t scope, const struct dp_route *route,
+                const struct mosnhook_address *endpoints)
 {
-    if (cluster->balance != route->balance || cluster->count != route->endpoint_count)
+    if (cluster->key != route->key || cluster->scope != scope ||
+        cluster->balance != route->balance || cluster->count != route->endpoint_count)
         return false;
     for (uint32_t i = 0; i < cluster->count; i++)
         if (memcmp(&cluster->endpoints[i]->address, &endpoints[i], sizeof *endpoints) != 0)
@@ -93,13 +94,12 @@ struct cluster *cluster_intern(struct registry *registry, uint32_t scope,
     for (struct map_entry *entry = map_first(&registry->clusters, hash); entry;
          entry = map_next(entry)) {
         cluster = OWNER(entry, struct cluster, entry);
-        if (cluster->key != route->key || cluster->scope != scope)
-            continue;
-        if (has_contents(cluster, route, endpoints)) {
+        if (cluster_is(cluster, scope, route, endpoints)) {
             shared_reference(&cluster->shared);
             return cluster;
         }
-        before = before ? before : cluster;
+        if (!before && cluster->key == route->key && cluster->scope == scope)
+            before = cluster;
     }
     cluster = cluster_create(registry, scope, route, endpoints);
     if (cluster && before)

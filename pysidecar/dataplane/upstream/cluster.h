@@ -17,13 +17,14 @@ struct registry {
 
 /* Immutable but for its turn. Referenced by tables, and by connections that use an endpoint. */
 struct cluster {
+    /* First what a pick needs: what all workers write to is in one cache line then. */
     struct shared shared;
-    struct map_entry entry;
-    uint64_t key; /* see struct dp_route */
-    uint32_t scope;
-    uint32_t balance; /* enum dp_balance */
-    uint32_t count;
     atomic_uint turn; /* round robin */
+    uint32_t count;
+    uint32_t balance; /* enum dp_balance */
+    uint32_t scope;
+    uint64_t key; /* see struct dp_route */
+    struct map_entry entry;
     /* As the route names them, one perhaps several times. Weights will stand beside them: they are
      * the route's, not the endpoint's. */
     struct endpoint *endpoints[];
@@ -39,6 +40,10 @@ void registry_close(struct registry *registry);
 struct cluster *cluster_intern(struct registry *registry, uint32_t scope,
                                const struct dp_route *route,
                                const struct mosnhook_address *endpoints);
+
+/* Whether it is what cluster_intern would find. */
+bool cluster_is(const struct cluster *cluster, uint32_t scope, const struct dp_route *route,
+                const struct mosnhook_address *endpoints);
 
 /* The index of the endpoint to try first: one that is not ejected, if there is one. It takes a few
  * tries, however many endpoints there are; more only where nearly all of them are ejected. `random`

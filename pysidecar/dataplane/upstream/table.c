@@ -38,26 +38,61 @@ static void table_destroy(struct shared *shared)
     free(table);
 }
 
-/* False when out of memory. */
-static bool add_route(struct table *table, struct registry *registry, uint32_t scope,
-                      const struct dp_route *route, const struct mosnhook_address *endpoints)
+/* A table that is made from the one before, in which most routes are the same ones, in the same
+ * order: then they are found by going along. */
+struct making {
+    struct table *table;
+    struct registry *registry;
+    uint32_t scope;
+    const struct table *before; /* NULL: none */
+    size_t at;                  /* the route of it that would come next */
+};
+
+/* With one more reference; NULL: it is not there. */
+static struct cluster *cluster_before(struct making *making, const struct dp_route *route,
+                                      const struct mosnhook_address *endpoints)
 {
+    size_t count = making->before ? making->before->route_count : 0;
+
+    for (size_t at = making->at; at < count && at <= making->at + 1; at++) {
+        struct cluster *cluster = making->before->routes[at].cluster;
+
+        if (cluster && cluster_is(cluster, making->scope, route, endpoints)) {
+            making->at = at + 1;
+            shared_reference(&cluster->shared);
+            return cluster;
+        }
+    }
+    return NULL;
+}
+
+/* False when out of memory. */
+static bool add_route(struct making *making, const struct dp_route *route,
+                      const struct mosnhook_address *all_endpoints)
+{
+    const struct mosnhook_address *endpoints = &all_endpoints[route->first_endpoint];
     struct cluster *cluster = NULL;
 
     if (route->endpoint_count > 0) {
-        cluster = cluster_intern(registry, scope, route, &endpoints[route->first_endpoint]);
+        cluster = cluster_before(making, route, endpoints);
+        if (!cluster)
+            cluster = cluster_intern(making->registry, making->scope, route, endpoints);
         if (!cluster)
             return false;
+    } else if (making->before && making->at < making->before->route_count &&
+               !making->before->routes[making->at].cluster) {
+        making->at++;
     }
-    table->routes[table->route_count++] = (struct route){route->action, cluster};
+    making->table->routes[making->table->route_count++] = (struct route){route->action, cluster};
     return true;
 }
 
 struct table *table_create(struct registry *registry, uint32_t scope,
                            const struct mosnhook_rules *rules, const struct dp_route *routes,
                            size_t route_count, const struct mosnhook_address *endpoints,
-                           size_t endpoint_count)
+                           size_t endpoint_count, const struct table *before)
 {
+    struct making making = {.registry = registry, .scope = scope, .before = before};
     struct table *table;
 
     if (!table_is_consistent(rules, routes, route_count, endpoint_count)) {
@@ -72,8 +107,9 @@ struct table *table_create(struct registry *registry, uint32_t scope,
     if (!table->rules)
         goto out_of_memory;
     memcpy(table->rules, rules, rules->size);
+    making.table = table;
     for (size_t i = 0; i < route_count; i++)
-        if (!add_route(table, registry, scope, &routes[i], endpoints))
+        if (!add_route(&making, &routes[i], endpoints))
             goto out_of_memory;
     return table;
 

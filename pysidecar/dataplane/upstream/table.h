@@ -21,7 +21,7 @@ struct table {
 struct table *table_create(struct registry *registry, uint32_t scope,
                            const struct mosnhook_rules *rules, const struct dp_route *routes,
                            size_t route_count, const struct mosnhook_address *endpoints,
-                           size_t endpoint_count);
+                           size_t endpoint_count, const struct table *before);
 void table_release(struct table *table); /* in any thread; NULL is allowed */
 void table_drop(struct table *table);    /* the same in the control thread */
 /* The index of the first route that matches, or MOSNHOOK_NO_RULE. */
