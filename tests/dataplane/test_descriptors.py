@@ -188,3 +188,46 @@ def test_pipes_leave_the_last_descriptors_to_connections() -> None:
         print("ok")
     """
     run_alone(script)
+
+
+def test_that_it_is_full_is_said_until_there_is_some_room_again() -> None:
+    """Who would say so at each descriptor that comes and goes would say it all the time."""
+    script = """
+        import resource
+        from tests.dataplane.support import Plane, Server, linger_reset
+        from tests.waiting import eventually
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (360, 4000))
+        with Server() as server, Plane(workers=1) as plane:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (4000, 4000))
+
+            def free():
+                counters = plane.data.counters()
+                return counters.fds_budget - counters.fds_used
+
+            def is_full():
+                "After what has happened so far, which the worker has looked at by its next turn."
+                for _ in range(2):
+                    clients[0].sendall(b"x")
+                    assert upstreams[0].recv(1) == b"x"
+                return plane.data.counters().full
+
+            clients, upstreams = [], []
+            while not (clients and is_full()):
+                clients.append(plane.through(server.address))
+                upstreams.append(server.accept())
+            room = free()
+            assert 0 <= room < 8
+            live = plane.data.live
+            for _ in range(2):
+                linger_reset(clients.pop())
+            eventually(lambda: plane.data.live == live - 2, "two to be closed")
+            assert 8 <= free() < 16
+            assert is_full()
+            for _ in range(4):
+                linger_reset(clients.pop())
+            eventually(lambda: free() >= 16, "some room")
+            assert not is_full()
+        print("ok")
+    """
+    run_alone(script)

@@ -426,6 +426,22 @@ def test_nothing_is_left_behind(plane: Plane, server: Server) -> None:
     thread.join()
 
 
+@pytest.mark.parametrize("aborter", ["client", "upstream"])
+def test_what_came_before_a_reset_is_delivered(plane: Plane, server: Server, aborter: str) -> None:
+    """Also where both are there before they are looked at, which happens now and then."""
+    for _ in range(100):
+        pair = open_pair(plane, server, "header")
+        victim, other = reversed(pair) if aborter == "client" else pair
+        victim.sendall(b"x")
+        assert other.recv(1) == b"x"
+        other.sendall(b"last words")
+        linger_reset(other)
+        assert victim.recv(100) == b"last words"
+        with pytest.raises(ConnectionResetError):
+            victim.recv(1)
+        victim.close()
+
+
 def test_a_reset_after_an_end_is_a_reset(plane: Plane, server: Server) -> None:
     """The kernel says EPIPE then, which is no peer's doing."""
     client, upstream = open_pair(plane, server, "header")

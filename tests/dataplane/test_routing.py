@@ -249,6 +249,20 @@ def test_what_is_not_the_endpoints_doing_ejects_nobody(plane: Plane, server: Ser
     assert ejected(plane) == []
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_who_listens_everywhere_is_found_on_loopback(
+    make_plane: MakePlane, server: Server, host: str
+) -> None:
+    """A connection to one's own listener would go round for ever."""
+    own = Address(host, server.address.port)
+    plane = make_plane(before_start=lambda data: data.set_own_addresses([own]))
+    plane.through(server.address)
+    assert plane.next_closed().end is End.LOOP
+    with Server() as other, plane.through(other.address):
+        other.accept().close()
+    assert server.accepts_nothing()
+
+
 def test_without_a_time_nobody_is_ejected(make_plane: MakePlane, server: Server) -> None:
     plane = make_plane(timeouts=Timeouts(ejection=0))
     route = Route(endpoints=(closed_address(), server.address))
