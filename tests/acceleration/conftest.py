@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,15 +41,30 @@ def make_mesh(server: Server, tmp_path: Path) -> Callable[..., AbstractContextMa
     return partial(mesh, server, tmp_path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def listener() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening
 
 
+@pytest.fixture(scope="module")
+def sidecar_with() -> Iterator[Callable[[dict[str, Any]], Sidecar]]:
+    """The sidecar with these settings: a start takes longer than most of what is tested."""
+    with ExitStack() as stack:
+        made: dict[str, Sidecar] = {}
+
+        def find(settings: dict[str, Any]) -> Sidecar:
+            key = json.dumps(settings, sort_keys=True)
+            if key not in made:
+                made[key] = stack.enter_context(Sidecar(settings))
+            return made[key]
+
+        yield find
+
+
 @pytest.fixture
 def start(
-    sidecar_factory: Callable[..., Sidecar], listener: socket.socket
+    sidecar_with: Callable[[dict[str, Any]], Sidecar], listener: socket.socket
 ) -> Iterator[Callable[..., HookedApplication]]:
     started: list[HookedApplication] = []
 
@@ -71,7 +87,7 @@ def start(
         }
         if path == "relay":
             settings["acceleration"] = "off"
-        started.append(HookedApplication(sidecar_factory(settings), listener, ip))
+        started.append(HookedApplication(sidecar_with(settings), listener, ip))
         return started[-1]
 
     yield run

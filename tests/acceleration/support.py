@@ -336,7 +336,7 @@ class HookedApplication(Application):
 
     @property
     def path(self) -> str:
-        return str(self.sidecar.admin_json("/connections?closed=0")[0]["path"])
+        return self.sidecar.wait_for_connection(pid=self._process.pid).path
 
     def wait_for_path(self, path: str) -> None:
         eventually(lambda: self.path == path, lambda: f"{self.path} becomes {path}")

@@ -297,7 +297,7 @@ def _told(application: Application, script: Callable[[Application], Any]) -> Any
 @pytest.mark.parametrize("script", _SCRIPTS, ids=lambda script: script.__name__.lstrip("_"))
 @pytest.mark.parametrize("form", _FORMS)
 def test_receiving_calls_say_what_they_say_without_a_hook(
-    sidecar_factory: Callable[..., Sidecar],
+    sidecar_with: Callable[[dict[str, Any]], Sidecar],
     listener: socket.socket,
     form: str,
     script: Callable[[Application], Any],
@@ -306,7 +306,7 @@ def test_receiving_calls_say_what_they_say_without_a_hook(
     route = {"match": {"destination": V4, "ports": [PORT]}, "endpoints": [endpoint]}
     settings = {"outbound": {"routes": [route]}, "acceleration": _FORMS[form]}
     expected = _told(Application(listener, {}, listener.getsockname()), script)
-    hooked = HookedApplication(sidecar_factory(settings), listener)
+    hooked = HookedApplication(sidecar_with(settings), listener)
     hooked.exchange()
     hooked.wait_for_path("relay" if form == "default" else form)
     if form != "default" and script in _DIFFERENCES:
@@ -322,7 +322,7 @@ def sandboxed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("captured", [False, True])
 def test_a_sandbox_that_allows_nothing_but_receiving_lives(
-    sidecar_factory: Callable[..., Sidecar],
+    sidecar_with: Callable[[dict[str, Any]], Sidecar],
     listener: socket.socket,
     sandboxed: Path,
     captured: bool,
@@ -331,7 +331,7 @@ def test_a_sandbox_that_allows_nothing_but_receiving_lives(
     kills who does."""
     here = listener.getsockname()[1]
     route = {"match": {"destination": V4, "ports": [PORT]}, "endpoints": [f"127.0.0.1:{here}"]}
-    sidecar = sidecar_factory({"outbound": {"routes": [route]}, "acceleration": _FIRST_BYTE})
+    sidecar = sidecar_with({"outbound": {"routes": [route]}, "acceleration": _FIRST_BYTE})
     address = [V4, str(PORT)] if captured else ["127.0.0.1", str(here)]  # loopback is not captured
     with (
         subprocess.Popen(
