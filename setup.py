@@ -109,7 +109,7 @@ class BuildPrograms(BuildFile):
 
     description = "compile the BPF programs"
     file = "pysidecar/dataplane/accelerate.bpf.o"
-    sources = "pysidecar/dataplane/bpf"
+    sources = "pysidecar/dataplane/l4/bpf"
 
     def make(self, output: Path) -> None:
         multiarch = sysconfig.get_config_var("MULTIARCH") or ""

@@ -113,7 +113,7 @@ _DATA_PLANE = "pysidecar/dataplane/**/*.c"
 TARGETS = {
     target.name: target
     for target in (
-        Target("header", _DATA_PLANE, "pysidecar/dataplane/header.c", runs=200_000),
+        Target("header", _DATA_PLANE, "pysidecar/dataplane/intercept/header.c", runs=200_000),
         Target("control", _DATA_PLANE, longest=256, runs=1000),
         Target("page", "hook/address.c", "hook/page.c", longest=4096, runs=5000),
         Target("rules", longest=512, runs=5000),

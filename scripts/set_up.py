@@ -247,7 +247,7 @@ def dependencies() -> list[str]:
 def build_package() -> None:
     sources = [
         path
-        for pattern in ("hook/*", "pysidecar/dataplane/**/*.[ch]", "pysidecar/dataplane/bpf/*")
+        for pattern in ("hook/*", "pysidecar/dataplane/**/*.[ch]", "pysidecar/dataplane/l4/bpf/*")
         for path in ROOT.glob(pattern)
         if path.is_file()
     ]

@@ -14,7 +14,7 @@ from cffi import FFI
 ROOT = Path(__file__).resolve().parents[2]
 # What follows is relative to ROOT, where every build runs: setuptools wants it so.
 CONTRACT = "hook/contract.h"
-INTERFACE = "pysidecar/dataplane/dataplane.h"
+INTERFACE = ["pysidecar/dataplane/base/terms.h", "pysidecar/dataplane/api/dataplane.h"]
 INCLUDE_DIRS = ["hook", "pysidecar/dataplane"]
 
 
@@ -27,8 +27,8 @@ HEADERS = _relative("pysidecar/dataplane/**/*.h") + _relative("hook/*.h")
 
 
 def declarations() -> str:
-    """The two headers without their preprocessor lines, which cffi cannot read."""
-    headers = (ROOT / CONTRACT).read_text() + (ROOT / INTERFACE).read_text()
+    """What Python sees: the headers without their preprocessor lines, which cffi cannot read."""
+    headers = "".join((ROOT / path).read_text() for path in (CONTRACT, *INTERFACE))
     return re.sub(r"^\s*#.*$", "", headers, flags=re.MULTILINE)
 
 
@@ -36,7 +36,7 @@ ffibuilder = FFI()
 ffibuilder.cdef(declarations())
 ffibuilder.set_source(
     "pysidecar.dataplane._native",
-    '#include "dataplane.h"',
+    '#include "api/dataplane.h"',
     include_dirs=INCLUDE_DIRS,
     depends=[*SOURCES, *HEADERS, "setup.py"],
     libraries=["pthread"],

@@ -41,7 +41,7 @@ def _compile(program: Path) -> None:
     sources = [
         Path(__file__).with_name("pick.c"),
         _DATA_PLANE / "base" / "map.c",
-        *sorted((_DATA_PLANE / "upstream").glob("*.c")),
+        *(_DATA_PLANE / "upstream" / f"{part}.c" for part in ("cluster", "endpoint", "shared")),
     ]
     flags = "-std=gnu11 -D_GNU_SOURCE -O2 -DNDEBUG -Wall -Wextra -Werror -pthread".split()
     include = [f"-I{_ROOT / 'hook'}", f"-I{_DATA_PLANE}"]

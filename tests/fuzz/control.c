@@ -15,7 +15,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "../../pysidecar/dataplane/internal.h"
+#include "api/plane.h"
+#include "base/sockaddr.h"
+#include "net/foreign.h"
 
 #include "fuzz.h"
 
@@ -111,10 +113,8 @@ static struct dp *make_plane(uint8_t how, struct sockaddr_un *control, socklen_t
         (void)dp_add_park(dp, &parks[i]); /* a host may have no IPv6 */
     set_routes(dp, how);
     dp_set_page(dp, &page);
-    dp->fds_budget = 256;
-    atomic_store(&dp->undrained, 1);
-    dp->started = true;
-    CHECK(worker_prepare(&dp->workers[0]));
+    CHECK(plane_prepare(dp) == 0);
+    dp->budget.most = 256;
     return dp;
 }
 
@@ -153,9 +153,9 @@ static int parked(struct application *application, const struct dp *dp, bool ipv
 {
     int fd = tcp(application, ipv4 ? AF_INET : AF_INET6, 0, false);
 
-    for (size_t i = 0; i < dp->park_count; i++)
-        if (address_is_ipv4(&dp->parks[i].address) == ipv4)
-            connect_to(fd, &dp->parks[i].address);
+    for (size_t i = 0; i < dp->parks.count; i++)
+        if (address_is_ipv4(&dp->parks.each[i].address) == ipv4)
+            connect_to(fd, &dp->parks.each[i].address);
     return fd;
 }
 
@@ -355,7 +355,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     (void)dp_take_closed(dp, records, 4);
     dp_stop(dp);
-    while (reapers_pending(dp->reapers) > 0) /* other threads close what came from others */
+    while (foreign_pending(dp->foreign) > 0) /* other threads close what came from others */
         sched_yield();
     dp_destroy(dp);
     while (serve())

@@ -2,7 +2,7 @@
  * (haproxy's proxy-protocol.txt, section 2.2) and from what contract.h says of our TLVs.
  *
  * An input is what has come so far, however little. */
-#include "../../pysidecar/dataplane/header.c"
+#include "../../pysidecar/dataplane/intercept/header.c"
 
 #include "fuzz.h"
 

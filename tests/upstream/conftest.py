@@ -40,7 +40,12 @@ def _declarations() -> str:
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """cffi's ``ffi`` and ``lib``."""
     library = tmp_path_factory.mktemp("upstream") / "shim.so"
-    sources = [SHIM, DATA_PLANE / "base" / "map.c", *sorted((DATA_PLANE / "upstream").glob("*.c"))]
+    parts = ("cluster", "endpoint", "shared", "table")
+    sources = [
+        SHIM,
+        DATA_PLANE / "base" / "map.c",
+        *(DATA_PLANE / "upstream" / f"{part}.c" for part in parts),
+    ]
     sanitize = (
         ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
         if "libasan" in os.environ.get("LD_PRELOAD", "")

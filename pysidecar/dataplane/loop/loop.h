@@ -42,6 +42,12 @@ void loop_unwatch(struct loop *loop, struct watch *watch);
 /* The same for a descriptor that is closed with it. */
 void loop_close_watch(struct loop *loop, struct watch *watch);
 
+/* Whether this turn has brought an event that is still to be told. */
+static inline bool watch_is_pending(const struct watch *watch)
+{
+    return watch->pending != 0;
+}
+
 /* The owner's timers and tasks must be off before it is freed. */
 void loop_set_timer(struct loop *loop, struct timer *timer, uint64_t in_ms,
                     void (*expired)(struct timer *));

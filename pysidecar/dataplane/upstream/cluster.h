@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "dataplane.h"
+#include "base/terms.h"
 #include "upstream/endpoint.h"
 #include "upstream/shared.h"
 

@@ -1,0 +1,405 @@
+#include "api/dataplane.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "api/plane.h"
+#include "base/clock.h"
+#include "base/fd.h"
+#include "intercept/control.h"
+#include "l4/direct.h"
+#include "l4/sockmap.h"
+#include "l4/tunnel.h"
+#include "net/foreign.h"
+
+enum { FDS_SPARE = 64 + DP_ADMIN_CONNECTIONS }; /* left for the control plane */
+
+/* ---- who serves what ---- */
+
+static void opened(struct session *session)
+{
+    inbox_opened(session->worker->inbox, session);
+}
+
+/* Where the application cannot connect itself, `direct` is a relay. */
+static void arrived(struct session *session)
+{
+    struct choice choice;
+    enum dp_end end = choice_begin(&choice, session->worker, &session->origin);
+
+    session->route = choice.route;
+    if (end == DP_END_NONE) {
+        tunnel_start(session, &choice);
+        return;
+    }
+    session->action = end == DP_END_REFUSED_BY_ROUTE ? DP_REFUSE : DP_RELAY;
+    session_refuse(session, end, ECONNREFUSED);
+}
+
+static const struct session_handler handler = {
+    .opened = opened,
+    .arrived = arrived,
+    .asks = direct_ask,
+    .let_go = sockmap_prepare,
+    .flow_ops = sockmap_ops,
+};
+
+/* ---- creation ---- */
+
+static void share(struct dp *dp, struct worker *worker)
+{
+    worker->timeouts = &dp->timeouts;
+    worker->budget = &dp->budget;
+    worker->foreign = dp->foreign;
+    worker->routes = &dp->routes;
+    worker->clients = &dp->clients;
+    worker->parks = &dp->parks;
+    worker->listeners = &dp->listeners;
+    worker->accelerator = &dp->accelerator;
+    worker->inbox = &dp->inbox;
+    worker->handler = &handler;
+}
+
+/* 0 or -errno. */
+static int create_workers(struct dp *dp, uint32_t workers)
+{
+    int result = 0;
+
+    dp->workers = calloc(workers, sizeof *dp->workers);
+    dp->threads = calloc(workers, sizeof *dp->threads);
+    if (!dp->workers || !dp->threads)
+        return -ENOMEM;
+    dp->listeners.workers = dp->workers;
+    dp->listeners.worker_count = workers;
+    for (uint32_t i = 0; i < workers && result == 0; i++) {
+        share(dp, &dp->workers[i]);
+        dp->threads[i].inbox = &dp->inbox;
+        dp->threads[i].stopping = &dp->stopping;
+        dp->worker_count = i + 1;
+        result = thread_create(&dp->threads[i], dp->workers, workers, i);
+    }
+    return result;
+}
+
+struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts)
+{
+    struct dp *dp;
+    int result = 0;
+
+    if (workers == 0) {
+        errno = EINVAL;
+        return NULL;
+    }
+    dp = calloc(1, sizeof *dp);
+    if (!dp)
+        return NULL;
+    dp->event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (dp->event < 0)
+        result = -errno;
+    dp->foreign = foreign_create();
+    if (!dp->foreign)
+        result = -ENOMEM;
+    dp->budget.foreign = dp->foreign;
+    dp->budget.event = dp->event;
+    inbox_init(&dp->inbox, dp->event);
+    routes_init(&dp->routes, dp->event);
+    dp_set_timeouts(dp, timeouts);
+    if (result == 0)
+        result = create_workers(dp, workers);
+    if (result < 0) {
+        dp_destroy(dp);
+        errno = -result;
+        return NULL;
+    }
+    return dp;
+}
+
+void dp_destroy(struct dp *dp)
+{
+    inbox_close(&dp->inbox);
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        thread_destroy(&dp->threads[i]);
+    assert(atomic_load(&dp->budget.reserved) == 0);
+    if (!dp->started)
+        listeners_close(&dp->listeners, dp->foreign);
+    parks_close(&dp->parks);
+    accelerator_close(&dp->accelerator);
+    close_fd(&dp->event);
+    routes_close(&dp->routes);
+    foreign_release(dp->foreign);
+    clients_free(&dp->clients);
+    free(dp->threads);
+    free(dp->workers);
+    free(dp);
+}
+
+/* ---- set-up ---- */
+
+int dp_add_listener(struct dp *dp, int fd, const struct dp_listener *listener)
+{
+    int result = listeners_add(&dp->listeners, fd, listener);
+
+    if (result < 0)
+        close(fd);
+    return result;
+}
+
+int dp_add_park(struct dp *dp, struct mosnhook_address *address)
+{
+    return parks_add(&dp->parks, address);
+}
+
+int dp_set_clients(struct dp *dp, int everybody_else, const uint32_t *uids, size_t count)
+{
+    return clients_set(&dp->clients, everybody_else, uids, count);
+}
+
+int dp_set_own_addresses(struct dp *dp, const struct mosnhook_address *addresses, size_t count)
+{
+    return routes_set_own(&dp->routes, addresses, count);
+}
+
+int dp_accelerate(struct dp *dp, const char *path, const struct dp_acceleration *settings,
+                  char *reason)
+{
+    return accelerator_open(&dp->accelerator, path, settings, reason);
+}
+
+int dp_parking_works(const struct mosnhook_address *address)
+{
+    return park_works(address);
+}
+
+int dp_direct_works(void)
+{
+    return direct_works();
+}
+
+void dp_set_page(struct dp *dp, struct mosnhook_page *page)
+{
+    dp->page = page;
+    dp->budget.page = page;
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        dp->workers[i].page = page;
+}
+
+void dp_page_begin(struct mosnhook_page *page)
+{
+    __atomic_store_n(&page->sequence, page->sequence | 1, __ATOMIC_RELAXED);
+    __atomic_thread_fence(__ATOMIC_RELEASE);
+}
+
+void dp_page_end(struct mosnhook_page *page)
+{
+    __atomic_store_n(&page->sequence, (page->sequence | 1) + 1, __ATOMIC_RELEASE);
+}
+
+void dp_set_timeouts(struct dp *dp, const struct dp_timeouts *timeouts)
+{
+    atomic_store(&dp->timeouts.connect_ms, timeouts->connect_ms);
+    atomic_store(&dp->timeouts.idle_ms, timeouts->idle_ms);
+    atomic_store(&dp->timeouts.header_ms, timeouts->header_ms);
+    atomic_store(&dp->timeouts.ejection_ms, timeouts->ejection_ms);
+}
+
+/* ---- routes ---- */
+
+static void wake_workers(struct dp *dp)
+{
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        worker_wake(&dp->workers[i]);
+}
+
+int dp_set_routes(struct dp *dp, uint32_t which, const struct mosnhook_rules *rules,
+                  const struct dp_route *routes, size_t route_count,
+                  const struct mosnhook_address *endpoints, size_t endpoint_count)
+{
+    struct table *table;
+
+    if (which >= TABLES)
+        return -EINVAL;
+    keeper_collect(&dp->routes.registry.keeper);
+    table = table_create(&dp->routes.registry, which, rules, routes, route_count, endpoints,
+                         endpoint_count, dp->routes.tables[which]);
+    if (!table)
+        return -errno;
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        tables_offer(dp->workers[i].tables, which, table);
+    table_drop(dp->routes.tables[which]);
+    dp->routes.tables[which] = table;
+    wake_workers(dp);
+    return 0;
+}
+
+/* Without routes every connection goes to its original destination. */
+static int ensure_tables(struct dp *dp)
+{
+    static const struct mosnhook_rules none = {.size = sizeof none};
+    int result = 0;
+
+    for (uint32_t which = 0; which < TABLES && result == 0; which++)
+        if (!dp->routes.tables[which])
+            result = dp_set_routes(dp, which, &none, NULL, 0, NULL, 0);
+    return result;
+}
+
+size_t dp_ejected(struct dp *dp, struct dp_ejected *ejected, size_t max)
+{
+    uint64_t since_ms = ejected_since(&dp->timeouts, clock_ns(CLOCK_MONOTONIC) / NS_PER_MS);
+    size_t count = 0;
+
+    for (uint32_t direction = 0; direction < DIRECTIONS; direction++) {
+        const struct table *table = dp->routes.tables[direction];
+
+        for (uint32_t route = 0; table && route < table->route_count; route++) {
+            const struct cluster *cluster = table->routes[route].cluster;
+
+            for (uint32_t i = 0; cluster && i < cluster->count; i++)
+                if (endpoint_is_ejected(cluster->endpoints[i], since_ms) && count++ < max)
+                    ejected[count - 1] =
+                        (struct dp_ejected){cluster->endpoints[i]->address, direction, route};
+        }
+    }
+    return count;
+}
+
+/* ---- life ---- */
+
+int plane_prepare(struct dp *dp)
+{
+    int result = ensure_tables(dp);
+
+    if (result == 0 &&
+        !budget_measure(&dp->budget, FDS_SPARE + (int)dp->worker_count * FDS_TO_REFUSE))
+        result = -EMFILE;
+    if (result < 0)
+        return result;
+    if (dp->page) {
+        __atomic_store_n(&dp->page->full, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&dp->page->accelerates, dp->accelerator.object != NULL, __ATOMIC_RELAXED);
+    }
+    atomic_store(&dp->listeners.undrained, dp->worker_count);
+    dp->started = true;
+    for (uint32_t i = 0; i < dp->worker_count && result == 0; i++)
+        result = thread_prepare(&dp->threads[i]);
+    return result;
+}
+
+int dp_start(struct dp *dp)
+{
+    sigset_t all, before;
+    int result = plane_prepare(dp);
+
+    /* Signals are the control plane's: its thread must be the one that gets them. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (uint32_t i = 0; i < dp->worker_count && result == 0; i++)
+        result = thread_start(&dp->threads[i]);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (result < 0)
+        dp_stop(dp);
+    return result;
+}
+
+int dp_event_fd(struct dp *dp)
+{
+    return dp->event;
+}
+
+void dp_drain(struct dp *dp)
+{
+    atomic_store_explicit(&dp->listeners.draining, true, memory_order_release);
+    wake_workers(dp);
+}
+
+/* Nobody will see an event of it any more. */
+static void end_now(struct session *session)
+{
+    if (session_state(session) == SESSION_DIRECT) {
+        session_close(session, DP_END_LEFT, 0);
+        return;
+    }
+    session_refuse(session, DP_END_DRAIN_LIMIT, 0);
+    session_close(session, DP_END_DRAIN_LIMIT, 0); /* where that would take a moment */
+}
+
+void dp_stop(struct dp *dp)
+{
+    if (!dp->started || dp->joined)
+        return;
+    dp_drain(dp);
+    atomic_store_explicit(&dp->stopping, true, memory_order_release);
+    wake_workers(dp);
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        if (dp->threads[i].started)
+            pthread_join(dp->threads[i].id, NULL);
+    dp->joined = dp->inbox.joined = true;
+    /* The workers are gone: their sessions are this thread's now. */
+    inbox_take_opened(&dp->inbox);
+    direct_look(dp->inbox.live);
+    for (struct session *session = dp->inbox.live; session; session = session->live_next)
+        end_now(session);
+    for (uint32_t i = 0; i < dp->worker_count; i++) {
+        inbox_hand_over(&dp->inbox, &dp->workers[i]);
+        listener_leave_all(&dp->workers[i]);
+    }
+}
+
+/* ---- reports ---- */
+
+size_t dp_take_closed(struct dp *dp, struct dp_record *records, size_t max)
+{
+    uint64_t count;
+
+    if (read(dp->event, &count, sizeof count) < 0)
+        count = 0; /* nobody announced anything: look all the same */
+    keeper_collect(&dp->routes.registry.keeper);
+    return inbox_take_closed(&dp->inbox, records, max);
+}
+
+void dp_take_dropped(struct dp *dp, struct dp_dropped *dropped)
+{
+    inbox_take_dropped(&dp->inbox, dropped);
+}
+
+size_t dp_snapshot(struct dp *dp, struct dp_record *records, size_t max)
+{
+    return inbox_snapshot(&dp->inbox, records, max);
+}
+
+struct dp_walk *dp_walk_begin(struct dp *dp)
+{
+    return inbox_walk(&dp->inbox);
+}
+
+size_t dp_passing(struct dp *dp)
+{
+    return inbox_count_passing(&dp->inbox);
+}
+
+void dp_read_counters(struct dp *dp, struct dp_counters *sum)
+{
+    memset(sum, 0, sizeof *sum);
+    for (uint32_t i = 0; i < dp->worker_count; i++) {
+        const struct counters *counters = &dp->workers[i].counters;
+
+        sum->accepted += counter_read(&counters->accepted);
+        sum->closed += counter_read(&counters->closed);
+        sum->bytes_sent += counter_read(&counters->bytes[DOWNSTREAM]);
+        sum->bytes_received += counter_read(&counters->bytes[UPSTREAM]);
+        sum->bytes_spliced += counter_read(&counters->bytes_spliced);
+        sum->connect_failures += counter_read(&counters->connect_failures);
+        sum->accept_pauses += counter_read(&counters->accept_pauses);
+        sum->buffers += counter_read(&counters->buffers);
+    }
+    sum->connection_bytes = sizeof(struct session) + sizeof(struct tunnel);
+    sum->fds_used = (uint64_t)budget_used(&dp->budget);
+    sum->fds_budget = (uint64_t)dp->budget.most;
+    sum->fds_limit = (uint64_t)dp->budget.limit;
+    sum->full = atomic_load_explicit(&dp->budget.full, memory_order_relaxed);
+}

@@ -1,0 +1,168 @@
+/* The data plane's interface to the control plane. Python reads this header through cffi.
+ *
+ * Ownership: a connection belongs to the worker thread that accepted it from its first byte until
+ * the worker hands it over as closed; the control side then reports and frees it. So the control
+ * side may read the counters of any live connection without a lock. All dp_* functions are for one
+ * control thread; none blocks, except dp_stop.
+ *
+ * The control side may be late: beyond 65,536 closed connections that it has not taken, the oldest
+ * are dropped, and counted (struct dp_dropped).
+ */
+#ifndef PYSIDECAR_DATAPLANE_H
+#define PYSIDECAR_DATAPLANE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/terms.h"
+
+/* What the control plane knows of one connection. */
+struct dp_record {
+    uint64_t id;             /* unique in this process, in the order of accepting */
+    uint64_t opened_ns;      /* CLOCK_REALTIME */
+    uint64_t duration_ns;    /* until closed, or until now */
+    uint64_t bytes_sent;     /* application to upstream */
+    uint64_t bytes_received; /* upstream to application */
+    struct mosnhook_address source;
+    struct mosnhook_address original_destination; /* all zero while unknown */
+    struct mosnhook_address upstream;             /* all zero while there is none */
+    uint32_t pid;                                 /* 0 where unknown */
+    uint32_t uid;                                 /* UINT32_MAX where unknown */
+    uint32_t route;                      /* index of the route that matched, UINT32_MAX for none */
+    int32_t error;                       /* errno, 0 for none */
+    uint16_t transport;                  /* enum dp_transport */
+    uint16_t direction;                  /* enum dp_direction */
+    uint16_t action;                     /* enum dp_action */
+    uint16_t end;                        /* enum dp_end */
+    uint16_t path;                       /* enum dp_path */
+    uint16_t reserved;                   /* 0 */
+    uint32_t rtt_us;                     /* smoothed round-trip time, 0 where it was not measured */
+    char command[MOSNHOOK_COMMAND_SIZE]; /* NUL-padded; "" where unknown */
+};
+
+/* One that is ejected: connections get another endpoint of the route, unless all are. */
+struct dp_ejected {
+    struct mosnhook_address endpoint;
+    uint32_t direction; /* enum dp_direction */
+    uint32_t route;     /* its index */
+};
+
+/* Sums since the start, over all workers. */
+struct dp_counters {
+    uint64_t accepted;
+    uint64_t closed;
+    uint64_t bytes_sent;
+    uint64_t bytes_received;
+    uint64_t bytes_spliced;    /* part of both sums that took the splice path */
+    uint64_t connect_failures; /* endpoints that could not be connected */
+    uint64_t accept_pauses;    /* times that accepting paused for lack of fds */
+    uint64_t buffers;          /* relay buffers and pipes in use now */
+    uint64_t connection_bytes; /* user memory of one idle connection, bytes */
+    uint64_t fds_used;         /* file descriptors that connections and pipes reserve now */
+    uint64_t fds_budget;       /* how many there are for them */
+    uint64_t fds_limit;        /* the process's: the rest are the listeners', the control plane's */
+    uint64_t full;             /* 1 while there are too few left: connections are refused */
+};
+
+/* Closed connections that were not reported, as sums: nobody took the reports for too long. */
+struct dp_dropped {
+    uint64_t connections[2][4][3]; /* by enum dp_direction, dp_transport and dp_action */
+    uint64_t ends[32];             /* the same ones by enum dp_end */
+};
+
+struct dp;
+struct dp_walk;
+
+/* Returns NULL with errno set. `workers` threads, at least 1, start with dp_start. */
+struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts);
+
+/* Adds a listening, non-blocking socket; the data plane owns the fd from here on, also on failure.
+ * 0 or -errno. Before dp_start only. */
+int dp_add_listener(struct dp *dp, int fd, const struct dp_listener *listener);
+
+/* Opens a park (see contract.h) on `address` (its port is ignored) and stores where it is.
+ * 0 or -errno. Before dp_start only. */
+int dp_add_park(struct dp *dp, struct mosnhook_address *address);
+
+/* Who may use listeners of DP_TRANSPORT_HEADER, by the kernel's word: root, the user as whom we
+ * run, and `uids`; with `everybody_else` all but `uids`. Without it, nobody else. 0 or -errno.
+ * Before dp_start only. */
+int dp_set_clients(struct dp *dp, int everybody_else, const uint32_t *uids, size_t count);
+
+/* Addresses that are never an upstream by original destination (a loop): the own listeners. */
+int dp_set_own_addresses(struct dp *dp, const struct mosnhook_address *addresses, size_t count);
+
+/* Whether this kernel completes a parked socket by simultaneous open: tried on `address`.
+ * 1, 0, or -errno. */
+int dp_parking_works(const struct mosnhook_address *address);
+
+/* Whether the kernel reports the end of connections that are not ours, without which there are no
+ * direct ones. 0 or -errno. */
+int dp_direct_works(void);
+
+/* Accelerates connections by the BPF programs of an object file. 0, or -errno with a `reason` (of
+ * DP_REASON_SIZE bytes) for people. Before dp_start only. */
+int dp_accelerate(struct dp *dp, const char *path, const struct dp_acceleration *settings,
+                  char *reason);
+
+/* The page whose alive_ns, accelerates, elsewhere and full the data plane maintains; it must stay
+ * mapped until dp_stop. Before dp_start only. */
+void dp_set_page(struct dp *dp, struct mosnhook_page *page);
+
+/* Around every change of a page by its control plane: the seqlock of contract.h, with the memory
+ * order that Python cannot express. */
+void dp_page_begin(struct mosnhook_page *page);
+void dp_page_end(struct mosnhook_page *page);
+
+/* Replaces the route table of one direction, or DP_EXCLUDED; all arrays are copied. 0 or -errno
+ * (-EINVAL: inconsistent table). */
+int dp_set_routes(struct dp *dp, uint32_t which, const struct mosnhook_rules *rules,
+                  const struct dp_route *routes, size_t route_count,
+                  const struct mosnhook_address *endpoints, size_t endpoint_count);
+
+void dp_set_timeouts(struct dp *dp, const struct dp_timeouts *timeouts);
+
+/* 0 or -errno. */
+int dp_start(struct dp *dp);
+
+/* Readable when there is something to take, or `full` has changed; dp_take_closed clears it. */
+int dp_event_fd(struct dp *dp);
+
+/* Stores at most `max` connections that closed; each is reported once. Returns their number. */
+size_t dp_take_closed(struct dp *dp, struct dp_record *records, size_t max);
+
+/* Stores what was dropped since the last call. */
+void dp_take_dropped(struct dp *dp, struct dp_dropped *dropped);
+
+/* Stores at most `max` live connections. Returns the number of all live ones. */
+size_t dp_snapshot(struct dp *dp, struct dp_record *records, size_t max);
+
+/* Begins a walk over the connections that are live now, to be done in pieces. A connection that
+ * closes before the walk reaches it is left out, and none comes twice. NULL where there is no
+ * memory. */
+struct dp_walk *dp_walk_begin(struct dp *dp);
+
+/* Stores at most `max` further connections, as they are now. Returns their number, 0 at the end. */
+size_t dp_walk_next(struct dp_walk *walk, struct dp_record *records, size_t max);
+
+/* Frees the walk. May be called after dp_destroy. */
+void dp_walk_end(struct dp_walk *walk);
+
+/* Live connections whose bytes pass the data plane: those that a drain waits for. */
+size_t dp_passing(struct dp *dp);
+
+/* Stores at most `max` endpoints that are ejected now. Returns the number of all of them. */
+size_t dp_ejected(struct dp *dp, struct dp_ejected *ejected, size_t max);
+
+void dp_read_counters(struct dp *dp, struct dp_counters *counters);
+
+/* Closes the listeners; live connections go on. */
+void dp_drain(struct dp *dp);
+
+/* Aborts what is left and joins the workers. Closed connections can still be taken. */
+void dp_stop(struct dp *dp);
+
+/* After dp_stop (or before dp_start). */
+void dp_destroy(struct dp *dp);
+
+#endif

@@ -1,0 +1,38 @@
+/* A data plane: everything that its workers share. The composition of the folders below. */
+#ifndef PYSIDECAR_API_PLANE_H
+#define PYSIDECAR_API_PLANE_H
+
+#include "api/dataplane.h"
+#include "api/inbox.h"
+#include "api/worker.h"
+#include "intercept/clients.h"
+#include "intercept/listener.h"
+#include "intercept/park.h"
+#include "l4/accelerator.h"
+#include "net/budget.h"
+#include "upstream/routes.h"
+
+struct dp {
+    struct worker *workers;
+    struct thread *threads; /* as many */
+    uint32_t worker_count;
+    bool started, joined;
+    atomic_bool stopping;
+    int event;
+
+    struct timeouts timeouts;
+    struct budget budget;
+    struct foreign *foreign;
+    struct routes routes;
+    struct clients clients;
+    struct parks parks;
+    struct listeners listeners;
+    struct accelerator accelerator;
+    struct inbox inbox;
+    struct mosnhook_page *page;
+};
+
+/* Makes it ready to run, but for the threads. 0 or -errno. */
+int plane_prepare(struct dp *dp);
+
+#endif

@@ -1,0 +1,36 @@
+/* A worker's thread: its parts, and what each turn of its loop ends with. */
+#ifndef PYSIDECAR_API_WORKER_H
+#define PYSIDECAR_API_WORKER_H
+
+#include <pthread.h>
+
+#include "loop/worker.h"
+#include "net/pipe.h"
+#include "upstream/routes.h"
+
+struct inbox;
+
+struct thread {
+    struct worker *worker;
+    struct inbox *inbox;
+    pthread_t id;
+    bool started;
+    const atomic_bool *stopping;
+    struct timer alive; /* to show it in the page */
+    struct task turn_ends;
+    struct pipes pipes;
+    struct tables tables;
+};
+
+/* The worker's shared parts are set before. 0 or -errno; also after a failure it is to be
+ * destroyed.
+ */
+int thread_create(struct thread *thread, struct worker *workers, uint32_t worker_count,
+                  unsigned index);
+void thread_destroy(struct thread *thread);
+/* When all listeners are known. 0 or -errno. */
+int thread_prepare(struct thread *thread);
+/* 0 or -errno. */
+int thread_start(struct thread *thread);
+
+#endif

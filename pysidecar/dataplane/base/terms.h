@@ -1,0 +1,127 @@
+/* The terms of the data plane, which Python and C share: what connections, listeners and routes are
+ * told apart by. cffi reads this file, so there is nothing in it but declarations. */
+#ifndef PYSIDECAR_BASE_TERMS_H
+#define PYSIDECAR_BASE_TERMS_H
+
+#include <stdint.h>
+
+#include "contract.h"
+
+/* How a connection reached us, and with it how it says where it wanted to go. */
+enum dp_transport {
+    DP_TRANSPORT_UNIX = 0,     /* a request of the connect hook on the control socket */
+    DP_TRANSPORT_HEADER = 1,   /* a PROXY v2 header */
+    DP_TRANSPORT_REDIRECT = 2, /* netfilter REDIRECT: SO_ORIGINAL_DST */
+    DP_TRANSPORT_TPROXY = 3,   /* netfilter TPROXY: the accepted socket's own address */
+};
+
+enum dp_direction {
+    DP_OUTBOUND = 0,
+    DP_INBOUND = 1,
+};
+
+/* What dp_set_routes replaces: the routes of a direction, by its number, or this, which is none of
+ * them. A destination on loopback that matches any route of it is refused to outbound connections.
+ */
+enum { DP_EXCLUDED = 2 };
+
+enum dp_action {
+    DP_RELAY = 0,
+    DP_REFUSE = 1,
+    /* The application connects itself to the endpoint. Of a connection for which that is no way, a
+     * relay. */
+    DP_DIRECT = 2,
+};
+
+/* The way that a connection's bytes take. */
+enum dp_path {
+    DP_PATH_RELAY = 0, /* through the data plane */
+    DP_PATH_LOCAL = 1, /* the same, with a short cut between application and data plane */
+    DP_PATH_FULL = 2,  /* from the application's socket to the upstream's and back, in the kernel */
+    DP_PATH_DIRECT = 3, /* the application is connected to the upstream itself */
+};
+
+enum dp_balance {
+    DP_ROUND_ROBIN = 0,
+    DP_LEAST_CONNECTIONS = 1,
+};
+
+/* Why a connection ended. Everything but DP_END_EOF is an error in the access log. */
+enum dp_end {
+    DP_END_NONE = 0,         /* still open */
+    DP_END_EOF,              /* both directions closed in order */
+    DP_END_REFUSED_BY_ROUTE, /* a route says refuse */
+    DP_END_UPSTREAM_CONNECT, /* no endpoint could be connected; error is the last one's errno */
+    DP_END_UPSTREAM_TIMEOUT, /* no endpoint answered within the connect timeout */
+    DP_END_DOWNSTREAM_RESET, /* the application's side aborted */
+    DP_END_UPSTREAM_RESET,   /* the upstream aborted */
+    DP_END_IDLE_TIMEOUT,
+    DP_END_HEADER_TIMEOUT,    /* PROXY header or control request not complete in time */
+    DP_END_HEADER_TRUNCATED,  /* closed before the header was complete */
+    DP_END_HEADER_MALFORMED,  /* not a PROXY v2 header, or a wrong request */
+    DP_END_HEADER_NO_ADDRESS, /* PROXY v2 LOCAL or UNSPEC: no original destination */
+    DP_END_LOOP,              /* the original destination is one of our own listeners, or the
+                               * connection was not redirected to us but came by itself */
+    DP_END_DOWNSTREAM_GONE,   /* the application gave its socket up before the upstream answered */
+    DP_END_NO_RESOURCES,      /* out of fds, ports or memory; error says which */
+    DP_END_DRAIN_LIMIT,       /* still open when the drain limit was reached */
+    DP_END_UNOBSERVED, /* a direct connection that ended while the kernel's reports were lost */
+    DP_END_LEFT,       /* a direct connection that was open when the data plane stopped: goes on */
+    DP_END_DENIED,     /* its user may not use the listener: see dp_set_clients */
+    DP_END_TOO_MANY_WAIT,   /* so many connections of its user have not said what they want */
+    DP_END_EXCLUDED,        /* a destination on our loopback that is not to be captured */
+    DP_END_OTHER_NAMESPACE, /* the application's loopback is another one than ours */
+};
+
+/* What is true of all connections of a listener. */
+struct dp_listener {
+    uint32_t transport; /* enum dp_transport */
+    uint32_t direction; /* enum dp_direction: also which route table */
+    uint32_t mark;      /* SO_MARK of the upstream sockets, 0 for none (needs CAP_NET_ADMIN) */
+    /* Connections to the application (on loopback, or at the original destination's address) come
+     * from the client's address, or else from application_source, by family of the application
+     * (0: IPv4, 1: IPv6; all zero: whatever the kernel picks). Both need IP_TRANSPARENT, and such
+     * connections have the application_mark instead. The port is another one. The client's address
+     * is only preserved on loopback, from where the rules bring the answers back; elsewhere these
+     * connections would be mistaken for the client's own. */
+    uint32_t preserve_source;
+    uint32_t application_mark;
+    struct mosnhook_address application_source[2];
+    /* Replaces the address (not the port) of original destinations; all zero: no. */
+    struct mosnhook_address application;
+};
+
+/* One route of the table; `rules` numbers index these. */
+struct dp_route {
+    /* Names it from one table to the next: with this key it goes on with its turns (round robin),
+     * wherever it stands and whatever else has changed. */
+    uint64_t key;
+    uint32_t action;         /* enum dp_action */
+    uint32_t balance;        /* enum dp_balance */
+    uint32_t first_endpoint; /* index into the endpoints */
+    uint32_t endpoint_count; /* 0: the original destination */
+};
+
+/* When a connection's bytes take a shorter path, and which. */
+struct dp_acceleration {
+    uint32_t path;             /* DP_PATH_FULL or DP_PATH_LOCAL */
+    uint32_t blocking_sockets; /* also those of applications that block in recv() */
+    uint32_t after_round_trips;
+    uint32_t connections; /* at a time, at least 1; further ones are relayed */
+    uint64_t after_bytes; /* in both directions together */
+};
+
+enum {
+    DP_REASON_SIZE = 256,
+    DP_ADMIN_CONNECTIONS = 128, /* fds that are left for them */
+};
+
+/* Milliseconds, each at least 1 unless it says otherwise. */
+struct dp_timeouts {
+    uint32_t connect_ms;  /* for each endpoint */
+    uint32_t idle_ms;     /* without a byte in either direction */
+    uint32_t header_ms;   /* for the whole PROXY header or control request */
+    uint32_t ejection_ms; /* of an endpoint after a connect that failed; 0: none is ejected */
+};
+
+#endif

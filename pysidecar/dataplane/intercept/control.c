@@ -1,0 +1,395 @@
+#include "intercept/control.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/sockaddr.h"
+#include "base/owner.h"
+#include "intercept/clients.h"
+#include "intercept/listener.h"
+#include "intercept/park.h"
+#include "intercept/unparked.h"
+#include "net/budget.h"
+#include "net/foreign.h"
+
+/* The descriptor that came with the message, or -1. There was room for one. */
+static int take_fd(struct msghdr *message)
+{
+    const struct cmsghdr *header = CMSG_FIRSTHDR(message);
+    int fd = -1;
+
+    if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS &&
+        header->cmsg_len == CMSG_LEN(sizeof fd))
+        memcpy(&fd, CMSG_DATA(header), sizeof fd);
+    return fd;
+}
+
+static bool request_is_valid(const struct mosnhook_request *request, ssize_t size)
+{
+    return size == sizeof *request && request->magic == MOSNHOOK_MAGIC &&
+           request->version == MOSNHOOK_VERSION && !address_is_unspecified(&request->destination);
+}
+
+/* Whether the request is one that its socket is fit for. A socket that could be parked must be. */
+static bool socket_is_valid(const struct mosnhook_request *request, int fd)
+{
+    int protocol = fd < 0 ? -1 : foreign_protocol(fd);
+
+    return protocol == IPPROTO_TCP ? request->flags & (MOSNHOOK_PARKED | MOSNHOOK_ASKS)
+                                   : protocol >= 0 && !(request->flags & MOSNHOOK_PARKED);
+}
+
+static bool is_trusted(const struct request *request)
+{
+    return foreign_is_trusted(request->worker->foreign, request->uid);
+}
+
+/* Receives a message, and the application's socket with it. As recvmsg(), with its `flags`.
+ *
+ * Of those whom we do not trust the message stays in the queue: to take it with more descriptors
+ * than there is room for is to close those. */
+static ssize_t receive(struct request *request, struct mosnhook_request *message, int *flags)
+{
+    int peek = is_trusted(request) ? 0 : MSG_PEEK;
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))];
+    struct iovec vector = {message, sizeof *message};
+    struct msghdr header = {.msg_iov = &vector,
+                            .msg_iovlen = 1,
+                            .msg_control = control,
+                            .msg_controllen = CMSG_LEN(sizeof(int))};
+    ssize_t size = recvmsg(request->control.fd, &header, peek | MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+
+    /* Also of an empty message: descriptors come with any. */
+    if (size >= 0)
+        request->application = take_fd(&header);
+    *flags = header.msg_flags;
+    return size;
+}
+
+/* Of a request that is to be closed: its message may have come without having been read. */
+static void take_unread(struct request *request)
+{
+    struct mosnhook_request message;
+    int flags;
+
+    if (request->control.fd < 0)
+        return;
+    /* What is not in the queue by now is refused: its sender learns that nobody takes it. */
+    shutdown(request->control.fd, SHUT_RD);
+    if (request->application < 0 &&
+        request_is_valid(&message, receive(request, &message, &flags)) && request->session)
+        request->session->origin.original_destination = message.destination;
+}
+
+/* ---- answering ---- */
+
+bool control_answer(const struct request *request, const struct mosnhook_answer *answer)
+{
+    return send(request->control.fd, answer, sizeof *answer, MSG_NOSIGNAL | MSG_DONTWAIT) ==
+           sizeof *answer;
+}
+
+static void close_application(struct request *request)
+{
+    foreign_close(request->worker->foreign, request->uid, &request->application);
+}
+
+static void close_control(struct request *request)
+{
+    foreign_close_watch(request->worker, request->uid, &request->control);
+}
+
+void control_let_go(struct request *request)
+{
+    close_application(request);
+}
+
+void control_end(struct session *session)
+{
+    struct request *request = session->intercepted;
+
+    if (!request)
+        return;
+    close_control(request);
+    close_application(request);
+    free(request);
+    session->intercepted = NULL;
+    session->ops = &intercept_connected;
+}
+
+void control_completed(struct session *session)
+{
+    static const struct mosnhook_answer answer = {
+        .magic = MOSNHOOK_MAGIC,
+        .version = MOSNHOOK_VERSION,
+        .action = MOSNHOOK_RELAY,
+    };
+    struct request *request = session->intercepted;
+    bool expected = session_state(session) == SESSION_EXPECTED;
+
+    session->downstream.writable = true;
+    /* A caller that no longer waits finds its socket connected. */
+    if (request->waits)
+        (void)control_answer(request, &answer);
+    session->worker->handler->let_go(session, request->application);
+    /* Our copy must go, or the application's close would not be seen. */
+    control_end(session);
+    if (!expected) {
+        session_completed(session);
+        return;
+    }
+    timer_cancel(&session->worker->loop.timers, &session->timer);
+    session_release_fds(session, FDS_PER_RELAY);
+    session_arrived(session);
+}
+
+static bool control_refuse(struct session *session, int error, bool away)
+{
+    struct request *request = session->intercepted;
+    struct mosnhook_answer answer = {
+        .magic = MOSNHOOK_MAGIC,
+        .version = MOSNHOOK_VERSION,
+        .action = away ? MOSNHOOK_AWAY : MOSNHOOK_REFUSE,
+        .error = error,
+    };
+
+    /* A caller that no longer listens (it was interrupted, or its timeout passed) watches its
+     * socket instead, like one that never waited. */
+    if (request->waits && control_answer(request, &answer))
+        close_application(request); /* its own to disconnect */
+    return request->application >= 0 && park_fail(session, request, error);
+}
+
+/* An application whose socket is still parked would wait for ever. */
+static void control_abandon(struct session *session, int error)
+{
+    struct request *request = session->intercepted;
+
+    if (session_state(session) == SESSION_ARRIVING)
+        take_unread(request);
+    if (request->application >= 0)
+        park_abandon(request, error, &session->origin.original_destination);
+}
+
+static void control_complete(struct session *session)
+{
+    struct request *request = session->intercepted;
+
+    if (request->parked)
+        park_complete(session, request);
+    else
+        unparked_await(session, request);
+}
+
+static const struct intercept_ops control_ops = {
+    .complete = control_complete,
+    .refuse = control_refuse,
+    .abandon = control_abandon,
+    .release = control_end,
+};
+
+/* ---- requests ---- */
+
+/* Why the message cannot be served, or DP_END_NONE. */
+static enum dp_end check(const struct request *request, const struct mosnhook_request *message,
+                         ssize_t size, int flags)
+{
+    if (size <= 0)
+        return DP_END_HEADER_TRUNCATED;
+    if (flags & MSG_CTRUNC && request->application < 0)
+        return DP_END_NO_RESOURCES;
+    if (!request_is_valid(message, size) || flags & (MSG_TRUNC | MSG_CTRUNC) ||
+        !socket_is_valid(message, request->application) ||
+        (request->asked && message->flags & MOSNHOOK_ASKS))
+        return DP_END_HEADER_MALFORMED;
+    return DP_END_NONE;
+}
+
+static void serve(struct session *session, struct request *request)
+{
+    if (!request->parked) {
+        unparked_start(session, request);
+        return;
+    }
+    if (!request->waits) {
+        close_control(request);
+        session_release_fds(session, FDS_PER_REQUEST - 1);
+    }
+    if (!park_inspect(request)) {
+        session_close(session, DP_END_DOWNSTREAM_GONE, 0);
+        return;
+    }
+    session->origin.source = request->source;
+    session_arrived(session);
+}
+
+static void take(struct session *session, struct request *request,
+                 const struct mosnhook_request *message)
+{
+    request->waits = message->flags & MOSNHOOK_WAITS;
+    request->parked = message->flags & MOSNHOOK_PARKED;
+    session->late_source = !request->parked;
+    session->origin.original_destination = message->destination;
+    session->origin.original_destination.reserved = 0;
+    memcpy(session->command, message->command, sizeof session->command);
+    if (session->fds_reserved == 0) { /* there are none for it: it came to be refused */
+        request->waits |= message->flags & MOSNHOOK_ASKS || !request->parked;
+        if (request->parked)
+            (void)park_inspect(request);
+        session_refuse(session, DP_END_NO_RESOURCES, EMFILE);
+    } else if (message->flags & MOSNHOOK_ASKS) {
+        request->asked = true;
+        session->worker->handler->asks(session);
+    } else {
+        serve(session, request);
+    }
+}
+
+/* False: there was none. */
+static bool read_request(struct session *session)
+{
+    struct request *request = session->intercepted;
+    struct mosnhook_request message;
+    int flags;
+    ssize_t size = receive(request, &message, &flags);
+    int error = size < 0 ? errno : 0;
+    enum dp_end end;
+
+    if (error == EAGAIN || error == EINTR)
+        return false;
+    timer_cancel(&session->worker->loop.timers, &session->timer);
+    end = check(request, &message, size, flags);
+    if (end != DP_END_NONE) {
+        session_close(session, end, end == DP_END_NO_RESOURCES ? EMFILE : error);
+        return true;
+    }
+    if (!is_trusted(request)) /* now that we have its only descriptor */
+        (void)recv(request->control.fd, NULL, 0, MSG_DONTWAIT);
+    if (foreign_is_here(session->worker->foreign, request->application))
+        take(session, request, &message);
+    else
+        session_close(session, DP_END_OTHER_NAMESPACE, 0);
+    return true;
+}
+
+static void read_requests(struct session *session)
+{
+    /* One that only asked may be followed by another one. */
+    while (session_state(session) == SESSION_ARRIVING && read_request(session))
+        ;
+}
+
+static void request_ready(struct watch *watch, uint32_t events)
+{
+    (void)events;
+    read_requests(OWNER(watch, struct request, control)->session);
+}
+
+void control_await_request(struct session *session)
+{
+    struct request *request = session->intercepted;
+
+    close_application(request);
+    loop_set_timer(&session->worker->loop, &session->timer,
+                   timeout_of(&session->worker->timeouts->header_ms), session_arrival_expired);
+}
+
+/* ---- accepting ---- */
+
+static void identify(struct request *request)
+{
+    struct session *session = request->session;
+    struct ucred caller;
+    socklen_t length = sizeof caller;
+
+    request->uid = UINT32_MAX;
+    if (getsockopt(request->control.fd, SOL_SOCKET, SO_PEERCRED, &caller, &length) < 0)
+        return;
+    request->uid = caller.uid;
+    if (!session)
+        return;
+    session->pid = (uint32_t)caller.pid;
+    session->uid = caller.uid;
+}
+
+/* Without memory for a session: the application's socket is to fail all the same. */
+static void refuse_unopened(struct worker *worker, int fd)
+{
+    struct request request = {.worker = worker, .control.fd = fd, .application = -1};
+
+    identify(&request);
+    take_unread(&request);
+    if (request.application >= 0)
+        park_abandon(&request, ENOMEM, NULL);
+    close_control(&request);
+    close_application(&request);
+}
+
+/* NULL where it was refused. */
+static struct session *open_session(struct worker *worker, const struct listener *listener, int fd,
+                                    uint8_t fds)
+{
+    struct request *request = calloc(1, sizeof *request);
+    struct session *session = request ? session_open(worker, listener, &control_ops, fds) : NULL;
+
+    if (!session) {
+        if (!request)
+            budget_release(worker->budget, fds);
+        free(request);
+        refuse_unopened(worker, fd);
+        return NULL;
+    }
+    session->intercepted = request;
+    *request = (struct request){
+        .worker = worker,
+        .session = session,
+        .control = {.fd = fd, .ready = request_ready},
+        .application = -1,
+    };
+    session->hooked = true;
+    identify(request);
+    return session;
+}
+
+static void control_accept(struct worker *worker, const struct listener *listener, int fd)
+{
+    struct session *session = open_session(worker, listener, fd, FDS_PER_REQUEST);
+    struct request *request;
+
+    if (!session)
+        return;
+    loop_set_timer(&worker->loop, &session->timer, timeout_of(&worker->timeouts->header_ms),
+                   session_arrival_expired);
+    /* The request nearly always came with the connection. */
+    read_requests(session);
+    if (session_state(session) != SESSION_ARRIVING)
+        return;
+    request = session->intercepted;
+    if (!clients_may_wait(session))
+        session_close(session, DP_END_TOO_MANY_WAIT, 0);
+    else if (loop_watch(&worker->loop, &request->control, EPOLLIN | EPOLLET) < 0)
+        session_close(session, DP_END_NO_RESOURCES, errno);
+}
+
+static void control_refuse_unserved(struct worker *worker, const struct listener *listener, int fd)
+{
+    struct session *session = open_session(worker, listener, fd, 0);
+
+    if (!session)
+        return;
+    (void)read_request(session);
+    /* Where no request came yet, its sender finds that we have hung up. */
+    if (session_state(session) == SESSION_ARRIVING)
+        session_close(session, DP_END_NO_RESOURCES, EMFILE);
+}
+
+const struct intercept intercept_control = {
+    .name = "unix",
+    .fds = FDS_PER_REQUEST,
+    .accept = control_accept,
+    .refuse = control_refuse_unserved,
+};

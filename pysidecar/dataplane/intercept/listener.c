@@ -1,0 +1,313 @@
+#include "intercept/listener.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "base/sockaddr.h"
+#include "base/owner.h"
+#include "intercept/control.h"
+#include "intercept/header.h"
+#include "intercept/netfilter.h"
+#include "intercept/session.h"
+#include "net/budget.h"
+#include "net/foreign.h"
+#include "net/pipe.h"
+#include "net/socket.h"
+
+enum {
+    ACCEPT_BATCH = 32,   /* connections accepted before others get their turn */
+    REFUSE_BATCH = 256,  /* connections that wait for fds */
+    DRAIN_BATCH = 16384, /* more than wait at all listeners, unless they come faster than we take */
+    ACCEPT_PAUSE_MS = 20,
+    FEW_CONNECTIONS = 64, /* of a worker: however they are shared out, it does not matter */
+};
+
+/* The ways in which connections come to us. A new one is registered here. */
+static const struct intercept *const intercepts[] = {
+    [DP_TRANSPORT_UNIX] = &intercept_control,
+    [DP_TRANSPORT_HEADER] = &intercept_header,
+    [DP_TRANSPORT_REDIRECT] = &intercept_redirect,
+    [DP_TRANSPORT_TPROXY] = &intercept_tproxy,
+};
+
+enum { INTERCEPTS = sizeof intercepts / sizeof *intercepts };
+
+/* A worker's watch of a listener. */
+struct acceptor {
+    struct watch watch;
+    struct worker *worker;
+    const struct listener *listener;
+};
+
+/* What a worker has to do with the listeners. */
+struct acceptors {
+    struct worker *worker;
+    bool accepting, drained;
+    bool leaves_to_others; /* does not accept, since it has too many connections */
+    struct timer again;    /* to accept */
+    struct timer refuse;   /* those that wait for descriptors */
+    struct task turn_ends;
+    struct acceptor each[]; /* one for each listener */
+};
+
+enum { TIMERS = 2 };
+
+static void refuse_waiting(struct timer *timer);
+static void again_expired(struct timer *timer);
+
+/* ---- taking what waits ---- */
+
+enum taken {
+    TAKEN_ONE,
+    TAKEN_NONE,  /* nobody waits */
+    TAKEN_SHORT, /* somebody does, but we are out of something */
+};
+
+/* Connections go before pipes that nobody uses. */
+static bool reserve_fds(struct worker *worker, int count)
+{
+    if (budget_reserve(worker->budget, count))
+        return true;
+    pipes_close(worker);
+    return budget_reserve(worker->budget, count);
+}
+
+/* Takes a connection that waits at the listener; `refuse`: also where there are no fds for it, only
+ * to refuse it. */
+static enum taken take_one(struct worker *worker, const struct listener *listener, bool refuse)
+{
+    const struct intercept *intercept = intercepts[listener->settings.transport];
+    bool serve = reserve_fds(worker, intercept->fds);
+    int fd;
+
+    if (!serve && !refuse)
+        return TAKEN_SHORT;
+    fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= 0) {
+        (serve ? intercept->accept : intercept->refuse)(worker, listener, fd);
+        return TAKEN_ONE;
+    }
+    if (serve)
+        budget_release(worker->budget, intercept->fds);
+    if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
+        budget_ran_out(worker->budget, worker->loop.now_ms);
+        return TAKEN_SHORT;
+    }
+    return errno == ECONNABORTED || errno == EINTR ? TAKEN_ONE : TAKEN_NONE;
+}
+
+/* Takes all that wait, those for which there are no fds only to refuse them. False when others
+ * shall get their turn before it is done. */
+static bool take_all(struct worker *worker, int most)
+{
+    const struct listeners *listeners = worker->listeners;
+
+    for (size_t i = 0; i < listeners->count; i++)
+        while (take_one(worker, &listeners->each[i], true) == TAKEN_ONE)
+            if (most-- == 0)
+                return false;
+    return true;
+}
+
+/* ---- accepting, or not ---- */
+
+static void set_accepting(struct acceptors *acceptors, bool on)
+{
+    struct worker *worker = acceptors->worker;
+
+    if (acceptors->accepting == on)
+        return;
+    acceptors->accepting = on;
+    for (size_t i = 0; i < worker->listeners->count; i++)
+        if (on)
+            /* Only one of the workers is woken for a connection. */
+            (void)loop_watch(&worker->loop, &acceptors->each[i].watch, EPOLLIN | EPOLLEXCLUSIVE);
+        else
+            loop_unwatch(&worker->loop, &acceptors->each[i].watch);
+}
+
+static void stop_accepting(struct acceptors *acceptors, bool leaves_to_others)
+{
+    set_accepting(acceptors, false);
+    acceptors->leaves_to_others = leaves_to_others;
+    loop_set_timer(&acceptors->worker->loop, &acceptors->again, ACCEPT_PAUSE_MS, again_expired);
+}
+
+static void accept_again(struct acceptors *acceptors)
+{
+    timer_cancel(&acceptors->worker->loop.timers, &acceptors->again);
+    if (!acceptors->drained)
+        set_accepting(acceptors, true);
+}
+
+static void again_expired(struct timer *timer)
+{
+    accept_again(OWNER(timer, struct acceptors, again));
+}
+
+/* Up to a batch of what waits at the listener. Out of fds or memory, the listeners are not watched
+ * for a while: one that is ready and cannot be served would spin. */
+static void accept_waiting(struct acceptors *acceptors, const struct listener *listener)
+{
+    struct worker *worker = acceptors->worker;
+
+    for (int i = 0; i < ACCEPT_BATCH; i++) {
+        enum taken taken = take_one(worker, listener, false);
+
+        if (taken == TAKEN_NONE)
+            return;
+        if (taken == TAKEN_ONE)
+            continue;
+        stop_accepting(acceptors, false);
+        counter_add(&worker->counters.accept_pauses, 1);
+        if (!timer_is_set(&acceptors->refuse))
+            loop_set_timer(&worker->loop, &acceptors->refuse, REFUSE_AFTER_MS, refuse_waiting);
+        return;
+    }
+}
+
+/* Who came when there were no fds has waited for a second. (How long each has waited, the kernel
+ * does not say: those that came later have waited for less.) */
+static void refuse_waiting(struct timer *timer)
+{
+    struct acceptors *acceptors = OWNER(timer, struct acceptors, refuse);
+    struct worker *worker = acceptors->worker;
+
+    if (!acceptors->drained && !take_all(worker, REFUSE_BATCH)) /* the rest in the next turn */
+        timer_set(&worker->loop.timers, timer, worker->loop.now_ns + 1, refuse_waiting);
+}
+
+/* ---- shares ---- */
+
+static uint64_t connections_of(const struct worker *worker)
+{
+    return counter_read(&worker->counters.accepted) - counter_read(&worker->counters.closed);
+}
+
+/* Whether this worker has clearly more connections than its share. */
+static bool has_too_many(const struct worker *worker)
+{
+    const struct listeners *listeners = worker->listeners;
+    uint64_t own = connections_of(worker), all = 0;
+
+    if (own < FEW_CONNECTIONS)
+        return false;
+    for (uint32_t i = 0; i < listeners->worker_count; i++)
+        all += connections_of(&listeners->workers[i]);
+    return 4 * own * listeners->worker_count > 5 * all;
+}
+
+/* The kernel wakes the first worker that sleeps, which with clients that connect one after the
+ * other is always the same: from its share on it leaves them to the others. */
+static void listener_ready(struct watch *watch, uint32_t events)
+{
+    struct acceptor *acceptor = OWNER(watch, struct acceptor, watch);
+    struct worker *worker = acceptor->worker;
+    struct acceptors *acceptors = worker->acceptors;
+
+    (void)events;
+    accept_waiting(acceptors, acceptor->listener);
+    if (!acceptors->accepting || !has_too_many(worker))
+        return;
+    stop_accepting(acceptors, true);
+    /* EPOLLEXCLUSIVE woke nobody else for what came meanwhile. */
+    for (size_t i = 0; i < worker->listeners->count; i++)
+        accept_waiting(acceptors, &worker->listeners->each[i]);
+}
+
+/* ---- a worker's part ---- */
+
+/* Takes what the listeners still hold (those clients believe to be served), then lets go. */
+static void drain(struct acceptors *acceptors)
+{
+    struct worker *worker = acceptors->worker;
+
+    if (acceptors->drained ||
+        !atomic_load_explicit(&worker->listeners->draining, memory_order_acquire))
+        return;
+    (void)take_all(worker, DRAIN_BATCH);
+    listener_leave_all(worker);
+}
+
+static void turn_ends(struct task *task)
+{
+    struct acceptors *acceptors = OWNER(task, struct acceptors, turn_ends);
+
+    if (!acceptors->accepting && acceptors->leaves_to_others && !has_too_many(acceptors->worker))
+        accept_again(acceptors);
+    drain(acceptors);
+}
+
+bool listener_watch_all(struct worker *worker)
+{
+    const struct listeners *listeners = worker->listeners;
+    struct acceptors *acceptors =
+        calloc(1, sizeof *acceptors + listeners->count * sizeof acceptors->each[0]);
+
+    if (!acceptors || !timers_reserve(&worker->loop.timers, TIMERS)) {
+        free(acceptors);
+        return false;
+    }
+    for (size_t i = 0; i < listeners->count; i++)
+        acceptors->each[i] = (struct acceptor){
+            .watch = {.fd = listeners->each[i].fd, .ready = listener_ready},
+            .worker = worker,
+            .listener = &listeners->each[i],
+        };
+    acceptors->worker = worker;
+    acceptors->again.index = acceptors->refuse.index = TIMER_OFF;
+    acceptors->turn_ends.run = turn_ends;
+    worker->acceptors = acceptors;
+    loop_add_each_turn(&worker->loop, &acceptors->turn_ends);
+    set_accepting(acceptors, true);
+    return true;
+}
+
+void listener_leave_all(struct worker *worker)
+{
+    struct acceptors *acceptors = worker->acceptors;
+
+    if (!acceptors || acceptors->drained)
+        return;
+    set_accepting(acceptors, false);
+    acceptors->drained = true;
+    timer_cancel(&worker->loop.timers, &acceptors->again);
+    timer_cancel(&worker->loop.timers, &acceptors->refuse);
+    timers_release(&worker->loop.timers, TIMERS);
+    if (atomic_fetch_sub_explicit(&worker->listeners->undrained, 1, memory_order_acq_rel) == 1)
+        listeners_close(worker->listeners, worker->foreign);
+}
+
+/* ---- listeners ---- */
+
+int listeners_add(struct listeners *listeners, int fd, const struct dp_listener *settings)
+{
+    struct mosnhook_address here;
+    int result;
+
+    if (listeners->count == MAX_LISTENERS)
+        return -ENOSPC;
+    if (settings->transport >= INTERCEPTS || settings->direction > DP_INBOUND)
+        return -EINVAL;
+    if (intercepts[settings->transport]->is_tcp) {
+        result = socket_tune(fd); /* accepted sockets inherit it */
+        if (result < 0)
+            return result;
+        if (address_of_local(fd, &here) == 0 && address_is_loopback(&here))
+            socket_tune_towards_this_host(fd);
+    }
+    listeners->each[listeners->count++] = (struct listener){.fd = fd, .settings = *settings};
+    return 0;
+}
+
+/* A close of the control socket may wait for what others have passed on it. */
+void listeners_close(struct listeners *listeners, struct foreign *foreign)
+{
+    for (size_t i = 0; i < listeners->count; i++)
+        if (intercepts[listeners->each[i].settings.transport]->is_tcp)
+            close(listeners->each[i].fd);
+        else
+            foreign_close_listener(foreign, listeners->each[i].fd);
+}

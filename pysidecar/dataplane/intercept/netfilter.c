@@ -1,0 +1,86 @@
+#include "intercept/netfilter.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <unistd.h>
+
+#include "base/sockaddr.h"
+#include "intercept/listener.h"
+#include "net/budget.h"
+
+/* Of linux/netfilter_ipv4.h and linux/netfilter_ipv6/ip6_tables.h, which do not go together with
+ * netinet/in.h. */
+#define SO_ORIGINAL_DST 80
+#define IP6T_SO_ORIGINAL_DST 80
+
+static int read_original_destination(int fd, struct mosnhook_address *destination)
+{
+    struct sockaddr_storage name = {0};
+    socklen_t length = sizeof name;
+    bool ipv4 = address_is_ipv4(destination); /* as the local address, which it is now */
+
+    if (getsockopt(fd, ipv4 ? SOL_IP : SOL_IPV6, ipv4 ? SO_ORIGINAL_DST : IP6T_SO_ORIGINAL_DST,
+                   &name, &length) < 0)
+        return -errno;
+    address_from_socket(destination, &name);
+    return 0;
+}
+
+/* Whether the connection came by itself, straight to the listener. */
+static bool is_unredirected(const struct session *session, const struct listener *listener,
+                            const struct mosnhook_address *local)
+{
+    struct mosnhook_address listening;
+
+    if (listener->settings.transport == DP_TRANSPORT_REDIRECT)
+        return address_equal(&session->origin.original_destination, local);
+    return address_of_local(listener->fd, &listening) == 0 && listening.port == local->port;
+}
+
+static void netfilter_accept(struct worker *worker, const struct listener *listener, int fd)
+{
+    struct session *session = session_open(worker, listener, &intercept_connected, FDS_PER_RELAY);
+    struct mosnhook_address local;
+    int error;
+
+    if (!session) {
+        close(fd);
+        return;
+    }
+    session->downstream.watch.fd = fd;
+    if (address_of_peer(fd, &session->origin.source) < 0) {
+        session_close(session, DP_END_DOWNSTREAM_RESET, ECONNRESET);
+        return;
+    }
+    error = address_of_local(fd, &local);
+    session->origin.original_destination = local;
+    if (error == 0 && listener->settings.transport == DP_TRANSPORT_REDIRECT)
+        error = read_original_destination(fd, &session->origin.original_destination);
+    if (error == -ENOENT || (error == 0 && is_unredirected(session, listener, &local))) {
+        session_close(session, DP_END_LOOP, 0);
+        return;
+    }
+    session_downstream_waits(session);
+    if (error == 0)
+        error = channel_watch(&worker->loop, &session->downstream);
+    if (error < 0)
+        session_close(session, DP_END_NO_RESOURCES, -error);
+    else
+        session_arrived(session);
+}
+
+const struct intercept intercept_redirect = {
+    .name = "redirect",
+    .fds = FDS_PER_RELAY,
+    .is_tcp = true,
+    .accept = netfilter_accept,
+    .refuse = session_refuse_connected,
+};
+
+const struct intercept intercept_tproxy = {
+    .name = "tproxy",
+    .fds = FDS_PER_RELAY,
+    .is_tcp = true,
+    .accept = netfilter_accept,
+    .refuse = session_refuse_connected,
+};

@@ -1,0 +1,334 @@
+#include "l4/flow.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "l4/tunnel.h"
+#include "net/pipe.h"
+
+enum {
+    RELAY_BATCH = 16,          /* reads of one direction before others get their turn */
+    FULL_READS_TO_SPLICE = 4,  /* consecutive reads that filled the scratch memory */
+    SMALL_SPLICES_TO_COPY = 8, /* consecutive splices below SMALL_SPLICE */
+    SMALL_SPLICE = 16 * 1024,
+};
+
+struct chunk {
+    uint32_t start, end;
+    int flags; /* of write(): MSG_OOB, or 0 */
+    uint8_t data[];
+};
+
+static void release_chunk(struct worker *worker, struct flow *flow)
+{
+    if (!flow->chunk)
+        return;
+    free(flow->chunk);
+    flow->chunk = NULL;
+    counter_add(&worker->counters.buffers, -1);
+}
+
+static void release_pipe(struct worker *worker, struct flow *flow)
+{
+    if (!flow->pipe)
+        return;
+    pipe_give_back(worker, flow->pipe);
+    flow->pipe = NULL;
+}
+
+void flow_count(struct tunnel *tunnel, int from, size_t bytes)
+{
+    struct worker *worker = tunnel_worker(tunnel);
+
+    counter_add(&tunnel->session->bytes[from], (int64_t)bytes);
+    counter_add(&worker->counters.bytes[from], (int64_t)bytes);
+    tunnel->last_active_ms = worker->loop.now_ms;
+}
+
+static void passed_on(struct tunnel *tunnel, int from, size_t bytes)
+{
+    flow_count(tunnel, from, bytes);
+    if (tunnel->ops && tunnel->ops->forwarded)
+        tunnel->ops->forwarded(tunnel, from, bytes);
+}
+
+enum progress flow_side_failed(struct tunnel *tunnel, int side, int error)
+{
+    struct session *session = tunnel->session;
+
+    session->end = side == DOWNSTREAM ? DP_END_DOWNSTREAM_RESET : DP_END_UPSTREAM_RESET;
+    session->error = error == EPIPE ? ECONNRESET : error;
+    return PROGRESS_FAILED;
+}
+
+/* Sends the flow's chunk. True when it is gone; else `progress` says why not. */
+static bool flush_chunk(struct tunnel *tunnel, int from, enum progress *progress)
+{
+    struct flow *flow = &tunnel->flow[from];
+    struct channel *to = tunnel_side(tunnel, !from);
+    struct chunk *chunk = flow->chunk;
+    ssize_t sent = to->transport->write(to, chunk->data + chunk->start, chunk->end - chunk->start,
+                                        chunk->flags);
+
+    if (sent < 0 && errno != EAGAIN && errno != EINTR) {
+        *progress = flow_side_failed(tunnel, !from, errno);
+        return false;
+    }
+    if (sent > 0) {
+        passed_on(tunnel, from, (size_t)sent);
+        chunk->start += (uint32_t)sent;
+    }
+    if (chunk->start < chunk->end) {
+        to->writable = false;
+        *progress = PROGRESS_BLOCKED;
+        return false;
+    }
+    release_chunk(tunnel_worker(tunnel), flow);
+    return true;
+}
+
+/* Sends what the flow's pipe holds. As flush_chunk. */
+static bool flush_pipe(struct tunnel *tunnel, int from, enum progress *progress)
+{
+    struct flow *flow = &tunnel->flow[from];
+    struct channel *to = tunnel_side(tunnel, !from);
+
+    while (flow->pipe->held > 0) {
+        ssize_t sent = to->transport->from_pipe(to, flow->pipe->read_end, flow->pipe->held);
+
+        if (sent < 0 && errno != EAGAIN && errno != EINTR) {
+            *progress = flow_side_failed(tunnel, !from, errno);
+            return false;
+        }
+        if (sent <= 0) {
+            to->writable = false;
+            *progress = PROGRESS_BLOCKED;
+            return false;
+        }
+        flow->pipe->held -= (size_t)sent;
+        passed_on(tunnel, from, (size_t)sent);
+        counter_add(&tunnel_worker(tunnel)->counters.bytes_spliced, sent);
+    }
+    return true;
+}
+
+/* What to do after a read of `count` bytes, where `wanted` were asked for: false when the side has
+ * nothing more for now. A short read means that the socket was empty; only an end or an urgent byte
+ * that is already there would not be announced again, so then reading goes on to it. */
+static bool after_read(struct tunnel *tunnel, int from, ssize_t count, size_t wanted,
+                       enum progress *progress)
+{
+    struct channel *side = tunnel_side(tunnel, from);
+
+    if (count == 0) {
+        side->ended = true;
+        return true;
+    }
+    if (count < 0 && errno == EINTR)
+        return true;
+    if (count < 0 && errno != EAGAIN) {
+        *progress = flow_side_failed(tunnel, from, errno);
+        return false;
+    }
+    if (count < 0 || ((size_t)count < wanted && !side->hung_up && !side->urgent))
+        side->readable = false;
+    if (count < 0)
+        side->urgent = false; /* it is announced again when what comes before it is there */
+    *progress = PROGRESS_BLOCKED;
+    return count > 0;
+}
+
+static void set_splicing(struct tunnel *tunnel, int from, bool on)
+{
+    struct flow *flow = &tunnel->flow[from];
+    const struct flow_ops *ops = tunnel->ops;
+
+    if (on && ops && ops->splice)
+        on = ops->splice(tunnel, from);
+    else if (!on && ops && ops->copy)
+        ops->copy(tunnel, from);
+    if (on && (!tunnel_side(tunnel, from)->transport->to_pipe ||
+               !tunnel_side(tunnel, !from)->transport->from_pipe))
+        on = false;
+    flow->splicing = on;
+    flow->streak = 0;
+}
+
+/* Sends what was read to the scratch memory, and keeps what is not taken. False when this direction
+ * cannot go on. */
+static bool pass_on(struct tunnel *tunnel, int from, size_t count, int flags,
+                    enum progress *progress)
+{
+    struct worker *worker = tunnel_worker(tunnel);
+    struct flow *flow = &tunnel->flow[from];
+    struct channel *to = tunnel_side(tunnel, !from);
+    ssize_t sent = to->transport->write(to, worker->scratch, count, flags);
+    size_t left;
+
+    if (sent < 0 && errno != EAGAIN && errno != EINTR) {
+        *progress = flow_side_failed(tunnel, !from, errno);
+        return false;
+    }
+    if (sent > 0)
+        passed_on(tunnel, from, (size_t)sent);
+    else
+        sent = 0;
+    left = count - (size_t)sent;
+    if (left == 0)
+        return true;
+    flow->chunk = malloc(sizeof *flow->chunk + left);
+    if (!flow->chunk) {
+        *progress = PROGRESS_LOST;
+        return false;
+    }
+    counter_add(&worker->counters.buffers, 1);
+    flow->chunk->start = 0;
+    flow->chunk->end = (uint32_t)left;
+    flow->chunk->flags = flags;
+    memcpy(flow->chunk->data, worker->scratch + sent, left);
+    to->writable = false;
+    *progress = PROGRESS_BLOCKED;
+    return false;
+}
+
+/* Whether a read that brought less than it could means that there is nothing more. */
+static bool short_read_tells(const struct tunnel *tunnel, int from)
+{
+    const struct flow_ops *ops = tunnel->ops;
+
+    return !(ops && ops->reads_both && ops->reads_both(tunnel, from));
+}
+
+/* Reads once and passes on what can be passed on. As pass_on. */
+static bool copy_once(struct tunnel *tunnel, int from, enum progress *progress)
+{
+    struct flow *flow = &tunnel->flow[from];
+    const struct flow_ops *ops = tunnel->ops;
+    ssize_t count;
+    bool going_on;
+
+    if (ops && ops->copying)
+        ops->copying(tunnel, from);
+    count = channel_read(tunnel_side(tunnel, from), tunnel_worker(tunnel)->scratch, SCRATCH_SIZE);
+    if (!after_read(tunnel, from, count, short_read_tells(tunnel, from) ? SCRATCH_SIZE : 0,
+                    progress))
+        return false;
+    if (count <= 0)
+        return true;
+    tunnel->round_trips += from == DOWNSTREAM && tunnel->last_read == UPSTREAM;
+    tunnel->last_read = (uint8_t)from;
+    flow->streak = count == SCRATCH_SIZE ? flow->streak + 1 : 0;
+    if (flow->streak >= FULL_READS_TO_SPLICE)
+        set_splicing(tunnel, from, true);
+    going_on = pass_on(tunnel, from, (size_t)count, 0, progress);
+    if (ops && ops->copied)
+        ops->copied(tunnel, from, count == SCRATCH_SIZE);
+    return going_on;
+}
+
+/* The next byte is an urgent one. As copy_once. */
+static bool copy_urgent(struct tunnel *tunnel, int from, enum progress *progress)
+{
+    struct channel *side = tunnel_side(tunnel, from);
+    ssize_t count = channel_read(side, tunnel_worker(tunnel)->scratch, 1);
+
+    if (!after_read(tunnel, from, count, 0, progress))
+        return false;
+    if (count <= 0)
+        return true;
+    side->urgent = false;
+    if (tunnel->ops && tunnel->ops->urgent)
+        tunnel->ops->urgent(tunnel, from);
+    return pass_on(tunnel, from, 1, MSG_OOB, progress);
+}
+
+/* As copy_once. */
+static bool splice_once(struct tunnel *tunnel, int from, enum progress *progress)
+{
+    struct flow *flow = &tunnel->flow[from];
+    ssize_t count;
+
+    if (!flow->pipe) {
+        flow->pipe = pipe_acquire(tunnel_worker(tunnel));
+        if (!flow->pipe) {
+            set_splicing(tunnel, from, false);
+            return true;
+        }
+    }
+    count = channel_to_pipe(tunnel_side(tunnel, from), flow->pipe->write_end, PIPE_SIZE);
+    /* Before an urgent byte it says 0, as at an end, where the end has come too: recv() tells. */
+    if (count == 0) {
+        set_splicing(tunnel, from, false);
+        return true;
+    }
+    /* A full pipe and an empty socket look alike, but the pipe is empty here. And a short splice
+     * says nothing about the socket: the pipe may have run out of slots. */
+    if (!after_read(tunnel, from, count, 0, progress))
+        return false;
+    if (count <= 0)
+        return true;
+    flow->pipe->held += (size_t)count;
+    flow->streak = count < SMALL_SPLICE ? flow->streak + 1 : 0;
+    if (flow->streak >= SMALL_SPLICES_TO_COPY)
+        set_splicing(tunnel, from, false);
+    return flush_pipe(tunnel, from, progress);
+}
+
+/* As pass_on. */
+static bool read_once(struct tunnel *tunnel, int from, enum progress *progress)
+{
+    if (channel_is_at_mark(tunnel_side(tunnel, from)))
+        return copy_urgent(tunnel, from, progress);
+    return tunnel->flow[from].splicing ? splice_once(tunnel, from, progress)
+                                       : copy_once(tunnel, from, progress);
+}
+
+static bool has_to_wait(struct tunnel *tunnel, int to)
+{
+    const struct flow_ops *ops = tunnel->ops;
+
+    return ops && ops->waits && ops->waits(tunnel, to);
+}
+
+enum progress flow_run(struct tunnel *tunnel, int from, bool pass_end)
+{
+    struct flow *flow = &tunnel->flow[from];
+    struct channel *side = tunnel_side(tunnel, from), *to = tunnel_side(tunnel, !from);
+    enum progress progress = PROGRESS_BLOCKED;
+
+    if (to->finished)
+        return PROGRESS_DONE;
+    if ((flow->chunk || (flow->pipe && flow->pipe->held)) && !to->writable)
+        return PROGRESS_BLOCKED;
+    if (flow->chunk && !flush_chunk(tunnel, from, &progress))
+        return progress;
+    if (flow->pipe && !flush_pipe(tunnel, from, &progress))
+        return progress;
+    for (int i = 0; side->readable && !side->ended; i++) {
+        if (i == RELAY_BATCH)
+            return PROGRESS_BATCH;
+        if (has_to_wait(tunnel, !from))
+            return PROGRESS_BLOCKED;
+        if (!read_once(tunnel, from, &progress))
+            break;
+    }
+    /* Not the chunk: what was copied after the last splice may wait in one. */
+    if (flow->pipe && flow->pipe->held == 0)
+        release_pipe(tunnel_worker(tunnel), flow);
+    if (progress == PROGRESS_FAILED || progress == PROGRESS_LOST)
+        return progress;
+    if (!side->ended || flow->chunk || flow->pipe || !pass_end)
+        return progress;
+    if (to->transport->shut(to) < 0)
+        return flow_side_failed(tunnel, !from, errno);
+    to->finished = true;
+    return PROGRESS_DONE;
+}
+
+void flow_release(struct tunnel *tunnel, int from)
+{
+    release_chunk(tunnel_worker(tunnel), &tunnel->flow[from]);
+    release_pipe(tunnel_worker(tunnel), &tunnel->flow[from]);
+}

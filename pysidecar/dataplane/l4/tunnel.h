@@ -1,0 +1,45 @@
+/* Serves a session by moving bytes between it and an upstream, whatever they are. */
+#ifndef PYSIDECAR_L4_TUNNEL_H
+#define PYSIDECAR_L4_TUNNEL_H
+
+#include "intercept/session.h"
+#include "l4/flow.h"
+#include "upstream/choice.h"
+
+struct attempt;
+
+struct tunnel {
+    struct session *session;
+    struct channel upstream;
+    struct flow flow[2];
+    struct task task;           /* to go on: it used its batch */
+    const struct flow_ops *ops; /* NULL: the flows do it all */
+    union {
+        struct attempt *attempt; /* while the upstream is being connected */
+        void *extra;             /* that is `ops`'s, afterwards */
+    };
+    struct cluster *cluster; /* where it is connected to; NULL: to no endpoint of a route */
+    struct endpoint *endpoint;
+    uint64_t last_active_ms;
+    uint32_t round_trips;
+    uint8_t last_read; /* the side: DOWNSTREAM or UPSTREAM */
+};
+
+/* Connects a session that has arrived. */
+void tunnel_start(struct session *session, const struct choice *choice);
+/* Calls ops->tick in so many ms. */
+void tunnel_tick_in(struct tunnel *tunnel, uint64_t ms);
+/* Goes on with it in this turn of the loop, or the next. */
+void tunnel_go_on(struct tunnel *tunnel);
+
+static inline struct worker *tunnel_worker(const struct tunnel *tunnel)
+{
+    return tunnel->session->worker;
+}
+
+static inline struct channel *tunnel_side(struct tunnel *tunnel, int side)
+{
+    return side == DOWNSTREAM ? &tunnel->session->downstream : &tunnel->upstream;
+}
+
+#endif

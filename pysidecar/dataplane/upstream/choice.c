@@ -1,0 +1,117 @@
+#include "upstream/choice.h"
+
+#include <string.h>
+
+#include "base/sockaddr.h"
+#include "rules.h"
+#include "upstream/routes.h"
+
+enum { MAX_POSTPONED = 64 }; /* attempts: the bits of choice->postponed */
+
+/* Where a connection goes without an endpoint of its route. */
+static struct mosnhook_address default_upstream(const struct origin *origin)
+{
+    struct mosnhook_address upstream = origin->listener->application;
+
+    if (address_is_zero(&upstream))
+        return origin->original_destination;
+    upstream.port = origin->original_destination.port;
+    return upstream;
+}
+
+/* The hook does not ask for these: it is somebody who wants to reach what is on our loopback as us.
+ */
+static bool is_excluded(struct worker *worker, const struct origin *origin)
+{
+    return origin->listener->direction == DP_OUTBOUND &&
+           address_is_loopback(&origin->original_destination) &&
+           table_match(tables_get(worker->tables, DP_EXCLUDED), &origin->original_destination) !=
+               MOSNHOOK_NO_RULE;
+}
+
+enum dp_end choice_begin(struct choice *choice, struct worker *worker, const struct origin *origin)
+{
+    struct table *table = tables_get(worker->tables, origin->listener->direction);
+    struct mosnhook_address upstream = default_upstream(origin);
+    const struct route *route = NULL;
+
+    memset(choice, 0, sizeof *choice);
+    choice->route = table_match(table, &origin->original_destination);
+    if (choice->route != MOSNHOOK_NO_RULE)
+        route = &table->routes[choice->route];
+    if (route)
+        choice->action = route->action;
+    if (is_excluded(worker, origin)) {
+        choice->action = DP_RELAY;
+        return DP_END_EXCLUDED;
+    }
+    if (choice->action == DP_REFUSE)
+        return DP_END_REFUSED_BY_ROUTE;
+    if (route && route->cluster) {
+        shared_reference(&route->cluster->shared);
+        choice->cluster = route->cluster;
+        choice->first =
+            cluster_pick(route->cluster, ejected_since(worker->timeouts, worker->loop.now_ms),
+                         &worker->tables->random);
+    } else if (routes_is_own(worker->routes, &upstream)) {
+        return DP_END_LOOP;
+    }
+    return DP_END_NONE;
+}
+
+static void leave_endpoint(struct choice *choice)
+{
+    if (choice->endpoint)
+        atomic_fetch_sub_explicit(&choice->endpoint->active, 1, memory_order_relaxed);
+    choice->endpoint = NULL;
+}
+
+/* The next one that is not ejected; after all of those, the ejected ones. NULL: all were tried. */
+static struct endpoint *next_endpoint(struct choice *choice, uint64_t since_ms)
+{
+    const struct cluster *cluster = choice->cluster;
+    struct endpoint *endpoint;
+    uint32_t attempt;
+
+    while (choice->attempts < cluster->count) {
+        attempt = choice->attempts++;
+        endpoint = cluster->endpoints[(choice->first + attempt) % cluster->count];
+        if (attempt >= MAX_POSTPONED || !endpoint_is_ejected(endpoint, since_ms))
+            return endpoint;
+        choice->postponed |= UINT64_C(1) << attempt;
+    }
+    if (!choice->postponed)
+        return NULL;
+    attempt = (uint32_t)__builtin_ctzll(choice->postponed);
+    choice->postponed &= choice->postponed - 1;
+    return cluster->endpoints[(choice->first + attempt) % cluster->count];
+}
+
+bool choice_next(struct choice *choice, struct worker *worker, const struct origin *origin)
+{
+    leave_endpoint(choice);
+    if (!choice->cluster) {
+        choice->upstream = default_upstream(origin);
+        return choice->attempts++ == 0;
+    }
+    choice->endpoint = next_endpoint(choice, ejected_since(worker->timeouts, worker->loop.now_ms));
+    if (!choice->endpoint)
+        return false;
+    atomic_fetch_add_explicit(&choice->endpoint->active, 1, memory_order_relaxed);
+    choice->upstream = choice->endpoint->address;
+    return true;
+}
+
+void choice_give_back(struct choice *choice)
+{
+    if (choice->cluster)
+        cluster_give_back(choice->cluster);
+}
+
+void choice_release(struct choice *choice)
+{
+    leave_endpoint(choice);
+    if (choice->cluster)
+        shared_release(&choice->cluster->shared);
+    choice->cluster = NULL;
+}

@@ -1,0 +1,25 @@
+/* One way to get a connected upstream: endpoint after endpoint, until one answers. */
+#ifndef PYSIDECAR_UPSTREAM_CONNECTOR_H
+#define PYSIDECAR_UPSTREAM_CONNECTOR_H
+
+#include "upstream/choice.h"
+
+struct connector {
+    struct worker *worker;
+    const struct origin *origin;
+    struct choice choice; /* begun; the caller's again when it is done */
+    struct watch watch;   /* the socket that is being connected */
+    struct timer timer;
+    /* Called once, perhaps from within connector_start: with a connected socket, which is the
+     * caller's and nobody watches, or with the errno of the last endpoint, negative. */
+    void (*done)(struct connector *connector, int fd);
+};
+
+/* Expects worker, origin, choice and done to be set. */
+void connector_start(struct connector *connector);
+/* Before it is done: it will not be. */
+void connector_cancel(struct connector *connector);
+/* Why a connection ends for which there is no upstream, by the (positive) errno. */
+enum dp_end connector_end(int error);
+
+#endif
