@@ -260,21 +260,21 @@ class Sidecar:
     async def reload(self) -> None:
         """Applies the configuration file as it is now; open connections go on as they are. Raises
         ConfigError when it cannot be applied as a whole, and changes nothing then."""
+        old = await self._read_and_apply()
+        await in_background(lambda: release(old))
+
+    async def _read_and_apply(self) -> list[object]:
+        """Returns the routes that were, for ``release``."""
         config, tables = await in_background(self._read)
         if self.state != "serving":
-            return
+            return []
         before = self.config
         self._applying = True
         try:
             await self._apply(config, tables)
         finally:
             self._applying = False
-        old: list[object] = [
-            *before.outbound.routes,
-            *(before.inbound.routes if before.inbound else ()),
-        ]
-        del before
-        await in_background(lambda: release(old))
+        return [*before.outbound.routes, *(before.inbound.routes if before.inbound else ())]
 
     def _read(self) -> tuple[Config, _Tables]:
         """All of a reload that takes time. In any thread."""
@@ -382,13 +382,14 @@ class Sidecar:
 
     async def _reload_once(self) -> None:
         try:
-            await self.reload()
+            old = await self._read_and_apply()
         except ConfigError as error:
             self.metrics.count_reload(applied=False)
             log.error("the running configuration stays, because of:\n%s", error)
-        else:
+        else:  # said at once: to free what was takes a while
             self.metrics.count_reload(applied=True)
             log.info("reloaded %s", self._source or "the embedded defaults")
+            await in_background(lambda: release(old))
 
     def _check(self, config: Config) -> None:
         try:

@@ -7,7 +7,7 @@ import difflib
 import re
 import reprlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,7 @@ _CONSTANTS: dict[str, Any] = {
     "true": True,
     "false": False,
 }
-_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,18})", re.ASCII)
-_FRACTION = re.compile(r"-?(?:0|[1-9][0-9]{0,18})\.[0-9]+", re.ASCII)
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,18})(\.[0-9]+)?", re.ASCII)
 _TEXT_TAGS = ("tag:yaml.org,2002:str", "!")
 _COLLECTION_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", "!")
 
@@ -116,22 +115,25 @@ def _plain(text: str) -> Any:
     if text in _CONSTANTS:
         return _CONSTANTS[text]
     if text[0] in "-0123456789":
-        if _INTEGER.fullmatch(text):
-            return int(text)
-        if _FRACTION.fullmatch(text):
-            return float(text)
+        number = _NUMBER.fullmatch(text)
+        if number is not None:
+            return int(text) if number[1] is None else float(text)
     return text
 
 
-@dataclass(slots=True, eq=False)
 class _Open:
-    """A mapping or list whose end has not come. ``size`` is in values, those within aliases too."""
+    """A mapping or list whose end has not come. ``size`` is in values, those within aliases too.
+    Of a mapping: ``key`` is the one whose value comes next, ``lines`` those of its keys. (Not a
+    dataclass, as there are very many.)"""
 
-    value: Any
-    anchor: str | None
-    size: int = 1
-    key: Any = _NOTHING  # of a mapping: whose value comes next
-    lines: dict[str, int] = field(default_factory=dict)  # of the keys
+    __slots__ = ("anchor", "key", "lines", "size", "value")
+
+    def __init__(self, value: Any, anchor: str | None) -> None:
+        self.value = value
+        self.anchor = anchor
+        self.size = 1
+        self.key: Any = _NOTHING
+        self.lines: dict[str, int] | None = {} if type(value) is dict else None
 
 
 class _Refused(Exception):
@@ -156,12 +158,12 @@ class _Builder:
 
     def build(self, loader: Any) -> Any:
         """The document, None where there is none. Raises ConfigError."""
-        get_event = loader.get_event
+        get_event, scalar = loader.get_event, yaml.ScalarEvent
         try:
             while True:
                 event = get_event()
                 kind = type(event)
-                if kind is yaml.ScalarEvent:
+                if kind is scalar:
                     self._scalar(event)
                 elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
                     self._start(event, {} if kind is yaml.MappingStartEvent else [])
@@ -182,27 +184,42 @@ class _Builder:
             raise ConfigError(self._source, self.problems) from None
 
     def _scalar(self, event: Any) -> None:
+        """Most events by far are of these, so this does by itself what ``_add`` does."""
         text = event.value
-        if self._expects_key():
-            top = self._open[-1]
-            line = _line(event)
+        top = self._open[-1] if self._open else None
+        if top is not None and top.key is _NOTHING and top.lines is not None:
             if text in top.lines:
-                self.problems.append(
-                    Problem(
-                        self._key(text),
-                        f"expected each key once; it is in line {top.lines[text]} already",
-                        line,
-                    )
-                )
-            top.lines.setdefault(text, line)
+                self._complain_of_twice(text, event)
+            else:
+                top.lines[text] = _line(event)
             top.key = text
             return
-        if event.tag is not None and event.tag not in _TEXT_TAGS:
-            raise _Refused(f"expected no tag {_shown(event.tag)}", _line(event))
-        value = _plain(text) if event.tag is None and event.implicit[0] else text
+        tag = event.tag
+        if tag is not None and tag not in _TEXT_TAGS:
+            raise _Refused(f"expected no tag {_shown(tag)}", _line(event))
+        value = _plain(text) if tag is None and event.implicit[0] else text
         if event.anchor is not None:
             self._anchors[event.anchor] = (value, 1)
-        self._add(value, 1, event)
+        if top is None or top.size >= _MAX_VALUES:
+            self._add(value, 1, event)
+            return
+        top.size += 1
+        if top.lines is None:
+            top.value.append(value)
+        else:
+            top.value[top.key] = value
+            top.key = _NOTHING
+
+    def _complain_of_twice(self, key: str, event: Any) -> None:
+        lines = self._open[-1].lines
+        assert lines is not None
+        self.problems.append(
+            Problem(
+                self._key(key),
+                f"expected each key once; it is in line {lines[key]} already",
+                _line(event),
+            )
+        )
 
     def _start(self, event: Any, value: Any) -> None:
         if self._expects_key():
@@ -232,7 +249,7 @@ class _Builder:
 
     def _expects_key(self) -> bool:
         return bool(
-            self._open and self._open[-1].key is _NOTHING and type(self._open[-1].value) is dict
+            self._open and self._open[-1].key is _NOTHING and self._open[-1].lines is not None
         )
 
     def _add(self, value: Any, size: int, event: Any) -> None:

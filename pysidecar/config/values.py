@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
-from pysidecar.address import Address, is_ipv4
+from pysidecar.address import Address
 from pysidecar.destinations import Network, PortRange
 
 __all__ = [
@@ -142,10 +142,13 @@ WhenAwayText = Annotated[
 def _plain_network(value: str) -> IPv4Network | None:
     """As ``ip_network`` reads a CIDR of IPv4, much faster; None for anything else."""
     host, slash, length = value.partition("/")
-    if not is_ipv4(host) or (slash and not _PREFIX_LENGTH.fullmatch(length)):
+    try:
+        packed = socket.inet_pton(socket.AF_INET, host)
+    except (OSError, ValueError):
         return None
-    address = int.from_bytes(socket.inet_pton(socket.AF_INET, host))
-    return IPv4Network((address, int(length) if slash else 32))
+    if slash and not _PREFIX_LENGTH.fullmatch(length):
+        return None
+    return IPv4Network((packed, int(length) if slash else 32))
 
 
 def parse_network(value: Any) -> Network:
@@ -219,7 +222,7 @@ def parse_address(value: Any) -> Address:
     if not isinstance(value, str):
         raise ValueError("expected an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080")
     address = Address.parse(value)
-    if is_ipv4(address.host):
+    if ":" not in address.host:
         return address
     return Address(str(ip_address(address.host)), address.port)
 

@@ -11,6 +11,10 @@ from pysidecar.routing.rules import Rule, compile_rules
 __all__ = ["excluded_table", "hook_rules", "route_table"]
 
 
+_ACTIONS = {action.name.lower(): action for action in Action}
+_BALANCES = {balance.name.lower(): balance for balance in Balance}
+
+
 def route_table(routes: Sequence[RouteEntry]) -> RouteTable:
     """The routes in the order of the file; a rule's number is its route's index."""
     return RouteTable(
@@ -20,8 +24,8 @@ def route_table(routes: Sequence[RouteEntry]) -> RouteTable:
         ),
         routes=tuple(
             Route(
-                action=Action[route.action.upper()],
-                balance=Balance[route.balance.upper()],
+                action=_ACTIONS[route.action],
+                balance=_BALANCES[route.balance],
                 endpoints=route.endpoints or (),
                 key=_key(route.match),
             )
