@@ -229,10 +229,9 @@ struct mosnhook_answer {
 /* ---- TLVs of the PROXY v2 header that the `header` transport sends ----
  *
  * Types 0xE0-0xEF are reserved for applications by the PROXY protocol (section 2.2.7). Integers are
- * 4 bytes in network order. */
+ * 4 bytes in network order. The user is nobody's to tell but the kernel's. */
 enum mosnhook_tlv {
     MOSNHOOK_TLV_PID = 0xE0,
-    MOSNHOOK_TLV_UID = 0xE1,
     MOSNHOOK_TLV_COMMAND = 0xE2,  /* bytes, without a NUL */
     MOSNHOOK_TLV_SCOPE_ID = 0xE3, /* of a link-local destination */
     MOSNHOOK_TLV_TICKET = 0xE4,   /* the page's, as it is there */

@@ -13,7 +13,7 @@ enum {
     PROXY_TCP4 = 0x11,
     PROXY_TCP6 = 0x21,
     PROXY_PREFIX = 16, /* signature, version, family, length */
-    HEADER_ROOM = 128, /* 16 + 36 + the TLVs: 7 + 7 + 19 + 19 + 7 */
+    HEADER_ROOM = 128, /* 16 + 36 + the TLVs: 7 + 19 + 19 + 7 */
 
     HANDSHAKE_MS = 5, /* on loopback it is over when connect() returns, except with odd queueing */
 };
@@ -80,7 +80,6 @@ static void build_header(struct header *header, const struct attempt *attempt,
     put_u16(header, source->port);
     put_u16(header, destination->port);
     put_tlv_u32(header, MOSNHOOK_TLV_PID, (uint32_t)sys_getpid());
-    put_tlv_u32(header, MOSNHOOK_TLV_UID, sys_geteuid());
     put_tlv(header, MOSNHOOK_TLV_COMMAND, environment.command, command);
     put_tlv(header, MOSNHOOK_TLV_TICKET, attempt->view.ticket, sizeof attempt->view.ticket);
     if (destination->scope_id)

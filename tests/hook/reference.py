@@ -112,7 +112,7 @@ class Request:
     destination: Endpoint
     flags: int
     pid: int
-    uid: int
+    uid: int | None  # None: of a header, which does not tell
     command: str
     source: Endpoint | None = None
     scope: int = 0  # of the destination
@@ -517,6 +517,7 @@ class Sidecar:
             size = int.from_bytes(rest[1:3], "big")
             tlvs[rest[0]], rest = rest[3 : 3 + size], rest[3 + size :]
         assert tlvs[0xE4] == TICKET
+        assert tlvs.keys() <= {0xE0, 0xE2, 0xE3, 0xE4}
 
         def endpoint(raw: bytes, port: int) -> Endpoint:
             return (
@@ -532,7 +533,7 @@ class Sidecar:
             endpoint(destination, ports[1]),
             0,
             int.from_bytes(tlvs[0xE0], "big"),
-            int.from_bytes(tlvs[0xE1], "big"),
+            None,
             tlvs[0xE2].decode(),
             endpoint(source, ports[0]),
             int.from_bytes(tlvs.get(0xE3, b""), "big"),
