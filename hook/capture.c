@@ -167,7 +167,8 @@ int capture(int fd, struct target *target, int flags)
     repeated = result != OUTCOME_NOT_OURS && result != OUTCOME_AWAY;
     if (!repeated)
         result = until_decided(&attempt);
-    if (attempt.fast_open && result == OUTCOME_DIRECT)
+    /* Once there is a connection, the kernel refuses it. */
+    if (attempt.fast_open && result != 0)
         set_fast_open(&attempt, 1);
     cancel_restore(&attempt);
 

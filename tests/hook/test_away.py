@@ -238,6 +238,15 @@ def test_a_stop_while_a_connect_waits_is_noticed(
     assert result["peer"] == "{} {}".format(*upstream.address)
 
 
+def test_a_sidecar_that_hangs_up_without_an_answer_is_away(
+    run: Runner, make_sidecar: MakeSidecar, upstream: EchoServer
+) -> None:
+    sidecar = make_sidecar(excluded=[], when_away=DIRECT, fallback="hang up")
+    result = run("connect", "-e", *upstream.address, sidecar=sidecar)
+    assert (result["connect"], result["echo"]) == ("0", "hello")
+    assert len(sidecar.requests) == 1
+
+
 # ---- Out of descriptors ----
 
 

@@ -113,6 +113,7 @@ def test_direct_answer_connects_for_real(
     result = run("connect", "-e", "-f", host, port, sidecar=sidecar)
     assert (result["connect"], result["echo"]) == ("0", "hello")
     assert result["peer"] == f"{host} {port}"
+    assert result["fast_open"] == "1", "it is a fast open"
     assert [one.destination for one in sidecar.requests] == [upstream.address]
 
 
@@ -133,6 +134,7 @@ def test_connecting_a_connected_socket_says_so(
     result = run("connect", "-e", *_mode(mode), "-a", PORT, V4, PORT, sidecar=sidecar)
     assert result.number("again") == (errno.EISCONN if mode == "blocking" else 0)
     assert result["echo"] == "hello"
+    assert result["peer"] == f"{V4} {PORT}"
     assert len(sidecar.wait_for_requests()) == 1
 
 
@@ -400,6 +402,24 @@ def test_unspecified_destination_means_loopback(
         ("127.0.0.1", PORT),
         ("::1", PORT),
     ]
+
+
+@pytest.mark.parametrize("transport", [UNIX, HEADER])
+@pytest.mark.parametrize(
+    ("host", "scope"), [("fe80::7", 1), ("febf::7", 1), (V6, 0), ("fec0::7", 0)]
+)
+def test_the_scope_of_link_local_destinations_is_told_and_no_other(
+    run: Runner,
+    make_sidecar: MakeSidecar,
+    upstream: EchoServer,
+    transport: int,
+    host: str,
+    scope: int,
+) -> None:
+    """The kernel, too, heeds that of no other address."""
+    sidecar = make_sidecar(transport=transport, fallback=upstream.address)
+    assert run("connect", "-S", 1, "-e", host, PORT, sidecar=sidecar)["echo"] == "hello"
+    assert [request.scope for request in sidecar.wait_for_requests()] == [scope]
 
 
 # ---- What is left alone ----

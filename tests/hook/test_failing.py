@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 
 import pytest
 
 from tests.hook.reference import Sidecar
-from tests.hook.support import PORT, V4, V6, Runner
+from tests.hook.support import PORT, V4, V6, Result, Runner
 
 LOOPBACK = {V4: "127.0.0.1", V6: "::1"}  # where nothing is captured
 
@@ -28,3 +29,22 @@ def test_everything_is_as_after_a_native_failure(
         model = run("failing", kind, *refusing.getsockname()[:2], sidecar=sidecar).output
     expected = model.replace(f"={errno.ECONNREFUSED}\n", f"={getattr(errno, error)}\n")
     assert run("failing", kind, host, PORT, sidecar=sidecar).output == expected
+
+
+def test_an_error_after_a_connect_that_was_not_seen_is_its_own(
+    run: Runner, libc: str, sidecar: Sidecar
+) -> None:
+    """Not that of the captured connect before, which the socket still remembers."""
+    run.libc = libc
+    sidecar.fallback = errno.EHOSTUNREACH
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        port = elsewhere.getsockname()[1]
+        with run.start("unseen", V4, PORT, port, sidecar=sidecar) as process:
+            connection = elsewhere.accept()[0]
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("2i", 1, 0))
+            connection.close()
+            output, _ = process.communicate(timeout=20)
+    result = Result.parse(output)
+    assert result.number("captured") == errno.EHOSTUNREACH
+    assert result.number("unseen") == errno.EINPROGRESS
+    assert result.number("reset") == errno.ECONNRESET

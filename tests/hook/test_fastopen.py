@@ -97,6 +97,7 @@ def test_fast_open_connect_fails_with_the_true_errno(run: Runner, sidecar: Sidec
     sidecar.fallback = errno.EHOSTUNREACH
     result = run("connect", "-f", V4, PORT, sidecar=sidecar)
     assert result.number("connect") == errno.EHOSTUNREACH
+    assert result["fast_open"] == "1", "the next connect is one again"
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -9,9 +9,10 @@
  * -b IP    binds to this source address
  * -p PORT  binds to this source port
  * -6       IPV6_V6ONLY
+ * -S SCOPE the scope of an IPv6 address
  * -m       MPTCP
  * -u       UDP
- * -f       TCP_FASTOPEN_CONNECT
+ * -f       TCP_FASTOPEN_CONNECT, and tells it afterwards
  * -F CALL  MSG_FASTOPEN with sendto, sendmsg or sendmmsg in place of connect
  * -D       MSG_DONTWAIT with -F
  * -a PORT  connects the same socket again, to this port
@@ -40,6 +41,7 @@
 
 static struct {
     bool nonblocking, skip_error, v6_only, multipath, udp, fast_open_connect, dont_wait, echo;
+    unsigned scope;
     int timeout_ms, source_port, again_port, again_wait_ms;
     const char *source, *fast_open_call;
 } options;
@@ -79,6 +81,7 @@ static socklen_t parse(const char *ip, int port, struct sockaddr_storage *addres
     }
     ipv6->sin6_family = AF_INET6;
     ipv6->sin6_port = htons((uint16_t)port);
+    ipv6->sin6_scope_id = options.scope;
     return sizeof *ipv6;
 }
 
@@ -177,6 +180,15 @@ static void echo(int fd)
         printf("echo=%.*s\n", (int)size, received);
 }
 
+static void print_option(const char *name, int fd, int level, int option)
+{
+    int value = -1;
+    socklen_t length = sizeof value;
+
+    getsockopt(fd, level, option, &value, &length);
+    printf("%s=%d\n", name, value);
+}
+
 static void run(const char *ip, int port)
 {
     struct sockaddr_storage address, other;
@@ -209,13 +221,10 @@ static void run(const char *ip, int port)
     print_address("peer", result, &other);
     length = sizeof other;
     print_address("local", getsockname(fd, (struct sockaddr *)&other, &length), &other);
-    if (options.v6_only) {
-        int v6_only = -1;
-
-        length = sizeof v6_only;
-        getsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &v6_only, &length);
-        printf("v6_only=%d\n", v6_only);
-    }
+    if (options.v6_only)
+        print_option("v6_only", fd, IPPROTO_IPV6, IPV6_V6ONLY);
+    if (options.fast_open_connect)
+        print_option("fast_open", fd, IPPROTO_TCP, TCP_FASTOPEN_CONNECT);
     printf("nonblocking=%d\n", (fcntl(fd, F_GETFL) & O_NONBLOCK) != 0);
     if (options.echo)
         echo(fd);
@@ -229,7 +238,7 @@ int main(int count, char **arguments)
     char line[128], ip[64];
     int option, port;
 
-    while ((option = getopt(count, arguments, "nst:b:p:6mufF:Da:A:e")) >= 0)
+    while ((option = getopt(count, arguments, "nst:b:p:6S:mufF:Da:A:e")) >= 0)
         switch (option) {
         case 'n':
             options.nonblocking = true;
@@ -248,6 +257,9 @@ int main(int count, char **arguments)
             break;
         case '6':
             options.v6_only = true;
+            break;
+        case 'S':
+            options.scope = (unsigned)atoi(optarg);
             break;
         case 'm':
             options.multipath = true;
