@@ -23,6 +23,9 @@ SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
 V4, V6, MAPPED = "192.0.2.7", "2001:db8::7", "::ffff:192.0.2.7"
 PORT = 5432
 
+# What a busy machine may add to a time.
+SLACK_MS = 5000
+
 
 class Programs:
     """The C programs, each compiled when first needed."""

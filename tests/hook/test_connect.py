@@ -15,6 +15,7 @@ from tests.hook.support import (
     MAPPED,
     PORT,
     SANITIZED,
+    SLACK_MS,
     V4,
     V6,
     EchoServer,
@@ -35,7 +36,6 @@ def _mode(name: str) -> list[str]:
 def _assert_connected(result: Result, mode: str, host: str) -> None:
     if mode == "nonblocking":
         assert result.number("connect") == errno.EINPROGRESS
-        assert result.number("ms") < 500
         assert (result["ready"], result["so_error"]) == ("1", "0")
     else:
         assert result.number("connect") == 0
@@ -190,7 +190,7 @@ def test_send_timeout_ends_a_blocking_connect(run: Runner, libc: str, sidecar: S
     sidecar.fallback = "hold"
     result = run("connect", "-t", "300", V4, PORT, sidecar=sidecar)
     assert result.number("connect") == errno.EINPROGRESS
-    assert 300 <= result.number("ms") < 900
+    assert 300 <= result.number("ms") < 300 + SLACK_MS
 
 
 def test_a_timed_out_connect_is_still_under_way(
@@ -215,7 +215,7 @@ def test_connecting_again_after_a_timeout_waits_again(run: Runner, sidecar: Side
     assert result.number("again") == errno.EALREADY
 
 
-@pytest.mark.parametrize("kind", ["restart", "interrupt"])
+@pytest.mark.parametrize("kind", ["restart", "interrupt", "timed"])
 def test_signals_interrupt_only_if_they_would_natively(
     run: Runner, libc: str, sidecar: Sidecar, upstream: EchoServer, kind: str
 ) -> None:
@@ -236,6 +236,17 @@ def test_signals_interrupt_only_if_they_would_natively(
     error = 0 if kind == "restart" else errno.EINTR
     # With its stdio closed, the descriptors 1 and 2 stayed free the whole time.
     assert text.lstrip(b".\n") == f"fd=0 connect={error} stolen=0 blocking=1\n".encode()
+
+
+def test_no_handler_sees_a_blocking_socket_that_does_not_block(
+    run: Runner, libc: str, sidecar: Sidecar
+) -> None:
+    """It could leave by longjmp, or use the socket."""
+    run.libc = libc
+    sidecar.fallback = errno.EHOSTUNREACH
+    result = run("steady", 300, V4, PORT, sidecar=sidecar)
+    assert result.number("connect") == errno.EHOSTUNREACH
+    assert (result["looked"], result["nonblocking"]) == ("1", "0")
 
 
 @pytest.mark.skipif(
@@ -369,7 +380,7 @@ def test_nonblocking_mptcp_does_not_wait_for_ever(run: Runner, make_sidecar: Mak
     sidecar = make_sidecar(listeners=[], fallback="hold")
     result = run("connect", "-n", "-m", V4, PORT, sidecar=sidecar)
     assert result.number("connect") == errno.ECONNREFUSED
-    assert 2000 <= result.number("ms") < 3500
+    assert 2000 <= result.number("ms") < 2000 + SLACK_MS
 
 
 def test_nonblocking_mptcp_does_not_wait_for_a_dead_sidecar(
@@ -436,15 +447,18 @@ def test_excluded_destinations_are_left_alone(
     assert sidecar.requests == []
 
 
-@pytest.mark.parametrize("listener", ["listeners", "parks", "own"])
+@pytest.mark.parametrize("listener", ["listeners", "parks", "own", "everywhere"])
 def test_the_sidecars_own_addresses_are_left_alone(
     run: Runner, make_sidecar: MakeSidecar, upstream: EchoServer, listener: str
 ) -> None:
-    sidecar = make_sidecar(excluded=[], own=[upstream.address])
+    everywhere = listener == "everywhere"
+    own = ("0.0.0.0", upstream.address[1]) if everywhere else upstream.address
+    sidecar = make_sidecar(excluded=[], own=[own])
     addresses = {
         "listeners": sidecar.listeners[0].getsockname(),
         "parks": sidecar.parks[0].getsockname(),
         "own": upstream.address,
+        "everywhere": upstream.address,
     }
     result = run("connect", "-n", *addresses[listener], sidecar=sidecar)
     assert result.number("connect") == errno.EINPROGRESS
@@ -524,7 +538,7 @@ def test_without_a_descriptor_connect_still_waits_as_it_would(
     sidecar.fallback = "hold"
     result = cramped("connect", "-t", 300, V4, PORT, sidecar=sidecar)
     assert result.number("connect") == errno.EINPROGRESS
-    assert 300 <= result.number("ms") < 2000
+    assert 300 <= result.number("ms") < 300 + SLACK_MS
 
 
 @pytest.mark.parametrize("mode", ["blocking", "nonblocking"])

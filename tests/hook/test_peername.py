@@ -111,6 +111,13 @@ def test_another_users_word_for_it_is_not_believed(
     assert result["peer"] == ("192.0.2.99 99" if believed else peer)
 
 
+def test_of_a_connect_that_failed_it_is_the_kernels(run: Runner, sidecar: Sidecar) -> None:
+    """The socket was connected again since, without the hook's knowing."""
+    peer = "{} {}".format(*sidecar.listeners[0].getsockname())
+    result = run("passed", "forge-failed", *peer.split(), os.geteuid(), sidecar=sidecar)
+    assert result["peer"] == peer
+
+
 def test_of_an_address_that_is_not_the_sidecars_it_is_the_kernels(
     run: Runner, sidecar: Sidecar, upstream: EchoServer
 ) -> None:

@@ -12,7 +12,7 @@ from tests.hook.reference import HEADER, UNIX, Sidecar
 from tests.hook.support import PORT, SANITIZED, V4, EchoServer, Runner
 
 _EVERYWHERE = (
-    "execve execve-null execve-other execv execvp execvpe execl execlp execle fexecve"
+    "execve execve-null execve-other execve-part execv execvp execvpe execl execlp execle fexecve"
     " posix_spawn posix_spawnp vfork"
 ).split()
 
@@ -36,6 +36,18 @@ def test_children_with_an_empty_environment_stay_hooked(
     assert result.number("connect") == errno.EDOM
     (request,) = sidecar.wait_for_requests()
     assert request.command == f"connect-{libc}"
+
+
+@needs_plain_hook
+def test_children_keep_their_own_preloaded_libraries(
+    run: Runner, libc: str, sidecar: Sidecar
+) -> None:
+    run.libc = libc
+    sidecar.fallback = errno.EDOM
+    child, neighbour = run.programs("connect", libc), str(run.programs("neighbour", libc))
+    result = run("spawn", "execve-merge", child, V4, PORT, sidecar=sidecar, NEIGHBOUR=neighbour)
+    assert result.number("connect") == errno.EDOM
+    assert result.errors.startswith("neighbour\n")
 
 
 @needs_plain_hook

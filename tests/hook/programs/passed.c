@@ -3,9 +3,12 @@
  * passed exec IP PORT        connects, then executes itself, which tells the peer
  * passed rights IP PORT      connects, then passes it to a child that has never connected anything
  * passed forge IP PORT UID   as `rights`, but as that user, and with a memo that says 192.0.2.99 99
+ * passed forge-failed IP PORT UID
+ *                            likewise, and the memo says that the connect failed
  * passed peer FD             tells the peer of this descriptor
  * passed receive FD          tells the peer of the descriptor that comes there */
 #include <arpa/inet.h>
+#include <errno.h>
 #include <netinet/in.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -87,11 +90,12 @@ static int receive(int channel)
     return tell_peer(fd);
 }
 
-static void forge(int fd)
+static void forge(int fd, int error)
 {
     struct mosnhook_memo memo = {
         .magic = MOSNHOOK_MEMO_MAGIC,
         .kind = MOSNHOOK_MEMO_RELAYED,
+        .error = (uint16_t)error,
         .destination = {.ip = {[10] = 0xff, 0xff, 192, 0, 2, 99}, .port = 99},
     };
 
@@ -103,6 +107,7 @@ static int pass(char **arguments)
 {
     int channel[2], status, fd;
     struct msghdr *sent = message();
+    int forged = strncmp(arguments[1], "forge", 5) == 0;
     char text[12];
 
     if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, channel) < 0)
@@ -112,13 +117,13 @@ static int pass(char **arguments)
         execl(arguments[0], arguments[0], "receive", text, NULL);
         _exit(3);
     }
-    if (strcmp(arguments[1], "forge") == 0 && setuid((uid_t)atoi(arguments[4])) < 0)
+    if (forged && setuid((uid_t)atoi(arguments[4])) < 0)
         return fail("setuid");
     fd = connected(arguments[2], atoi(arguments[3]));
     if (fd < 0)
         return fail("connect");
-    if (strcmp(arguments[1], "forge") == 0)
-        forge(fd);
+    if (forged)
+        forge(fd, strcmp(arguments[1], "forge-failed") == 0 ? EHOSTUNREACH : 0);
     memcpy(CMSG_DATA(CMSG_FIRSTHDR(sent)), &fd, sizeof fd);
     if (sendmsg(channel[0], sent, 0) != 1)
         return fail("sendmsg");

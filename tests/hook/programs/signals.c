@@ -1,6 +1,8 @@
 /* A handler runs every 50 ms while connect() blocks.
  *
- * signals restart|interrupt REPORT_FD IP PORT
+ * signals restart|interrupt|timed REPORT_FD IP PORT
+ *
+ * timed: as restart, but with SO_SNDTIMEO
  *
  * With its stdio closed, so that the socket is descriptor 0 and the next free ones are 1 and 2: the
  * handler sees whether somebody took them. Writes "." to REPORT_FD for each signal, then a line. */
@@ -35,6 +37,7 @@ int main(int count, char **arguments)
 {
     struct sigaction action = {.sa_handler = handler};
     struct itimerval every = {{0, 50000}, {0, 50000}}, never = {{0, 0}, {0, 0}};
+    struct timeval timeout = {10, 0};
     struct sockaddr_in address = {.sin_family = AF_INET};
     char line[64];
     int fd, result, error;
@@ -43,12 +46,15 @@ int main(int count, char **arguments)
         return 2;
     report = atoi(arguments[2]);
     address.sin_port = htons((uint16_t)atoi(arguments[4]));
-    if (strcmp(arguments[1], "restart") == 0)
+    sigaction(SIGSEGV, &action, NULL); /* as many runtimes have one */
+    if (strcmp(arguments[1], "interrupt") != 0)
         action.sa_flags = SA_RESTART;
     sigaction(SIGALRM, &action, NULL);
     for (fd = 0; fd < 3; fd++)
         close(fd);
     fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (strcmp(arguments[1], "timed") == 0)
+        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
     setitimer(ITIMER_REAL, &every, NULL);
     result = connect(fd, (struct sockaddr *)&address, sizeof address);
     error = result < 0 ? errno : 0;

@@ -10,6 +10,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+/* An environment of nothing but this LD_PRELOAD. */
+static char *const *only(const char *preload)
+{
+    static char variable[4096];
+    static char *const entries[] = {variable, NULL};
+
+    snprintf(variable, sizeof variable, "LD_PRELOAD=%s", preload);
+    return entries;
+}
+
 int main(int count, char **arguments)
 {
     static char *const none[] = {NULL};
@@ -43,6 +53,10 @@ int main(int count, char **arguments)
             execve(program, child, NULL);
         else if (strcmp(how, "execve-other") == 0)
             execve(program, child, other);
+        else if (strcmp(how, "execve-part") == 0)
+            execve(program, child, only(getenv("LD_PRELOAD")));
+        else if (strcmp(how, "execve-merge") == 0)
+            execve(program, child, only(getenv("NEIGHBOUR")));
         else if (strcmp(how, "execvpe") == 0)
             execvpe(program, child, none);
         else if (strcmp(how, "execle") == 0)
