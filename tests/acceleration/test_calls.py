@@ -38,6 +38,19 @@ def application(start: Callable[..., HookedApplication], path: str) -> HookedApp
     return running
 
 
+@pytest.mark.parametrize("path", ["full", "local"])
+def test_what_goes_one_way_is_no_round_trip(
+    start: Callable[..., HookedApplication], path: str
+) -> None:
+    application = start(path, after_bytes=NEVER, after_round_trips=4)
+    for _ in range(20):
+        application("s.sendall(b'x')")
+        assert receive(application.far, 1) == b"x"
+    assert application.path == "relay"
+    application.exchange(8)
+    application.wait_for_path(path)
+
+
 # ---- reading ----
 
 

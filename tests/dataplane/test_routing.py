@@ -203,9 +203,11 @@ def test_an_endpoint_is_tried_again_after_its_time(make_plane: MakePlane) -> Non
             assert turns(plane, 10, a, b) == {0: 5, 1: 5}
 
 
-def test_where_all_endpoints_failed_they_are_tried_as_ever(plane: Plane) -> None:
+@pytest.mark.parametrize("late_first", [True, False])
+def test_where_all_endpoints_failed_they_are_tried_as_ever(plane: Plane, late_first: bool) -> None:
     dead, late = closed_address(), closed_address()
-    plane.data.set_routes(table(("10.0.0.0/8", None, Route(endpoints=(dead, late)))))
+    endpoints = (late, dead) if late_first else (dead, late)
+    plane.data.set_routes(table(("10.0.0.0/8", None, Route(endpoints=endpoints))))
     with pytest.raises(ConnectionResetError):
         plane.through(ELSEWHERE).recv(1)
     assert {*ejected(plane)} == {dead, late}
