@@ -8,7 +8,6 @@ import heapq
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
 from itertools import pairwise
 
 from pysidecar.dataplane import ffi, pack_array
@@ -37,21 +36,23 @@ class Rule:
 
 def compile_rules(rules: Iterable[Rule]) -> bytes:
     """The blob, in the machine's byte order."""
-    claims: dict[Network, list[tuple[PortRange, int]]] = {}
+    claims: dict[_Key, list[tuple[PortRange, int]]] = {}
     for rule in rules:
         for network in rule.networks:
-            claims.setdefault(network, []).extend(
-                (ports, rule.number) for ports in rule.ports or _EVERY_PORT
+            key: _Key = (network.version, int(network.network_address), network.prefixlen)
+            claims.setdefault(key, []).extend(
+                [(ports, rule.number) for ports in rule.ports or _EVERY_PORT]
             )
-    networks = sorted(claims, key=_order)
-    parents = _parents(networks)
+    keys = sorted(claims)
+    spans = [_span(*key) for key in keys]
+    parents = _parents(spans)
     prefixes: list[tuple[int, int, int]] = []
     segments: list[tuple[int, int, int]] = []
-    for network, parent in zip(networks, parents, strict=True):
+    for key, parent in zip(keys, parents, strict=True):
         first = len(segments)
-        segments.extend(_segments(claims[network]))
+        segments.extend(_segments(claims[key]))
         prefixes.append((parent, first, len(segments) - first))
-    boundaries = _boundaries(networks, parents)
+    boundaries = _boundaries(spans, parents)
     body = (
         pack_array("struct mosnhook_boundary", boundaries)
         + pack_array("struct mosnhook_prefix", prefixes)
@@ -64,28 +65,29 @@ def compile_rules(rules: Iterable[Rule]) -> bytes:
     return bytes(ffi.buffer(header)) + body
 
 
-def _span(network: Network) -> tuple[int, int]:
-    """First and last address as integers of 128 bits; IPv4 as v4-mapped."""
-    base = _MAPPED_START if network.version == 4 else 0
-    start = base + int(network.network_address)
-    return start, start | (1 << (network.max_prefixlen - network.prefixlen)) - 1
+_Key = tuple[int, int, int]
+"""A network's version, address and prefix length: sorted by family, then so that a prefix stands
+directly before what it contains. Very many are compared, which networks do slowly."""
+_Span = tuple[int, int, int]
+"""Version, first and last address as integers of 128 bits; IPv4 as v4-mapped."""
 
 
-def _order(network: Network) -> tuple[int, int, int]:
-    """Sorts by family, then so that a prefix stands directly before what it contains."""
-    return network.version, int(network.network_address), network.prefixlen
+def _span(version: int, address: int, length: int) -> _Span:
+    if version == 4:
+        start = _MAPPED_START + address
+        return 4, start, start | (1 << (32 - length)) - 1
+    return 6, address, address | (1 << (128 - length)) - 1
 
 
-def _parents(networks: Sequence[Network]) -> list[int]:
+def _parents(spans: Sequence[_Span]) -> list[int]:
     """For each network of the sorted list the index of the smallest that contains it."""
     parents: list[int] = []
     open_: list[tuple[int, int, int]] = []  # (version, last address, index) of those around
-    for index, network in enumerate(networks):
-        start, end = _span(network)
-        while open_ and (open_[-1][0] != network.version or open_[-1][1] < start):
+    for index, (version, start, end) in enumerate(spans):
+        while open_ and (open_[-1][0] != version or open_[-1][1] < start):
             open_.pop()
         parents.append(open_[-1][2] if open_ else _NO_PREFIX)
-        open_.append((network.version, end, index))
+        open_.append((version, end, index))
     return parents
 
 
@@ -120,11 +122,11 @@ def _segments(claims: Sequence[tuple[PortRange, int]]) -> Iterator[tuple[int, in
         yield first, last, rule
 
 
-def _boundaries(networks: Sequence[Network], parents: Sequence[int]) -> list[tuple[bytes, int]]:
+def _boundaries(spans: Sequence[_Span], parents: Sequence[int]) -> list[tuple[bytes, int]]:
     """Where the innermost prefix changes. The v4-mapped addresses form an island in the IPv6
     space, to which no IPv6 prefix around it applies."""
-    v6 = _changes(networks, parents, IPv6Network)
-    v4 = _changes(networks, parents, IPv4Network)
+    v6 = _changes(spans, parents, 6)
+    v4 = _changes(spans, parents, 4)
     starts = sorted(v6)
     at = bisect_right(starts, _MAPPED_END)
     around = v6[starts[at - 1]] if at else _NO_PREFIX  # no IPv6 prefix begins or ends on the island
@@ -142,9 +144,7 @@ def _boundaries(networks: Sequence[Network], parents: Sequence[int]) -> list[tup
     return boundaries
 
 
-def _changes(
-    networks: Sequence[Network], parents: Sequence[int], family: type[Network]
-) -> dict[int, int]:
+def _changes(spans: Sequence[_Span], parents: Sequence[int], family: int) -> dict[int, int]:
     """Start of each interval of one family and its innermost prefix."""
     changes: dict[int, int] = {}
     open_: list[tuple[int, int]] = []  # (last address, index)
@@ -154,10 +154,9 @@ def _changes(
         if end + 1 < 1 << 128:
             changes[end + 1] = parents[index]
 
-    for index, network in enumerate(networks):
-        if not isinstance(network, family):
+    for index, (version, start, end) in enumerate(spans):
+        if version != family:
             continue
-        start, end = _span(network)
         while open_ and open_[-1][0] < start:
             close()
         changes[start] = index
