@@ -467,6 +467,8 @@ static bool begin(struct direct_session *known, int application)
 
     if (getsockopt(application, SOL_SOCKET, SO_COOKIE, &known->cookie, &length) < 0)
         return false;
+    /* What other workers were asked before is about our earlier record, not about this one. */
+    direct_take_reused(known->session->worker);
     diag_of_fd(application, &before);
     before.cookie = known->cookie;
     replace(direct, &before);
