@@ -384,6 +384,19 @@ def test_full_queues_are_no_hang(
     assert result.number("ms") < (budget + SLACK_MS if mode == "blocking" else 1000)
 
 
+@pytest.mark.parametrize("transport", [UNIX, HEADER])
+def test_send_timeout_shortens_the_wait_for_a_full_queue(
+    run: Runner, make_sidecar: MakeSidecar, transport: int
+) -> None:
+    sidecar = make_sidecar(
+        transport=transport, listeners=["127.0.0.1", "127.0.0.2"], backlog=1, accepting=False
+    )
+    with _fill(sidecar):
+        result = run("connect", "-t", "200", V4, PORT, sidecar=sidecar)
+    assert result.number("connect") == errno.ECONNREFUSED
+    assert 200 <= result.number("ms") < 1000, "what it would have without"
+
+
 def test_a_queue_that_empties_is_used(
     run: Runner, make_sidecar: MakeSidecar, upstream: EchoServer
 ) -> None:
