@@ -87,6 +87,9 @@ class Sidecar:
     Raises SidecarError where it does not start, or stop, as it should.
     """
 
+    python = sys.executable
+    """The interpreter that runs it: that of another installation has another version."""
+
     def __init__(self, settings: Mapping[str, Any] | None = None) -> None:
         # Not pytest's directory for the test: its name may be too long for a Unix socket.
         self._temporary = tempfile.TemporaryDirectory(prefix="pysidecar-")
@@ -201,7 +204,7 @@ class Sidecar:
         with self._log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "pysidecar", "run", "-c", str(self.config_file)),
+                    *(self.python, "-m", "pysidecar", "run", "-c", str(self.config_file)),
                     "--until-stdin-ends",  # also when this process is killed
                 ],
                 cwd=self.directory,

@@ -14,12 +14,13 @@ import click
 from rich.console import Console
 
 from scripts.bench import document, plot
+from scripts.bench import sides as sides_of
 from scripts.bench.processes import BenchError
 from scripts.bench.report import RATIOS, goal_table, scenario_tables
 from scripts.bench.results import Results
 from scripts.bench.run import build_load, idle_connections, run
 from scripts.bench.scenarios import SCENARIOS, Settings
-from scripts.bench.sides import SIDES, Kind
+from scripts.bench.sides import NOT_CAPTURED, SIDES, Kind, Side
 
 _BUILD = Path(__file__).resolve().parents[2] / "build" / "bench"
 
@@ -74,6 +75,13 @@ def _chosen(kind: str, known: Sequence[_T], patterns: str) -> list[_T]:
 @click.option("--scenario", default="*", metavar="NAMES", help="Scenarios to run; default: all.")
 @click.option("--side", default="*", metavar="NAMES", help="Sides to run; default: all.")
 @click.option("--short", is_flag=True, help="Fewer and shorter rounds: three minutes in all.")
+@click.option(
+    "--beside",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="PYTHON",
+    help="Our sides a second time, by the pysidecar that this interpreter has installed: two "
+    "versions in one run.",
+)
 @click.option("--rounds", type=click.IntRange(1), help=f"Default: {_FULL.rounds}.")
 @click.option(
     "--seconds",
@@ -98,6 +106,7 @@ def main(
     scenario: str,
     side: str,
     short: bool,
+    beside: str | None,
     rounds: int | None,
     seconds: float | None,
     idle_connections: int | None,
@@ -109,9 +118,11 @@ def main(
     if docs or check:
         sys.exit(_document(check))
     scenarios, sides = _chosen("scenario", SCENARIOS, scenario), _chosen("side", SIDES, side)
+    if beside:
+        sides = [each for side in sides for each in _with_beside(side, beside)]
     settings = _settings(_SHORT if short else _FULL, rounds, seconds, idle_connections)
     all_of_it = len(scenarios) == len(SCENARIOS) and len(sides) == len(SIDES)
-    complete = all_of_it and not (short or rounds or seconds or idle_connections)
+    complete = all_of_it and not (short or beside or rounds or seconds or idle_connections)
     directory = output or (document.RESULTS if complete else _BUILD / "results")
     console, progress = Console(width=_width()), Console(stderr=True)
     if settings.idle_connections < (idle_connections or _FULL.idle_connections) and not short:
@@ -132,6 +143,11 @@ def main(
     peers = {side.name for side in SIDES if side.kind is Kind.PEER}
     if any(broken.side not in peers for broken in results.failures):
         sys.exit(1)
+
+
+def _with_beside(side: Side, python: str) -> list[Side]:
+    ours = side.kind is Kind.OURS and side.name != NOT_CAPTURED
+    return [side, sides_of.beside(side, python)] if ours else [side]
 
 
 def _settings(

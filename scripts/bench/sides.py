@@ -11,7 +11,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,17 @@ from scripts.bench.processes import (
     running,
 )
 
-__all__ = ["DIRECT", "NOT_CAPTURED", "SIDES", "SPARE_FILES", "Kind", "Side", "Site", "Way"]
+__all__ = [
+    "DIRECT",
+    "NOT_CAPTURED",
+    "SIDES",
+    "SPARE_FILES",
+    "Kind",
+    "Side",
+    "Site",
+    "Way",
+    "beside",
+]
 
 DIRECT = "direct"
 NOT_CAPTURED = "not captured"
@@ -144,10 +154,33 @@ def _direct(site: Site) -> Iterator[Way]:
 
 
 @contextmanager
-def _through_sidecar(site: Site, settings: Mapping[str, Any]) -> Iterator[Way]:
-    with site.server("127.0.0.1") as (address, server), Sidecar(settings) as sidecar:
+def _through_sidecar(
+    site: Site, settings: Mapping[str, Any], kind: type[Sidecar] = Sidecar
+) -> Iterator[Way]:
+    with site.server("127.0.0.1") as (address, server), kind(settings) as sidecar:
         processes = family(psutil.Process(sidecar.pid))
         yield Way(address, server, environment=sidecar.environment, proxies=processes)
+
+
+class _BesideSidecar(Sidecar):
+    """Another installation's, with its hook."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        script = "from pysidecar import hook_path; print(hook_path())"
+        path = subprocess.check_output([self.python, "-c", script], text=True).strip()
+        return {**super().environment, "LD_PRELOAD": path}
+
+
+def beside(side: Side, python: str) -> Side:
+    """The same side of ours by the package that another interpreter has installed."""
+
+    class Beside(_BesideSidecar):
+        pass
+
+    Beside.python = python
+    start = functools.partial(_through_sidecar, settings=side.sidecar or {}, kind=Beside)
+    return replace(side, name=f"{side.name} (beside)", start=start, what=f"{side.what}: {python}")
 
 
 def _ours(name: str, what: str, sidecar: Mapping[str, Any]) -> Side:
