@@ -1,16 +1,15 @@
 """One JSON object for each connection, a line each.
 
-Written by a thread of its own: a disk or a pipe that stalls delays the log and nothing else, and
-what does not fit its bounded queue is counted and dropped.
+The data plane makes the lines (``api/log_line.c``), and a thread of its own writes them: a disk or
+a pipe that stalls delays the log and nothing else, and what does not fit its bounded queue is
+counted and dropped.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,13 @@ __all__ = ["AccessLog", "describe_connection"]
 log = logging.getLogger(__name__)
 
 _STANDARD_OUTPUT = 1
-_QUEUE_LIMIT = 65536  # records: some 50 MiB, or ten seconds at full speed
+_QUEUE_LIMIT = 65536  # lines: some 30 MiB
 _CLOSE_PATIENCE = 5.0  # seconds for the last records to be written
-
-# ASCII: a process picks its name, and C1 controls or a right-to-left override in it would reach the
-# terminal of whoever looks at the log. One encoder, as json.dumps would make one for each record.
-_json = json.JSONEncoder().encode
 
 
 def describe_connection(record: ConnectionRecord) -> dict[str, Any]:
-    """The fields of the access log and of ``/connections``."""
+    """The fields of ``/connections``, and of the access log, whose lines are what ``json.dumps``
+    makes of this."""
     return {
         "time": _rfc3339(record.opened),
         "direction": record.direction.name.lower(),
@@ -71,9 +67,8 @@ class AccessLog:
     def __init__(self, path: Path | None) -> None:
         """Raises OSError when the file cannot be opened."""
         self._path = path
-        self._writer: LineWriter[ConnectionRecord] = LineWriter(
+        self._writer = LineWriter(
             _open(path),
-            lambda record: _json(describe_connection(record)),
             name="access-log",
             limit=_QUEUE_LIMIT,
             on_loss=lambda reason: log.error(
@@ -93,9 +88,9 @@ class AccessLog:
         """How many could not be written."""
         return self._writer.lost
 
-    def write(self, records: Iterable[ConnectionRecord]) -> None:
-        """Takes records to be written; never blocks."""
-        self._writer.write(records)
+    def write(self, lines: bytes) -> None:
+        """Takes whole lines to be written; never blocks."""
+        self._writer.write(lines)
 
     def reopen(self, path: Path | None) -> None:
         """Goes on in the file that has this name now. Raises OSError and goes on in the old one."""

@@ -10,53 +10,48 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+from collections.abc import Callable
 
 __all__ = ["LineWriter"]
 
-Item = TypeVar("Item")
-
-_BATCH = 1024  # items that are rendered at a time
+_BATCH = 256 * 1024  # bytes that are written at a time
 _NEWLINE = 0x0A
 
 
-class LineWriter(Generic[Item]):
-    """A thread that writes items to a descriptor, a line each, from a bounded queue.
+class LineWriter:
+    """A thread that writes lines to a descriptor, from a bounded queue.
 
     What does not fit the queue, or cannot be written, is dropped and counted in ``lost``. The
     thread waits for the descriptor with ``poll`` and writes no more than it takes at once, so that
     it can be given another one, or be ended, while nobody reads.
 
-    ``render`` makes a line without its newline. ``on_loss`` is called when losses begin, with the
-    reason, and ``on_recovery`` when they have ended, with their number: by whichever thread
-    notices.
+    ``on_loss`` is called when losses begin, with the reason, and ``on_recovery`` when they have
+    ended, with their number: by whichever thread notices.
     """
 
     def __init__(
         self,
         fd: int,
-        render: Callable[[Item], str],
         *,
         name: str,
         limit: int,
         on_loss: Callable[[str], object] = lambda reason: None,
         on_recovery: Callable[[int], object] = lambda lost: None,
     ) -> None:
-        """Owns the descriptor from here on. ``limit`` is in items. Nothing is written before
-        ``start``."""
+        """Owns the descriptor from here on. With ``limit`` lines, the queue is full. Nothing is
+        written before ``start``."""
         self.lost = 0
-        self._render = render
         self._limit = limit
         self._on_loss = on_loss
         self._on_recovery = on_recovery
         self._lock = threading.Lock()
-        self._queue: deque[Item] = deque()
+        self._queue: deque[bytes] = deque()
+        self._queued = 0  # lines
         self._replacement: int | None = None
         self._deadline: float | None = None  # set: the thread ends when all is written, or then
         self._lost_now = 0  # since losses began
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._pending = memoryview(b"")  # rendered, not written
+        self._pending = memoryview(b"")  # no longer in the queue, not written
         self._cut = False  # the beginning of the first pending line was written
         self._rest = b""  # the end of a line of which that is all that was not lost
         self._take(fd)
@@ -67,17 +62,17 @@ class LineWriter(Generic[Item]):
         if self._thread.ident is None:
             self._thread.start()
 
-    def write(self, items: Iterable[Item]) -> None:
-        """Takes items to be written; never blocks."""
-        lost = 0
+    def write(self, lines: bytes) -> None:
+        """Takes whole lines to be written, each with its newline; all of them, or none where the
+        queue is full. Never blocks."""
+        count = lines.count(b"\n")
         with self._lock:
-            for item in items:
-                if len(self._queue) >= self._limit:
-                    lost += 1
-                else:
-                    self._queue.append(item)
+            full = self._queued >= self._limit
+            if not full:
+                self._queue.append(lines)
+                self._queued += count
         os.eventfd_write(self._wake, 1)
-        self._count_lost(lost, "its reader does not keep up")
+        self._count_lost(count if full else 0, "its reader does not keep up")
 
     def replace(self, fd: int) -> None:
         """Goes on with another descriptor, which it owns from here on; closes the one before."""
@@ -95,7 +90,7 @@ class LineWriter(Generic[Item]):
         os.eventfd_write(self._wake, 1)
         self._thread.join(patience + 1)  # a disk, unlike a pipe, cannot be polled
         with self._lock:
-            left = len(self._queue) + bytes(self._pending).count(b"\n")
+            left = self._queued + bytes(self._pending).count(b"\n")
             self.lost += left
         return left == 0 and not self._thread.is_alive()
 
@@ -149,14 +144,19 @@ class LineWriter(Generic[Item]):
         self._rest = b""
 
     def _next_batch(self) -> bytes:
+        batch: list[bytes] = []
+        size = 0
         with self._lock:
-            items = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH))]
-        if not items:
+            while self._queue and size < _BATCH:
+                batch.append(self._queue.popleft())
+                size += len(batch[-1])
+            lines = b"".join(batch)
+            self._queued -= lines.count(b"\n")
+        if not lines:
             return b""
-        lines = "".join(f"{self._render(item)}\n" for item in items)
         rest, self._rest = self._rest, b""
         self._cut = bool(rest)
-        return rest + lines.encode(errors="backslashreplace")
+        return rest + lines
 
     def _can_write(self) -> bool:
         """Waits until the descriptor takes bytes, or (False) there is something else to do."""

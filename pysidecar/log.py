@@ -25,9 +25,8 @@ class _Handler(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.setFormatter(logging.Formatter(_FORMAT))
-        self.writer: LineWriter[str] = LineWriter(
+        self.writer = LineWriter(
             os.dup(_STANDARD_ERROR),
-            str,
             name="log",
             limit=_QUEUE_LIMIT,
             on_recovery=self._tell_losses,
@@ -41,7 +40,7 @@ class _Handler(logging.Handler):
     @override
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self.writer.write([self.format(record)])
+            self.writer.write(f"{self.format(record)}\n".encode(errors="backslashreplace"))
         except Exception:
             self.handleError(record)
 

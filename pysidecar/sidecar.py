@@ -81,6 +81,7 @@ class Sidecar:
         self._stack = contextlib.AsyncExitStack()
         self._recent: deque[ConnectionRecord] = deque(maxlen=_RECENT_CLOSED)
         self._reported = asyncio.Event()
+        self._closed = self._dropped = 0  # connections and lines, when it was looked last
         self._reload_wanted = False
         self._reloading: asyncio.Task[None] | None = None
         self._applying = False  # part of a reload that is not given up in the middle
@@ -95,7 +96,7 @@ class Sidecar:
         self.metrics = Metrics(
             version=importlib.metadata.version("pysidecar"),
             counters=lambda: self._data_plane.counters(),
-            live=self.connections,
+            tallies=lambda: self._data_plane.tallies(),
             ejected=lambda: self._data_plane.ejected(),
             own=self._own_counters,
             rule_counters=lambda: self._rule_counters,
@@ -177,7 +178,7 @@ class Sidecar:
 
     def closed_connections(self, limit: int) -> list[ConnectionRecord]:
         """The latest that closed, newest last; at most 1,000 are kept."""
-        self._take_reports()
+        self._recent.extend(self._data_plane.take_closed())
         return list(islice(self._recent, max(0, len(self._recent) - limit), None))
 
     # ---- Life ----
@@ -212,6 +213,7 @@ class Sidecar:
         self._access_log = self._open_access_log()  # as a reload will open it
         stack.callback(self._access_log.close)
         self._access_log.start()
+        data_plane.log(config.access_log.mode == "on")
         data_plane.start()
         stack.callback(self._stop_data_plane)
         asyncio.get_running_loop().add_reader(data_plane.event_fd, self._on_reports)
@@ -303,6 +305,7 @@ class Sidecar:
             raise ConfigError(source, [Problem("", str(error))]) from None
         self._set_routes(*tables)
         self._data_plane.set_timeouts(_timeouts(config))
+        self._data_plane.log(config.access_log.mode == "on")
         self.config = config
 
     @property
@@ -424,26 +427,24 @@ class Sidecar:
         asyncio.get_running_loop().remove_reader(self._data_plane.event_fd)
 
     def _take_reports(self) -> int:
-        """How many there were."""
-        records = self._data_plane.take_closed()
+        """How many connections have closed since the last time."""
+        self._data_plane.clear_event()
+        closed_before, self._closed = self._closed, self._data_plane.counters().closed
         self._room.look()
-        self._recent.extend(records)
-        self.metrics.count_closed(records)
-        if len(records) >= _BUSY_REPORTS:
-            self._count_dropped()
-        if self.config.access_log.mode == "on":
-            self._access_log.write(records)
+        while lines := self._data_plane.take_lines():
+            self._access_log.write(lines)
         self._reported.set()
-        return len(records)
+        if self._closed - closed_before >= _BUSY_REPORTS:
+            self._tell_dropped()
+        return self._closed - closed_before
 
-    def _count_dropped(self) -> None:
-        dropped = self._data_plane.take_dropped()
-        if count := sum(dropped.connections.values()):
-            self.metrics.count_dropped(dropped)
+    def _tell_dropped(self) -> None:
+        dropped_before, self._dropped = self._dropped, self._data_plane.tallies().lines_dropped
+        if self._dropped > dropped_before:
             log.warning(
-                "%d connections that ended are counted, but neither shown nor logged: the control "
+                "%d connections that ended are counted, but not in the access log: the control "
                 "plane was stuck",
-                count,
+                self._dropped - dropped_before,
             )
 
     def _stop_data_plane(self) -> None:

@@ -64,7 +64,7 @@ class Target:
             if not path.name.endswith(".bpf.c")
         }
         sources = [SOURCES / f"{self.name}.c", *sorted(linked - {ROOT / self.includes})]
-        command = ["clang", *_FLAGS, *map(str, sources), "-ldl", "-o", str(self.program)]
+        command = ["clang", *_FLAGS, *map(str, sources), "-ldl", "-lm", "-o", str(self.program)]
         digest = hashlib.sha256("\0".join(command).encode())
         for directory in ("hook", "pysidecar/dataplane", "tests/fuzz"):
             for path in sorted((ROOT / directory).rglob("*.[ch]")):
@@ -115,6 +115,7 @@ TARGETS = {
     for target in (
         Target("header", _DATA_PLANE, "pysidecar/dataplane/intercept/header.c", runs=200_000),
         Target("control", _DATA_PLANE, longest=256, runs=1000),
+        Target("log_line", longest=256, runs=50_000),
         Target("page", "hook/address.c", "hook/page.c", longest=4096, runs=5000),
         Target("rules", longest=512, runs=5000),
     )

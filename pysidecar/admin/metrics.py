@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import Counter as Tally
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -19,15 +18,14 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from pysidecar.admin.process import OwnProcess
 from pysidecar.dataplane import (
-    Action,
-    ConnectionRecord,
+    DURATION_BOUNDS,
     Counters,
-    Direction,
-    Dropped,
     EjectedEndpoint,
     End,
-    Transport,
+    Kind,
+    Tallies,
 )
 from pysidecar.interception.rules import Conntrack
 
@@ -49,87 +47,39 @@ class OwnCounters:
 
 
 _LABELS = ("direction", "transport", "action")
-# Seconds: from a request on loopback to connections of a pool that live for a day.
-_DURATIONS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 600.0, 3600.0, 86400.0)
 
 
-def _labels(record: ConnectionRecord) -> tuple[str, str, str]:
-    return (
-        record.direction.name.lower(),
-        record.transport.name.lower(),
-        record.action.name.lower(),
-    )
+def _labels(kind: Kind) -> list[str]:
+    return [value.name.lower() for value in kind]
 
 
 class Metrics:
-    """Counts closed connections as they are reported, and asks the rest when it is scraped."""
+    """Asks for everything but the reloads when it is scraped, at a cost that does not depend on the
+    number of connections."""
 
     def __init__(
         self,
         *,
         version: str,
         counters: Callable[[], Counters],
-        live: Callable[[], Sequence[ConnectionRecord]],
+        tallies: Callable[[], Tallies],
         ejected: Callable[[], Sequence[EjectedEndpoint]],
         own: Callable[[], OwnCounters],
         rule_counters: Callable[[], RuleCounters],
         conntrack: Callable[[], Conntrack | None],
     ) -> None:
         self._registry = CollectorRegistry()
-        self._closed = Counter(
-            "pysidecar_connections_closed",
-            "Connections that ended.",
-            _LABELS,
-            registry=self._registry,
-        )
-        self._errors = Counter(
-            "pysidecar_connection_errors",
-            "Connections that ended otherwise than by both sides closing them, by reason.",
-            ["reason"],
-            registry=self._registry,
-        )
-        self._dropped = Counter(
-            "pysidecar_reports_dropped",
-            "Connections that ended while the control plane was stuck: neither logged nor in "
-            "/connections, but counted.",
-            registry=self._registry,
-        )
-        self._durations = _Durations()
-        self._registry.register(self._durations)
         self._reloads = Counter(
             "pysidecar_reloads",
             "Reloads of the configuration.",
             ["result"],
             registry=self._registry,
         )
-        ProcessCollector(registry=self._registry)
-        self._registry.register(_DataPlaneCollector(version, counters, live, ejected))
+        self._registry.register(OwnProcess())
+        self._registry.register(_ConnectionCollector(tallies))
+        self._registry.register(_DataPlaneCollector(version, counters, ejected))
         self._registry.register(_OwnCollector(own))
         self._registry.register(_KernelCollector(rule_counters, conntrack))
-
-    def count_closed(self, records: Sequence[ConnectionRecord]) -> None:
-        """Adds connections that ended."""
-        self._count_ends(
-            Tally((record.direction, record.transport, record.action) for record in records),
-            Tally(record.end for record in records),
-        )
-        self._durations.add(record.duration_ms / 1000 for record in records)
-
-    def count_dropped(self, dropped: Dropped) -> None:
-        """Adds connections that ended unreported; nobody knows their durations."""
-        self._dropped.inc(sum(dropped.connections.values()))
-        self._count_ends(dropped.connections, dropped.ends)
-
-    def _count_ends(
-        self,
-        kinds: Mapping[tuple[Direction, Transport, Action], int],
-        ends: Mapping[End, int],
-    ) -> None:
-        for kind, count in kinds.items():
-            self._closed.labels(*(value.name.lower() for value in kind)).inc(count)
-        for end, count in ends.items():
-            if end not in (End.NONE, End.EOF):
-                self._errors.labels(end.name.lower()).inc(count)
 
     def count_reload(self, *, applied: bool) -> None:
         """Adds a reload that was applied or rejected."""
@@ -140,29 +90,52 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class _Durations(Collector):
-    """A histogram that takes many observations at once, without a lock and a search for each."""
+class _ConnectionCollector(Collector):
+    """What connections add up to."""
 
-    def __init__(self) -> None:
-        self._counts = [0] * (len(_DURATIONS) + 1)
-        self._sum = 0.0
-
-    def add(self, durations: Iterable[float]) -> None:
-        """Seconds."""
-        for duration in durations:
-            self._counts[bisect_left(_DURATIONS, duration)] += 1
-            self._sum += duration
+    def __init__(self, tallies: Callable[[], Tallies]) -> None:
+        self._tallies = tallies
+        self._created = time.time()
 
     def describe(self) -> Iterable[Metric]:
-        return ()
+        return ()  # registering asks for nothing: there may be no data plane yet
 
     def collect(self) -> Iterator[Metric]:
-        bounds = [*(str(bound) for bound in _DURATIONS), "+Inf"]
+        tallies = self._tallies()
+        active = GaugeMetricFamily(
+            "pysidecar_connections_active", "Connections that are open.", labels=_LABELS
+        )
+        for kind, count in tallies.open.items():
+            active.add_metric(_labels(kind), count)
+        yield active
+        closed = CounterMetricFamily(
+            "pysidecar_connections_closed", "Connections that ended.", labels=_LABELS
+        )
+        for kind, count in tallies.closed.items():
+            closed.add_metric(_labels(kind), count, self._created)
+        yield closed
+        errors = CounterMetricFamily(
+            "pysidecar_connection_errors",
+            "Connections that ended otherwise than by both sides closing them, by reason.",
+            labels=["reason"],
+        )
+        for end, count in tallies.ends.items():
+            if end not in (End.NONE, End.EOF):
+                errors.add_metric([end.name.lower()], count, self._created)
+        yield errors
+        yield CounterMetricFamily(
+            "pysidecar_reports_dropped",
+            "Connections that ended while the control plane was stuck: not in the access log, but "
+            "counted.",
+            value=tallies.lines_dropped,
+            created=self._created,
+        )
+        bounds = [*(str(bound) for bound in DURATION_BOUNDS), "+Inf"]
         yield HistogramMetricFamily(
             "pysidecar_connection_duration_seconds",
             "How long connections were open.",
-            buckets=list(zip(bounds, accumulate(self._counts), strict=True)),
-            sum_value=self._sum,
+            buckets=list(zip(bounds, accumulate(tallies.durations), strict=True)),
+            sum_value=tallies.duration,
         )
 
 
@@ -171,12 +144,10 @@ class _DataPlaneCollector(Collector):
         self,
         version: str,
         counters: Callable[[], Counters],
-        live: Callable[[], Sequence[ConnectionRecord]],
         ejected: Callable[[], Sequence[EjectedEndpoint]],
     ) -> None:
         self._version = version
         self._counters = counters
-        self._live = live
         self._ejected = ejected
 
     def describe(self) -> Iterable[Metric]:
@@ -225,12 +196,6 @@ class _DataPlaneCollector(Collector):
             ),
         ):
             yield GaugeMetricFamily(f"pysidecar_{name}", text, value=value)
-        active = GaugeMetricFamily(
-            "pysidecar_connections_active", "Connections that are open.", labels=_LABELS
-        )
-        for labels, count in Tally(_labels(record) for record in self._live()).items():
-            active.add_metric(labels, count)
-        yield active
         ejected = GaugeMetricFamily(
             "pysidecar_endpoint_ejected",
             "Endpoints that get no connections for now, since a connect failed.",

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import enum
 import errno
+import json
 import os
 import socket
 import struct
-from collections.abc import Collection, Generator, Sequence
+from collections import namedtuple
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +24,8 @@ from pysidecar.dataplane._native import ffi, lib
 from pysidecar.direction import Direction
 
 __all__ = [
+    "DURATION_BOUNDS",
+    "LOG_TEXTS",
     "Acceleration",
     "AccelerationError",
     "Action",
@@ -31,13 +35,14 @@ __all__ = [
     "Counters",
     "DataPlane",
     "Direction",
-    "Dropped",
     "EjectedEndpoint",
     "End",
+    "Kind",
     "Listener",
     "PackedRoutes",
     "Route",
     "RouteTable",
+    "Tallies",
     "Timeouts",
     "Transport",
     "direct_works",
@@ -54,9 +59,32 @@ _UNKNOWN_UID = 0xFFFFFFFF
 _BATCH = 512
 WALK_PIECE = 64
 """Most connections that ``DataPlane.walk`` reads at a time: a millisecond's work to show them."""
-_ADDRESS = "16sHxxI"
-_RECORD = struct.Struct(f"=5Q{_ADDRESS * 3}3Ii5HxxI16s")  # struct dp_record
-assert _RECORD.size == ffi.sizeof("struct dp_record")
+_CODES = {"uint64_t": "Q", "uint32_t": "I", "int32_t": "i", "uint16_t": "H"}  # of struct
+
+
+def _layout(kind: Any, prefix: str = "") -> tuple[str, list[str]]:
+    """How ``struct`` reads a C struct of integers and of texts, and the names of what it reads:
+    those of the fields, with that of the struct in which they are before them."""
+    codes, names, at = "", [], 0
+    for name, field in kind.fields:
+        codes += "x" * (field.offset - at)
+        inner = [f"{prefix}{name}"]
+        match field.type.kind:
+            case "struct":
+                code, inner = _layout(field.type, f"{prefix}{name}_")
+            case "array":
+                code = f"{field.type.length}s"
+            case _:
+                code = _CODES[field.type.cname]
+        codes += code
+        names += inner
+        at = field.offset + ffi.sizeof(field.type)
+    return codes + "x" * (ffi.sizeof(kind) - at), names
+
+
+_codes, _names = _layout(ffi.typeof("struct dp_record"))
+_RECORD = struct.Struct(f"={_codes}")
+_Raw = namedtuple("_Raw", _names)  # type: ignore[misc]
 
 
 class Transport(enum.IntEnum):
@@ -145,6 +173,10 @@ _END_TEXT: dict[End, str] = {
     End.OTHER_NAMESPACE: "the application is in another network namespace",
     End.LEFT: "still open when the sidecar stopped; it goes on",
 }
+
+
+DURATION_BOUNDS = tuple(bound / 1e9 for bound in lib.dp_duration_bounds_ns)
+"""Seconds: from a request on loopback to connections of a pool that live for a day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,11 +295,23 @@ class ConnectionRecord(NamedTuple):
         return text
 
 
-class Dropped(NamedTuple):
-    """Closed connections that were not reported, since nobody took the reports for too long."""
+Kind = tuple[Direction, Transport, Action]
 
-    connections: dict[tuple[Direction, Transport, Action], int]
-    ends: dict[End, int]
+
+class Tallies(NamedTuple):
+    """Sums over all connections, but for kinds and ends that there were none of.
+
+    ``durations`` has a number for each of ``DURATION_BOUNDS``, of connections that lasted no longer
+    than that, but longer than the one before, and one for those that lasted longer than all;
+    ``duration`` is the sum in seconds. ``lines_dropped`` were not taken by ``take_lines`` in time.
+    """
+
+    open: Mapping[Kind, int]
+    closed: Mapping[Kind, int]
+    ends: Mapping[End, int]
+    durations: Sequence[int]
+    duration: float
+    lines_dropped: int
 
 
 class EjectedEndpoint(NamedTuple):
@@ -326,6 +370,7 @@ class DataPlane:
         if self._dp == ffi.NULL:
             raise OSError(ffi.errno, f"cannot create the data plane: {os.strerror(ffi.errno)}")
         self._records: Any = ffi.new("struct dp_record[]", _BATCH)
+        self._lines: Any = ffi.new("char[]", lib.DP_LOG_BLOCK_BYTES)
         self._page: Any = None
 
     def add_listener(self, listener: socket.socket, settings: Listener) -> None:
@@ -430,32 +475,48 @@ class DataPlane:
 
     @property
     def event_fd(self) -> int:
-        """Readable while there are closed connections to take; ``take_closed`` clears it."""
+        """Readable when connections have closed, or the data plane has become full or is no longer
+        so, since ``clear_event``."""
         return int(lib.dp_event_fd(self._dp))
 
-    def take_closed(self) -> list[ConnectionRecord]:
-        """Connections that closed since the last call, each reported exactly once: but see
-        ``take_dropped``."""
-        taken: list[ConnectionRecord] = []
-        while True:
-            count = lib.dp_take_closed(self._dp, self._records, _BATCH)
-            taken.extend(_read_records(self._records, count))
-            if count < _BATCH:
-                return taken
+    def clear_event(self) -> None:
+        """Before looking at what is new."""
+        lib.dp_clear_event(self._dp)
 
-    def take_dropped(self) -> Dropped:
-        """What ``take_closed`` did not get to see since the last call."""
-        raw = ffi.new("struct dp_dropped *")
-        lib.dp_take_dropped(self._dp, raw)
-        kinds = {
-            (direction, transport, action): int(raw.connections[direction][transport][action])
-            for direction in Direction
-            for transport in Transport
-            for action in Action
-        }
-        return Dropped(
-            {kind: count for kind, count in kinds.items() if count},
-            {end: int(raw.ends[end]) for end in End if raw.ends[end]},
+    def keep_closed(self, count: int) -> None:
+        """Each worker keeps at least so many connections for ``take_closed``, else 1,024. Before
+        ``start``."""
+        _check(lib.dp_keep_closed(self._dp, count), "cannot keep closed connections")
+
+    def log(self, on: bool) -> None:
+        """Whether a line of the access log is made of each connection that closes; off at first."""
+        _check(lib.dp_log(self._dp, LOG_TEXTS if on else ffi.NULL), "cannot log")
+
+    def take_lines(self) -> bytes:
+        """Some of the lines that were made since the last call; none where that were all."""
+        size = lib.dp_take_lines(self._dp, self._lines)
+        return bytes(ffi.buffer(self._lines, size))
+
+    def take_closed(self) -> list[ConnectionRecord]:
+        """Connections that closed since the last call, each once, those that closed first at the
+        beginning; of very many the latest, see ``keep_closed``."""
+        taken: list[Any] = []
+        while count := lib.dp_take_closed(self._dp, self._records, _BATCH):
+            taken.extend(_unpack(self._records, count))
+        taken.sort(key=lambda raw: raw.opened_ns + raw.duration_ns)
+        return [_record(raw) for raw in taken]
+
+    def tallies(self) -> Tallies:
+        """What all connections add up to; costs the same however many there are."""
+        raw = ffi.new("struct dp_tallies *")
+        lib.dp_read_tallies(self._dp, raw)
+        return Tallies(
+            open=_by_kind(raw.open),
+            closed=_by_kind(raw.closed),
+            ends={end: int(raw.ends[end]) for end in End if raw.ends[end]},
+            durations=tuple(raw.durations),
+            duration=raw.duration_us / 1e6,
+            lines_dropped=int(raw.lines_dropped),
         )
 
     def snapshot(self) -> list[ConnectionRecord]:
@@ -571,34 +632,83 @@ _PATHS = tuple(ConnectionPath)
 _ENDS = tuple(End)
 
 
+def _by_kind(counts: Any) -> dict[Kind, int]:
+    return {
+        (direction, transport, action): int(count)
+        for direction in Direction
+        for transport in Transport
+        for action in Action
+        if (count := counts[direction][transport][action])
+    }
+
+
 def _read_records(records: Any, count: int) -> list[ConnectionRecord]:
+    return [_record(raw) for raw in _unpack(records, count)]
+
+
+def _unpack(records: Any, count: int) -> list[Any]:
     """All of them at once: one by one through cffi, reading would take longer than relaying."""
     data = ffi.buffer(records, count * _RECORD.size)
-    return [_record(fields) for fields in _RECORD.iter_unpack(data)]
+    return [_Raw._make(fields) for fields in _RECORD.iter_unpack(data)]
 
 
-def _record(fields: tuple[Any, ...]) -> ConnectionRecord:
-    number, opened_ns, duration_ns, sent, received = fields[:5]
-    source, destination, upstream = fields[5:8], fields[8:11], fields[11:14]
-    pid, uid, route, error, transport, direction, action, end, path, rtt_us, command = fields[14:]
+def _record(raw: Any) -> ConnectionRecord:
     return ConnectionRecord(
-        id=number,
-        opened=datetime.fromtimestamp(opened_ns / 1e9, UTC),
-        duration_ms=duration_ns / 1e6,
-        transport=_TRANSPORTS[transport],
-        direction=_DIRECTIONS[direction],
-        action=_ACTIONS[action],
-        path=_PATHS[path],
-        end=_ENDS[end],
-        source=Address.from_packed(*source),
-        original_destination=Address.from_packed(*destination),
-        upstream=Address.from_packed(*upstream),
-        bytes_sent=sent,
-        bytes_received=received,
-        rtt_ms=rtt_us / 1000 or None,
-        pid=pid or None,
-        uid=None if uid == _UNKNOWN_UID else uid,
-        process=command.partition(b"\0")[0].decode("utf-8", "backslashreplace") or None,
-        route=None if route == _NO_ROUTE else route,
-        errno=error,
+        id=raw.id,
+        opened=datetime.fromtimestamp(raw.opened_ns / 1e9, UTC),
+        duration_ms=raw.duration_ns / 1e6,
+        transport=_TRANSPORTS[raw.transport],
+        direction=_DIRECTIONS[raw.direction],
+        action=_ACTIONS[raw.action],
+        path=_PATHS[raw.path],
+        end=_ENDS[raw.end],
+        source=Address.from_packed(raw.source_ip, raw.source_port, raw.source_scope_id),
+        original_destination=Address.from_packed(
+            raw.original_destination_ip,
+            raw.original_destination_port,
+            raw.original_destination_scope_id,
+        ),
+        upstream=Address.from_packed(raw.upstream_ip, raw.upstream_port, raw.upstream_scope_id),
+        bytes_sent=raw.bytes_sent,
+        bytes_received=raw.bytes_received,
+        rtt_ms=raw.rtt_us / 1000 or None,
+        pid=raw.pid or None,
+        uid=None if raw.uid == _UNKNOWN_UID else raw.uid,
+        process=raw.command.partition(b"\0")[0].decode("utf-8", "backslashreplace") or None,
+        route=None if raw.route == _NO_ROUTE else raw.route,
+        errno=raw.error,
     )
+
+
+# ---- The words of the access log ----
+
+_texts: dict[str, Any] = {}  # what LOG_TEXTS points to
+
+
+def _text(text: str) -> Any:
+    return _texts.setdefault(text, ffi.new("char[]", json.dumps(text)[1:-1].encode()))
+
+
+def _log_texts() -> Any:
+    def names(kind: type[enum.IntEnum]) -> list[Any]:
+        return [_text(member.name.lower()) for member in kind]
+
+    texts = ffi.new(
+        "struct dp_log_texts *",
+        {
+            "directions": names(Direction),
+            "transports": names(Transport),
+            "actions": names(Action),
+            "paths": names(ConnectionPath),
+        },
+    )
+    for end, text in _END_TEXT.items():
+        texts.ends[end] = _text(text)
+    for number, name in errno.errorcode.items():
+        if number < lib.DP_ERRNOS:
+            texts.errnos[number] = _text(name)
+    return texts
+
+
+LOG_TEXTS = _log_texts()
+"""``struct dp_log_texts``: for the whole life of the process."""

@@ -39,5 +39,5 @@ ffibuilder.set_source(
     '#include "api/dataplane.h"',
     include_dirs=INCLUDE_DIRS,
     depends=[*SOURCES, *HEADERS, "setup.py"],
-    libraries=["pthread"],
+    libraries=["pthread", "m"],
 )

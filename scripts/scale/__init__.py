@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from scripts.scale import connections, endpoints
+from scripts.scale import connections, endpoints, metrics, reports
 
 MEASUREMENTS: dict[str, Callable[[], None]] = {
     "connections": connections.measure,
     "endpoints": endpoints.measure,
+    "metrics": metrics.measure,
+    "reports": reports.measure,
 }

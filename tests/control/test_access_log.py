@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,44 +12,34 @@ import pytest
 from pysidecar import access_log
 from pysidecar.access_log import AccessLog
 from pysidecar.address import Address
-from pysidecar.dataplane import (
-    Action,
-    ConnectionPath,
-    ConnectionRecord,
-    Direction,
-    End,
-    Transport,
-)
+from pysidecar.dataplane import LOG_TEXTS, End, ffi, lib
 
 
-def record(number: int, end: End = End.EOF) -> ConnectionRecord:
-    return ConnectionRecord(
-        id=number,
-        opened=datetime(2024, 2, 3, 4, 5, 6, 789000, tzinfo=UTC),
-        duration_ms=1.5,
-        transport=Transport.UNIX,
-        direction=Direction.OUTBOUND,
-        action=Action.RELAY,
-        path=ConnectionPath.RELAY,
-        end=end,
-        source=Address("127.0.0.1", 40000),
-        original_destination=Address("2001:db8::1", 80),
-        upstream=None,
-        bytes_sent=number,
-        bytes_received=0,
-        rtt_ms=None,
-        pid=7,
-        uid=0,
-        process="a\nb",
-        route=None,
-        errno=111 if end is End.UPSTREAM_CONNECT else 0,
+def line(number: int, end: End = End.EOF, process: bytes = b"a\nb") -> bytes:
+    """As the data plane makes it."""
+    record = ffi.new(
+        "struct dp_record *",
+        {
+            "opened_ns": 1706933106_789000000,
+            "duration_ns": 1_500_000,
+            "bytes_sent": number,
+            "source": Address("127.0.0.1", 40000).to_native(),
+            "original_destination": Address("2001:db8::1", 80).to_native(),
+            "pid": 7,
+            "error": 111 if end is End.UPSTREAM_CONNECT else 0,
+            "transport": lib.DP_TRANSPORT_UNIX,
+            "end": end,
+            "command": process,
+        },
     )
+    text = ffi.new("char[]", lib.DP_LOG_LINE_BYTES)
+    return bytes(ffi.buffer(text, lib.dp_log_line(LOG_TEXTS, record, text)))
 
 
 def test_a_record_is_one_line_of_json(tmp_path: Path) -> None:
     log = AccessLog(tmp_path / "log")
     log.start()
-    log.write([record(3, End.UPSTREAM_CONNECT)])
+    log.write(line(3, End.UPSTREAM_CONNECT))
     log.close()
     assert json.loads((tmp_path / "log").read_text()) == {
         "time": "2024-02-03T04:05:06.789Z",
@@ -77,21 +66,21 @@ def test_what_a_process_calls_itself_does_not_reach_a_terminal(tmp_path: Path) -
     name = "a\x9b2J\u202eb\x7f\x1b"
     log = AccessLog(tmp_path / "log")
     log.start()
-    log.write([record(1)._replace(process=name)])
+    log.write(line(1, process=name.encode()))
     log.close()
-    line = (tmp_path / "log").read_bytes().rstrip(b"\n").decode("ascii")
-    assert line.isprintable()
-    assert json.loads(line)["process"] == name
+    text = (tmp_path / "log").read_bytes().rstrip(b"\n").decode("ascii")
+    assert text.isprintable()
+    assert json.loads(text)["process"] == name
 
 
 def test_everything_is_written_in_order_at_close(tmp_path: Path) -> None:
     log = AccessLog(tmp_path / "log")
     log.start()
     for start in range(0, 5000, 50):
-        log.write(record(number) for number in range(start, start + 50))
+        log.write(b"".join(line(number) for number in range(start, start + 50)))
     log.close()
     lines = (tmp_path / "log").read_text().splitlines()
-    assert [json.loads(line)["bytes_sent"] for line in lines] == list(range(5000))
+    assert [json.loads(each)["bytes_sent"] for each in lines] == list(range(5000))
 
 
 def test_it_goes_on_in_another_file(tmp_path: Path) -> None:
@@ -99,7 +88,7 @@ def test_it_goes_on_in_another_file(tmp_path: Path) -> None:
     log.start()
     log.reopen(tmp_path / "unused")
     log.reopen(tmp_path / "b")
-    log.write([record(1)])
+    log.write(line(1))
     with pytest.raises(IsADirectoryError):
         log.reopen(tmp_path)
     log.close()
@@ -117,7 +106,7 @@ def test_a_stalled_reader_costs_records_and_nothing_else(
     log.start()
     written = 0
     while log.lost_records == 0:  # the pipe's 64 KiB and the queue are full at some time
-        log.write([record(written)])
+        log.write(line(written))
         written += 1
     os.set_blocking(reader, True)
     received = bytearray()
@@ -133,14 +122,14 @@ def test_a_stalled_reader_costs_records_and_nothing_else(
     os.close(reader)
     lines = received.decode().splitlines()
     assert len(lines) == written - log.lost_records
-    assert all(json.loads(line)["process"] == "a\nb" for line in lines)
+    assert all(json.loads(each)["process"] == "a\nb" for each in lines)
 
 
 def test_a_failing_disk_is_reported_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     log = AccessLog(Path("/dev/full"))
     log.start()
-    log.write([record(1), record(2)])
-    log.write([record(3)])
+    log.write(line(1) + line(2))
+    log.write(line(3))
     log.close()
     assert log.lost_records == 3
     assert [entry.getMessage() for entry in caplog.records] == [

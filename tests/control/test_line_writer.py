@@ -48,14 +48,12 @@ def test_a_line_that_was_cut_by_an_error_is_completed_before_any_other(
     monkeypatch.setattr("pysidecar.line_writer.os.write", write)
     told: list[object] = []
     fd = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
-    writer: LineWriter[str] = LineWriter(
-        fd, str, name="test", limit=100, on_loss=told.append, on_recovery=told.append
-    )
+    writer = LineWriter(fd, name="test", limit=100, on_loss=told.append, on_recovery=told.append)
     writer.start()
-    writer.write(["0123456789", "abcdefghij", "lost", "lost too"])
+    writer.write(b"0123456789\nabcdefghij\nlost\nlost too\n")
     eventually(lambda: writer.lost == 2)
     room = sys.maxsize
-    writer.write(["after"])
+    writer.write(b"after\n")
     assert writer.close(5)
     assert (tmp_path / "log").read_text() == "0123456789\nabcdefghij\nafter\n"
     assert told == ["No space left on device", 2]
@@ -63,9 +61,9 @@ def test_a_line_that_was_cut_by_an_error_is_completed_before_any_other(
 
 def test_closing_does_not_wait_for_a_reader_longer_than_asked() -> None:
     reader, writer_fd = _pipe()
-    writer: LineWriter[str] = LineWriter(writer_fd, str, name="test", limit=1000)
+    writer = LineWriter(writer_fd, name="test", limit=1000)
     writer.start()
-    writer.write(["x" * 99] * 100)
+    writer.write((b"x" * 99 + b"\n") * 100)
     assert not writer.close(0.05)
     assert writer.lost + len(_read_all(reader)) == 100 + 1, "one line is cut"
 
@@ -100,3 +98,14 @@ def test_the_log_tells_how_many_lines_it_lost(monkeypatch: pytest.MonkeyPatch) -
     assert lost_lines() - before == lost
     os.close(reader)
     os.close(writer_fd)
+
+
+def test_a_full_queue_takes_nothing_more(tmp_path: Path) -> None:
+    """And counts what it did not take, line by line."""
+    writer = LineWriter(os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT), name="test", limit=3)
+    writer.write(b"1\n2\n")
+    writer.write(b"3\n4\n")
+    writer.write(b"5\n6\n7\n")
+    assert writer.lost == 3
+    assert writer.close(5)
+    assert (tmp_path / "log").read_text() == "1\n2\n3\n4\n"

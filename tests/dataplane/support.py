@@ -235,6 +235,7 @@ class Plane:
     ) -> None:
         self._clients: list[socket.socket] = []
         self.data = DataPlane(workers=workers, timeouts=timeouts or Timeouts(connect=2, header=2))
+        self.data.keep_closed(1 << 16)
         listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
         self.header_address = tcp_address(listener)
         self.data.add_listener(listener, Listener(Transport.HEADER))
@@ -286,6 +287,7 @@ class Plane:
 
     def closed(self) -> list[ConnectionRecord]:
         """All connections that closed so far."""
+        self.data.clear_event()
         self._closed.extend(self.data.take_closed())
         return self._closed
 
@@ -360,3 +362,12 @@ def open_pair(plane: Plane, server: Server, transport: str) -> tuple[socket.sock
     application.ask(server.address)
     assert application.is_writable()
     return application.blocking(), server.accept()
+
+
+def take_lines(plane: Plane) -> list[bytes]:
+    """All lines of the access log that were not taken yet."""
+    text = b""
+    while block := plane.data.take_lines():
+        assert block.endswith(b"\n")
+        text += block
+    return text.splitlines()

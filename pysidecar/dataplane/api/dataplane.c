@@ -26,6 +26,16 @@ static void opened(struct session *session)
     inbox_opened(session->worker->inbox, session);
 }
 
+static void decided(struct session *session, enum dp_action action)
+{
+    inbox_decided(session->worker->inbox, session, action);
+}
+
+static void closed(struct session *session)
+{
+    inbox_closed(session->worker->inbox, session);
+}
+
 /* Where the application cannot connect itself, `direct` is a relay. */
 static void arrived(struct session *session)
 {
@@ -37,12 +47,14 @@ static void arrived(struct session *session)
         tunnel_start(session, &choice);
         return;
     }
-    session->action = end == DP_END_REFUSED_BY_ROUTE ? DP_REFUSE : DP_RELAY;
+    decided(session, end == DP_END_REFUSED_BY_ROUTE ? DP_REFUSE : DP_RELAY);
     session_refuse(session, end, ECONNREFUSED);
 }
 
 static const struct session_handler handler = {
     .opened = opened,
+    .decided = decided,
+    .closed = closed,
     .arrived = arrived,
     .asks = direct_ask,
     .let_go = sockmap_prepare,
@@ -61,7 +73,6 @@ static void share(struct dp *dp, struct worker *worker)
     worker->parks = &dp->parks;
     worker->listeners = &dp->listeners;
     worker->accelerator = &dp->accelerator;
-    worker->inbox = &dp->inbox;
     worker->handler = &handler;
 }
 
@@ -72,16 +83,19 @@ static int create_workers(struct dp *dp, uint32_t workers)
 
     dp->workers = calloc(workers, sizeof *dp->workers);
     dp->threads = calloc(workers, sizeof *dp->threads);
-    if (!dp->workers || !dp->threads)
+    dp->inboxes.each = calloc(workers, sizeof *dp->inboxes.each);
+    if (!dp->workers || !dp->threads || !dp->inboxes.each)
         return -ENOMEM;
     dp->listeners.workers = dp->workers;
     dp->listeners.worker_count = workers;
     for (uint32_t i = 0; i < workers && result == 0; i++) {
         share(dp, &dp->workers[i]);
-        dp->threads[i].inbox = &dp->inbox;
+        dp->threads[i].inboxes = &dp->inboxes;
+        dp->inboxes.each[i] = &dp->threads[i].inbox;
         dp->threads[i].stopping = &dp->stopping;
         dp->worker_count = i + 1;
         result = thread_create(&dp->threads[i], dp->workers, workers, i);
+        dp->inboxes.count = i + 1;
     }
     return result;
 }
@@ -106,7 +120,7 @@ struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts)
         result = -ENOMEM;
     dp->budget.foreign = dp->foreign;
     dp->budget.event = dp->event;
-    inbox_init(&dp->inbox, dp->event);
+    dp->inboxes.reports.event = dp->event;
     routes_init(&dp->routes, dp->event);
     dp_set_timeouts(dp, timeouts);
     if (result == 0)
@@ -121,7 +135,7 @@ struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts)
 
 void dp_destroy(struct dp *dp)
 {
-    inbox_close(&dp->inbox);
+    inboxes_leave_walks(&dp->inboxes);
     for (uint32_t i = 0; i < dp->worker_count; i++)
         thread_destroy(&dp->threads[i]);
     assert(atomic_load(&dp->budget.reserved) == 0);
@@ -133,6 +147,7 @@ void dp_destroy(struct dp *dp)
     routes_close(&dp->routes);
     foreign_release(dp->foreign);
     clients_free(&dp->clients);
+    free(dp->inboxes.each);
     free(dp->threads);
     free(dp->workers);
     free(dp);
@@ -338,48 +353,91 @@ void dp_stop(struct dp *dp)
     for (uint32_t i = 0; i < dp->worker_count; i++)
         if (dp->threads[i].started)
             pthread_join(dp->threads[i].id, NULL);
-    dp->joined = dp->inbox.joined = true;
+    dp->joined = true;
     /* The workers are gone: their sessions are this thread's now. */
-    inbox_take_opened(&dp->inbox);
-    direct_look(dp->inbox.live);
-    for (struct session *session = dp->inbox.live; session; session = session->live_next)
-        end_now(session);
+    inboxes_look(&dp->inboxes);
     for (uint32_t i = 0; i < dp->worker_count; i++) {
-        inbox_hand_over(&dp->inbox, &dp->workers[i]);
+        for (struct session *session = dp->threads[i].inbox.live; session;
+             session = session->live_next)
+            end_now(session);
+        inbox_end_turn(&dp->threads[i].inbox, &dp->workers[i]);
         listener_leave_all(&dp->workers[i]);
     }
 }
 
 /* ---- reports ---- */
 
-size_t dp_take_closed(struct dp *dp, struct dp_record *records, size_t max)
+int dp_keep_closed(struct dp *dp, size_t records)
 {
-    uint64_t count;
+    for (uint32_t i = 0; i < dp->worker_count; i++) {
+        struct report *report = &dp->threads[i].inbox.report;
 
-    if (read(dp->event, &count, sizeof count) < 0)
-        count = 0; /* nobody announced anything: look all the same */
-    keeper_collect(&dp->routes.registry.keeper);
-    return inbox_take_closed(&dp->inbox, records, max);
+        report_destroy(report);
+        if (report_create(report, &dp->inboxes.reports, records) < 0)
+            return -ENOMEM;
+    }
+    return 0;
 }
 
-void dp_take_dropped(struct dp *dp, struct dp_dropped *dropped)
+void dp_clear_event(struct dp *dp)
 {
-    inbox_take_dropped(&dp->inbox, dropped);
+    reports_acknowledge(&dp->inboxes.reports);
+    keeper_collect(&dp->routes.registry.keeper);
+}
+
+size_t dp_take_closed(struct dp *dp, struct dp_record *records, size_t max)
+{
+    size_t taken = 0;
+
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        taken += report_take(&dp->threads[i].inbox.report, records + taken, max - taken);
+    return taken;
+}
+
+void dp_read_tallies(struct dp *dp, struct dp_tallies *tallies)
+{
+    inboxes_read_tallies(&dp->inboxes, tallies);
+}
+
+static bool fits(const char *const *texts, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (texts[i] && strnlen(texts[i], DP_LOG_TEXT_BYTES) == DP_LOG_TEXT_BYTES)
+            return false;
+    return true;
+}
+
+int dp_log(struct dp *dp, const struct dp_log_texts *texts)
+{
+    if (texts && !fits((const char *const *)texts, sizeof *texts / sizeof(char *)))
+        return -EINVAL; /* there is nothing else in it than texts */
+    atomic_store_explicit(&dp->inboxes.reports.texts, texts, memory_order_release);
+    return 0;
+}
+
+size_t dp_take_lines(struct dp *dp, char *buffer)
+{
+    size_t taken = 0;
+
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        taken += report_take_lines(&dp->threads[i].inbox.report, buffer + taken,
+                                   DP_LOG_BLOCK_BYTES - taken);
+    return taken;
 }
 
 size_t dp_snapshot(struct dp *dp, struct dp_record *records, size_t max)
 {
-    return inbox_snapshot(&dp->inbox, records, max);
+    return inboxes_snapshot(&dp->inboxes, records, max);
 }
 
 struct dp_walk *dp_walk_begin(struct dp *dp)
 {
-    return inbox_walk(&dp->inbox);
+    return inboxes_walk(&dp->inboxes);
 }
 
 size_t dp_passing(struct dp *dp)
 {
-    return inbox_count_passing(&dp->inbox);
+    return inboxes_count_open(&dp->inboxes, false);
 }
 
 void dp_read_counters(struct dp *dp, struct dp_counters *sum)
@@ -389,7 +447,7 @@ void dp_read_counters(struct dp *dp, struct dp_counters *sum)
         const struct counters *counters = &dp->workers[i].counters;
 
         sum->accepted += counter_read(&counters->accepted);
-        sum->closed += counter_read(&counters->closed);
+        sum->closed += report_count_closed(&dp->threads[i].inbox.report);
         sum->bytes_sent += counter_read(&counters->bytes[DOWNSTREAM]);
         sum->bytes_received += counter_read(&counters->bytes[UPSTREAM]);
         sum->bytes_spliced += counter_read(&counters->bytes_spliced);

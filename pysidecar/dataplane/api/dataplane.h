@@ -1,12 +1,12 @@
 /* The data plane's interface to the control plane. Python reads this header through cffi.
  *
  * Ownership: a connection belongs to the worker thread that accepted it from its first byte until
- * the worker hands it over as closed; the control side then reports and frees it. So the control
- * side may read the counters of any live connection without a lock. All dp_* functions are for one
- * control thread; none blocks, except dp_stop.
+ * it closes; the control side may read the counters of any live one meanwhile. All dp_*
+ * functions are for one control thread; none blocks, except dp_stop.
  *
- * The control side may be late: beyond 65,536 closed connections that it has not taken, the oldest
- * are dropped, and counted (struct dp_dropped).
+ * The control side may be late, and need not come at all: it finds sums of everything (struct
+ * dp_tallies), the latest records of closed connections, and lines of the access log up to a limit,
+ * beyond which they are dropped, and counted.
  */
 #ifndef PYSIDECAR_DATAPLANE_H
 #define PYSIDECAR_DATAPLANE_H
@@ -15,6 +15,19 @@
 #include <stdint.h>
 
 #include "base/terms.h"
+
+enum {
+    DP_DIRECTIONS = 2,
+    DP_TRANSPORTS = 4,
+    DP_ACTIONS = 3,
+    DP_PATHS = 4,
+    DP_ENDS = 32, /* room for them */
+    DP_ERRNOS = 256,
+    DP_DURATION_BOUNDS = 11,
+    DP_LOG_TEXT_BYTES = 96,   /* of one of struct dp_log_texts, with its NUL */
+    DP_LOG_LINE_BYTES = 2048, /* more than the longest line has */
+    DP_LOG_BLOCK_BYTES = 256 * 1024,
+};
 
 /* What the control plane knows of one connection. */
 struct dp_record {
@@ -64,10 +77,30 @@ struct dp_counters {
     uint64_t full;             /* 1 while there are too few left: connections are refused */
 };
 
-/* Closed connections that were not reported, as sums: nobody took the reports for too long. */
-struct dp_dropped {
-    uint64_t connections[2][4][3]; /* by enum dp_direction, dp_transport and dp_action */
-    uint64_t ends[32];             /* the same ones by enum dp_end */
+/* Sums over all connections, for the metrics. They cost the same however many there are. */
+struct dp_tallies {
+    /* By enum dp_direction, dp_transport and dp_action: those that are open now, and all that
+     * closed. */
+    uint64_t open[DP_DIRECTIONS][DP_TRANSPORTS][DP_ACTIONS];
+    uint64_t closed[DP_DIRECTIONS][DP_TRANSPORTS][DP_ACTIONS];
+    uint64_t ends[DP_ENDS]; /* by enum dp_end */
+    /* How many lasted no longer than each of dp_duration_bounds_ns, but longer than the one before;
+     * at last those that lasted longer than all. */
+    uint64_t durations[DP_DURATION_BOUNDS + 1];
+    uint64_t duration_us;   /* all together */
+    uint64_t lines_dropped; /* of the access log, since nobody took them */
+};
+
+extern const uint64_t dp_duration_bounds_ns[DP_DURATION_BOUNDS];
+
+/* The words of the access log: as they are in a JSON string, so escaped where they have to be. */
+struct dp_log_texts {
+    const char *directions[DP_DIRECTIONS];
+    const char *transports[DP_TRANSPORTS];
+    const char *actions[DP_ACTIONS];
+    const char *paths[DP_PATHS];
+    const char *ends[DP_ENDS];     /* NULL: no error */
+    const char *errnos[DP_ERRNOS]; /* NULL: it has no name */
 };
 
 struct dp;
@@ -125,16 +158,35 @@ void dp_set_timeouts(struct dp *dp, const struct dp_timeouts *timeouts);
 /* 0 or -errno. */
 int dp_start(struct dp *dp);
 
-/* Readable when there is something to take, or `full` has changed; dp_take_closed clears it. */
+/* Readable when connections have closed, or `full` has changed, since the last dp_clear_event,
+ * which comes before looking at what is new. */
 int dp_event_fd(struct dp *dp);
+void dp_clear_event(struct dp *dp);
 
-/* Stores at most `max` connections that closed; each is reported once. Returns their number. */
+/* How many records of closed connections each worker keeps for dp_take_closed: the latest ones, at
+ * least so many. 1024 unless it is called. 0 or -errno. Before dp_start only. */
+int dp_keep_closed(struct dp *dp, size_t records);
+
+/* Stores at most `max` connections that closed: each once, unless too many others closed since
+ * then. Those of a worker are in order. Returns their number; 0: that were all. */
 size_t dp_take_closed(struct dp *dp, struct dp_record *records, size_t max);
 
-/* Stores what was dropped since the last call. */
-void dp_take_dropped(struct dp *dp, struct dp_dropped *dropped);
+void dp_read_tallies(struct dp *dp, struct dp_tallies *tallies);
 
-/* Stores at most `max` live connections. Returns the number of all live ones. */
+/* From here on a line is written for each connection that closes; NULL: from here on none. The
+ * texts stay where they are until dp_destroy. 0 or -errno (-EINVAL: one is too long). */
+int dp_log(struct dp *dp, const struct dp_log_texts *texts);
+
+/* Stores whole lines, in a buffer of DP_LOG_BLOCK_BYTES. Returns how many bytes; 0: that were all.
+ */
+size_t dp_take_lines(struct dp *dp, char *buffer);
+
+/* Writes the line of one connection, of at most DP_LOG_LINE_BYTES, with its newline. Returns its
+ * length. */
+size_t dp_log_line(const struct dp_log_texts *texts, const struct dp_record *record, char *line);
+
+/* Stores at most `max` live connections. Returns the number of all live ones; asks for nothing else
+ * where `max` is 0. */
 size_t dp_snapshot(struct dp *dp, struct dp_record *records, size_t max);
 
 /* Begins a walk over the connections that are live now, to be done in pieces. A connection that
@@ -159,7 +211,7 @@ void dp_read_counters(struct dp *dp, struct dp_counters *counters);
 /* Closes the listeners; live connections go on. */
 void dp_drain(struct dp *dp);
 
-/* Aborts what is left and joins the workers. Closed connections can still be taken. */
+/* Aborts what is left and joins the workers. Closed connections and lines can still be taken. */
 void dp_stop(struct dp *dp);
 
 /* After dp_stop (or before dp_start). */

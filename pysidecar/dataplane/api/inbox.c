@@ -3,13 +3,12 @@
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/stack.h"
 #include "l4/direct.h"
 
-enum { MAX_UNREPORTED = 1 << 16 }; /* closed sessions that the control thread has not taken */
+enum { KEPT_RECORDS = 1024 };
 
 /* The worker writes `source` late where it does not know it before: of a socket that came unparked,
  * and of one that the application connects itself. */
@@ -19,10 +18,10 @@ static bool source_is_final(const struct session *session, enum session_state st
            (!session->late_source || state >= SESSION_SERVED);
 }
 
-static void describe(const struct session *session, uint64_t now_ns, struct dp_record *record)
+static void describe(const struct session *session, enum session_state state, uint64_t now_ns,
+                     struct dp_record *record)
 {
     const struct dp_listener *listener = session->origin.listener;
-    enum session_state state = atomic_load_explicit(&session->state, memory_order_acquire);
 
     memset(record, 0, sizeof *record);
     record->id = session->id;
@@ -57,9 +56,54 @@ static void describe(const struct session *session, uint64_t now_ns, struct dp_r
     }
 }
 
-void inbox_take_opened(struct inbox *inbox)
+/* ---- a worker's side ---- */
+
+int inbox_open(struct inbox *inbox, struct inboxes *all, unsigned index)
 {
-    struct session *session = atomic_exchange_explicit(&inbox->opened, NULL, memory_order_acquire);
+    inbox->all = all;
+    inbox->index = index;
+    pthread_mutex_init(&inbox->lock, NULL);
+    return report_create(&inbox->report, &all->reports, KEPT_RECORDS);
+}
+
+void inbox_close(struct inbox *inbox)
+{
+    assert(!inbox->live);
+    report_destroy(&inbox->report);
+    pthread_mutex_destroy(&inbox->lock);
+}
+
+void inbox_opened(struct inbox *inbox, struct session *session)
+{
+    const struct dp_listener *listener = session->origin.listener;
+    struct session *was;
+
+    session->id = atomic_fetch_add_explicit(&inbox->all->next_id, 1, memory_order_relaxed) + 1;
+    report_opened(&inbox->report, listener->direction, listener->transport);
+    STACK_PUSH_CHAIN(&inbox->opened, session, session, next_opened, &was);
+}
+
+void inbox_decided(struct inbox *inbox, struct session *session, enum dp_action action)
+{
+    const struct dp_listener *listener = session->origin.listener;
+
+    report_action(&inbox->report, listener->direction, listener->transport, session->action,
+                  action);
+    session->action = (uint8_t)action;
+}
+
+void inbox_closed(struct inbox *inbox, const struct session *session)
+{
+    struct dp_record record;
+
+    describe(session, SESSION_CLOSED, 0, &record);
+    report_closed(&inbox->report, &record);
+}
+
+/* The lock is taken. */
+static void complete(struct inbox *inbox)
+{
+    struct session *session = STACK_TAKE(&inbox->opened);
 
     for (; session; session = session->next_opened) {
         session->live_previous = NULL;
@@ -67,242 +111,174 @@ void inbox_take_opened(struct inbox *inbox)
         if (inbox->live)
             inbox->live->live_previous = session;
         inbox->live = session;
-        inbox->live_count++;
     }
 }
 
-/* A walk over the live sessions that is done in pieces. */
+/* A walk over the open sessions that is done in pieces. */
 struct dp_walk {
-    struct inbox *inbox; /* NULL: it is gone */
+    struct inboxes *all; /* NULL: they are gone */
     struct dp_walk *next;
-    struct session *at; /* the next one to be described */
+    struct session *at[]; /* by worker, under its lock: the next one to be described */
 };
 
-static void remove_live(struct inbox *inbox, struct session *session)
+static void leave(struct inbox *inbox, struct session *session)
 {
-    for (struct dp_walk *walk = inbox->walks; walk; walk = walk->next)
-        if (walk->at == session)
-            walk->at = session->live_next;
+    for (struct dp_walk *walk = inbox->all->walks; walk; walk = walk->next)
+        if (walk->at[inbox->index] == session)
+            walk->at[inbox->index] = session->live_next;
     if (session->live_previous)
         session->live_previous->live_next = session->live_next;
     else
         inbox->live = session->live_next;
     if (session->live_next)
         session->live_next->live_previous = session->live_previous;
-    inbox->live_count--;
 }
 
-/* Moves both inboxes to the control thread's own lists. The closed ones first: whoever is among
- * them was announced as opened before, so the second exchange cannot miss it. */
-static void take_inboxes(struct inbox *inbox)
+void inbox_end_turn(struct inbox *inbox, struct worker *worker)
 {
-    struct session *closed = atomic_exchange_explicit(&inbox->closed, NULL, memory_order_acquire);
-    struct session *newest = closed, *in_order = NULL;
-
-    inbox_take_opened(inbox);
-    while (closed) { /* the inbox is a stack: newest first */
-        struct session *next = closed->next_closed;
-
-        remove_live(inbox, closed);
-        closed->next_closed = in_order;
-        in_order = closed;
-        closed = next;
-    }
-    if (!newest)
+    report_announce(&inbox->report);
+    if (!worker->closed || pthread_mutex_trylock(&inbox->lock) != 0)
         return;
-    *inbox->to_report_tail = in_order;
-    inbox->to_report_tail = &newest->next_closed;
-}
+    complete(inbox);
+    while (worker->closed) {
+        struct session *session = worker->closed;
 
-static struct session *next_report(struct inbox *inbox)
-{
-    struct session *session = inbox->to_report;
-
-    if (!session)
-        return NULL;
-    inbox->to_report = session->next_closed;
-    if (!inbox->to_report)
-        inbox->to_report_tail = &inbox->to_report;
-    return session;
-}
-
-static void count_dropped(struct dp_dropped *dropped, const struct session *session)
-{
-    const struct dp_listener *listener = session->origin.listener;
-
-    dropped->connections[listener->direction][listener->transport][session->action]++;
-    dropped->ends[session->end]++;
-}
-
-static void drop(struct inbox *inbox)
-{
-    struct session *session;
-
-    if (pthread_mutex_trylock(&inbox->lock) != 0)
-        return; /* somebody takes or drops them just now */
-    take_inboxes(inbox);
-    while (atomic_load_explicit(&inbox->unreported, memory_order_relaxed) > MAX_UNREPORTED &&
-           (session = next_report(inbox))) {
-        count_dropped(&inbox->dropped, session);
-        session_free(session);
-        atomic_fetch_sub_explicit(&inbox->unreported, 1, memory_order_relaxed);
-    }
-    pthread_mutex_unlock(&inbox->lock);
-}
-
-void inbox_take_dropped(struct inbox *inbox, struct dp_dropped *dropped)
-{
-    pthread_mutex_lock(&inbox->lock);
-    *dropped = inbox->dropped;
-    memset(&inbox->dropped, 0, sizeof inbox->dropped);
-    pthread_mutex_unlock(&inbox->lock);
-}
-
-void inbox_hand_over(struct inbox *inbox, struct worker *worker)
-{
-    struct session *first = worker->closed, *last = first, *head;
-    size_t count = 1;
-    uint64_t one = 1;
-
-    if (!first)
-        return;
-    while (last->next_closed) {
-        last = last->next_closed;
-        count++;
-    }
-    worker->closed = NULL;
-    count += atomic_fetch_add_explicit(&inbox->unreported, count, memory_order_relaxed);
-    STACK_PUSH_CHAIN(&inbox->closed, first, last, next_closed, &head);
-    if (!head && write(inbox->event, &one, sizeof one) < 0)
-        one = 0; /* an eventfd at its limit is readable all the same */
-    if (count > MAX_UNREPORTED && !inbox->joined)
-        drop(inbox);
-}
-
-size_t inbox_take_closed(struct inbox *inbox, struct dp_record *records, size_t max)
-{
-    struct session *session;
-    uint64_t count;
-    size_t taken = 0;
-
-    if (read(inbox->event, &count, sizeof count) < 0)
-        count = 0; /* nobody announced anything: look all the same */
-    pthread_mutex_lock(&inbox->lock);
-    take_inboxes(inbox);
-    for (; taken < max && (session = next_report(inbox)); taken++) {
-        describe(session, 0, &records[taken]);
+        worker->closed = session->next_closed;
+        leave(inbox, session);
         session_free(session);
     }
-    atomic_fetch_sub_explicit(&inbox->unreported, taken, memory_order_relaxed);
     pthread_mutex_unlock(&inbox->lock);
-    return taken;
 }
 
-size_t inbox_snapshot(struct inbox *inbox, struct dp_record *records, size_t max)
+/* ---- the control thread's side ---- */
+
+static void lock_all(struct inboxes *all)
+{
+    for (uint32_t i = 0; i < all->count; i++) {
+        pthread_mutex_lock(&all->each[i]->lock);
+        complete(all->each[i]);
+    }
+}
+
+static void unlock_all(struct inboxes *all)
+{
+    for (uint32_t i = 0; i < all->count; i++)
+        pthread_mutex_unlock(&all->each[i]->lock);
+}
+
+/* With all locks. */
+static void look(struct inboxes *all)
+{
+    for (uint32_t i = 0; i < all->count; i++)
+        direct_look(all->each[i]->live);
+}
+
+void inboxes_look(struct inboxes *all)
+{
+    lock_all(all);
+    look(all);
+    unlock_all(all);
+}
+
+/* From `first` on; those that are closed, but not freed yet, were reported as such. Returns where
+ * it ended, since there was no more room, or NULL. */
+static struct session *describe_from(struct session *first, struct dp_record *records, size_t max,
+                                     size_t *stored)
 {
     uint64_t now = clock_ns(CLOCK_MONOTONIC);
-    size_t stored = 0, count;
 
-    pthread_mutex_lock(&inbox->lock);
-    take_inboxes(inbox);
-    if (max > 0)
-        direct_look(inbox->live);
-    for (struct session *session = inbox->live; session && stored < max;
-         session = session->live_next)
-        describe(session, now, &records[stored++]);
-    count = inbox->live_count;
-    pthread_mutex_unlock(&inbox->lock);
-    return count;
+    for (; first && *stored < max; first = first->live_next) {
+        enum session_state state = atomic_load_explicit(&first->state, memory_order_acquire);
+
+        if (state != SESSION_CLOSED)
+            describe(first, state, now, &records[(*stored)++]);
+    }
+    return first;
 }
 
-struct dp_walk *inbox_walk(struct inbox *inbox)
+size_t inboxes_snapshot(struct inboxes *all, struct dp_record *records, size_t max)
 {
-    struct dp_walk *walk = calloc(1, sizeof *walk);
+    size_t stored = 0;
+
+    if (max > 0) {
+        lock_all(all);
+        look(all);
+        for (uint32_t i = 0; i < all->count; i++)
+            (void)describe_from(all->each[i]->live, records, max, &stored);
+        unlock_all(all);
+    }
+    return inboxes_count_open(all, true);
+}
+
+struct dp_walk *inboxes_walk(struct inboxes *all)
+{
+    struct dp_walk *walk = calloc(1, sizeof *walk + all->count * sizeof *walk->at);
 
     if (!walk)
         return NULL;
-    walk->inbox = inbox;
-    pthread_mutex_lock(&inbox->lock);
-    take_inboxes(inbox);
-    direct_look(inbox->live);
-    walk->at = inbox->live;
-    walk->next = inbox->walks;
-    inbox->walks = walk;
-    pthread_mutex_unlock(&inbox->lock);
+    walk->all = all;
+    lock_all(all);
+    look(all);
+    for (uint32_t i = 0; i < all->count; i++)
+        walk->at[i] = all->each[i]->live;
+    walk->next = all->walks;
+    all->walks = walk;
+    unlock_all(all);
     return walk;
 }
 
 size_t dp_walk_next(struct dp_walk *walk, struct dp_record *records, size_t max)
 {
-    struct inbox *inbox = walk->inbox;
-    uint64_t now = clock_ns(CLOCK_MONOTONIC);
+    struct inboxes *all = walk->all;
     size_t stored = 0;
 
-    if (!inbox)
-        return 0;
-    pthread_mutex_lock(&inbox->lock);
-    take_inboxes(inbox);
-    for (; walk->at && stored < max; walk->at = walk->at->live_next)
-        describe(walk->at, now, &records[stored++]);
-    pthread_mutex_unlock(&inbox->lock);
+    for (uint32_t i = 0; all && i < all->count && stored < max; i++) {
+        pthread_mutex_lock(&all->each[i]->lock);
+        walk->at[i] = describe_from(walk->at[i], records, max, &stored);
+        pthread_mutex_unlock(&all->each[i]->lock);
+    }
     return stored;
 }
 
 void dp_walk_end(struct dp_walk *walk)
 {
-    struct inbox *inbox = walk->inbox;
+    struct inboxes *all = walk->all;
 
-    if (inbox) {
-        struct dp_walk **link = &inbox->walks;
+    if (all) {
+        struct dp_walk **link = &all->walks;
 
-        pthread_mutex_lock(&inbox->lock);
+        lock_all(all);
         while (*link != walk)
             link = &(*link)->next;
         *link = walk->next;
-        pthread_mutex_unlock(&inbox->lock);
+        unlock_all(all);
     }
     free(walk);
 }
 
-size_t inbox_count_passing(struct inbox *inbox)
+void inboxes_leave_walks(struct inboxes *all)
 {
-    size_t count;
+    for (struct dp_walk *walk = all->walks; walk; walk = walk->next)
+        walk->all = NULL;
+}
 
-    pthread_mutex_lock(&inbox->lock);
-    take_inboxes(inbox);
-    count = inbox->live_count;
-    for (const struct session *session = inbox->live; session; session = session->live_next)
-        count -= direct_is(session);
-    pthread_mutex_unlock(&inbox->lock);
+void inboxes_read_tallies(const struct inboxes *all, struct dp_tallies *tallies)
+{
+    memset(tallies, 0, sizeof *tallies);
+    for (uint32_t i = 0; i < all->count; i++)
+        report_add(&all->each[i]->report, tallies);
+}
+
+size_t inboxes_count_open(const struct inboxes *all, bool direct)
+{
+    struct dp_tallies tallies;
+    size_t count = 0;
+
+    inboxes_read_tallies(all, &tallies);
+    for (int direction = 0; direction < DP_DIRECTIONS; direction++)
+        for (int transport = 0; transport < DP_TRANSPORTS; transport++)
+            for (int action = 0; action < DP_ACTIONS; action++)
+                if (direct || action != DP_DIRECT)
+                    count += tallies.open[direction][transport][action];
     return count;
-}
-
-/* ---- life ---- */
-
-void inbox_init(struct inbox *inbox, int event)
-{
-    inbox->event = event;
-    inbox->to_report_tail = &inbox->to_report;
-    pthread_mutex_init(&inbox->lock, NULL);
-}
-
-void inbox_close(struct inbox *inbox)
-{
-    struct session *session;
-
-    take_inboxes(inbox);
-    while ((session = next_report(inbox)))
-        session_free(session);
-    for (struct dp_walk *walk = inbox->walks; walk; walk = walk->next)
-        walk->inbox = NULL;
-    assert(inbox->live_count == 0);
-    pthread_mutex_destroy(&inbox->lock);
-}
-
-void inbox_opened(struct inbox *inbox, struct session *session)
-{
-    struct session *was;
-
-    session->id = atomic_fetch_add_explicit(&inbox->next_id, 1, memory_order_relaxed) + 1;
-    STACK_PUSH_CHAIN(&inbox->opened, session, session, next_opened, &was);
 }

@@ -28,7 +28,7 @@ struct dp {
     struct parks parks;
     struct listeners listeners;
     struct accelerator accelerator;
-    struct inbox inbox;
+    struct inboxes inboxes;
     struct mosnhook_page *page;
 };
 

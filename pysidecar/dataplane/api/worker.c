@@ -56,7 +56,7 @@ static void turn_ends(struct task *task)
     show_sign_of_life(worker);
     if (budget_look(worker->budget, worker->loop.now_ms))
         pipes_close(worker);
-    inbox_hand_over(thread->inbox, worker);
+    inbox_end_turn(&thread->inbox, worker);
 }
 
 static int open_loop(struct worker *worker)
@@ -84,6 +84,10 @@ int thread_create(struct thread *thread, struct worker *workers, uint32_t worker
     worker->pipes = &thread->pipes;
     worker->tables = &thread->tables;
     tables_init(&thread->tables, index);
+    worker->inbox = &thread->inbox;
+    result = inbox_open(&thread->inbox, thread->inboxes, index);
+    if (result < 0)
+        return result;
     result = open_loop(worker);
     if (result < 0)
         return result;
@@ -99,7 +103,9 @@ void thread_destroy(struct thread *thread)
 {
     struct worker *worker = thread->worker;
 
+    inbox_end_turn(&thread->inbox, worker);
     assert(!worker->closed);
+    inbox_close(&thread->inbox);
     tables_close(&thread->tables);
     pipes_close(worker);
     assert(counter_read(&worker->counters.buffers) == 0);

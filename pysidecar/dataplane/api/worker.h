@@ -4,15 +4,15 @@
 
 #include <pthread.h>
 
+#include "api/inbox.h"
 #include "loop/worker.h"
 #include "net/pipe.h"
 #include "upstream/routes.h"
 
-struct inbox;
-
 struct thread {
     struct worker *worker;
-    struct inbox *inbox;
+    struct inbox inbox;
+    struct inboxes *inboxes; /* of all */
     pthread_t id;
     bool started;
     const atomic_bool *stopping;

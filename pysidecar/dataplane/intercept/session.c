@@ -102,6 +102,8 @@ void session_close(struct session *session, enum dp_end end, int error)
     if (session->ops->release)
         session->ops->release(session);
     session_release_fds(session, 0);
+    /* Before: whoever looks at the open ones, then at the reports, misses it in neither. */
+    worker->handler->closed(session);
     session_enter(session, SESSION_CLOSED);
     counter_add(&worker->counters.closed, 1);
     session->next_closed = worker->closed;

@@ -1,5 +1,5 @@
-/* A session: a downstream connection with its identity, from the moment it is accepted until the
- * control thread has reported it. How it came, `ops` knows; who serves it, `service`. */
+/* A session: a downstream connection with its identity, from the moment it is accepted until it
+ * is reported. How it came, `ops` knows; who serves it, `service`. */
 #ifndef PYSIDECAR_INTERCEPT_SESSION_H
 #define PYSIDECAR_INTERCEPT_SESSION_H
 
@@ -65,6 +65,10 @@ struct service {
 struct session_handler {
     /* Gives it an id, and makes it known to the control thread. */
     void (*opened)(struct session *session);
+    /* Sets its action. */
+    void (*decided)(struct session *session, enum dp_action action);
+    /* All is known of it: reports it, before it is SESSION_CLOSED. */
+    void (*closed)(struct session *session);
     /* It is known where it wants to go, and it is SESSION_CONNECTING: picks a service. */
     void (*arrived)(struct session *session);
     /* It only asks whether it may go there itself, see intercept/control.h. */
@@ -85,9 +89,9 @@ struct session {
     const struct service *service; /* NULL: nobody serves it yet */
     void *intercepted;             /* that is `ops`'s */
     void *served;                  /* that is `service`'s; freed with the session if it is left */
-    struct session *next_opened;   /* the control thread's inbox */
-    struct session *next_closed;   /* the worker's list of this turn, then the inbox */
-    struct session *live_next, *live_previous; /* the control thread's list */
+    struct session *next_opened;   /* see api/inbox.h */
+    struct session *next_closed;   /* the worker's list of what is to be freed */
+    struct session *live_next, *live_previous; /* under the inbox's lock */
 
     struct origin origin;
     struct mosnhook_address upstream;
@@ -98,12 +102,14 @@ struct session {
     uint64_t opened_real_ns, opened_ns, closed_ns;
     _Atomic uint64_t bytes[2]; /* by enum flow_from; written by the worker */
     _Atomic uint32_t rtt_us;
-    uint32_t pid, uid, route;
-    uint32_t header_size; /* of the PROXY header; 0: there was none */
+    uint32_t pid, uid;
+    _Atomic uint32_t route; /* chosen, like `action`, once it is SESSION_CONNECTING */
+    uint32_t header_size;   /* of the PROXY header; 0: there was none */
     int32_t error;
-    _Atomic uint8_t state; /* enum session_state */
-    _Atomic uint8_t path;  /* enum dp_path */
-    uint8_t action, end;
+    _Atomic uint8_t state;  /* enum session_state */
+    _Atomic uint8_t path;   /* enum dp_path */
+    _Atomic uint8_t action; /* enum dp_action */
+    uint8_t end;
     uint8_t fds_reserved;
     bool waiting;     /* counted by clients_may_wait */
     bool hooked;      /* our hook is in the application */
@@ -119,7 +125,7 @@ struct session *session_open(struct worker *worker, const struct listener *liste
 void session_arrived(struct session *session);
 /* The application is connected to us. */
 void session_completed(struct session *session);
-/* Closes everything that it holds; the control thread gets it after this turn of the loop. Further
+/* Closes everything that it holds, and reports it; it is freed after this turn of the loop. Further
  * calls change nothing. Peers get a reset, unless it ended in order. */
 void session_close(struct session *session, enum dp_end end, int error);
 /* Tells the application that its connect failed, then closes. */
@@ -132,7 +138,7 @@ void session_arrival_expired(struct timer *timer);
 void session_completing_expired(struct timer *timer);
 /* Watches a downstream that waits for its upstream. */
 void session_downstream_waits(struct session *session);
-/* Frees a closed one: the control thread's. */
+/* Frees a closed one. */
 void session_free(struct session *session);
 
 /* For sessions whose downstream is connected from the beginning. */

@@ -503,7 +503,7 @@ static bool leave_to_application(struct session *session, const struct choice *c
     session->served = known;
     session->service = &direct_service;
     session->upstream = choice->upstream;
-    session->action = DP_DIRECT;
+    worker->handler->decided(session, DP_DIRECT);
     atomic_store_explicit(&session->path, DP_PATH_DIRECT, memory_order_relaxed);
     session_enter(session, SESSION_DIRECT);
     control_end(session);
@@ -519,7 +519,8 @@ void direct_ask(struct session *session)
 
     session->route = choice.route;
     if (refused != DP_END_NONE) {
-        session->action = refused == DP_END_REFUSED_BY_ROUTE ? DP_REFUSE : DP_RELAY;
+        session->worker->handler->decided(session, refused == DP_END_REFUSED_BY_ROUTE ? DP_REFUSE
+                                                                                      : DP_RELAY);
         refuse(session, &choice, refused);
         return;
     }

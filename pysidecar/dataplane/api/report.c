@@ -1,0 +1,263 @@
+#include "api/report.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum {
+    CHUNK_BYTES = 64 * 1024, /* of lines */
+    MOST_CHUNKS = 512,       /* of all workers: 32 MiB, some 70,000 lines */
+    RECORD_WORDS = sizeof(struct dp_record) / sizeof(uint64_t),
+};
+
+_Static_assert(sizeof(struct dp_record) % sizeof(uint64_t) == 0, "records are copied in words");
+_Static_assert(sizeof(struct tallies) == sizeof(struct dp_tallies), "they are added word by word");
+_Static_assert((int)CHUNK_BYTES <= (int)DP_LOG_BLOCK_BYTES, "a chunk fits the reader's buffer");
+
+struct log_chunk {
+    _Atomic(struct log_chunk *) next; /* set when nothing more comes into this one */
+    atomic_size_t filled;
+    size_t taken; /* the control thread's */
+    char lines[CHUNK_BYTES];
+};
+
+#define SECONDS UINT64_C(1000000000)
+const uint64_t dp_duration_bounds_ns[DP_DURATION_BOUNDS] = {
+    SECONDS / 1000, SECONDS / 200, SECONDS / 40,  SECONDS / 10,   SECONDS / 2,     5 * SECONDS / 2,
+    10 * SECONDS,   60 * SECONDS,  600 * SECONDS, 3600 * SECONDS, 86400 * SECONDS,
+};
+
+int report_create(struct report *report, struct reports *shared, size_t records)
+{
+    size_t capacity = 1;
+
+    while (capacity < records)
+        capacity *= 2;
+    report->shared = shared;
+    report->link = &report->first;
+    report->mask = capacity - 1;
+    report->records = calloc(capacity, sizeof(struct dp_record));
+    return report->records ? 0 : -ENOMEM;
+}
+
+void report_destroy(struct report *report)
+{
+    struct log_chunk *chunk = report->oldest ? report->oldest : atomic_load(&report->first);
+
+    while (chunk) {
+        struct log_chunk *next = atomic_load(&chunk->next);
+
+        free(chunk);
+        chunk = next;
+    }
+    free(atomic_load(&report->spare));
+    free(report->records);
+}
+
+/* ---- sums ---- */
+
+void report_opened(struct report *report, uint32_t direction, uint32_t transport)
+{
+    counter_add(&report->tallies.open[direction][transport][DP_RELAY], 1);
+}
+
+void report_action(struct report *report, uint32_t direction, uint32_t transport,
+                   enum dp_action before, enum dp_action now)
+{
+    counter(*open)[DP_ACTIONS] = &report->tallies.open[direction][transport];
+
+    /* In this order: who counts all meanwhile counts one too many rather than miss it. */
+    counter_add(&(*open)[now], 1);
+    atomic_store_explicit(&(*open)[before], counter_read(&(*open)[before]) - 1,
+                          memory_order_release);
+}
+
+static void count_closed(struct tallies *tallies, const struct dp_record *record)
+{
+    size_t bucket = 0;
+
+    while (bucket < DP_DURATION_BOUNDS && record->duration_ns > dp_duration_bounds_ns[bucket])
+        bucket++;
+    counter_add(&tallies->durations[bucket], 1);
+    counter_add(&tallies->duration_us, (int64_t)((record->duration_ns + 500) / 1000));
+    counter_add(&tallies->ends[record->end], 1);
+    counter_add(&tallies->closed[record->direction][record->transport][record->action], 1);
+    counter_add(&tallies->open[record->direction][record->transport][record->action], -1);
+}
+
+void report_add(const struct report *report, struct dp_tallies *sum)
+{
+    const counter *tallies = (const counter *)&report->tallies;
+    uint64_t *sums = (uint64_t *)sum;
+
+    for (size_t i = 0; i < sizeof *sum / sizeof *sums; i++)
+        sums[i] += atomic_load_explicit(&tallies[i], memory_order_acquire);
+}
+
+/* ---- records ---- */
+
+/* The order of the words and of `closed` is what tells the reader that it was overtaken: no word of
+ * a later record is seen without the number of those before it. */
+static void keep_record(struct report *report, const struct dp_record *record)
+{
+    uint64_t words[RECORD_WORDS], number = counter_read(&report->closed);
+    _Atomic uint64_t *slot = &report->records[(number & report->mask) * RECORD_WORDS];
+
+    memcpy(words, record, sizeof words);
+    for (size_t i = 0; i < RECORD_WORDS; i++)
+        atomic_store_explicit(&slot[i], words[i], memory_order_release);
+    atomic_store_explicit(&report->closed, number + 1, memory_order_release);
+}
+
+uint64_t report_count_closed(const struct report *report)
+{
+    return atomic_load_explicit(&report->closed, memory_order_acquire);
+}
+
+/* False if it was, or may have been, overwritten meanwhile. */
+static bool read_record(const struct report *report, uint64_t number, struct dp_record *record)
+{
+    const _Atomic uint64_t *slot = &report->records[(number & report->mask) * RECORD_WORDS];
+    uint64_t words[RECORD_WORDS];
+
+    for (size_t i = 0; i < RECORD_WORDS; i++)
+        words[i] = atomic_load_explicit(&slot[i], memory_order_acquire);
+    memcpy(record, words, sizeof words);
+    return counter_read(&report->closed) - number <= report->mask;
+}
+
+size_t report_take(struct report *report, struct dp_record *records, size_t max)
+{
+    uint64_t closed = report_count_closed(report);
+    size_t stored = 0;
+
+    if (closed - report->taken > report->mask + 1)
+        report->taken = closed - report->mask - 1;
+    for (; stored < max && report->taken < closed; report->taken++)
+        stored += read_record(report, report->taken, &records[stored]);
+    return stored;
+}
+
+/* ---- lines ---- */
+
+static struct log_chunk *new_chunk(struct report *report)
+{
+    struct reports *shared = report->shared;
+    struct log_chunk *chunk;
+
+    if (atomic_fetch_add_explicit(&shared->chunks, 1, memory_order_relaxed) >= MOST_CHUNKS) {
+        atomic_fetch_sub_explicit(&shared->chunks, 1, memory_order_relaxed);
+        return NULL;
+    }
+    chunk = atomic_exchange_explicit(&report->spare, NULL, memory_order_acquire);
+    if (!chunk)
+        chunk = malloc(sizeof *chunk);
+    if (!chunk) {
+        atomic_fetch_sub_explicit(&shared->chunks, 1, memory_order_relaxed);
+        return NULL;
+    }
+    atomic_init(&chunk->next, NULL);
+    atomic_init(&chunk->filled, 0);
+    chunk->taken = 0;
+    return chunk;
+}
+
+static void free_chunk(struct report *report, struct log_chunk *chunk)
+{
+    atomic_fetch_sub_explicit(&report->shared->chunks, 1, memory_order_relaxed);
+    free(atomic_exchange_explicit(&report->spare, chunk, memory_order_acq_rel));
+}
+
+/* The chunk with room for a line, or NULL: the control thread is behind, or we are out of memory.
+ */
+static struct log_chunk *chunk_with_room(struct report *report)
+{
+    struct log_chunk *chunk = report->newest;
+
+    if (chunk && atomic_load_explicit(&chunk->filled, memory_order_relaxed) <=
+                     CHUNK_BYTES - DP_LOG_LINE_BYTES)
+        return chunk;
+    chunk = new_chunk(report);
+    if (!chunk)
+        return NULL;
+    atomic_store_explicit(report->link, chunk, memory_order_release);
+    report->link = &chunk->next;
+    report->newest = chunk;
+    return chunk;
+}
+
+static void write_line(struct report *report, const struct dp_log_texts *texts,
+                       const struct dp_record *record)
+{
+    struct log_chunk *chunk = chunk_with_room(report);
+    size_t filled;
+
+    if (!chunk) {
+        counter_add(&report->tallies.lines_dropped, 1);
+        return;
+    }
+    filled = atomic_load_explicit(&chunk->filled, memory_order_relaxed);
+    filled += dp_log_line(texts, record, chunk->lines + filled);
+    atomic_store_explicit(&chunk->filled, filled, memory_order_release);
+}
+
+size_t report_take_lines(struct report *report, char *buffer, size_t size)
+{
+    size_t stored = 0;
+
+    if (!report->oldest)
+        report->oldest = atomic_load_explicit(&report->first, memory_order_acquire);
+    while (report->oldest) {
+        struct log_chunk *chunk = report->oldest;
+        /* In this order: once there is a next one, this one is complete. */
+        struct log_chunk *next = atomic_load_explicit(&chunk->next, memory_order_acquire);
+        size_t filled = atomic_load_explicit(&chunk->filled, memory_order_acquire);
+
+        if (filled - chunk->taken > size - stored)
+            break;
+        memcpy(buffer + stored, chunk->lines + chunk->taken, filled - chunk->taken);
+        stored += filled - chunk->taken;
+        chunk->taken = filled;
+        if (!next)
+            break;
+        report->oldest = next;
+        free_chunk(report, chunk);
+    }
+    return stored;
+}
+
+/* ---- a connection's end ---- */
+
+void report_closed(struct report *report, const struct dp_record *record)
+{
+    const struct dp_log_texts *texts =
+        atomic_load_explicit(&report->shared->texts, memory_order_acquire);
+
+    count_closed(&report->tallies, record);
+    if (texts)
+        write_line(report, texts, record);
+    keep_record(report, record);
+    report->news = true;
+}
+
+void report_announce(struct report *report)
+{
+    uint64_t one = 1;
+
+    if (!report->news)
+        return;
+    report->news = false;
+    if (!atomic_exchange_explicit(&report->shared->announced, true, memory_order_acq_rel) &&
+        write(report->shared->event, &one, sizeof one) < 0)
+        return; /* an eventfd at its limit is readable all the same */
+}
+
+void reports_acknowledge(struct reports *shared)
+{
+    uint64_t count;
+
+    if (read(shared->event, &count, sizeof count) < 0)
+        count = 0; /* nobody announced anything: look all the same */
+    (void)atomic_exchange_explicit(&shared->announced, false, memory_order_acq_rel);
+}

@@ -1,0 +1,34 @@
+"""What the threads of a sidecar use, and what it says of itself."""
+
+from __future__ import annotations
+
+import http.client
+from pathlib import Path
+from typing import NamedTuple
+
+from pysidecar.testing import Sidecar
+
+
+class Seconds(NamedTuple):
+    """Processor time, of those threads that run Python and of those that never do."""
+
+    python: float
+    workers: float
+
+
+def cpu_seconds(pid: int) -> Seconds:
+    """Up to now. The workers are known by their names."""
+    seconds = {True: 0.0, False: 0.0}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        is_worker = (task / "comm").read_text().startswith("worker-")
+        seconds[is_worker] += int((task / "schedstat").read_text().split()[0]) / 1e9
+    return Seconds(seconds[False], seconds[True])
+
+
+def get(sidecar: Sidecar, path: str) -> str:
+    """What the admin interface answers."""
+    connection = http.client.HTTPConnection(sidecar.admin.host, sidecar.admin.port)
+    connection.request("GET", path)
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return text
