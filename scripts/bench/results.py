@@ -47,6 +47,8 @@ class Results:
     unavailable: dict[str, str]
     """Sides that could not be started, and why."""
     rounds: list[Round] = field(default_factory=list)
+    others: Sequence[Side] = ()
+    """Sides of this run that are not in `SIDES`."""
 
     # ---- What was measured ----
 
@@ -59,7 +61,7 @@ class Results:
     def sides(self, scenario: Scenario) -> list[Side]:
         """Those that the scenario was measured with, in their order."""
         names = {each.side for each in self.rounds if each.scenario == scenario.name}
-        return [side for side in SIDES if side.name in names]
+        return [side for side in (*SIDES, *self.others) if side.name in names]
 
     @property
     def failures(self) -> list[Round]:

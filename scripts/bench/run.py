@@ -26,7 +26,7 @@ from scripts.bench import machine
 from scripts.bench.processes import BenchError, find_program, wait_until_idle
 from scripts.bench.results import Results, Round
 from scripts.bench.scenarios import Scenario, Settings
-from scripts.bench.sides import SPARE_FILES, Side, Site, Way
+from scripts.bench.sides import SIDES, SPARE_FILES, Side, Site, Way
 
 __all__ = ["build_load", "idle_connections", "run"]
 
@@ -73,7 +73,8 @@ def run(
     console: Console,
 ) -> Results:
     """Measures, and shows what is going on and how long it will take."""
-    results = Results(machine.describe(), asdict(settings), {})
+    others = [side for side in sides if side not in SIDES]
+    results = Results(machine.describe(), asdict(settings), {}, others=others)
     results.machine["busy_before"] = _busy(console)
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
