@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import itertools
 import json
 import os
 import socket
@@ -238,10 +239,11 @@ class PackedRoutes:
 
 
 def pack_array(kind: str, items: Sequence[Any]) -> bytes:
-    """An array of C structs, each given as a tuple. Piece by piece, because other threads stand
-    still while cffi converts one."""
+    """An array of C structs, each given as a tuple. By ``struct``, which takes a third of the time
+    that cffi does, and piece by piece, because other threads stand still meanwhile."""
+    pack = struct.Struct(f"={_layout(ffi.typeof(kind))[0]}").pack
     pieces = (items[start : start + _BATCH] for start in range(0, len(items), _BATCH))
-    return b"".join(bytes(ffi.buffer(ffi.new(f"{kind}[]", piece))) for piece in pieces)
+    return b"".join([b"".join(itertools.starmap(pack, piece)) for piece in pieces])
 
 
 def pack_routes(table: RouteTable) -> PackedRoutes:
