@@ -1,4 +1,4 @@
-/* Receiving what was redirected to the application's socket (see docs/architecture.md), which
+/* Receiving what was redirected to the application's socket (see docs/acceleration.md), which
  * happens only where `acceleration.receive` asks for it. Such data is not in TCP's own queue, and
  * the kernel does some things differently with it, for which this file makes up:
  *

@@ -170,7 +170,7 @@ class RouteEntry(_Section):
     action: Literal["relay", "direct", "refuse"] = "relay"
     """`relay` connects to an endpoint, and passes the bytes on. `direct` lets the application
     connect itself to the endpoint that is chosen for it, so that nothing is in the way of its
-    bytes; the connection is shown and logged all the same (see `docs/architecture.md`). Only with
+    bytes; the connection is shown and logged all the same (see `docs/paths/direct.md`). Only with
     transport `unix`; connections that come another way are relayed. `refuse` lets the application's
     connect fail with ECONNREFUSED."""
 
@@ -481,7 +481,7 @@ class Acceleration(_ModeSection):
 
     receive: Annotated[bool, Field(strict=True, json_schema_extra=_AT_START)] = False
     """Whether connections are accelerated, although the application's receiving calls then differ
-    in some ways from those on an ordinary socket: they are listed in `docs/architecture.md`. The
+    in some ways from those on an ordinary socket: they are listed in `docs/acceleration.md`. The
     kernel replaces the receiving functions of every socket whose messages it redirects, so nothing
     is accelerated without it."""
 
@@ -501,7 +501,7 @@ class Acceleration(_ModeSection):
             if given:
                 raise ValueError(
                     f"expected receive: true beside {key}: without it nothing is accelerated "
-                    "(docs/architecture.md says what it changes for the application)"
+                    "(docs/acceleration.md says what it changes for the application)"
                 )
         return self
 
@@ -530,7 +530,7 @@ class Config(_Section):
 
     acceleration: Acceleration = Acceleration()
     """A shorter path through the kernel for the connections of hooked applications (see
-    `docs/architecture.md`): `auto`, `off` or `require`, or a mapping with the keys below."""
+    `docs/acceleration.md`): `auto`, `off` or `require`, or a mapping with the keys below."""
 
     manage_rules: Annotated[bool, Field(strict=True, json_schema_extra=_AT_START)] = False
     """Whether `pysidecar run` applies the rules that `inbound` and `outbound.redirect` need, and

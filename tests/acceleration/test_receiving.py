@@ -1,5 +1,5 @@
 """What receiving calls say: by default on every connection what they say without a hook, and with
-`receive: true` so, too, but for the differences that docs/architecture.md lists."""
+`receive: true` so, too, but for the differences that docs/acceleration.md lists."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ _SCRIPTS: list[Callable[[Application], Any]] = [
     _empty_datagram,
 ]
 
-# As docs/architecture.md lists them, with what is told instead.
+# As docs/acceleration.md lists them, with what is told instead.
 _DIFFERENCES: dict[Callable[[Application], Any], Any] = {
     _nothing_and_urgent: [b"", "EAGAIN", "EAGAIN"],
     _least_amount: [[1], [1], b"1234567890"],
