@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from tests.dataplane.support import preloadable, run_alone
+from pysidecar.address import Address
+from pysidecar.dataplane import End, Route
+from tests.dataplane.support import (
+    MakePlane,
+    Server,
+    closed_address,
+    linger_reset,
+    preloadable,
+    run_alone,
+    table,
+)
+from tests.waiting import eventually
 
 # One worker, and a connection of which one direction never stops.
 ENDLESS = """
@@ -58,3 +70,60 @@ ENDLESS = """
 @pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="ASan comes first")
 def test_a_direction_that_never_stops_keeps_no_other_from_its_turn(tmp_path: Path) -> None:
     run_alone(ENDLESS, LD_PRELOAD=str(preloadable("endless", tmp_path)))
+
+
+DEAD_ENDPOINTS = 5000
+
+
+def dead_route() -> Route:
+    """All endpoints refuse at once."""
+    port = closed_address().port
+    hosts = (f"127.9.{n >> 8}.{n & 255}" for n in range(DEAD_ENDPOINTS))
+    return Route(endpoints=tuple(Address(host, port) for host in hosts))
+
+
+def test_endpoints_that_all_refuse_at_once_keep_nobody_from_their_turn(
+    make_plane: MakePlane, server: Server
+) -> None:
+    """Whoever writes when the first has refused is answered before the last has."""
+    plane = make_plane(workers=1)
+    plane.data.set_routes(table(("10.0.0.0/8", None, dead_route())))
+    other = plane.through(server.address)
+    upstream = server.accept()
+
+    def others_are_served_meanwhile() -> bool:
+        before = plane.data.counters().connect_failures
+        refused = plane.through(Address("10.1.2.3", 80))
+        eventually(lambda: plane.data.counters().connect_failures > before, "a failure")
+        other.sendall(b"ping")
+        assert upstream.recv(4) == b"ping"
+        meanwhile = plane.data.counters().connect_failures < before + DEAD_ENDPOINTS
+        with pytest.raises(ConnectionResetError):
+            refused.recv(1)
+        assert plane.next_closed().end is End.UPSTREAM_CONNECT
+        assert plane.data.counters().connect_failures == before + DEAD_ENDPOINTS
+        return meanwhile
+
+    # Again where this process was not given the processor in time to see it.
+    eventually(others_are_served_meanwhile, "to be served before all have refused")
+
+
+def test_a_connection_that_is_still_trying_endpoints_can_be_closed(make_plane: MakePlane) -> None:
+    """By its client, or by the end of the data plane."""
+    plane = make_plane(workers=1)
+    plane.data.set_routes(table(("10.0.0.0/8", None, dead_route())))
+
+    def begin() -> socket.socket:
+        before = plane.data.counters().connect_failures
+        client = plane.through(Address("10.1.2.3", 80))
+        eventually(lambda: plane.data.counters().connect_failures > before, "a failure")
+        return client
+
+    def can_be_reset() -> bool:
+        linger_reset(begin())
+        return plane.next_closed().end is End.DOWNSTREAM_RESET
+
+    eventually(can_be_reset, "a reset to be seen before all have refused")
+    begin()
+    plane.stop()
+    eventually(lambda: len(plane.closed()) == 1, "the end")

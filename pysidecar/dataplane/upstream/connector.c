@@ -8,6 +8,9 @@
 #include "base/owner.h"
 #include "net/socket.h"
 
+/* Endpoints that refuse at once, before other connections get their turn. */
+enum { TRIES_A_TURN = 16 };
+
 /* The address that the application on this host shall see, or NULL if the upstream is another one
  * or it does not matter. Never one that the application could not answer to. */
 static const struct mosnhook_address *
@@ -125,13 +128,6 @@ static bool is_endpoints_doing(int error)
            error == EHOSTUNREACH;
 }
 
-static void count_failure(struct connector *connector, int error)
-{
-    counter_add(&connector->worker->counters.connect_failures, 1);
-    if (is_endpoints_doing(error))
-        endpoint_failed(connector->choice.endpoint, connector->worker->loop.now_ms);
-}
-
 static void finish(struct connector *connector, int fd)
 {
     timers_release(&connector->worker->loop.timers, 1);
@@ -141,28 +137,48 @@ static void finish(struct connector *connector, int fd)
     connector->done(connector, fd);
 }
 
-/* Goes through the endpoints until one is connecting; `error` is the last one's. */
-static void try_endpoints(struct connector *connector, int error)
+static void failed(struct connector *connector, int error)
 {
-    while (choice_next(&connector->choice, connector->worker, connector->origin)) {
-        error = -begin_connect(connector);
-        if (error == 0) {
+    connector->error = error;
+    counter_add(&connector->worker->counters.connect_failures, 1);
+    if (is_endpoints_doing(error))
+        endpoint_failed(connector->choice.endpoint, connector->worker->loop.now_ms);
+}
+
+/* Goes through the endpoints until one is connecting, in this turn of the loop and the next ones.
+ */
+static void try_endpoints(struct connector *connector)
+{
+    int result;
+
+    for (int i = 0; i < TRIES_A_TURN; i++) {
+        if (!choice_next(&connector->choice, connector->worker, connector->origin)) {
+            finish(connector, -connector->error);
+            return;
+        }
+        result = begin_connect(connector);
+        if (result == -EINPROGRESS)
+            return;
+        if (result == 0) {
             finish(connector, connector->watch.fd);
             return;
         }
-        if (error == EINPROGRESS)
-            return;
-        count_failure(connector, error);
+        failed(connector, -result);
     }
-    finish(connector, -error);
+    task_schedule(&connector->worker->loop.tasks, &connector->task);
+}
+
+static void try_more(struct task *task)
+{
+    try_endpoints(OWNER(task, struct connector, task));
 }
 
 static void connect_failed(struct connector *connector, int error)
 {
-    count_failure(connector, error);
+    failed(connector, error);
     timer_cancel(&connector->worker->loop.timers, &connector->timer);
     loop_close_watch(&connector->worker->loop, &connector->watch);
-    try_endpoints(connector, error);
+    try_endpoints(connector);
 }
 
 static void connecting_expired(struct timer *timer)
@@ -191,14 +207,17 @@ void connector_start(struct connector *connector)
 {
     connector->watch = (struct watch){.fd = -1};
     connector->timer = (struct timer){.index = TIMER_OFF};
+    connector->task = (struct task){.run = try_more};
+    connector->error = 0;
     if (timers_reserve(&connector->worker->loop.timers, 1))
-        try_endpoints(connector, 0);
+        try_endpoints(connector);
     else
         connector->done(connector, -ENOMEM);
 }
 
 void connector_cancel(struct connector *connector)
 {
+    task_cancel(&connector->worker->loop.tasks, &connector->task);
     timer_cancel(&connector->worker->loop.timers, &connector->timer);
     timers_release(&connector->worker->loop.timers, 1);
     loop_close_watch(&connector->worker->loop, &connector->watch);

@@ -10,6 +10,8 @@ struct connector {
     struct choice choice; /* begun; the caller's again when it is done */
     struct watch watch;   /* the socket that is being connected */
     struct timer timer;
+    struct task task; /* to try more endpoints: it used its batch */
+    int error;        /* of the last one that failed */
     /* Called once, perhaps from within connector_start: with a connected socket, which is the
      * caller's and nobody watches, or with the errno of the last endpoint, negative. */
     void (*done)(struct connector *connector, int fd);
