@@ -1,13 +1,13 @@
-/* Work that its owner wants to go on with in the next turn of the loop. */
+/* Work that its owner goes on with in the next turn of the loop. */
 #ifndef PYSIDECAR_LOOP_TASK_H
 #define PYSIDECAR_LOOP_TASK_H
 
 #include <stdbool.h>
 #include <stddef.h>
 
-/* Embedded in its owner. Zero but for `run` is a task that is not scheduled. */
+/* Embedded in its owner. Zeroed but for `run`, it is not scheduled. */
 struct task {
-    struct task *next, **previous; /* previous: what points to it; NULL: it is not scheduled */
+    struct task *next, **previous; /* previous: the pointer to it; NULL if it is not scheduled */
     void (*run)(struct task *);
 };
 
@@ -17,11 +17,11 @@ struct tasks {
 };
 
 void tasks_init(struct tasks *tasks);
-/* Behind all others; one that is scheduled stays where it is. */
+/* Appends the task; one that is scheduled already keeps its place. */
 void task_schedule(struct tasks *tasks, struct task *task);
-/* One that is not scheduled stays that. */
+/* Does nothing if it is not scheduled. */
 void task_cancel(struct tasks *tasks, struct task *task);
-/* Runs those that are scheduled now; what they schedule waits for the next turn. */
+/* Runs the tasks that are scheduled now. What they schedule waits for the next turn. */
 void tasks_run(struct tasks *tasks);
 
 static inline bool task_is_scheduled(const struct task *task)

@@ -52,12 +52,12 @@ static void channel_ready(struct watch *watch, uint32_t events)
     struct channel *channel = OWNER(watch, struct channel, watch);
 
     if (events & (EPOLLIN | EPOLLPRI | EPOLLHUP | EPOLLRDHUP | EPOLLERR))
-        channel->readable = true; /* an error is found by reading too */
+        channel->readable = true; /* reading finds an error, too */
     if (events & EPOLLRDHUP)
         channel->hung_up = true;
     if (events & EPOLLPRI)
         channel->urgent = true;
-    /* What was read meanwhile may be what the event was about. */
+    /* The event may be about what was read meanwhile. */
     channel->plain = (events & (EPOLLIN | EPOLLPRI)) == EPOLLIN && !channel->outdated;
     channel->outdated = false;
     if (channel->writable)

@@ -1,4 +1,4 @@
-/* Pipes for splice(), of which a worker keeps some that are empty. */
+/* Pipes for splice(). A worker keeps a pool of empty ones. */
 #ifndef PYSIDECAR_NET_PIPE_H
 #define PYSIDECAR_NET_PIPE_H
 
@@ -19,11 +19,11 @@ struct pipes {
     unsigned count;
 };
 
-/* NULL where there are no descriptors or no memory for one. */
+/* NULL for lack of descriptors or memory. */
 struct pipe *pipe_acquire(struct worker *worker);
-/* With what may be in it. */
+/* Gives the pipe back, or closes it if it still holds bytes. */
 void pipe_give_back(struct worker *worker, struct pipe *pipe);
-/* Closes those that nobody uses. */
+/* Closes the pool. */
 void pipes_close(struct worker *worker);
 
 #endif
