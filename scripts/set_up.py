@@ -99,6 +99,7 @@ TO_TEST: list[Requirement] = [
     ("iptables", program("iptables-nft-restore", "iptables-legacy-restore")),
     STREAM_MODULE,
     ("libclang-rt-dev", file("/usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a")),
+    ("libcmocka-dev", file("/usr/include/cmocka.h")),
     ("musl-tools", program("musl-gcc")),
     ("nftables", program("nft")),
     ("nodejs", program("node")),

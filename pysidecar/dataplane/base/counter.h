@@ -1,4 +1,4 @@
-/* Counters that one thread writes and any thread reads. */
+/* Sums that one thread writes, and any reads. */
 #ifndef PYSIDECAR_BASE_COUNTER_H
 #define PYSIDECAR_BASE_COUNTER_H
 
@@ -12,7 +12,7 @@ static inline uint64_t counter_read(const counter *counter)
     return atomic_load_explicit(counter, memory_order_relaxed);
 }
 
-/* With a single writer a plain addition is enough, without a locked instruction. */
+/* With a single writer a plain addition does: no locked instruction. */
 static inline void counter_add(counter *counter, int64_t change)
 {
     atomic_store_explicit(counter, counter_read(counter) + (uint64_t)change, memory_order_relaxed);

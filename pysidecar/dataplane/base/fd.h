@@ -3,7 +3,7 @@
 
 #include <unistd.h>
 
-/* Closes the descriptor unless it is -1, and sets it to -1. */
+/* Closes a descriptor that is open (or is not: -1), and makes it -1. */
 static inline void close_fd(int *fd)
 {
     if (*fd >= 0)

@@ -5,7 +5,7 @@
 
 enum {
     FEWEST_BUCKETS = 16,
-    SPARSE = 8, /* buckets per entry beyond which the table shrinks */
+    SPARSE = 8, /* buckets an entry from which on there are too many */
 };
 
 static struct map_entry **bucket_of(const struct map *map, uint64_t hash)
@@ -20,8 +20,8 @@ static struct map_entry *with_hash(struct map_entry *entry, uint64_t hash)
     return entry;
 }
 
-/* False when out of memory; nothing has changed then. */
-static bool map_resize(struct map *map, size_t bucket_count)
+/* False when out of memory: then nothing has changed. */
+static bool resize(struct map *map, size_t bucket_count)
 {
     struct map_entry **buckets = calloc(bucket_count, sizeof *buckets);
 
@@ -53,10 +53,10 @@ bool map_add(struct map *map, struct map_entry *entry, uint64_t hash)
 {
     struct map_entry **bucket;
 
-    if (map->count == map->bucket_count &&
-        !map_resize(map, map->bucket_count ? 2 * map->bucket_count : FEWEST_BUCKETS) &&
+    if (map->count >= map->bucket_count &&
+        !resize(map, map->bucket_count ? 2 * map->bucket_count : FEWEST_BUCKETS) &&
         map->bucket_count == 0)
-        return false; /* an overfull table is merely slow */
+        return false; /* one that is too full is merely slow */
     bucket = bucket_of(map, hash);
     entry->hash = hash;
     entry->next = *bucket;
@@ -74,7 +74,7 @@ void map_remove(struct map *map, struct map_entry *entry)
     *link = entry->next;
     map->count--;
     if (map->bucket_count > FEWEST_BUCKETS && map->count < map->bucket_count / SPARSE)
-        (void)map_resize(map, map->bucket_count / 2);
+        (void)resize(map, map->bucket_count / 2);
 }
 
 struct map_entry *map_first(const struct map *map, uint64_t hash)

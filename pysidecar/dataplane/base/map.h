@@ -1,5 +1,5 @@
-/* An intrusive hash table: its elements embed a struct map_entry. It compares hashes only; the
- * caller walks the entries with an equal hash. A zeroed map is empty. */
+/* A hash table of what has a struct map_entry in it. It compares nothing: whoever looks up goes
+ * through the entries with the hash. All zero is an empty map. */
 #ifndef PYSIDECAR_BASE_MAP_H
 #define PYSIDECAR_BASE_MAP_H
 
@@ -18,14 +18,14 @@ struct map {
     size_t count;
 };
 
-/* False when out of memory. Of entries with an equal hash, the newest is found first. */
+/* False when out of memory. The newest of those with one hash is found first. */
 bool map_add(struct map *map, struct map_entry *entry, uint64_t hash);
-/* The entry must be in the map. */
+/* One that is in the map. */
 void map_remove(struct map *map, struct map_entry *entry);
-/* The first entry with that hash, and the next with the same one; NULL if there is none. */
+/* The first entry with that hash, and the next one with the same; NULL: there is none. */
 struct map_entry *map_first(const struct map *map, uint64_t hash);
 struct map_entry *map_next(const struct map_entry *entry);
-/* The map must be empty. It can be used again. */
+/* The map must be empty, and is as new. */
 void map_close(struct map *map);
 
 #endif

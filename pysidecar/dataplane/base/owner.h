@@ -3,7 +3,7 @@
 
 #include <stddef.h>
 
-/* The structure that `pointer` is the `member` of (container_of). */
+/* The structure of that type of which `member` is a part, from a pointer to the part. */
 #define OWNER(pointer, type, member) ((type *)(void *)((char *)(pointer)-offsetof(type, member)))
 
 #endif

@@ -1,5 +1,5 @@
 /* Random numbers for choices, not for secrets: splitmix64 (Steele, Lea and Flood, 2014). Any state
- * is a valid seed; each thread has its own. */
+ * will do as a seed; a thread has its own. */
 #ifndef PYSIDECAR_BASE_RANDOM_H
 #define PYSIDECAR_BASE_RANDOM_H
 
@@ -18,7 +18,7 @@ static inline uint64_t random_next(uint64_t *state)
     return random_mix(*state);
 }
 
-/* A number below `bound`, with a bias of less than bound / 2^32; 0 if `bound` is 0. */
+/* Less than `bound`, which it favours by less than one in 2^32 / bound; 0 for 0. */
 static inline uint32_t random_below(uint64_t *state, uint32_t bound)
 {
     return (uint32_t)((random_next(state) >> 32) * bound >> 32);

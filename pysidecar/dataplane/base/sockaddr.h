@@ -14,7 +14,7 @@ socklen_t address_to_socket(const struct mosnhook_address *address,
 /* Leaves a zero address for families other than IPv4 and IPv6. */
 void address_from_socket(struct mosnhook_address *address,
                          const struct sockaddr_storage *socket_address);
-/* Whether the address was never set. (The unspecified IPv4 address is v4-mapped, so not zero.) */
+/* Not an address at all: never set. (The unspecified IPv4 address is not zero, it is v4-mapped.) */
 bool address_is_zero(const struct mosnhook_address *address);
 /* 0 or -errno. */
 int address_of_local(int fd, struct mosnhook_address *address);

@@ -1,11 +1,11 @@
-/* A lock-free stack: any thread pushes, one thread takes everything. */
+/* A stack that any thread pushes to and one takes whole. */
 #ifndef PYSIDECAR_BASE_STACK_H
 #define PYSIDECAR_BASE_STACK_H
 
 #include <stdatomic.h>
 
-/* Pushes the chain from `first` to `last`, linked by their member `next`. `*was` receives the
- * previous top. */
+/* Pushes the chain from `first` to `last`, linked by their member `next`. `*was` is what was on top
+ * before. */
 #define STACK_PUSH_CHAIN(stack, first, last, next, was)                            \
     do {                                                                           \
         *(was) = atomic_load_explicit((stack), memory_order_relaxed);              \
@@ -15,7 +15,7 @@
             (stack), (was), (first), memory_order_release, memory_order_relaxed)); \
     } while (0)
 
-/* Takes everything, the newest first; NULL if the stack is empty. */
+/* Everything that is on it, the newest first; NULL: nothing. */
 #define STACK_TAKE(stack) atomic_exchange_explicit((stack), NULL, memory_order_acquire)
 
 #endif

@@ -1,5 +1,5 @@
-/* The enums and settings that Python and C share. cffi reads this file, so it has declarations
- * only. */
+/* The terms of the data plane, which Python and C share: what connections, listeners and routes are
+ * told apart by. cffi reads this file, so there is nothing in it but declarations. */
 #ifndef PYSIDECAR_BASE_TERMS_H
 #define PYSIDECAR_BASE_TERMS_H
 
@@ -20,18 +20,20 @@ enum dp_direction {
     DP_INBOUND = 1,
 };
 
-/* The tables that dp_set_routes replaces are numbered by direction; this is one more. Outbound
- * connections to a loopback destination that matches any of its routes are refused. */
+/* What dp_set_routes replaces: the routes of a direction, by its number, or this, which is none of
+ * them. A destination on loopback that matches any route of it is refused to outbound connections.
+ */
 enum { DP_EXCLUDED = 2 };
 
 enum dp_action {
     DP_RELAY = 0,
     DP_REFUSE = 1,
-    /* The application connects to the endpoint itself. Falls back to a relay where it cannot. */
+    /* The application connects itself to the endpoint. Of a connection for which that is no way, a
+     * relay. */
     DP_DIRECT = 2,
 };
 
-/* The way of a connection's bytes. */
+/* The way that a connection's bytes take. */
 enum dp_path {
     DP_PATH_RELAY = 0, /* through the data plane */
     DP_PATH_LOCAL = 1, /* the same, with a short cut between application and data plane */
@@ -49,8 +51,7 @@ enum dp_end {
     DP_END_NONE = 0,         /* still open */
     DP_END_EOF,              /* both directions closed in order */
     DP_END_REFUSED_BY_ROUTE, /* a route says refuse */
-    DP_END_UPSTREAM_CONNECT, /* no endpoint could be connected; error is the errno of the last one
-                              */
+    DP_END_UPSTREAM_CONNECT, /* no endpoint could be connected; error is the last one's errno */
     DP_END_UPSTREAM_TIMEOUT, /* no endpoint answered within the connect timeout */
     DP_END_DOWNSTREAM_RESET, /* the application's side aborted */
     DP_END_UPSTREAM_RESET,   /* the upstream aborted */
@@ -59,40 +60,40 @@ enum dp_end {
     DP_END_HEADER_TRUNCATED,  /* closed before the header was complete */
     DP_END_HEADER_MALFORMED,  /* not a PROXY v2 header, or a wrong request */
     DP_END_HEADER_NO_ADDRESS, /* PROXY v2 LOCAL or UNSPEC: no original destination */
-    DP_END_LOOP, /* the original destination is one of our own listeners, or the connection came
-                    straight to us without having been redirected */
-    DP_END_DOWNSTREAM_GONE, /* the application gave its socket up before the upstream answered */
-    DP_END_NO_RESOURCES,    /* out of fds, ports or memory; error says which */
-    DP_END_DRAIN_LIMIT,     /* still open when the drain limit was reached */
-    DP_END_UNOBSERVED,      /* a direct connection that ended while the kernel's events were lost */
-    DP_END_LEFT,   /* a direct connection that was open when the data plane stopped, and goes on */
-    DP_END_DENIED, /* its user may not use the listener, see dp_set_clients */
-    DP_END_TOO_MANY_WAIT,   /* too many connections of its user have not said yet what they want */
-    DP_END_EXCLUDED,        /* the destination is on our loopback, and excluded from capture */
-    DP_END_OTHER_NAMESPACE, /* the application's loopback is not ours */
+    DP_END_LOOP,              /* the original destination is one of our own listeners, or the
+                               * connection was not redirected to us but came by itself */
+    DP_END_DOWNSTREAM_GONE,   /* the application gave its socket up before the upstream answered */
+    DP_END_NO_RESOURCES,      /* out of fds, ports or memory; error says which */
+    DP_END_DRAIN_LIMIT,       /* still open when the drain limit was reached */
+    DP_END_UNOBSERVED, /* a direct connection that ended while the kernel's reports were lost */
+    DP_END_LEFT,       /* a direct connection that was open when the data plane stopped: goes on */
+    DP_END_DENIED,     /* its user may not use the listener: see dp_set_clients */
+    DP_END_TOO_MANY_WAIT,   /* so many connections of its user have not said what they want */
+    DP_END_EXCLUDED,        /* a destination on our loopback that is not to be captured */
+    DP_END_OTHER_NAMESPACE, /* the application's loopback is another one than ours */
 };
 
-/* Settings that all connections of a listener share. */
+/* What is true of all connections of a listener. */
 struct dp_listener {
     uint32_t transport; /* enum dp_transport */
     uint32_t direction; /* enum dp_direction: also which route table */
     uint32_t mark;      /* SO_MARK of the upstream sockets, 0 for none (needs CAP_NET_ADMIN) */
-    /* Source of connections to the application (on loopback, or at the original destination's
-     * address): the client's address, or else application_source, by the application's family (0:
-     * IPv4, 1: IPv6; all zero: the kernel picks one). The port differs. Either needs
-     * IP_TRANSPARENT, and such a socket has application_mark in place of mark. The client's address
-     * is preserved only on loopback, from where rules bring the answers back; elsewhere such a
-     * connection would be mistaken for the client's own. */
+    /* Connections to the application (on loopback, or at the original destination's address) come
+     * from the client's address, or else from application_source, by family of the application
+     * (0: IPv4, 1: IPv6; all zero: whatever the kernel picks). Both need IP_TRANSPARENT, and such
+     * connections have the application_mark instead. The port is another one. The client's address
+     * is only preserved on loopback, from where the rules bring the answers back; elsewhere these
+     * connections would be mistaken for the client's own. */
     uint32_t preserve_source;
     uint32_t application_mark;
     struct mosnhook_address application_source[2];
-    /* Replaces the address (not the port) of original destinations, unless all zero. */
+    /* Replaces the address (not the port) of original destinations; all zero: no. */
     struct mosnhook_address application;
 };
 
-/* A route. The rule numbers of struct mosnhook_rules index these. */
+/* One route of the table; `rules` numbers index these. */
 struct dp_route {
-    /* Identifies the route from one table to the next: it goes on with its turns (round robin),
+    /* Names it from one table to the next: with this key it goes on with its turns (round robin),
      * wherever it stands and whatever else has changed. */
     uint64_t key;
     uint32_t action;         /* enum dp_action */
@@ -101,26 +102,26 @@ struct dp_route {
     uint32_t endpoint_count; /* 0: the original destination */
 };
 
-/* When a connection's bytes take a shorter path, and which one. */
+/* When a connection's bytes take a shorter path, and which. */
 struct dp_acceleration {
     uint32_t path;             /* DP_PATH_FULL or DP_PATH_LOCAL */
-    uint32_t blocking_sockets; /* also accelerate applications that block in recv() */
+    uint32_t blocking_sockets; /* also those of applications that block in recv() */
     uint32_t after_round_trips;
-    uint32_t connections; /* at a time, at least 1; others are relayed */
+    uint32_t connections; /* at a time, at least 1; further ones are relayed */
     uint64_t after_bytes; /* in both directions together */
 };
 
 enum {
     DP_REASON_SIZE = 256,
-    DP_ADMIN_CONNECTIONS = 128, /* descriptors that are left for them */
+    DP_ADMIN_CONNECTIONS = 128, /* fds that are left for them */
 };
 
-/* Milliseconds, each at least 1 unless stated otherwise. */
+/* Milliseconds, each at least 1 unless it says otherwise. */
 struct dp_timeouts {
     uint32_t connect_ms;  /* for each endpoint */
     uint32_t idle_ms;     /* without a byte in either direction */
     uint32_t header_ms;   /* for the whole PROXY header or control request */
-    uint32_t ejection_ms; /* of an endpoint after a failed connect; 0: none is ejected */
+    uint32_t ejection_ms; /* of an endpoint after a connect that failed; 0: none is ejected */
 };
 
 #endif

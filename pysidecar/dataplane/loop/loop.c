@@ -81,14 +81,14 @@ static int wait_for_events(const struct loop *loop, struct epoll_event *events)
     left_ns = at_ns - now_ns;
     if (left_ns >= (uint64_t)LONGEST_WAIT_MS * NS_PER_MS)
         return epoll_wait(loop->epoll, events, EVENT_BATCH, LONGEST_WAIT_MS);
-    if (left_ns >= NS_PER_MS) /* rounded up: a millisecond early would be for nothing */
+    if (left_ns >= NS_PER_MS) /* rounded up: sooner would be for nothing */
         return epoll_wait(loop->epoll, events, EVENT_BATCH,
                           (int)((left_ns + NS_PER_MS - 1) / NS_PER_MS));
     timeout.tv_nsec = (long)left_ns;
     return epoll_pwait2(loop->epoll, events, EVENT_BATCH, &timeout, NULL);
 }
 
-/* Marks each watch as pending first: an earlier callback may close it, and with it its event. */
+/* Which events are still to be told, each watch has to know that is closed by an earlier one. */
 static void tell_events(struct loop *loop, struct epoll_event *events, int count)
 {
     loop->events = events;

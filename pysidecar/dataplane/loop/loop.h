@@ -1,5 +1,5 @@
-/* The event loop of one thread: descriptors, deadlines, and work for the next turn. It calls back,
- * and knows none of its users. */
+/* The events of one thread: descriptors, deadlines, and work that goes on later. It calls back, and
+ * knows nobody. */
 #ifndef PYSIDECAR_LOOP_LOOP_H
 #define PYSIDECAR_LOOP_LOOP_H
 
@@ -9,46 +9,46 @@
 #include "loop/task.h"
 #include "loop/timer.h"
 
-/* A watched descriptor, embedded in its owner. */
+/* A descriptor that is watched; embedded in what it belongs to. */
 struct watch {
     int fd;      /* -1: none */
-    int pending; /* 1 + the index of its event in this turn; 0 if it has none */
+    int pending; /* one more than the place of its event among those of this turn; 0: it has none */
     void (*ready)(struct watch *, uint32_t events); /* may be changed at any time */
 };
 
 struct loop {
     int epoll;
-    uint64_t now_ns, now_ms; /* CLOCK_MONOTONIC at the beginning of this turn */
+    uint64_t now_ns, now_ms; /* CLOCK_MONOTONIC when this turn began */
     struct timers timers;
     struct tasks tasks;
-    struct task *each_turn;     /* the last added first */
-    struct epoll_event *events; /* of this turn; NULL between two turns */
+    struct task *each_turn;     /* in the order in which they were added, reversed */
+    struct epoll_event *events; /* those of this turn; NULL: between two turns */
 };
 
-/* 0 or -errno. Close it after a failure, too. */
+/* 0 or -errno. Also after a failure it is to be closed. */
 int loop_open(struct loop *loop);
-/* Nothing may be watched, set or scheduled any more. */
+/* With nothing watched, set or scheduled any more. */
 void loop_close(struct loop *loop);
-/* One turn: waits, tells events, runs tasks, then timers. */
+/* Waits for something to do, and does it. */
 void loop_turn(struct loop *loop);
 void loop_update_clock(struct loop *loop);
-/* Runs the task at the end of each turn, for good; the last added runs first. */
+/* To be run at the end of each turn, the last added first; never taken back. */
 void loop_add_each_turn(struct loop *loop, struct task *task);
 
-/* Watches watch->fd for these epoll events. 0 or -errno. */
+/* Watches watch->fd for `events` (of epoll). 0 or -errno. */
 int loop_watch(struct loop *loop, struct watch *watch, uint32_t events);
-/* Ends the watch. An event that this turn has brought already is dropped. */
+/* Ends it: also an event that this turn has brought already is not told any more. */
 void loop_unwatch(struct loop *loop, struct watch *watch);
-/* Ends the watch and closes its descriptor. */
+/* The same for a descriptor that is closed with it. */
 void loop_close_watch(struct loop *loop, struct watch *watch);
 
-/* Whether this turn has an event for it that was not told yet. */
+/* Whether this turn has brought an event that is still to be told. */
 static inline bool watch_is_pending(const struct watch *watch)
 {
     return watch->pending != 0;
 }
 
-/* Sets a timer, which has to be off before its owner is freed. */
+/* The owner's timers and tasks must be off before it is freed. */
 void loop_set_timer(struct loop *loop, struct timer *timer, uint64_t in_ms,
                     void (*expired)(struct timer *));
 

@@ -7,6 +7,7 @@ void tasks_init(struct tasks *tasks)
     tasks->first = NULL;
     tasks->last = &tasks->first;
     tasks->count = 0;
+    tasks->end.previous = NULL;
 }
 
 void task_schedule(struct tasks *tasks, struct task *task)
@@ -34,12 +35,22 @@ void task_cancel(struct tasks *tasks, struct task *task)
     tasks->count--;
 }
 
+static void ends(struct task *task)
+{
+    (void)task; /* it never runs */
+}
+
 void tasks_run(struct tasks *tasks)
 {
-    for (size_t left = tasks->count; left > 0 && tasks->first; left--) {
+    struct task *end = &tasks->end;
+
+    end->run = ends;
+    task_schedule(tasks, end);
+    while (tasks->first != end) {
         struct task *task = tasks->first;
 
         task_cancel(tasks, task);
         task->run(task);
     }
+    task_cancel(tasks, end);
 }

@@ -71,7 +71,7 @@ void timer_set(struct timers *timers, struct timer *timer, uint64_t at_ns,
 {
     timer_cancel(timers, timer);
     assert(timers->count < timers->reserved);
-    timer->at_ns = at_ns;
+    timer->at_ns = at_ns >= timers->not_before_ns ? at_ns : timers->not_before_ns;
     timer->expired = expired;
     sift_up(timers, timers->count++, timer);
 }
@@ -97,12 +97,14 @@ void timer_cancel(struct timers *timers, struct timer *timer)
 
 void timers_run(struct timers *timers, uint64_t now_ns)
 {
+    timers->not_before_ns = now_ns + 1;
     while (timers->count > 0 && timers->heap[0]->at_ns <= now_ns) {
         struct timer *timer = timers->heap[0];
 
         timer_cancel(timers, timer);
         timer->expired(timer);
     }
+    timers->not_before_ns = 0;
 }
 
 uint64_t timers_next(const struct timers *timers)

@@ -1,4 +1,4 @@
-/* A worker: a thread's loop, and each module's part for it. */
+/* A worker: a thread's loop, and what each module keeps for it. */
 #ifndef PYSIDECAR_LOOP_WORKER_H
 #define PYSIDECAR_LOOP_WORKER_H
 
@@ -8,37 +8,34 @@
 #include "base/terms.h"
 #include "loop/loop.h"
 
-enum {
-    SCRATCH_SIZE = 64 * 1024
-}; /* bytes of one read; one buffer for all connections of a worker */
+enum { SCRATCH_SIZE = 64 * 1024 }; /* bytes of one read: a worker's, not a connection's */
 
 /* The sides of a connection. A direction is named by the side that is read. */
 enum { DOWNSTREAM = 0, UPSTREAM = 1 };
 
-/* Counters of one worker. */
+/* Sums of one worker. */
 struct counters {
     counter accepted, closed, bytes[2], bytes_spliced, connect_failures, accept_pauses;
     counter buffers; /* relay buffers and pipes in use now */
 };
 
-/* struct dp_timeouts; may change at any time. */
+/* struct dp_timeouts, as it can be changed at any time. */
 struct timeouts {
     _Atomic uint32_t connect_ms, idle_ms, header_ms, ejection_ms;
 };
 
 struct worker {
     struct loop loop;
-    struct watch mail; /* an eventfd with which others wake it */
+    struct watch mail; /* an eventfd by which others wake it */
     unsigned index;
-    int diag; /* a netlink socket, see diag_user; -1: not open */
+    int diag; /* netlink: see diag_user; -1: not open */
     struct counters counters;
 
     /* Shared by all workers. */
     const struct timeouts *timeouts;
-    struct mosnhook_page *page; /* NULL if there is none */
+    struct mosnhook_page *page; /* NULL: there is none */
 
-    /* Each belongs to the module of its name, and is known here by name only. Shared by all
-     * workers: */
+    /* Each belongs to the module of its name, and is known here by name only. Shared: */
     struct budget *budget;
     struct foreign *foreign;
     struct routes *routes;
@@ -54,12 +51,12 @@ struct worker {
     struct acceptors *acceptors;
     struct direct *direct;
     struct sockmap *sockmap;
-    struct session *closed; /* closed and not freed yet */
+    struct session *closed; /* in this turn; the control thread gets them at its end */
 
     uint8_t scratch[SCRATCH_SIZE];
 };
 
-/* From any thread: makes the worker look at what others left for it. */
+/* From any thread: makes it look at what others may have left for it. */
 void worker_wake(struct worker *worker);
 
 static inline uint32_t timeout_of(const _Atomic uint32_t *ms)

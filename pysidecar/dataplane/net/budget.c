@@ -29,7 +29,7 @@ bool budget_measure(struct budget *budget, int spare)
     return budget->most >= FDS_PER_REQUEST;
 }
 
-static bool budget_reserve_up_to(struct budget *budget, int count, int most)
+static bool reserve(struct budget *budget, int count, int most)
 {
     int before = atomic_fetch_add_explicit(&budget->reserved, count, memory_order_relaxed);
 
@@ -41,12 +41,12 @@ static bool budget_reserve_up_to(struct budget *budget, int count, int most)
 
 bool budget_reserve(struct budget *budget, int count)
 {
-    return budget_reserve_up_to(budget, count, budget->most);
+    return reserve(budget, count, budget->most);
 }
 
 bool budget_reserve_spare(struct budget *budget, int count)
 {
-    return budget_reserve_up_to(budget, count, budget->most / 8 * 7);
+    return reserve(budget, count, budget->most / 8 * 7);
 }
 
 void budget_release(struct budget *budget, int count)
@@ -65,8 +65,7 @@ void budget_ran_out(struct budget *budget, uint64_t now_ms)
     atomic_store_explicit(&budget->full_until_ms, now_ms + REFUSE_AFTER_MS, memory_order_relaxed);
 }
 
-/* Descriptors that are left when the page begins to say that we are full: for requests on their
- * way. */
+/* So many are left when the page begins to say that we are full: for requests on their way. */
 static int kept(const struct budget *budget)
 {
     int kept = budget->most / 32;
@@ -82,14 +81,14 @@ static void set_full(struct budget *budget, bool full)
 
     if (atomic_exchange(&budget->full, full) == full)
         return;
-    /* Another worker may be here, too: `full` has the last word. */
+    /* Another worker may be here, too: the last word is that of `full`. */
     do {
         full = atomic_load(&budget->full);
         if (budget->page)
             __atomic_store_n(&budget->page->full, full, __ATOMIC_SEQ_CST);
     } while (full != atomic_load(&budget->full));
     if (write(budget->event, &one, sizeof one) < 0)
-        return; /* at its limit the eventfd is readable all the same */
+        return; /* at its limit it is readable all the same */
 }
 
 bool budget_look(struct budget *budget, uint64_t now_ms)

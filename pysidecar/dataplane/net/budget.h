@@ -1,5 +1,5 @@
-/* The budget of file descriptors: how many connections and pipes may have, and who is told when
- * they are used up. */
+/* File descriptors: how many there are for connections and pipes, and what is said when they are
+ * used up. */
 #ifndef PYSIDECAR_NET_BUDGET_H
 #define PYSIDECAR_NET_BUDGET_H
 
@@ -14,35 +14,33 @@ struct foreign;
 enum {
     FDS_PER_REQUEST = 4, /* control socket, the application's socket, upstream, downstream */
     FDS_PER_RELAY = 2,   /* downstream, upstream */
-    FDS_TO_REFUSE = 5,   /* of a worker, for a request that is refused for lack of descriptors: what
-                            may come with it */
-    REFUSE_AFTER_MS = 1000, /* how long a connection waits for descriptors at most */
+    FDS_TO_REFUSE = 5,   /* of a worker, for a request that gets no others: what may come with it */
+    REFUSE_AFTER_MS = 1000, /* how long a connection waits for descriptors */
 };
 
 struct budget {
     int limit;                     /* the process's */
-    int most;                      /* the budget: for connections and pipes */
-    const struct foreign *foreign; /* what waits to be closed counts, too */
-    struct mosnhook_page *page;    /* says when they are used up; NULL if there is none */
-    int event;                     /* an eventfd that is signalled, too */
+    int most;                      /* for connections and pipes */
+    const struct foreign *foreign; /* what is not closed yet counts too */
+    struct mosnhook_page *page;    /* that says when they are used up; or NULL */
+    int event;                     /* an eventfd that is told, too */
     atomic_int reserved;
-    atomic_bool full;               /* as the page says: new connections had better not come */
-    _Atomic uint64_t full_until_ms; /* `full` until then at least */
+    atomic_bool full;               /* new connections had better not come */
+    _Atomic uint64_t full_until_ms; /* at least */
 };
 
-/* Sets `limit` and `most` by what the process may have and has open. False when there are too few.
- */
+/* Sets limit and most by what the process may have, and has open. False when there are too few. */
 bool budget_measure(struct budget *budget, int spare);
-/* False when there are not enough left. */
+/* False when there are not enough. */
 bool budget_reserve(struct budget *budget, int count);
-/* The same for what a connection can do without: an eighth of the budget is kept for others. */
+/* The same for what can be done without: an eighth is kept for the others. */
 bool budget_reserve_spare(struct budget *budget, int count);
 void budget_release(struct budget *budget, int count);
-/* Descriptors that connections and pipes have, or may need. */
+/* Those that connections and pipes have, or may need. */
 int budget_used(const struct budget *budget);
-/* Notes that the process or the host has no more, whatever the budget says. */
+/* The process or the host has no more, whatever the budget says. */
 void budget_ran_out(struct budget *budget, uint64_t now_ms);
-/* Tells page and event when the budget is used up, or no longer is. True while it is. */
+/* Says it when they are used up, or no longer are. True while they are. */
 bool budget_look(struct budget *budget, uint64_t now_ms);
 
 #endif

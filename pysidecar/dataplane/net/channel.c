@@ -52,12 +52,12 @@ static void channel_ready(struct watch *watch, uint32_t events)
     struct channel *channel = OWNER(watch, struct channel, watch);
 
     if (events & (EPOLLIN | EPOLLPRI | EPOLLHUP | EPOLLRDHUP | EPOLLERR))
-        channel->readable = true; /* reading finds an error, too */
+        channel->readable = true; /* an error is found by reading too */
     if (events & EPOLLRDHUP)
         channel->hung_up = true;
     if (events & EPOLLPRI)
         channel->urgent = true;
-    /* The event may be about what was read meanwhile. */
+    /* What was read meanwhile may be what the event was about. */
     channel->plain = (events & (EPOLLIN | EPOLLPRI)) == EPOLLIN && !channel->outdated;
     channel->outdated = false;
     if (channel->writable)

@@ -13,10 +13,10 @@
 #include <unistd.h>
 
 enum {
-    EVENTS_PER_TURN = 256, /* then others get their turn */
+    EVENTS_PER_TURN = 256, /* so that others get their turn */
     EVENT_ROOM = 1024,
     RECEIVE_BUFFER = 4 << 20, /* bytes; the kernel grants net.core.rmem_max at most */
-    TIMER_OF_TIME_WAIT = 3,   /* idiag_timer of a timewait socket */
+    TIMER_OF_TIME_WAIT = 3,   /* idiag_timer of what is left of a socket */
     ANSWER_SECONDS = 5,       /* the kernel answers at once */
     /* All but LISTEN, TIME_WAIT, SYN_RECV and CLOSE. */
     LIVE_STATES = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11,
@@ -32,8 +32,8 @@ static uint64_t cookie_of(const struct inet_diag_sockid *id)
     return (uint64_t)id->idiag_cookie[1] << 32 | id->idiag_cookie[0];
 }
 
-static void address_from_diag(struct mosnhook_address *address, uint8_t family, const __be32 ip[4],
-                              __be16 port)
+static void address_of(struct mosnhook_address *address, uint8_t family, const __be32 ip[4],
+                       __be16 port)
 {
     struct sockaddr_storage name;
 
@@ -49,7 +49,7 @@ static void address_from_diag(struct mosnhook_address *address, uint8_t family, 
     address_from_socket(address, &name);
 }
 
-static void copy_info(struct diag_socket *socket, const struct tcp_info *info)
+static void take_info(struct diag_socket *socket, const struct tcp_info *info)
 {
     socket->segments_sent = info->tcpi_segs_out;
     socket->segments_received = info->tcpi_segs_in;
@@ -71,12 +71,12 @@ void diag_of_fd(int fd, struct diag_socket *socket)
     if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) < 0 ||
         ioctl(fd, SIOCOUTQ, &unacked) < 0)
         return;
-    copy_info(socket, &info);
+    take_info(socket, &info);
     socket->unacked = (uint32_t)unacked;
 }
 
-/* False if the message does not describe a socket. */
-static bool parse_message(const struct nlmsghdr *header, struct diag_socket *socket)
+/* False for a message that does not describe a socket. */
+static bool parse(const struct nlmsghdr *header, struct diag_socket *socket)
 {
     const struct inet_diag_msg *message = NLMSG_DATA(header);
     const struct rtattr *attribute = (const void *)(message + 1);
@@ -90,7 +90,7 @@ static bool parse_message(const struct nlmsghdr *header, struct diag_socket *soc
     memset(&info, 0, sizeof info);
     left = header->nlmsg_len - NLMSG_LENGTH(sizeof *message);
     for (; RTA_OK(attribute, left); attribute = RTA_NEXT(attribute, left))
-        if (attribute->rta_type == INET_DIAG_INFO) { /* its size differs between kernels */
+        if (attribute->rta_type == INET_DIAG_INFO) { /* older and newer kernels' differ in size */
             size = RTA_PAYLOAD(attribute);
             memcpy(&info, RTA_DATA(attribute), size < sizeof info ? size : sizeof info);
         }
@@ -99,13 +99,13 @@ static bool parse_message(const struct nlmsghdr *header, struct diag_socket *soc
     socket->freed = message->idiag_timer == TIMER_OF_TIME_WAIT;
     socket->id = message->id;
     socket->cookie = cookie_of(&message->id);
-    address_from_diag(&socket->source, message->idiag_family, message->id.idiag_src,
-                      message->id.idiag_sport);
+    address_of(&socket->source, message->idiag_family, message->id.idiag_src,
+               message->id.idiag_sport);
     socket->uid = message->idiag_uid;
     socket->inode = message->idiag_inode;
     socket->unread = message->idiag_rqueue;
     socket->unacked = message->idiag_wqueue;
-    copy_info(socket, &info);
+    take_info(socket, &info);
     return true;
 }
 
@@ -142,7 +142,7 @@ bool diag_read_events(int fd, diag_visitor *visit, void *argument, bool *lost)
         if (size < 0 && errno == EAGAIN)
             return true;
         if (size > 0 && NLMSG_OK(header, (size_t)size) &&
-            header->nlmsg_type == SOCK_DIAG_BY_FAMILY && parse_message(header, &socket))
+            header->nlmsg_type == SOCK_DIAG_BY_FAMILY && parse(header, &socket))
             visit(argument, &socket);
     }
     return false;
@@ -159,8 +159,8 @@ int diag_open(void)
     return fd;
 }
 
-/* Sends a query and visits the answers. 0 or -errno. */
-static int diag_query(int fd, const struct request *request, diag_visitor *visit, void *argument)
+/* Visits what the kernel answers. 0 or -errno. */
+static int ask(int fd, const struct request *request, diag_visitor *visit, void *argument)
 {
     _Alignas(struct nlmsghdr) char buffer[32768]; /* as much as the kernel sends at once */
     bool dump = request->header.nlmsg_flags & NLM_F_DUMP;
@@ -170,7 +170,7 @@ static int diag_query(int fd, const struct request *request, diag_visitor *visit
         return -errno;
     for (;;) {
         const struct nlmsghdr *header = (const void *)buffer;
-        /* The kernel has answered when send() returns; only a dump has more to come. */
+        /* The kernel answers before send() returns, all but the rest of a list. */
         ssize_t size = recv(fd, buffer, sizeof buffer, dump ? 0 : MSG_DONTWAIT);
 
         if (size < 0)
@@ -180,7 +180,7 @@ static int diag_query(int fd, const struct request *request, diag_visitor *visit
                 return 0;
             if (header->nlmsg_type == NLMSG_ERROR)
                 return ((const struct nlmsgerr *)NLMSG_DATA(header))->error;
-            if (parse_message(header, &socket) && !(dump && socket.freed))
+            if (parse(header, &socket) && !(dump && socket.freed))
                 visit(argument, &socket);
         }
         if (!dump)
@@ -206,7 +206,7 @@ int diag_visit_live(diag_visitor *visit, void *argument)
                      .idiag_states = LIVE_STATES},
         };
 
-        result = diag_query(fd, &request, visit, argument);
+        result = ask(fd, &request, visit, argument);
         if (result == -ENOENT && families[i] == AF_INET6) /* a kernel without IPv6 */
             result = 0;
     }
@@ -219,8 +219,8 @@ static void note_state(void *argument, const struct diag_socket *socket)
     *(int *)argument = socket->state;
 }
 
-/* The kernel looks the socket up by its addresses and then compares cookies; a timewait socket
- * inherits that of its socket. */
+/* The kernel looks it up by its addresses, and then compares the cookie, which what is left of a
+ * socket has from the socket. */
 int diag_state_left(const struct diag_socket *socket)
 {
     struct request request = {
@@ -236,12 +236,12 @@ int diag_state_left(const struct diag_socket *socket)
 
     if (fd < 0)
         return 0;
-    (void)diag_query(fd, &request, note_state, &state);
+    (void)ask(fd, &request, note_state, &state);
     close(fd);
     return state;
 }
 
-static void address_to_diag(const struct mosnhook_address *address, __be32 ip[4], __be16 *port)
+static void put_address(const struct mosnhook_address *address, __be32 ip[4], __be16 *port)
 {
     struct sockaddr_storage name;
 
@@ -287,11 +287,10 @@ uint32_t diag_user(int *query, const struct mosnhook_address *client,
         *query = diag_open();
     if (*query < 0)
         return UINT32_MAX;
-    address_to_diag(client, request.body.id.idiag_src, &request.body.id.idiag_sport);
-    address_to_diag(server, request.body.id.idiag_dst, &request.body.id.idiag_dport);
-    result = diag_query(*query, &request, note_socket, &found);
-    if (result < 0 &&
-        result != -ENOENT) { /* a late answer must not be taken for the next query's */
+    put_address(client, request.body.id.idiag_src, &request.body.id.idiag_sport);
+    put_address(server, request.body.id.idiag_dst, &request.body.id.idiag_dport);
+    result = ask(*query, &request, note_socket, &found);
+    if (result < 0 && result != -ENOENT) { /* whatever it still answers is not for the next one */
         close(*query);
         *query = -1;
     }

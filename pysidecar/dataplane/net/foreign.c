@@ -1,8 +1,8 @@
-/* Descriptors that others passed to us. Anything may be behind one, and the last close() of it may
- * wait: for the peer of a lingering socket, for the daemon of a FUSE file system, for the driver of
- * a device. A worker cannot find out beforehand, since whoever passed the descriptor can still
- * change it. So reaper threads, which do nothing else, close the descriptors of other users, and
- * their connections of the control socket, whose queues may hold more.
+/* Descriptors that others passed to us. Anything may be behind one, and a close() that happens to
+ * be the last may wait: for the peer of a lingering socket, for the daemon of a FUSE file system,
+ * for the driver of a device. The worker cannot find out beforehand, since whoever passed it can
+ * still change it. So those of other users are closed by a thread that has nothing else to do, and
+ * so is their connection of the control socket, in whose queue may be more.
  *
  * Root and the user as whom we run could stop us anyway. Their sockets are closed at once, unless
  * close() would wait. */
@@ -23,13 +23,13 @@
 enum {
     REAPERS = 32,
     REAPER_THREADS = 4, /* of one reaper: as many closes may wait before others have to */
-    REAPER_IDLE_S = 2,  /* before its threads end */
+    REAPER_IDLE_S = 2,  /* until its threads end */
     REAPER_STACK = 64 * 1024,
 };
 
 /* ---- the threads that close ---- */
 
-/* Users share reapers by hash; a user whose closes wait holds up few others. */
+/* Users share reapers by chance; a user whose closes wait keeps few others from theirs. */
 struct reaper {
     struct foreign *all;
     pthread_mutex_t lock;
@@ -42,13 +42,13 @@ struct reaper {
 struct foreign {
     uint32_t uid;           /* as whom we run */
     uint64_t namespace;     /* see namespace_of */
-    atomic_uint references; /* the data plane's, and the threads' */
-    atomic_int pending;     /* descriptors that wait to be closed */
+    atomic_uint references; /* the data plane's, and those of the threads */
+    atomic_int pending;     /* descriptors that are not closed yet */
     struct reaper each[REAPERS];
 };
 
-/* Waits, with the lock held, for something to close. False after REAPER_IDLE_S without. */
-static bool reaper_await(struct reaper *reaper)
+/* With the lock held: until there is something to close. False when there was nothing for long. */
+static bool await_fd(struct reaper *reaper)
 {
     struct timespec until;
 
@@ -66,13 +66,13 @@ static bool reaper_await(struct reaper *reaper)
     return reaper->count > 0;
 }
 
-static void *reaper_run(void *argument)
+static void *reap(void *argument)
 {
     struct reaper *reaper = argument;
     struct foreign *foreign = reaper->all;
 
     pthread_mutex_lock(&reaper->lock);
-    while (reaper_await(reaper)) {
+    while (await_fd(reaper)) {
         int fd = reaper->fds[--reaper->count];
 
         pthread_mutex_unlock(&reaper->lock);
@@ -86,8 +86,8 @@ static void *reaper_run(void *argument)
     return NULL;
 }
 
-/* With the lock held. A thread that cannot be started now is started for the next descriptor. */
-static void reaper_start_thread(struct reaper *reaper)
+/* With the lock held. What cannot be started now is when the next descriptor comes. */
+static void start_thread(struct reaper *reaper)
 {
     pthread_attr_t attributes;
     pthread_t thread;
@@ -99,7 +99,7 @@ static void reaper_start_thread(struct reaper *reaper)
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     pthread_attr_setstacksize(&attributes, REAPER_STACK);
     atomic_fetch_add_explicit(&reaper->all->references, 1, memory_order_relaxed);
-    if (pthread_create(&thread, &attributes, reaper_run, reaper) == 0)
+    if (pthread_create(&thread, &attributes, reap, reaper) == 0)
         reaper->threads++;
     else
         atomic_fetch_sub_explicit(&reaper->all->references, 1, memory_order_relaxed);
@@ -123,8 +123,8 @@ static bool reaper_push(struct reaper *reaper, int fd)
     return true;
 }
 
-/* The first reaper is for trusted users. */
-static void reaper_close(struct foreign *foreign, bool trusted, uint32_t uid, int fd)
+/* The first reaper is for those whom we trust. */
+static void reap_later(struct foreign *foreign, bool trusted, uint32_t uid, int fd)
 {
     struct reaper *reaper =
         &foreign->each[trusted ? 0 : 1 + (uid * 0x9e3779b1u >> 16) % (REAPERS - 1)];
@@ -134,12 +134,12 @@ static void reaper_close(struct foreign *foreign, bool trusted, uint32_t uid, in
     pthread_mutex_lock(&reaper->lock);
     pushed = reaper_push(reaper, fd);
     if (reaper->idle < reaper->count && reaper->threads < REAPER_THREADS)
-        reaper_start_thread(reaper);
+        start_thread(reaper);
     pthread_cond_signal(&reaper->filled);
     pthread_mutex_unlock(&reaper->lock);
     if (pushed)
         return;
-    close(fd); /* out of memory: a close that may wait is better than none */
+    close(fd); /* out of memory: late is better than never */
     atomic_fetch_sub_explicit(&foreign->pending, 1, memory_order_relaxed);
 }
 
@@ -157,7 +157,7 @@ int foreign_protocol(int fd)
 {
     int domain = read_option(fd, SO_DOMAIN), protocol;
 
-    /* Domain and type, too: netlink and raw sockets have a protocol 6 as well. */
+    /* All three: 6 is also the number of a netlink protocol, and of raw sockets for TCP. */
     if ((domain != AF_INET && domain != AF_INET6) || read_option(fd, SO_TYPE) != SOCK_STREAM)
         return -1;
     protocol = read_option(fd, SO_PROTOCOL);
@@ -199,7 +199,7 @@ bool foreign_is_trusted(const struct foreign *foreign, uint32_t uid)
     return uid == 0 || uid == foreign->uid;
 }
 
-/* Clearing SO_LINGER first is no way: the socket is the application's, which may go on using it. */
+/* Not SO_LINGER reset and then closed: it is the application's, which may go on to use it. */
 void foreign_close(struct foreign *foreign, uint32_t uid, int *fd)
 {
     bool trusted = foreign_is_trusted(foreign, uid);
@@ -209,7 +209,7 @@ void foreign_close(struct foreign *foreign, uint32_t uid, int *fd)
     if (trusted && !close_would_wait(*fd))
         close(*fd);
     else
-        reaper_close(foreign, trusted, uid, *fd);
+        reap_later(foreign, trusted, uid, *fd);
     *fd = -1;
 }
 
@@ -221,14 +221,14 @@ void foreign_close_watch(struct worker *worker, uint32_t uid, struct watch *watc
         loop_close_watch(&worker->loop, watch);
         return;
     }
-    loop_unwatch(&worker->loop, watch); /* at once: the close comes later */
-    reaper_close(worker->foreign, false, uid, watch->fd);
+    loop_unwatch(&worker->loop, watch); /* before it has been closed */
+    reap_later(worker->foreign, false, uid, watch->fd);
     watch->fd = -1;
 }
 
 void foreign_close_listener(struct foreign *foreign, int fd)
 {
-    reaper_close(foreign, false, UINT32_MAX, fd);
+    reap_later(foreign, false, UINT32_MAX, fd);
 }
 
 /* ---- life ---- */

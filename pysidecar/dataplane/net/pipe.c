@@ -11,7 +11,7 @@ enum {
     FDS_PER_PIPE = 2,
 };
 
-/* Only spare descriptors: copying needs none, and the last ones are for connections. */
+/* Copying works without descriptors: the last of them are for connections. */
 static struct pipe *pipe_open(struct budget *budget)
 {
     struct pipe *pipe;
@@ -25,7 +25,7 @@ static struct pipe *pipe_open(struct budget *budget)
         budget_release(budget, FDS_PER_PIPE);
         return NULL;
     }
-    /* An unprivileged user may have used up his pipe pages; a small pipe works, too. */
+    /* An unprivileged user may have used up his pipe pages: a small pipe works too. */
     (void)fcntl(ends[1], F_SETPIPE_SZ, PIPE_SIZE);
     pipe->read_end = ends[0];
     pipe->write_end = ends[1];

@@ -1,4 +1,4 @@
-/* Pipes for splice(). A worker keeps a pool of empty ones. */
+/* Pipes for splice(), of which a worker keeps some that are empty. */
 #ifndef PYSIDECAR_NET_PIPE_H
 #define PYSIDECAR_NET_PIPE_H
 
@@ -19,11 +19,11 @@ struct pipes {
     unsigned count;
 };
 
-/* NULL for lack of descriptors or memory. */
+/* NULL where there are no descriptors or no memory for one. */
 struct pipe *pipe_acquire(struct worker *worker);
-/* Gives the pipe back, or closes it if it still holds bytes. */
+/* With what may be in it. */
 void pipe_give_back(struct worker *worker, struct pipe *pipe);
-/* Closes the pool. */
+/* Closes those that nobody uses. */
 void pipes_close(struct worker *worker);
 
 #endif

@@ -9,8 +9,8 @@ enum {
     KEEPALIVE_INTERVAL_S = 15,
     KEEPALIVE_PROBES = 4,
 
-    /* Bytes that a socket of ours holds unsent, towards this host. With 512 KiB the sender felt a
-     * receiver that never reads up to seven times as late as natively, and bulk was no faster. */
+    /* Bytes that a socket of ours holds unsent, towards this host. With 512 KiB a receiver that
+     * never reads was felt up to seven times as late as natively; bulk is no faster with it. */
     UNSENT_ROOM = 128 * 1024,
 };
 
@@ -23,7 +23,8 @@ int socket_connect(int fd, const struct mosnhook_address *to)
         return 0;
     if (errno != EINPROGRESS)
         return -errno;
-    /* The kernel says EINPROGRESS even if it has just connected the socket; a second call tells. */
+    /* The kernel answers EINPROGRESS also when it has just connected the socket; the second call
+     * says what has become of it. */
     if (connect(fd, (struct sockaddr *)&name, length) == 0)
         return 0;
     return errno == EALREADY ? -EINPROGRESS : -errno;
@@ -50,8 +51,7 @@ int socket_tune(int fd)
         {IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES},
     };
 
-    /* The kernel closes a killed process's sockets as if all had been said: with this it resets
-     * them. */
+    /* A process that is killed closes its sockets as if all had been said; these are reset then. */
     static const struct linger reset = {.l_onoff = 1};
 
     if (setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset) < 0)
@@ -91,8 +91,7 @@ int socket_bind_source(int fd, const struct mosnhook_address *chosen)
 
     source.port = 0;
     length = address_to_socket(&source, &name);
-    /* Pick the port at connect, when the destination is known: else all destinations share 28,000.
-     */
+    /* The port at connect, when the destination is known: else all share 28,000 ports. */
     setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
     return bind(fd, (struct sockaddr *)&name, length) < 0 ? -errno : 0;
 }

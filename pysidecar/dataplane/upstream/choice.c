@@ -6,9 +6,9 @@
 #include "rules.h"
 #include "upstream/routes.h"
 
-enum { MAX_POSTPONED = 64 }; /* attempts that have a bit in choice->postponed */
+enum { MAX_POSTPONED = 64 }; /* attempts: the bits of choice->postponed */
 
-/* Where a connection goes if its route has no endpoints. */
+/* Where a connection goes without an endpoint of its route. */
 static struct mosnhook_address default_upstream(const struct origin *origin)
 {
     struct mosnhook_address upstream = origin->listener->application;
@@ -19,7 +19,8 @@ static struct mosnhook_address default_upstream(const struct origin *origin)
     return upstream;
 }
 
-/* The hook never asks for these. Somebody wants to reach services on our loopback in our name. */
+/* The hook does not ask for these: it is somebody who wants to reach what is on our loopback as us.
+ */
 static bool is_excluded(struct worker *worker, const struct origin *origin)
 {
     return origin->listener->direction == DP_OUTBOUND &&
@@ -65,8 +66,7 @@ static void leave_endpoint(struct choice *choice)
     choice->endpoint = NULL;
 }
 
-/* The next endpoint that is not ejected; after all of those, the ejected ones. NULL when all were
- * tried. */
+/* The next one that is not ejected; after all of those, the ejected ones. NULL: all were tried. */
 static struct endpoint *next_endpoint(struct choice *choice, uint64_t since_ms)
 {
     const struct cluster *cluster = choice->cluster;

@@ -57,7 +57,7 @@ bool cluster_is(const struct cluster *cluster, uint32_t scope, const struct dp_r
     return true;
 }
 
-/* A new cluster, not in the map yet. NULL when out of memory. */
+/* Not in the map yet. */
 static struct cluster *cluster_create(struct registry *registry, uint32_t scope,
                                       const struct dp_route *route,
                                       const struct mosnhook_address *endpoints)
@@ -129,16 +129,15 @@ static uint32_t greatest_divisor(uint32_t a, uint32_t b)
     return a;
 }
 
-/* An endpoint that is not ejected, or `count` if all are. Goes through them in a random order: in a
- * fixed one, always the same endpoint would follow the ejected ones and get their share. */
+/* One that is not ejected, or `count`: all are. In an order of its own, so that not always the same
+ * one follows those that are ejected, and has their share. */
 static uint32_t find_any(const struct cluster *cluster, uint64_t since_ms, uint64_t *random)
 {
     uint32_t count = cluster->count, at = random_below(random, count), stride;
 
     do
         stride = 1 + random_below(random, count - 1);
-    while (greatest_divisor(count, stride) !=
-           1); /* a stride without a common divisor reaches all of them */
+    while (greatest_divisor(count, stride) != 1); /* it comes to all of them */
     for (uint32_t i = 0; i < count; i++) {
         if (!is_ejected(cluster, at, since_ms))
             return at;
@@ -147,7 +146,7 @@ static uint32_t find_any(const struct cluster *cluster, uint64_t since_ms, uint6
     return count;
 }
 
-/* Passes an ejected endpoint's turn on at once: the next one gets its own turn earlier, not two. */
+/* An ejected one's turn is over at once: the next one has not two turns, but its own earlier. */
 static uint32_t pick_by_turn(struct cluster *cluster, uint64_t since_ms, uint64_t *random)
 {
     uint32_t count = cluster->count, first = 0, taken = 0, at;
@@ -162,7 +161,7 @@ static uint32_t pick_by_turn(struct cluster *cluster, uint64_t since_ms, uint64_
     at = find_any(cluster, since_ms, random);
     if (at < count)
         return at;
-    /* All are ejected: try the first one, and leave the others their turns. */
+    /* All are: the first one is tried, and the others in their turn. */
     atomic_fetch_sub_explicit(&cluster->turn, taken - 1, memory_order_relaxed);
     return first;
 }
@@ -183,9 +182,9 @@ static uint32_t active_at(const struct cluster *cluster, uint32_t index)
     return atomic_load_explicit(&cluster->endpoints[index]->active, memory_order_relaxed);
 }
 
-/* The less busy of two random endpoints. That is nearly as even as the least busy of all
- * (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001), costs the same for
- * any number, and does not send all workers to the same endpoint at once. */
+/* The less busy of two random ones. That is nearly as even as the least busy of all (Mitzenmacher,
+ * "The Power of Two Choices in Randomized Load Balancing", 2001), costs the same for any number,
+ * and does not send all workers to the same one at once. */
 static uint32_t pick_less_busy(const struct cluster *cluster, uint64_t since_ms, uint64_t *random)
 {
     uint32_t count = cluster->count, one = pick_at_random(cluster, since_ms, random);

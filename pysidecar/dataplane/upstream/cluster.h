@@ -1,4 +1,4 @@
-/* The endpoints of a route, and picking one of them. */
+/* The endpoints of a route, and how one of them is picked. */
 #ifndef PYSIDECAR_UPSTREAM_CLUSTER_H
 #define PYSIDECAR_UPSTREAM_CLUSTER_H
 
@@ -15,9 +15,9 @@ struct registry {
     struct map endpoints, clusters;
 };
 
-/* Immutable but for its turn. Tables reference it, and so do connections to its endpoints. */
+/* Immutable but for its turn. Referenced by tables, and by connections that use an endpoint. */
 struct cluster {
-    /* What a pick needs comes first: one cache line has all that workers write. */
+    /* First what a pick needs: what all workers write to is in one cache line then. */
     struct shared shared;
     atomic_uint turn; /* round robin */
     uint32_t count;
@@ -25,31 +25,31 @@ struct cluster {
     uint32_t scope;
     uint64_t key; /* see struct dp_route */
     struct map_entry entry;
-    /* As the route names them, perhaps one several times. Weights will stand beside them, as they
-     * are the route's and not the endpoint's. */
+    /* As the route names them, one perhaps several times. Weights will stand beside them: they are
+     * the route's, not the endpoint's. */
     struct endpoint *endpoints[];
 };
 
 void registry_init(struct registry *registry, int event);
-/* Nobody may reference a cluster or a table any more. */
+/* Nothing may be left of what others reference. */
 void registry_close(struct registry *registry);
 
-/* The cluster of a route, with one more reference: that of the table before if nothing has changed,
- * else a new one that goes on with its turns. NULL when out of memory. `scope`: see
+/* The cluster of a route, with one more reference: the same as in the table before if nothing has
+ * changed. One that changed goes on with its turns. NULL when out of memory. `scope`: see
  * endpoint_intern. */
 struct cluster *cluster_intern(struct registry *registry, uint32_t scope,
                                const struct dp_route *route,
                                const struct mosnhook_address *endpoints);
 
-/* Whether cluster_intern would find this one. */
+/* Whether it is what cluster_intern would find. */
 bool cluster_is(const struct cluster *cluster, uint32_t scope, const struct dp_route *route,
                 const struct mosnhook_address *endpoints);
 
-/* The index of the endpoint to try first, which is not ejected unless all are. Takes a few tries
- * however many endpoints there are, and more only where nearly all are ejected. `random` is the
- * thread's random state. */
+/* The index of the endpoint to try first: one that is not ejected, if there is one. It takes a few
+ * tries, however many endpoints there are; more only where nearly all of them are ejected. `random`
+ * is the state of the thread's random numbers. */
 uint32_t cluster_pick(struct cluster *cluster, uint64_t since_ms, uint64_t *random);
-/* Gives back the turn of a cluster_pick that was not used. */
+/* After cluster_pick: its turn was not used. */
 void cluster_give_back(struct cluster *cluster);
 
 #endif

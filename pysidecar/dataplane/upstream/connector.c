@@ -11,8 +11,8 @@
 /* Endpoints that refuse at once, before other connections get their turn. */
 enum { TRIES_A_TURN = 16 };
 
-/* The source address that an application on this host should see; NULL if the upstream is none, or
- * any address will do. Never one that the application could not answer to. */
+/* The address that the application on this host shall see, or NULL if the upstream is another one
+ * or it does not matter. Never one that the application could not answer to. */
 static const struct mosnhook_address *
 source_for_application(const struct origin *origin, const struct mosnhook_address *upstream)
 {
@@ -33,7 +33,7 @@ source_for_application(const struct origin *origin, const struct mosnhook_addres
     return source;
 }
 
-/* Keeps the source that an application chose (to pick an interface). 0 or -errno. */
+/* An application that chose a source (to pick an interface) keeps it. */
 static int keep_source(const struct origin *origin, const struct mosnhook_address *upstream, int fd)
 {
     const struct mosnhook_address *source = &origin->source;
@@ -44,7 +44,7 @@ static int keep_source(const struct origin *origin, const struct mosnhook_addres
     return socket_bind_source(fd, source);
 }
 
-/* Whether the upstream is on this host: inbound connections came to an address of it. */
+/* An inbound connection came to an address of this host, and so does one that goes on to it. */
 static bool is_on_this_host(const struct origin *origin, const struct mosnhook_address *upstream)
 {
     return address_is_loopback(upstream) ||
@@ -52,7 +52,7 @@ static bool is_on_this_host(const struct origin *origin, const struct mosnhook_a
             memcmp(upstream->ip, origin->original_destination.ip, sizeof upstream->ip) == 0);
 }
 
-/* Sets options, mark and source address. 0 or -errno. */
+/* Marks the socket and gives it the address that the upstream shall see. 0 or -errno. */
 static int prepare_socket(const struct origin *origin, const struct mosnhook_address *upstream,
                           int fd)
 {
@@ -81,7 +81,7 @@ static int prepare_socket(const struct origin *origin, const struct mosnhook_add
 static void connecting_ready(struct watch *watch, uint32_t events);
 static void connecting_expired(struct timer *timer);
 
-/* Connects to the endpoint. 0 when connected, -EINPROGRESS, or another -errno. */
+/* Connects to the endpoint: 0 when it is connected, -EINPROGRESS or another -errno. */
 static int begin_connect(struct connector *connector)
 {
     struct worker *worker = connector->worker;
@@ -128,7 +128,7 @@ static bool is_endpoints_doing(int error)
            error == EHOSTUNREACH;
 }
 
-static void connector_finish(struct connector *connector, int fd)
+static void finish(struct connector *connector, int fd)
 {
     timers_release(&connector->worker->loop.timers, 1);
     if (fd >= 0)
@@ -137,7 +137,7 @@ static void connector_finish(struct connector *connector, int fd)
     connector->done(connector, fd);
 }
 
-static void note_failure(struct connector *connector, int error)
+static void failed(struct connector *connector, int error)
 {
     connector->error = error;
     counter_add(&connector->worker->counters.connect_failures, 1);
@@ -145,24 +145,25 @@ static void note_failure(struct connector *connector, int error)
         endpoint_failed(connector->choice.endpoint, connector->worker->loop.now_ms);
 }
 
-/* Tries endpoints until one is connecting, in this turn of the loop and the next ones. */
+/* Goes through the endpoints until one is connecting, in this turn of the loop and the next ones.
+ */
 static void try_endpoints(struct connector *connector)
 {
     int result;
 
     for (int i = 0; i < TRIES_A_TURN; i++) {
         if (!choice_next(&connector->choice, connector->worker, connector->origin)) {
-            connector_finish(connector, -connector->error);
+            finish(connector, -connector->error);
             return;
         }
         result = begin_connect(connector);
         if (result == -EINPROGRESS)
             return;
         if (result == 0) {
-            connector_finish(connector, connector->watch.fd);
+            finish(connector, connector->watch.fd);
             return;
         }
-        note_failure(connector, -result);
+        failed(connector, -result);
     }
     task_schedule(&connector->worker->loop.tasks, &connector->task);
 }
@@ -174,7 +175,7 @@ static void try_more(struct task *task)
 
 static void connect_failed(struct connector *connector, int error)
 {
-    note_failure(connector, error);
+    failed(connector, error);
     timer_cancel(&connector->worker->loop.timers, &connector->timer);
     loop_close_watch(&connector->worker->loop, &connector->watch);
     try_endpoints(connector);
@@ -199,7 +200,7 @@ static void connecting_ready(struct watch *watch, uint32_t events)
     }
     timer_cancel(&connector->worker->loop.timers, &connector->timer);
     loop_unwatch(&connector->worker->loop, watch);
-    connector_finish(connector, watch->fd);
+    finish(connector, watch->fd);
 }
 
 void connector_start(struct connector *connector)

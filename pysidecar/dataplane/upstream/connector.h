@@ -1,4 +1,4 @@
-/* Connects to an upstream: tries endpoint after endpoint, until one answers. */
+/* One way to get a connected upstream: endpoint after endpoint, until one answers. */
 #ifndef PYSIDECAR_UPSTREAM_CONNECTOR_H
 #define PYSIDECAR_UPSTREAM_CONNECTOR_H
 
@@ -7,21 +7,21 @@
 struct connector {
     struct worker *worker;
     const struct origin *origin;
-    struct choice choice; /* begun by the caller, who gets it back in `done` */
+    struct choice choice; /* begun; the caller's again when it is done */
     struct watch watch;   /* the socket that is being connected */
     struct timer timer;
     struct task task; /* to try more endpoints: it used its batch */
     int error;        /* of the last one that failed */
-    /* Called once, perhaps from within connector_start: with a connected, unwatched socket, which
-     * is the caller's, or with the last endpoint's -errno. */
+    /* Called once, perhaps from within connector_start: with a connected socket, which is the
+     * caller's and nobody watches, or with the errno of the last endpoint, negative. */
     void (*done)(struct connector *connector, int fd);
 };
 
-/* The caller has set worker, origin, choice and done. */
+/* Expects worker, origin, choice and done to be set. */
 void connector_start(struct connector *connector);
-/* Ends it before it is done: `done` is not called. */
+/* Before it is done: it will not be. */
 void connector_cancel(struct connector *connector);
-/* Why a connection without an upstream ends, by the (positive) errno. */
+/* Why a connection ends for which there is no upstream, by the (positive) errno. */
 enum dp_end connector_end(int error);
 
 #endif

@@ -1,5 +1,5 @@
-/* An address that connections go to: one struct for all routes that name it, for as long as a route
- * does or a connection goes there. So counts and failures outlive route tables. */
+/* Where connections may go: one struct for each address, whichever routes name it, for as long as
+ * one of them does or a connection goes there. So counts and failures outlive route tables. */
 #ifndef PYSIDECAR_UPSTREAM_ENDPOINT_H
 #define PYSIDECAR_UPSTREAM_ENDPOINT_H
 
@@ -14,22 +14,23 @@ struct endpoint {
     struct map_entry entry;
     struct mosnhook_address address;
     uint32_t scope;
-    uint32_t references;        /* by clusters; the control thread's */
-    _Atomic uint64_t failed_ms; /* when a connect failed last; 0 if one has succeeded since then */
-    atomic_uint active;         /* connections that it has now */
+    uint32_t references;        /* of clusters; the control thread's */
+    _Atomic uint64_t failed_ms; /* when a connect failed last; 0: one succeeded since then */
+    atomic_uint active;         /* connections that have it now */
 };
 
-/* The endpoint with that address, with one more reference; NULL when out of memory. Each scope (the
- * number of a table, see dp_set_routes) has its own: inbound and outbound connections differ in
- * mark and source, so what one of them finds says little about the other. */
+/* The endpoint with that address, with one more reference; NULL when out of memory. In another
+ * scope (the number of a table, see dp_set_routes) it is another one: inbound connections have
+ * other marks and sources than outbound ones, so that what one of them finds says little of what
+ * the other would. */
 struct endpoint *endpoint_intern(struct map *endpoints, uint32_t scope,
                                  const struct mosnhook_address *address);
 void endpoint_release(struct map *endpoints, struct endpoint *endpoint);
 
-/* Whether its last connect failed after `since_ms`. */
+/* Those whose last connect failed after `since_ms` are ejected. */
 bool endpoint_is_ejected(const struct endpoint *endpoint, uint64_t since_ms);
-/* Note what became of a connect by the endpoint's doing. NULL is allowed. A success ends an
- * ejection whose failure was before `until_ms`. */
+/* What became of a connect, by the endpoint's doing. NULL is allowed. A success makes up for what
+ * failed before `until_ms`. */
 void endpoint_failed(struct endpoint *endpoint, uint64_t now_ms);
 void endpoint_succeeded(struct endpoint *endpoint, uint64_t until_ms);
 

@@ -19,7 +19,7 @@ void shared_reference(struct shared *shared)
     atomic_fetch_add_explicit(&shared->references, 1, memory_order_relaxed);
 }
 
-/* Drops a reference unless it is the last one: then false. */
+/* False if it is the last one. */
 static bool release_one_of_several(struct shared *shared)
 {
     size_t references = atomic_load_explicit(&shared->references, memory_order_acquire);
@@ -39,12 +39,12 @@ void shared_release(struct shared *shared)
 
     if (release_one_of_several(shared))
         return;
-    /* Only the keeper's thread can reference it again. The last reference stays until that thread
-     * has taken the object from the stack, so it is pushed only once. */
+    /* Nobody but the keeper's thread can reference it again. And it stays one reference above zero
+     * until that thread has taken it from the stack: so it is pushed only once. */
     STACK_PUSH_CHAIN(&keeper->returned, shared, shared, next_returned, &before);
     /* From here on the object may be gone. */
     if (!before && keeper->event >= 0 && write(keeper->event, &one, sizeof one) < 0)
-        return; /* at its limit the eventfd is readable all the same */
+        return; /* at its limit it is readable all the same */
 }
 
 void keeper_release(struct shared *shared)

@@ -1,6 +1,6 @@
-/* Objects that any thread may reference, and only their keeper's thread looks up and frees. A
- * worker that drops the last reference hands the object to the keeper. So workers never pay for
- * freeing, and the keeper's maps need no lock. */
+/* Objects that any thread may reference, and that one thread frees, their keeper's: the one that
+ * looks them up. Whoever else gives the last reference back gives it to the keeper. So a worker
+ * never pays for what it was the last to use, and the keeper's tables need no lock. */
 #ifndef PYSIDECAR_UPSTREAM_SHARED_H
 #define PYSIDECAR_UPSTREAM_SHARED_H
 
@@ -17,21 +17,21 @@ struct shared {
 
 struct keeper {
     _Atomic(struct shared *) returned;
-    int event; /* an eventfd that wakes the keeper's thread; -1 if it looks by itself */
+    int event; /* an eventfd that calls the keeper's thread; -1: it comes by itself */
 };
 
-/* Initializes an object with one reference. The keeper's thread calls `destroy`. */
+/* With one reference. `destroy` is called in the keeper's thread. */
 void shared_init(struct shared *shared, struct keeper *keeper, void (*destroy)(struct shared *));
-/* The caller has a reference, or is the keeper's thread. */
+/* By whoever has a reference, or is the keeper's thread. */
 void shared_reference(struct shared *shared);
-/* From any thread. */
+/* In any thread. */
 void shared_release(struct shared *shared);
 
 /* The following are for the keeper's thread. */
 
-/* As shared_release, but frees the object at once if that was the last reference. */
+/* As shared_release, but what is not used any more is freed at once. */
 void keeper_release(struct shared *shared);
-/* Frees the objects whose last reference others dropped. */
+/* Frees what others were the last to use. */
 void keeper_collect(struct keeper *keeper);
 
 #endif

@@ -38,18 +38,17 @@ static void table_destroy(struct shared *shared)
     free(table);
 }
 
-/* A table in the making. Most of its routes are those of the table before, in the same order: going
- * along both finds their clusters without a lookup. */
+/* A table that is made from the one before, in which most routes are the same ones, in the same
+ * order: then they are found by going along. */
 struct making {
     struct table *table;
     struct registry *registry;
     uint32_t scope;
     const struct table *before; /* NULL: none */
-    size_t at;                  /* the route in `before` that would come next */
+    size_t at;                  /* the route of it that would come next */
 };
 
-/* The route's cluster in the table before, with one more reference; NULL if it is not next there.
- */
+/* With one more reference; NULL: it is not there. */
 static struct cluster *cluster_before(struct making *making, const struct dp_route *route,
                                       const struct mosnhook_address *endpoints)
 {
