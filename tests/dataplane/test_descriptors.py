@@ -231,3 +231,34 @@ def test_that_it_is_full_is_said_until_there_is_some_room_again() -> None:
         print("ok")
     """
     run_alone(script)
+
+
+def test_a_child_that_was_just_forked_may_hold_what_was_closed() -> None:
+    """The kernel goes on telling of a socket as long as somebody has it; nobody here does."""
+    script = """
+        import os
+        import socket
+        from tests.dataplane.support import Plane, Server, open_pair
+        from tests.waiting import eventually
+
+        with Plane() as plane, Server() as server:
+            pairs = [open_pair(plane, server, "header") for _ in range(10)]
+            wait_end, held = os.pipe()
+            child = os.fork()
+            if child == 0:
+                os.close(held)
+                os.read(wait_end, 1)
+                os._exit(0)
+            for pair in pairs:
+                for end in pair:
+                    end.shutdown(socket.SHUT_WR)
+            eventually(lambda: plane.data.live == 0, "all to end")
+            client, upstream = open_pair(plane, server, "header")
+            with client, upstream:
+                client.sendall(b"x")
+                assert upstream.recv(1) == b"x"
+            os.close(held)
+            os.waitpid(child, 0)
+        print("ok")
+    """
+    run_alone(script, MALLOC_PERTURB_="165")

@@ -198,7 +198,9 @@ static int pick_fd(struct application *application, const struct dp *dp, struct 
     case 12:
         return application->control; /* in itself: only the kernel's collector frees that */
     default:
-        return application->fds[take_u8(input) % (application->count ? application->count : 1)];
+        if (application->count == 0) /* what was the first one may be the data plane's by now */
+            return tcp(application, AF_INET, 0, false);
+        return application->fds[take_u8(input) % application->count];
     }
 }
 

@@ -46,22 +46,20 @@ int loop_watch(struct loop *loop, struct watch *watch, uint32_t events)
     return epoll_ctl(loop->epoll, EPOLL_CTL_ADD, watch->fd, &event) < 0 ? -errno : 0;
 }
 
-static void forget_pending(struct loop *loop, struct watch *watch)
+void loop_unwatch(struct loop *loop, struct watch *watch)
 {
     if (watch->pending)
         loop->events[watch->pending - 1].data.ptr = NULL;
     watch->pending = 0;
-}
-
-void loop_unwatch(struct loop *loop, struct watch *watch)
-{
-    forget_pending(loop, watch);
     epoll_ctl(loop->epoll, EPOLL_CTL_DEL, watch->fd, NULL);
 }
 
+/* Not left to the close: a child that was just forked has the descriptor, too, and the kernel would
+ * go on telling of it until the child executes its program. */
 void loop_close_watch(struct loop *loop, struct watch *watch)
 {
-    forget_pending(loop, watch);
+    if (watch->fd >= 0)
+        loop_unwatch(loop, watch);
     close_fd(&watch->fd);
 }
 
