@@ -88,6 +88,7 @@ static int create_workers(struct dp *dp, uint32_t workers)
         return -ENOMEM;
     dp->listeners.workers = dp->workers;
     dp->listeners.worker_count = workers;
+    atomic_store(&dp->listeners.undrained, workers);
     for (uint32_t i = 0; i < workers && result == 0; i++) {
         share(dp, &dp->workers[i]);
         dp->threads[i].inboxes = &dp->inboxes;
@@ -139,7 +140,7 @@ void dp_destroy(struct dp *dp)
     for (uint32_t i = 0; i < dp->worker_count; i++)
         thread_destroy(&dp->threads[i]);
     assert(atomic_load(&dp->budget.reserved) == 0);
-    if (!dp->started)
+    if (atomic_load(&dp->listeners.undrained) > 0) /* some worker never accepted */
         listeners_close(&dp->listeners, dp->foreign);
     parks_close(&dp->parks);
     accelerator_close(&dp->accelerator);
@@ -298,7 +299,6 @@ int plane_prepare(struct dp *dp)
         __atomic_store_n(&dp->page->full, 0, __ATOMIC_RELAXED);
         __atomic_store_n(&dp->page->accelerates, dp->accelerator.object != NULL, __ATOMIC_RELAXED);
     }
-    atomic_store(&dp->listeners.undrained, dp->worker_count);
     dp->started = true;
     for (uint32_t i = 0; i < dp->worker_count && result == 0; i++)
         result = thread_prepare(&dp->threads[i]);

@@ -80,6 +80,7 @@ int thread_create(struct thread *thread, struct worker *workers, uint32_t worker
     thread->alive.index = TIMER_OFF;
     thread->turn_ends.run = turn_ends;
     worker->index = index;
+    worker->loop.epoll = worker->mail.fd = -1;
     worker->diag = diag_open(); /* early: whoever runs out of fds still knows who connects */
     worker->pipes = &thread->pipes;
     worker->tables = &thread->tables;
