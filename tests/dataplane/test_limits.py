@@ -401,3 +401,39 @@ def test_a_snapshot_shows_every_live_connection_once(
     assert len({record.id for record in snapshot}) == 1000
     for client in clients:
         client.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="ASan comes first")
+@pytest.mark.parametrize("filters", [True, False])
+def test_whoever_is_refused_without_descriptors_is_reported_in_full(
+    tmp_path: Path, filters: bool
+) -> None:
+    """Also where to fail a parked socket takes a moment, as it does without socket filters."""
+    preload = {} if filters else {"LD_PRELOAD": str(preloadable("unfiltered", tmp_path))}
+    run_alone(
+        textwrap.dedent(FULL_PLANE)
+        + textwrap.dedent(
+            """
+            from pysidecar.address import Address
+            from tests.dataplane.support import tcp_address
+
+            with Server() as server, small_plane(server) as plane:
+                clients = fill(plane, server)
+                with Parked(plane) as parked:
+                    source = tcp_address(parked.socket)
+                    parked.ask(Address("10.9.8.7", 6))
+                    assert parked.is_writable() and parked.error() == errno.ECONNRESET
+                    record = eventually(
+                        lambda: [
+                            record for record in plane.closed()
+                            if record.original_destination == Address("10.9.8.7", 6)
+                        ],
+                        "the report",
+                    )[0]
+                assert (record.end, record.errno) == (End.NO_RESOURCES, errno.EMFILE), record
+                assert record.source == source, record
+            print("ok")
+            """
+        ),
+        **preload,
+    )

@@ -223,7 +223,6 @@ static void serve(struct session *session, struct request *request)
         session_close(session, DP_END_DOWNSTREAM_GONE, 0);
         return;
     }
-    session->origin.source = request->source;
     session_arrived(session);
 }
 

@@ -143,7 +143,11 @@ static bool read_parked(const struct request *request, struct mosnhook_address *
 
 bool park_inspect(struct request *request)
 {
-    return read_parked(request, &request->source, &request->park);
+    if (!read_parked(request, &request->source, &request->park))
+        return false;
+    if (request->session)
+        request->session->origin.source = request->source;
+    return true;
 }
 
 static bool is_still_parked(const struct request *request)

@@ -41,8 +41,8 @@ struct session *session_open(struct worker *worker, const struct listener *liste
 
 /* Which states may follow, as bits. */
 static const uint16_t following[] = {
-    [SESSION_ARRIVING] =
-        1 << SESSION_EXPECTED | 1 << SESSION_CONNECTING | 1 << SESSION_DIRECT | 1 << SESSION_CLOSED,
+    [SESSION_ARRIVING] = 1 << SESSION_EXPECTED | 1 << SESSION_CONNECTING | 1 << SESSION_FAILING |
+                         1 << SESSION_DIRECT | 1 << SESSION_CLOSED,
     [SESSION_EXPECTED] = 1 << SESSION_CONNECTING | 1 << SESSION_CLOSED,
     [SESSION_CONNECTING] =
         1 << SESSION_COMPLETING | 1 << SESSION_FAILING | 1 << SESSION_SERVED | 1 << SESSION_CLOSED,
