@@ -339,8 +339,11 @@ static void end_now(struct session *session)
         session_close(session, DP_END_LEFT, 0);
         return;
     }
-    session_refuse(session, DP_END_DRAIN_LIMIT, 0);
-    session_close(session, DP_END_DRAIN_LIMIT, 0); /* where that would take a moment */
+    /* One that failed before is being failed already. */
+    if (session_state(session) != SESSION_FAILING)
+        session_refuse(session, DP_END_DRAIN_LIMIT, 0);
+    if (session_state(session) == SESSION_FAILING) /* there is nobody to wait for that */
+        session_close(session, session->end, session->error);
 }
 
 void dp_stop(struct dp *dp)

@@ -87,8 +87,10 @@ void session_close(struct session *session, enum dp_end end, int error)
 {
     struct worker *worker = session->worker;
 
-    if (session_state(session) == SESSION_CLOSED)
+    if (session_state(session) == SESSION_CLOSED) {
+        assert(!"closed twice");
         return;
+    }
     session->end = (uint8_t)end;
     session->error = error;
     session->closed_ns = clock_ns(CLOCK_MONOTONIC);
