@@ -125,7 +125,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct expected expected = expect(data, size);
     struct header header;
 
-    parse(&header, data, size);
+    header_parse(&header, data, size);
     CHECK(verdict_of(&header) == expected.verdict);
     if (expected.verdict != COMPLETE)
         return 0;

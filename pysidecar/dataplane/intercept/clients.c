@@ -14,9 +14,9 @@
 #include "net/foreign.h"
 
 enum {
-    FEWEST_WAITING = 64, /* connections of a user that have always room */
+    FEWEST_WAITING = 64, /* connections of a user that may always wait */
     WAITING_SHARE =
-        16, /* of the fds: one for so many is a user's connection that keeps us waiting */
+        16, /* of the budget: a user's connections that wait have at most this fraction */
 };
 
 static int compare(const void *a, const void *b)

@@ -1,5 +1,5 @@
-/* Users, as clients: who may use the listeners for PROXY v2 headers, which have no permissions as
- * the control socket has, and how many connections of one user may keep us waiting. */
+/* Users as clients: who may use the listeners for PROXY v2 headers, which have no permissions as
+ * the control socket has; and how many connections of one user may keep us waiting. */
 #ifndef PYSIDECAR_INTERCEPT_CLIENTS_H
 #define PYSIDECAR_INTERCEPT_CLIENTS_H
 
@@ -17,19 +17,19 @@ struct clients {
     uint32_t *uids; /* sorted */
     size_t count;
     bool everybody_else;
-    atomic_uint waiting[CLIENT_SLOTS]; /* by uid; users share one by chance */
+    atomic_uint waiting[CLIENT_SLOTS]; /* by a hash of the uid, so users may share one */
 };
 
 /* See dp_set_clients. 0 or -errno. */
 int clients_set(struct clients *clients, bool everybody_else, const uint32_t *uids, size_t count);
 void clients_free(struct clients *clients);
-/* Notes whose connection it is, which the kernel knows, and says whether he may use us. */
+/* Asks the kernel whose connection it is, and says whether that user may use us. */
 bool clients_admit(struct session *session);
-/* Whether the process is one of the user's. */
+/* Whether the process belongs to the user. */
 bool clients_has_process(uint32_t uid, uint32_t pid);
-/* Of a connection that does not say yet what it wants: whether it may take its time. */
+/* Whether a session that has not said yet what it wants may wait. Counts it for its user. */
 bool clients_may_wait(struct session *session);
-/* It does no more. */
+/* The session waits no more. */
 void clients_waited(struct session *session);
 
 #endif

@@ -34,7 +34,7 @@ static bool request_is_valid(const struct mosnhook_request *request, ssize_t siz
            request->version == MOSNHOOK_VERSION && !address_is_unspecified(&request->destination);
 }
 
-/* Whether the request is one that its socket is fit for. A socket that could be parked must be. */
+/* Whether the socket is fit for its request. A socket that could be parked must be. */
 static bool socket_is_valid(const struct mosnhook_request *request, int fd)
 {
     int protocol = fd < 0 ? -1 : foreign_protocol(fd);
@@ -48,11 +48,13 @@ static bool is_trusted(const struct request *request)
     return foreign_is_trusted(request->worker->foreign, request->uid);
 }
 
-/* Receives a message, and the application's socket with it. As recvmsg(), with its `flags`.
+/* Receives a message, and the application's socket with it. Returns what recvmsg() does, and its
+ * flags.
  *
- * Of those whom we do not trust the message stays in the queue: to take it with more descriptors
- * than there is room for is to close those. */
-static ssize_t receive(struct request *request, struct mosnhook_request *message, int *flags)
+ * An untrusted user's message stays in the queue: to take it with more descriptors than there is
+ * room for would close those. */
+static ssize_t receive_request(struct request *request, struct mosnhook_request *message,
+                               int *flags)
 {
     int peek = is_trusted(request) ? 0 : MSG_PEEK;
     _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))];
@@ -63,14 +65,14 @@ static ssize_t receive(struct request *request, struct mosnhook_request *message
                             .msg_controllen = CMSG_LEN(sizeof(int))};
     ssize_t size = recvmsg(request->control.fd, &header, peek | MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 
-    /* Also of an empty message: descriptors come with any. */
+    /* Even if the message is empty: descriptors come with any. */
     if (size >= 0)
         request->application = take_fd(&header);
     *flags = header.msg_flags;
     return size;
 }
 
-/* Of a request that is to be closed: its message may have come without having been read. */
+/* The request is to be closed: takes a message that came and was not read yet. */
 static void take_unread(struct request *request)
 {
     struct mosnhook_request message;
@@ -78,10 +80,10 @@ static void take_unread(struct request *request)
 
     if (request->control.fd < 0)
         return;
-    /* What is not in the queue by now is refused: its sender learns that nobody takes it. */
+    /* Later messages are refused, so that their sender learns that nobody takes them. */
     shutdown(request->control.fd, SHUT_RD);
     if (request->application < 0 &&
-        request_is_valid(&message, receive(request, &message, &flags)) && request->session)
+        request_is_valid(&message, receive_request(request, &message, &flags)) && request->session)
         request->session->origin.original_destination = message.destination;
 }
 
@@ -136,7 +138,7 @@ void control_completed(struct session *session)
     if (request->waits)
         (void)control_answer(request, &answer);
     session->worker->handler->let_go(session, request->application);
-    /* Our copy must go, or the application's close would not be seen. */
+    /* Close our copy, or nobody would see the application's close. */
     control_end(session);
     if (!expected) {
         session_completed(session);
@@ -157,14 +159,14 @@ static bool control_refuse(struct session *session, int error, bool away)
         .error = error,
     };
 
-    /* A caller that no longer listens (it was interrupted, or its timeout passed) watches its
-     * socket instead, like one that never waited. */
+    /* A caller that no longer waits (it was interrupted, or timed out) watches its socket, like one
+     * that never did. */
     if (request->waits && control_answer(request, &answer))
-        close_application(request); /* its own to disconnect */
+        close_application(request); /* the caller disconnects it */
     return request->application >= 0 && park_fail(session, request, error);
 }
 
-/* An application whose socket is still parked would wait for ever. */
+/* An application whose socket stays parked would wait for ever. */
 static void control_abandon(struct session *session, int error)
 {
     struct request *request = session->intercepted;
@@ -195,8 +197,8 @@ static const struct intercept_ops control_ops = {
 /* ---- requests ---- */
 
 /* Why the message cannot be served, or DP_END_NONE. */
-static enum dp_end check(const struct request *request, const struct mosnhook_request *message,
-                         ssize_t size, int flags)
+static enum dp_end check_request(const struct request *request,
+                                 const struct mosnhook_request *message, ssize_t size, int flags)
 {
     if (size <= 0)
         return DP_END_HEADER_TRUNCATED;
@@ -209,7 +211,7 @@ static enum dp_end check(const struct request *request, const struct mosnhook_re
     return DP_END_NONE;
 }
 
-static void serve(struct session *session, struct request *request)
+static void serve_request(struct session *session, struct request *request)
 {
     if (!request->parked) {
         unparked_start(session, request);
@@ -226,8 +228,8 @@ static void serve(struct session *session, struct request *request)
     session_arrived(session);
 }
 
-static void take(struct session *session, struct request *request,
-                 const struct mosnhook_request *message)
+static void take_request(struct session *session, struct request *request,
+                         const struct mosnhook_request *message)
 {
     request->waits = message->flags & MOSNHOOK_WAITS;
     request->parked = message->flags & MOSNHOOK_PARKED;
@@ -235,7 +237,7 @@ static void take(struct session *session, struct request *request,
     session->origin.original_destination = message->destination;
     session->origin.original_destination.reserved = 0;
     memcpy(session->command, message->command, sizeof session->command);
-    if (session->fds_reserved == 0) { /* there are none for it: it came to be refused */
+    if (session->fds_reserved == 0) { /* it was accepted only to be refused */
         request->waits |= message->flags & MOSNHOOK_ASKS || !request->parked;
         if (request->parked)
             (void)park_inspect(request);
@@ -244,32 +246,32 @@ static void take(struct session *session, struct request *request,
         request->asked = true;
         session->worker->handler->asks(session);
     } else {
-        serve(session, request);
+        serve_request(session, request);
     }
 }
 
-/* False: there was none. */
+/* False if none has come. */
 static bool read_request(struct session *session)
 {
     struct request *request = session->intercepted;
     struct mosnhook_request message;
     int flags;
-    ssize_t size = receive(request, &message, &flags);
+    ssize_t size = receive_request(request, &message, &flags);
     int error = size < 0 ? errno : 0;
     enum dp_end end;
 
     if (error == EAGAIN || error == EINTR)
         return false;
     timer_cancel(&session->worker->loop.timers, &session->timer);
-    end = check(request, &message, size, flags);
+    end = check_request(request, &message, size, flags);
     if (end != DP_END_NONE) {
         session_close(session, end, end == DP_END_NO_RESOURCES ? EMFILE : error);
         return true;
     }
-    if (!is_trusted(request)) /* now that we have its only descriptor */
+    if (!is_trusted(request)) /* whose message stayed in the queue */
         (void)recv(request->control.fd, NULL, 0, MSG_DONTWAIT);
     if (foreign_is_here(session->worker->foreign, request->application))
-        take(session, request, &message);
+        take_request(session, request, &message);
     else
         session_close(session, DP_END_OTHER_NAMESPACE, 0);
     return true;
@@ -277,7 +279,7 @@ static bool read_request(struct session *session)
 
 static void read_requests(struct session *session)
 {
-    /* One that only asked may be followed by another one. */
+    /* A request that asks may be followed by another one. */
     while (session_state(session) == SESSION_ARRIVING && read_request(session))
         ;
 }
@@ -299,7 +301,7 @@ void control_await_request(struct session *session)
 
 /* ---- accepting ---- */
 
-static void identify(struct request *request)
+static void identify_caller(struct request *request)
 {
     struct session *session = request->session;
     struct ucred caller;
@@ -315,12 +317,12 @@ static void identify(struct request *request)
     session->uid = caller.uid;
 }
 
-/* Without memory for a session: the application's socket is to fail all the same. */
+/* Out of memory for a session: fails the application's socket all the same. */
 static void refuse_unopened(struct worker *worker, int fd)
 {
     struct request request = {.worker = worker, .control.fd = fd, .application = -1};
 
-    identify(&request);
+    identify_caller(&request);
     take_unread(&request);
     if (request.application >= 0)
         park_abandon(&request, ENOMEM, NULL);
@@ -328,7 +330,7 @@ static void refuse_unopened(struct worker *worker, int fd)
     close_application(&request);
 }
 
-/* NULL where it was refused. */
+/* NULL if the request was refused. */
 static struct session *open_session(struct worker *worker, const struct listener *listener, int fd,
                                     uint8_t fds)
 {
@@ -350,7 +352,7 @@ static struct session *open_session(struct worker *worker, const struct listener
         .application = -1,
     };
     session->hooked = true;
-    identify(request);
+    identify_caller(request);
     return session;
 }
 
@@ -381,7 +383,7 @@ static void control_refuse_unserved(struct worker *worker, const struct listener
     if (!session)
         return;
     (void)read_request(session);
-    /* Where no request came yet, its sender finds that we have hung up. */
+    /* If no request has come yet, its sender finds that we have hung up. */
     if (session_state(session) == SESSION_ARRIVING)
         session_close(session, DP_END_NO_RESOURCES, EMFILE);
 }

@@ -14,7 +14,7 @@
 
 enum {
     PREFIX_SIZE = 16,       /* signature, version and command, family, length */
-    MAX_HEADER_SIZE = 4096, /* the format allows 64 KiB; nobody sends that, so it is a mistake */
+    MAX_HEADER_SIZE = 4096, /* the format allows 64 KiB, which nobody sends: it is a mistake */
     COMMAND_LOCAL = 0x20,
     COMMAND_PROXY = 0x21,
     FAMILY_TCP4 = 0x11,
@@ -28,7 +28,7 @@ static const uint8_t signature[12] = "\r\n\r\n\0\r\nQUIT\n";
 /* What a header says. */
 struct header {
     size_t size;     /* bytes of the whole header; 0 while incomplete */
-    enum dp_end end; /* DP_END_NONE, or why it is of no use */
+    enum dp_end end; /* DP_END_NONE, or what is wrong with it */
     struct mosnhook_address destination;
     uint32_t pid;
     char command[MOSNHOOK_COMMAND_SIZE];
@@ -85,14 +85,14 @@ static bool read_tlvs(struct header *header, const uint8_t *at, const uint8_t *s
     return true;
 }
 
-static void parse(struct header *header, const uint8_t *bytes, size_t count)
+static void header_parse(struct header *header, const uint8_t *bytes, size_t count)
 {
     size_t known = count < sizeof signature ? count : sizeof signature;
     size_t size, addresses;
 
     memset(header, 0, sizeof *header);
     header->end = DP_END_HEADER_MALFORMED;
-    /* Not waiting for all 16 bytes: a client that speaks something else may send fewer. */
+    /* Do not wait for all 16 bytes: a client that speaks something else may send fewer. */
     if (memcmp(bytes, signature, known) != 0)
         return;
     if (count > 12 && bytes[12] != COMMAND_PROXY && bytes[12] != COMMAND_LOCAL)
@@ -128,7 +128,7 @@ static void parse(struct header *header, const uint8_t *bytes, size_t count)
     header->size = size;
 }
 
-/* In the same time whatever there is: nobody shall find it out byte by byte. */
+/* In constant time, so that nobody finds the ticket out byte by byte. */
 static bool has_ticket(const struct mosnhook_page *page, const struct header *header)
 {
     uint8_t differs = !page || !header->has_ticket;
@@ -138,7 +138,7 @@ static bool has_ticket(const struct mosnhook_page *page, const struct header *he
     return !differs;
 }
 
-/* Source and user are what the kernel says, not what the client does. */
+/* Source and user are the kernel's word, not the client's. */
 static void take_header(struct session *session, const struct header *header)
 {
     ssize_t count = channel_read(&session->downstream, session->worker->scratch, header->size);
@@ -157,7 +157,7 @@ static void take_header(struct session *session, const struct header *header)
     session_arrived(session);
 }
 
-/* `admitted`: the kernel says that its user may use us; else its header has to. */
+/* `admitted`: the kernel says that the user may use us. Otherwise the header needs the ticket. */
 static void read_header(struct session *session, bool admitted)
 {
     struct channel *downstream = &session->downstream;
@@ -171,7 +171,7 @@ static void read_header(struct session *session, bool admitted)
         session_close(session, DP_END_DOWNSTREAM_RESET, errno);
         return;
     }
-    parse(&header, worker->scratch, (size_t)count);
+    header_parse(&header, worker->scratch, (size_t)count);
     if (header.end != DP_END_NONE)
         session_close(session, header.end, 0);
     else if (header.size > 0 && !admitted && !has_ticket(worker->page, &header))
@@ -188,7 +188,7 @@ static void header_changed(struct channel *channel, uint32_t events)
     read_header(OWNER(channel, struct session, downstream), true);
 }
 
-/* The header mostly came with the connection; with that of a client that is gone it did. */
+/* The header mostly came with the connection, and surely did if the client is gone. */
 static void read_at_once(struct session *session, bool admitted)
 {
     session->downstream.readable = true;

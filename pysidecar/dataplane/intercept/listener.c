@@ -18,10 +18,10 @@
 
 enum {
     ACCEPT_BATCH = 32,   /* connections accepted before others get their turn */
-    REFUSE_BATCH = 256,  /* connections that wait for fds */
+    REFUSE_BATCH = 256,  /* connections that wait for descriptors */
     DRAIN_BATCH = 16384, /* more than wait at all listeners, unless they come faster than we take */
     ACCEPT_PAUSE_MS = 20,
-    FEW_CONNECTIONS = 64, /* of a worker: however they are shared out, it does not matter */
+    FEW_CONNECTIONS = 64, /* of a worker: below this, uneven shares do not matter */
 };
 
 /* The ways in which connections come to us. A new one is registered here. */
@@ -45,9 +45,9 @@ struct acceptor {
 struct acceptors {
     struct worker *worker;
     bool accepting, drained;
-    bool leaves_to_others; /* does not accept, since it has too many connections */
+    bool leaves_to_others; /* does not accept, since it has more than its share */
     struct timer again;    /* to accept */
-    struct timer refuse;   /* those that wait for descriptors */
+    struct timer refuse;   /* connections that wait for descriptors */
     struct task turn_ends;
     struct acceptor each[]; /* one for each listener */
 };
@@ -62,10 +62,10 @@ static void again_expired(struct timer *timer);
 enum taken {
     TAKEN_ONE,
     TAKEN_NONE,  /* nobody waits */
-    TAKEN_SHORT, /* somebody does, but we are out of something */
+    TAKEN_SHORT, /* somebody does, but we lack descriptors or memory */
 };
 
-/* Connections go before pipes that nobody uses. */
+/* Closes unused pipes where that helps: connections come first. */
 static bool reserve_fds(struct worker *worker, int count)
 {
     if (budget_reserve(worker->budget, count))
@@ -74,8 +74,8 @@ static bool reserve_fds(struct worker *worker, int count)
     return budget_reserve(worker->budget, count);
 }
 
-/* Takes a connection that waits at the listener; `refuse`: also where there are no fds for it, only
- * to refuse it. */
+/* Accepts a connection that waits at the listener. With `refuse` even without descriptors for it,
+ * then only to refuse it. */
 static enum taken take_one(struct worker *worker, const struct listener *listener, bool refuse)
 {
     const struct intercept *intercept = intercepts[listener->settings.transport];
@@ -98,8 +98,8 @@ static enum taken take_one(struct worker *worker, const struct listener *listene
     return errno == ECONNABORTED || errno == EINTR ? TAKEN_ONE : TAKEN_NONE;
 }
 
-/* Takes all that wait, those for which there are no fds only to refuse them. False when others
- * shall get their turn before it is done. */
+/* Accepts all connections that wait, and refuses those without descriptors. False after `most` of
+ * them: others get their turn. */
 static bool take_all(struct worker *worker, int most)
 {
     const struct listeners *listeners = worker->listeners;
@@ -122,7 +122,7 @@ static void set_accepting(struct acceptors *acceptors, bool on)
     acceptors->accepting = on;
     for (size_t i = 0; i < worker->listeners->count; i++)
         if (on)
-            /* Only one of the workers is woken for a connection. */
+            /* EPOLLEXCLUSIVE: a connection wakes only one of the workers. */
             (void)loop_watch(&worker->loop, &acceptors->each[i].watch, EPOLLIN | EPOLLEXCLUSIVE);
         else
             loop_unwatch(&worker->loop, &acceptors->each[i].watch);
@@ -147,8 +147,8 @@ static void again_expired(struct timer *timer)
     accept_again(OWNER(timer, struct acceptors, again));
 }
 
-/* Up to a batch of what waits at the listener. Out of fds or memory, the listeners are not watched
- * for a while: one that is ready and cannot be served would spin. */
+/* Accepts up to a batch. Without descriptors or memory, stops watching the listeners for a while: a
+ * ready one that cannot be served would spin. */
 static void accept_waiting(struct acceptors *acceptors, const struct listener *listener)
 {
     struct worker *worker = acceptors->worker;
@@ -168,8 +168,8 @@ static void accept_waiting(struct acceptors *acceptors, const struct listener *l
     }
 }
 
-/* Who came when there were no fds has waited for a second. (How long each has waited, the kernel
- * does not say: those that came later have waited for less.) */
+/* Refuses the connections that wait: the first came without descriptors REFUSE_AFTER_MS ago. (The
+ * kernel does not say how long each has waited; later ones have waited for less.) */
 static void refuse_waiting(struct timer *timer)
 {
     struct acceptors *acceptors = OWNER(timer, struct acceptors, refuse);
@@ -186,7 +186,7 @@ static uint64_t connections_of(const struct worker *worker)
     return counter_read(&worker->counters.accepted) - counter_read(&worker->counters.closed);
 }
 
-/* Whether this worker has clearly more connections than its share. */
+/* Whether the worker has clearly more connections than its share. */
 static bool has_too_many(const struct worker *worker)
 {
     const struct listeners *listeners = worker->listeners;
@@ -199,8 +199,8 @@ static bool has_too_many(const struct worker *worker)
     return 4 * own * listeners->worker_count > 5 * all;
 }
 
-/* The kernel wakes the first worker that sleeps, which with clients that connect one after the
- * other is always the same: from its share on it leaves them to the others. */
+/* The kernel wakes the first worker that sleeps, always the same one if clients connect one after
+ * the other. Beyond its share, that one leaves the listeners to the others. */
 static void listener_ready(struct watch *watch, uint32_t events)
 {
     struct acceptor *acceptor = OWNER(watch, struct acceptor, watch);
@@ -212,14 +212,15 @@ static void listener_ready(struct watch *watch, uint32_t events)
     if (!acceptors->accepting || !has_too_many(worker))
         return;
     stop_accepting(acceptors, true);
-    /* EPOLLEXCLUSIVE woke nobody else for what came meanwhile. */
+    /* Accept what only we were woken for (EPOLLEXCLUSIVE). */
     for (size_t i = 0; i < worker->listeners->count; i++)
         accept_waiting(acceptors, &worker->listeners->each[i]);
 }
 
 /* ---- a worker's part ---- */
 
-/* Takes what the listeners still hold (those clients believe to be served), then lets go. */
+/* Accepts what the listeners still hold, as these clients are connected already, then leaves them.
+ */
 static void drain(struct acceptors *acceptors)
 {
     struct worker *worker = acceptors->worker;
@@ -302,7 +303,7 @@ int listeners_add(struct listeners *listeners, int fd, const struct dp_listener 
     return 0;
 }
 
-/* A close of the control socket may wait for what others have passed on it. */
+/* Closing the control socket may wait for descriptors that others passed on it. */
 void listeners_close(struct listeners *listeners, struct foreign *foreign)
 {
     for (size_t i = 0; i < listeners->count; i++)

@@ -1,4 +1,4 @@
-/* Accepting. All workers watch all listeners, and the kernel wakes one of them for a connection. */
+/* Accepting. All workers watch all listeners, and the kernel wakes one worker for a connection. */
 #ifndef PYSIDECAR_INTERCEPT_LISTENER_H
 #define PYSIDECAR_INTERCEPT_LISTENER_H
 
@@ -15,7 +15,7 @@ struct listener {
     struct dp_listener settings;
 };
 
-/* Shared by all workers; does not change while they run, but for the atomics. */
+/* Shared by all workers. Only the atomics change while they run. */
 struct listeners {
     struct listener each[MAX_LISTENERS];
     size_t count;
@@ -25,14 +25,14 @@ struct listeners {
     atomic_uint undrained; /* workers that still accept */
 };
 
-/* Adds a listening socket. 0 or -errno: then it is still the caller's. */
+/* Adds a listening socket. 0, or -errno: then the socket is still the caller's. */
 int listeners_add(struct listeners *listeners, int fd, const struct dp_listener *settings);
-/* When no worker accepts. */
+/* No worker may be accepting. */
 void listeners_close(struct listeners *listeners, struct foreign *foreign);
 
 /* Begins to accept. False when out of memory. */
 bool listener_watch_all(struct worker *worker);
-/* Stops accepting for good; the last worker to do so closes the listeners. */
+/* Stops accepting for good. The last worker to do so closes the listeners. */
 void listener_leave_all(struct worker *worker);
 
 #endif

@@ -8,7 +8,7 @@
 #include "intercept/listener.h"
 #include "net/budget.h"
 
-/* Of linux/netfilter_ipv4.h and linux/netfilter_ipv6/ip6_tables.h, which do not go together with
+/* From linux/netfilter_ipv4.h and linux/netfilter_ipv6/ip6_tables.h, which conflict with
  * netinet/in.h. */
 #define SO_ORIGINAL_DST 80
 #define IP6T_SO_ORIGINAL_DST 80
@@ -17,7 +17,7 @@ static int read_original_destination(int fd, struct mosnhook_address *destinatio
 {
     struct sockaddr_storage name = {0};
     socklen_t length = sizeof name;
-    bool ipv4 = address_is_ipv4(destination); /* as the local address, which it is now */
+    bool ipv4 = address_is_ipv4(destination); /* the caller has set the local address */
 
     if (getsockopt(fd, ipv4 ? SOL_IP : SOL_IPV6, ipv4 ? SO_ORIGINAL_DST : IP6T_SO_ORIGINAL_DST,
                    &name, &length) < 0)
@@ -26,7 +26,7 @@ static int read_original_destination(int fd, struct mosnhook_address *destinatio
     return 0;
 }
 
-/* Whether the connection came by itself, straight to the listener. */
+/* Whether the connection came straight to the listener, without a rule. */
 static bool is_unredirected(const struct session *session, const struct listener *listener,
                             const struct mosnhook_address *local)
 {

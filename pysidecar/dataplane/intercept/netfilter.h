@@ -1,6 +1,6 @@
 /* Sessions that netfilter rules brought here. With REDIRECT the original destination is in the
- * connection's conntrack entry; with TPROXY there is no translation at all: the accepted socket's
- * own address is the original destination. */
+ * connection's conntrack entry. TPROXY translates nothing: the accepted socket's own address is the
+ * original destination. */
 #ifndef PYSIDECAR_INTERCEPT_NETFILTER_H
 #define PYSIDECAR_INTERCEPT_NETFILTER_H
 

@@ -14,8 +14,8 @@
 #include "net/socket.h"
 
 enum {
-    COMPLETE_MS = 2000, /* a simultaneous open on loopback takes microseconds */
-    WITHHOLD_ACK_S = 1, /* any number will do */
+    COMPLETE_MS = 2000, /* plenty: a simultaneous open on loopback takes microseconds */
+    WITHHOLD_ACK_S = 1, /* any number will do, see open_resetting */
 };
 
 #ifndef TCP_FASTOPEN_KEY
@@ -30,8 +30,8 @@ static bool drop_all(int fd)
     return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0;
 }
 
-/* Without the privilege for a filter: one connection that is never accepted fills the accept queue,
- * and a listener whose queue is full drops SYNs too. (It counts them as ListenOverflows, which a
+/* Without the privilege for a filter: a connection that is never accepted fills the accept queue,
+ * and a listener with a full queue drops SYNs, too. (It counts them as ListenOverflows, which a
  * filter does not.) */
 static int fill_queue(struct park *park)
 {
@@ -51,7 +51,7 @@ static void park_close(struct park *park)
     close_fd(&park->filler);
 }
 
-/* On park->address (its port is ignored). 0 or -errno. */
+/* Opens the park on park->address, whose port is ignored. 0 or -errno. */
 static int park_open(struct park *park)
 {
     struct sockaddr_storage name;
@@ -109,7 +109,7 @@ static bool is_park(const struct parks *parks, const struct mosnhook_address *ad
     return false;
 }
 
-/* One of enum tcp_state's; -1: the kernel does not tell. */
+/* The TCP state; -1 if the kernel does not tell. */
 static int read_state(int fd)
 {
     struct tcp_info info;
@@ -119,9 +119,9 @@ static int read_state(int fd)
     return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) < 0 ? -1 : info.tcpi_state;
 }
 
-/* The state is what the kernel says, never what the request claims: S may have been given another
- * purpose while the request waited. getpeername answers ENOTCONN in SYN_SENT, SO_PEERNAME does not;
- * it wants to be asked for exactly the bytes of the family's address. */
+/* Asks the kernel, and never believes the request: S may have got another purpose while the request
+ * waited. In SYN_SENT getpeername says ENOTCONN, but SO_PEERNAME answers; it wants exactly the
+ * length of the family's address. */
 static bool read_parked(const struct request *request, struct mosnhook_address *source,
                         struct mosnhook_address *park)
 {
@@ -158,7 +158,7 @@ static bool is_still_parked(const struct request *request)
            address_equal(&park, &request->park);
 }
 
-/* A socket that can connect to a parked one: its fd or -errno. */
+/* Opens a socket that can connect to a parked one. Its fd or -errno. */
 static int open_socket(const struct mosnhook_address *park)
 {
     struct sockaddr_storage name;
@@ -178,7 +178,8 @@ static int open_socket(const struct mosnhook_address *park)
     return result < 0 ? result : fd;
 }
 
-/* A socket that connects to a parked one. Its fd or -errno; `*connected`: whether it is already. */
+/* Opens a socket that connects to a parked one. Its fd or -errno; `*connected`: whether it is
+ * connected already. */
 static int open_crossing(const struct mosnhook_address *park, const struct mosnhook_address *source,
                          bool *connected)
 {
@@ -192,7 +193,7 @@ static int open_crossing(const struct mosnhook_address *park, const struct mosnh
     return result;
 }
 
-/* Connects a second time, with another initial sequence number: what S answers does not fit it. For
+/* Connects a second time, with another initial sequence number, which S's answer does not fit: for
  * that the kernel resets S. */
 static int connect_anew(int fd, const struct mosnhook_address *source)
 {
@@ -205,11 +206,12 @@ static int connect_anew(int fd, const struct mosnhook_address *source)
     return socket_connect(fd, source);
 }
 
-/* A socket that resets a parked one: its fd or -errno. However long we are kept from our next step,
- * S is never established: its answer to the first SYN is dropped, and so not acknowledged.
+/* Opens a socket that resets a parked one. Its fd or -errno. However long we are kept from our next
+ * step, S is never established: the filter drops S's answer to the first SYN, so nothing
+ * acknowledges it.
  *
- * Without the privilege for a filter it is acknowledged, but late, and S reset when the socket is
- * closed. (TCP_DEFER_ACCEPT of a client: no more than 200 ms late.) */
+ * Without the privilege for a filter, the kernel acknowledges the answer late (TCP_DEFER_ACCEPT of
+ * a client: at most 200 ms), and resets S when we close the socket. */
 static int open_resetting(const struct mosnhook_address *park,
                           const struct mosnhook_address *source)
 {
@@ -303,9 +305,9 @@ static void failing_expired(struct timer *timer)
     session_close(session, session->end, session->error);
 }
 
-/* The error first: the application may look as soon as its socket fails. Then S comes to SYN_RECV,
- * in which it is not writable yet, and ends there, by a reset, as a native connect ends that is
- * refused. */
+/* Writes the error first: the application may look as soon as its socket fails. Then S comes to
+ * SYN_RECV, where it is not writable yet, and ends there by a reset, as a refused native connect
+ * does. */
 bool park_fail(struct session *session, struct request *request, int error)
 {
     struct loop *loop = &session->worker->loop;
@@ -322,8 +324,8 @@ bool park_fail(struct session *session, struct request *request, int error)
         return false;
     downstream->watch.fd = fd;
     downstream->changed = failing_changed;
-    /* Mostly it is over by now, unless a packet waits for a busy processor. Our socket is refused
-     * when S has been reset. */
+    /* S is mostly reset by now, unless a packet waits for a busy processor. When it is, our
+     * socket's connect is refused, too. */
     if (read_state(request->application) == TCP_CLOSE ||
         loop_watch(loop, &downstream->watch, EPOLLOUT) < 0)
         return false;
@@ -338,7 +340,7 @@ void park_abandon(struct request *request, int error, const struct mosnhook_addr
     if (address_is_zero(&request->park) ? !park_inspect(request) : !is_still_parked(request))
         return;
     note_error(request, error, destination);
-    /* Leaves ECONNRESET as well, but not the rest of what a failed connect leaves. */
+    /* This leaves ECONNRESET as well, but not the rest of what a failed connect leaves. */
     (void)connect(request->application, &unconnected, sizeof unconnected);
 }
 

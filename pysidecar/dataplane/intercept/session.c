@@ -39,7 +39,7 @@ struct session *session_open(struct worker *worker, const struct listener *liste
     return session;
 }
 
-/* Which states may follow, as bits. */
+/* Which states may follow each, as bits. */
 static const uint16_t following[] = {
     [SESSION_ARRIVING] = 1 << SESSION_EXPECTED | 1 << SESSION_CONNECTING | 1 << SESSION_FAILING |
                          1 << SESSION_DIRECT | 1 << SESSION_CLOSED,
@@ -56,7 +56,7 @@ static const uint16_t following[] = {
 void session_enter(struct session *session, enum session_state state)
 {
     assert(following[session_state(session)] & 1 << state);
-    (void)following; /* without assertions */
+    (void)following; /* unused without assertions */
     if (state != SESSION_EXPECTED)
         clients_waited(session);
     atomic_store_explicit(&session->state, state, memory_order_release);
@@ -104,7 +104,8 @@ void session_close(struct session *session, enum dp_end end, int error)
     if (session->ops->release)
         session->ops->release(session);
     session_release_fds(session, 0);
-    /* Before: whoever looks at the open ones, then at the reports, misses it in neither. */
+    /* Report before the state changes: who looks at open sessions, then at reports, does not miss
+     * it. */
     worker->handler->closed(session);
     session_enter(session, SESSION_CLOSED);
     counter_add(&worker->counters.closed, 1);

@@ -1,5 +1,5 @@
-/* A session: a downstream connection with its identity, from the moment it is accepted until it
- * is reported. How it came, `ops` knows; who serves it, `service`. */
+/* A session: a downstream connection with its identity, from accepting until its report. `ops`
+ * knows how it came, `service` serves it. */
 #ifndef PYSIDECAR_INTERCEPT_SESSION_H
 #define PYSIDECAR_INTERCEPT_SESSION_H
 
@@ -14,97 +14,98 @@ struct listener;
 struct session;
 struct tunnel;
 
-/* In the order in which the control thread may read more of it: see struct session. */
+/* In the order in which the control thread may read more of it, see struct session. */
 enum session_state {
-    SESSION_ARRIVING,   /* it has not said what it wants */
-    SESSION_EXPECTED,   /* the application's own connection to us, before there is an upstream */
+    SESSION_ARRIVING,   /* it has not said yet what it wants */
+    SESSION_EXPECTED,   /* the application is to connect to us, before there is an upstream */
     SESSION_CONNECTING, /* its upstream is being connected */
     SESSION_COMPLETING, /* the application's socket is being connected to us */
     SESSION_FAILING,    /* the application's socket is being failed, which takes a moment */
     SESSION_SERVED,
-    SESSION_DIRECT, /* not here: between the application and the upstream */
+    SESSION_DIRECT, /* the application is connected to the upstream itself */
     SESSION_CLOSED,
 };
 
-/* A way in which connections come to us: one for each enum dp_transport. */
+/* How connections of a transport are accepted: one for each enum dp_transport. */
 struct intercept {
     const char *name;
-    uint8_t fds; /* that a connection may need at most */
-    bool is_tcp; /* its listeners are TCP sockets, else Unix ones */
+    uint8_t fds; /* descriptors that a connection may need at most */
+    bool is_tcp; /* its listeners are TCP sockets, not Unix ones */
     /* Takes over an accepted descriptor. */
     void (*accept)(struct worker *worker, const struct listener *listener, int fd);
-    /* The same, but there are no descriptors for the connection, which is refused. */
+    /* Takes over a descriptor and refuses the connection, for which there are no more. */
     void (*refuse)(struct worker *worker, const struct listener *listener, int fd);
 };
 
-/* How a session that came is completed, or refused. */
+/* How a session is completed or refused. */
 struct intercept_ops {
-    /* Its upstream is connected: connects the application to us, and calls session_completed(), now
-     * or later; or refuses or closes it. */
+    /* The upstream is connected: connects the application to us and calls session_completed(), now
+     * or later; or refuses or closes the session. */
     void (*complete)(struct session *session);
-    /* Makes the application's connect fail with that errno (`away`: for a reason of ours; it is to
-     * do what it does while there is no sidecar). True if that takes a moment, after which ops
-     * calls session_close() with what session->end and error say. NULL: to close it is all there
-     * is. */
+    /* Makes the application's connect fail with `error`; with `away`, the reason is ours, and the
+     * hook does what it does without a sidecar. True if that takes a moment, after which the ops
+     * call session_close() with session->end and error. NULL where closing is all that can be done.
+     */
     bool (*refuse)(struct session *session, int error, bool away);
-    /* It is being closed, whyever: nobody may be left waiting for it. NULL: nobody can. */
+    /* The session is being closed, for whatever reason: nobody may be left waiting for it. NULL
+     * where nobody can be. */
     void (*abandon)(struct session *session, int error);
-    /* Frees what is the intercept's of it. NULL: nothing is. */
+    /* Frees session->intercepted. NULL if there is nothing to free. */
     void (*release)(struct session *session);
 };
 
-/* Who serves a session, once it is known where it wants to go. */
+/* Who serves a session, once its original destination is known. */
 struct service {
     /* The application is connected to us. */
     void (*completed)(struct session *session);
-    /* It is being closed: with a reset, or in order. Both channels are closed by the service. */
+    /* The session is being closed, with a reset or in order: releases what is the service's. */
     void (*close)(struct session *session, bool reset);
 };
 
-/* What the composition decides: see api/. */
+/* What the composition decides, see api/dataplane.c. */
 struct session_handler {
-    /* Gives it an id, and makes it known to the control thread. */
+    /* Gives the session an id, and makes it known to the control thread. */
     void (*opened)(struct session *session);
     /* Sets its action. */
     void (*decided)(struct session *session, enum dp_action action);
-    /* All is known of it: reports it, before it is SESSION_CLOSED. */
+    /* Reports the session, of which all is known, before it is SESSION_CLOSED. */
     void (*closed)(struct session *session);
-    /* It is known where it wants to go, and it is SESSION_CONNECTING: picks a service. */
+    /* The original destination is known, the state is SESSION_CONNECTING: picks a service. */
     void (*arrived)(struct session *session);
-    /* It only asks whether it may go there itself, see intercept/control.h. */
+    /* The application asks whether it may connect itself, see intercept/control.h. */
     void (*asks)(struct session *session);
-    /* The application's own socket, which is connected to us, is at hand for the last time. */
+    /* The application's socket is connected to us, and about to be closed here. */
     void (*let_go)(struct session *session, int application);
-    /* What stands beside the flows of a tunnel that is about to relay; NULL: nothing. */
+    /* What stands beside the flows of a tunnel that is about to relay, or NULL. */
     const struct flow_ops *(*flow_ops)(const struct tunnel *tunnel);
 };
 
 /* `state` is stored with release order after the fields that the control thread may read from then
- * on: original destination, process, route from SESSION_CONNECTING; the source too, but of a socket
- * that came unparked from SESSION_COMPLETING, and never in SESSION_DIRECT; upstream from
- * SESSION_SERVED; everything once closed. */
+ * on. Original destination, process, route: from SESSION_CONNECTING. Source: too, but from
+ * SESSION_COMPLETING if the socket came unparked, and never in SESSION_DIRECT. Upstream: from
+ * SESSION_SERVED. Everything: once closed. */
 struct session {
     struct worker *worker;
     const struct intercept_ops *ops;
-    const struct service *service; /* NULL: nobody serves it yet */
-    void *intercepted;             /* that is `ops`'s */
-    void *served;                  /* that is `service`'s; freed with the session if it is left */
+    const struct service *service; /* NULL until it is picked */
+    void *intercepted;             /* `ops`'s own */
+    void *served;                  /* `service`'s own; freed with the session if still set */
     struct session *next_opened;   /* see api/inbox.h */
-    struct session *next_closed;   /* the worker's list of what is to be freed */
+    struct session *next_closed;   /* in the worker's list of sessions to free */
     struct session *live_next, *live_previous; /* under the inbox's lock */
 
     struct origin origin;
     struct mosnhook_address upstream;
     struct channel downstream;
-    struct timer timer; /* of the state that it is in */
+    struct timer timer; /* of the current state */
 
     uint64_t id;
     uint64_t opened_real_ns, opened_ns, closed_ns;
-    _Atomic uint64_t bytes[2]; /* by enum flow_from; written by the worker */
+    _Atomic uint64_t bytes[2]; /* by the side that is read; the worker writes them */
     _Atomic uint32_t rtt_us;
     uint32_t pid, uid;
-    _Atomic uint32_t route; /* chosen, like `action`, once it is SESSION_CONNECTING */
-    uint32_t header_size;   /* of the PROXY header; 0: there was none */
+    _Atomic uint32_t route; /* chosen, like `action`, in SESSION_CONNECTING */
+    uint32_t header_size;   /* bytes of the PROXY header; 0 if there was none */
     int32_t error;
     _Atomic uint8_t state;  /* enum session_state */
     _Atomic uint8_t path;   /* enum dp_path */
@@ -117,33 +118,33 @@ struct session {
     char command[MOSNHOOK_COMMAND_SIZE];
 };
 
-/* A new session that is known to the control thread, for which so many fds are reserved; or NULL
- * (out of memory), and they are no longer. */
+/* Opens a session, for which the caller has reserved `fds` descriptors. NULL when out of memory:
+ * then they are released. */
 struct session *session_open(struct worker *worker, const struct listener *listener,
                              const struct intercept_ops *ops, uint8_t fds);
-/* It is known where it wants to go. */
+/* The intercept knows the original destination. */
 void session_arrived(struct session *session);
 /* The application is connected to us. */
 void session_completed(struct session *session);
-/* Closes everything that it holds, and reports it; it is freed after this turn of the loop. Further
- * calls change nothing. Peers get a reset, unless it ended in order. */
+/* Closes everything that the session holds, and reports it. Peers get a reset, unless it ended in
+ * order. It is freed after this turn of the loop; until then further calls change nothing. */
 void session_close(struct session *session, enum dp_end end, int error);
-/* Tells the application that its connect failed, then closes. */
+/* Makes the application's connect fail, then closes. */
 void session_refuse(struct session *session, enum dp_end end, int error);
 void session_enter(struct session *session, enum session_state state);
 void session_release_fds(struct session *session, uint8_t keep);
-/* A timer's: no request or header came in time. */
+/* For session->timer: no request or header came in time. */
 void session_arrival_expired(struct timer *timer);
-/* A timer's: the application's socket was not completed in time. */
+/* For session->timer: the application's socket was not completed in time. */
 void session_completing_expired(struct timer *timer);
-/* Watches a downstream that waits for its upstream. */
+/* From here on the downstream waits for its upstream: closes the session if it is reset. */
 void session_downstream_waits(struct session *session);
-/* Frees a closed one. */
+/* Frees a closed session. */
 void session_free(struct session *session);
 
 /* For sessions whose downstream is connected from the beginning. */
 extern const struct intercept_ops intercept_connected;
-/* intercept.refuse of these. */
+/* intercept.refuse for such sessions. */
 void session_refuse_connected(struct worker *worker, const struct listener *listener, int fd);
 
 static inline enum session_state session_state(const struct session *session)

@@ -11,10 +11,10 @@
 #include "net/socket.h"
 
 enum {
-    STRANGERS = 128, /* that may connect before the application does */
+    STRANGERS = 128, /* strangers that may connect before the application does */
 };
 
-/* A listener on loopback: its fd or -errno. */
+/* Opens a listener on loopback. Its fd or -errno. */
 static int open_listener(const struct mosnhook_address *host)
 {
     struct sockaddr_storage name;
@@ -33,8 +33,8 @@ static int open_listener(const struct mosnhook_address *host)
     return -error;
 }
 
-/* Of the version that the application's socket speaks for sure: an AF_INET6 socket that goes to an
- * IPv4 address speaks that. Where the host has no IPv6, any other one has to do. */
+/* A listener of the IP version that the application's socket surely speaks: IPv4 for an AF_INET6
+ * socket that goes to an IPv4 address. Where the host has no IPv6, IPv4 has to do. */
 static int open_reachable(const struct session *session, const struct request *request)
 {
     bool ipv4 = address_is_ipv4(&session->origin.original_destination);
@@ -61,7 +61,7 @@ static bool send_address(const struct session *session, const struct request *re
            control_answer(request, &answer);
 }
 
-/* Whether it is the application's socket that is connected to this one. */
+/* Whether the application's socket is the peer of this one. */
 static bool is_from_application(const struct request *request, int fd)
 {
     struct mosnhook_address peer, source;
@@ -70,7 +70,7 @@ static bool is_from_application(const struct request *request, int fd)
            address_of_local(request->application, &source) == 0 && address_equal(&peer, &source);
 }
 
-static void take(struct session *session, int fd)
+static void take_connection(struct session *session, int fd)
 {
     struct loop *loop = &session->worker->loop;
 
@@ -93,10 +93,10 @@ static void expecting_ready(struct watch *watch, uint32_t events)
     (void)events;
     while ((fd = accept4(watch->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
         if (is_from_application(session->intercepted, fd)) {
-            take(session, fd);
+            take_connection(session, fd);
             return;
         }
-        close(fd); /* a stranger, whom the socket's options reset */
+        close(fd); /* a stranger, who gets a reset (see socket_tune) */
     }
 }
 
