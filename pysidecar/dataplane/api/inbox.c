@@ -47,7 +47,7 @@ static void describe(const struct session *session, enum session_state state, ui
     }
     record->rtt_us = atomic_load_explicit(&session->rtt_us, memory_order_relaxed);
     if (state == SESSION_DIRECT)
-        record->source = *direct_source(session);
+        direct_last_seen(session, &record->source, &record->bytes_sent, &record->bytes_received);
     if (state >= SESSION_SERVED)
         record->upstream = session->upstream;
     if (state == SESSION_CLOSED) {

@@ -30,6 +30,7 @@ struct direct_session {
     struct cluster *cluster;
     struct endpoint *endpoint;
     bool present, counted;               /* it was just seen; its bytes are final */
+    _Atomic uint64_t seen_bytes[2];      /* as session->bytes, which are its final ones */
     struct mosnhook_address seen_source; /* the control thread's */
 };
 
@@ -121,15 +122,11 @@ static void cookies_remove(struct cookies *cookies, const struct direct_session 
 /* ---- what the kernel says of one ---- */
 
 /* By the session's worker, or the control thread. */
-static void set_bytes(struct session *session, uint64_t sent, uint64_t received)
+static void note_seen(struct direct_session *known, const struct diag_socket *socket)
 {
-    atomic_store_explicit(&session->bytes[DOWNSTREAM], sent, memory_order_relaxed);
-    atomic_store_explicit(&session->bytes[UPSTREAM], received, memory_order_relaxed);
-}
-
-static void note_seen(const struct direct_session *known, const struct diag_socket *socket)
-{
-    set_bytes(known->session, socket->bytes_sent, socket->bytes_received);
+    atomic_store_explicit(&known->seen_bytes[DOWNSTREAM], socket->bytes_sent, memory_order_relaxed);
+    atomic_store_explicit(&known->seen_bytes[UPSTREAM], socket->bytes_received,
+                          memory_order_relaxed);
     atomic_store_explicit(&known->session->rtt_us, socket->rtt_us, memory_order_relaxed);
 }
 
@@ -185,10 +182,12 @@ static bool counts_fin(const struct diag_socket *socket)
 
 static void count_bytes(struct direct_session *known, uint64_t sent, uint64_t received)
 {
-    struct counters *counters = &known->session->worker->counters;
+    struct session *session = known->session;
+    struct counters *counters = &session->worker->counters;
 
     known->counted = true;
-    set_bytes(known->session, sent, received);
+    atomic_store_explicit(&session->bytes[DOWNSTREAM], sent, memory_order_relaxed);
+    atomic_store_explicit(&session->bytes[UPSTREAM], received, memory_order_relaxed);
     counter_add(&counters->bytes[DOWNSTREAM], (int64_t)sent);
     counter_add(&counters->bytes[UPSTREAM], (int64_t)received);
 }
@@ -541,8 +540,8 @@ static void direct_close(struct session *session, bool reset)
     cookies_remove(&direct->cookies, known);
     direct->until_ms = session->worker->loop.now_ms;
     if (!known->counted)
-        count_bytes(known, counter_read(&session->bytes[DOWNSTREAM]),
-                    counter_read(&session->bytes[UPSTREAM]));
+        count_bytes(known, counter_read(&known->seen_bytes[DOWNSTREAM]),
+                    counter_read(&known->seen_bytes[UPSTREAM]));
     choice_release(&choice);
 }
 
@@ -604,11 +603,14 @@ void direct_look(struct session *first)
     free(live.slots);
 }
 
-const struct mosnhook_address *direct_source(const struct session *session)
+void direct_last_seen(const struct session *session, struct mosnhook_address *source,
+                      uint64_t *sent, uint64_t *received)
 {
     const struct direct_session *known = session->served;
 
-    return &known->seen_source;
+    *source = known->seen_source;
+    *sent = counter_read(&known->seen_bytes[DOWNSTREAM]);
+    *received = counter_read(&known->seen_bytes[UPSTREAM]);
 }
 
 int direct_works(void)

@@ -26,8 +26,9 @@ bool direct_is(const struct session *session);
 /* Asks the kernel about those among the sessions from `first` on
  * (session.live_next) that are direct. */
 void direct_look(struct session *first);
-/* Where such a session comes from, as it was seen last. */
-const struct mosnhook_address *direct_source(const struct session *session);
+/* What was seen of such a session last. */
+void direct_last_seen(const struct session *session, struct mosnhook_address *source,
+                      uint64_t *sent, uint64_t *received);
 /* See dp_direct_works. */
 int direct_works(void);
 
