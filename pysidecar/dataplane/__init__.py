@@ -22,11 +22,14 @@ from typing import Any, NamedTuple
 
 from pysidecar.address import Address
 from pysidecar.dataplane._native import ffi, lib
+from pysidecar.dataplane.layout import layout
+from pysidecar.dataplane.trace import STATIONS, Station, TraceEvent, decode_events
 from pysidecar.direction import Direction
 
 __all__ = [
     "DURATION_BOUNDS",
     "LOG_TEXTS",
+    "STATIONS",
     "Acceleration",
     "AccelerationError",
     "Action",
@@ -43,8 +46,10 @@ __all__ = [
     "PackedRoutes",
     "Route",
     "RouteTable",
+    "Station",
     "Tallies",
     "Timeouts",
+    "TraceEvent",
     "Transport",
     "direct_works",
     "ffi",
@@ -58,32 +63,11 @@ _PROGRAMS = Path(__file__).with_name("accelerate.bpf.o")
 _NO_ROUTE = 0xFFFFFFFF
 _UNKNOWN_UID = 0xFFFFFFFF
 _BATCH = 512
+TRACE_PIECE = 128
+"""Most events that ``DataPlane.take_trace`` takes at a time: a millisecond's work to show them."""
 WALK_PIECE = 64
 """Most connections that ``DataPlane.walk`` reads at a time: a millisecond's work to show them."""
-_CODES = {"uint64_t": "Q", "uint32_t": "I", "int32_t": "i", "uint16_t": "H"}  # of struct
-
-
-def _layout(kind: Any, prefix: str = "") -> tuple[str, list[str]]:
-    """How ``struct`` reads a C struct of integers and of texts, and the names of what it reads:
-    those of the fields, with that of the struct in which they are before them."""
-    codes, names, at = "", [], 0
-    for name, field in kind.fields:
-        codes += "x" * (field.offset - at)
-        inner = [f"{prefix}{name}"]
-        match field.type.kind:
-            case "struct":
-                code, inner = _layout(field.type, f"{prefix}{name}_")
-            case "array":
-                code = f"{field.type.length}s"
-            case _:
-                code = _CODES[field.type.cname]
-        codes += code
-        names += inner
-        at = field.offset + ffi.sizeof(field.type)
-    return codes + "x" * (ffi.sizeof(kind) - at), names
-
-
-_codes, _names = _layout(ffi.typeof("struct dp_record"))
+_codes, _names = layout(ffi.typeof("struct dp_record"))
 _RECORD = struct.Struct(f"={_codes}")
 _Raw = namedtuple("_Raw", _names)  # type: ignore[misc]
 
@@ -241,7 +225,7 @@ class PackedRoutes:
 def pack_array(kind: str, items: Sequence[Any]) -> bytes:
     """An array of C structs, each given as a tuple. By ``struct``, which takes a third of the time
     that cffi does, and piece by piece, because other threads stand still meanwhile."""
-    pack = struct.Struct(f"={_layout(ffi.typeof(kind))[0]}").pack
+    pack = struct.Struct(f"={layout(ffi.typeof(kind))[0]}").pack
     pieces = (items[start : start + _BATCH] for start in range(0, len(items), _BATCH))
     return b"".join([b"".join(itertools.starmap(pack, piece)) for piece in pieces])
 
@@ -373,6 +357,7 @@ class DataPlane:
             raise OSError(ffi.errno, f"cannot create the data plane: {os.strerror(ffi.errno)}")
         self._records: Any = ffi.new("struct dp_record[]", _BATCH)
         self._lines: Any = ffi.new("char[]", lib.DP_LOG_BLOCK_BYTES)
+        self._events: Any = ffi.new("struct dp_trace_event[]", TRACE_PIECE)
         self._page: Any = None
 
     def add_listener(self, listener: socket.socket, settings: Listener) -> None:
@@ -542,6 +527,17 @@ class DataPlane:
                 yield _read_records(records, count)
         finally:
             lib.dp_walk_end(walk)
+
+    def trace(self, on: bool) -> None:
+        """Whether workers note what happens to connections, for ``take_trace``; at first not."""
+        _check(lib.dp_trace(self._dp, on), "cannot trace")
+
+    def take_trace(self) -> tuple[list[TraceEvent], int]:
+        """Some of the events since the last call, those of a connection in order; and how many are
+        lost, since they came faster than they were taken. No worker waits for this."""
+        missed = ffi.new("uint64_t *")
+        count = lib.dp_take_trace(self._dp, self._events, TRACE_PIECE, missed)
+        return list(decode_events(self._events, count)), int(missed[0])
 
     @property
     def live(self) -> int:

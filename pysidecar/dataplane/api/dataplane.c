@@ -43,6 +43,7 @@ static void arrived(struct session *session)
     enum dp_end end = choice_begin(&choice, session->worker, &session->origin);
 
     session->route = choice.route;
+    trace(session->worker, session->id, routed, choice.route, choice.action);
     if (end == DP_END_NONE) {
         tunnel_start(session, &choice);
         return;
@@ -427,6 +428,31 @@ size_t dp_take_lines(struct dp *dp, char *buffer)
                                    DP_LOG_BLOCK_BYTES - taken);
     return taken;
 }
+
+/* ---- trace ---- */
+
+int dp_trace(struct dp *dp, int on)
+{
+    int result = 0;
+
+    for (uint32_t i = 0; i < dp->worker_count && on && result == 0; i++)
+        result = trace_begin(&dp->workers[i].trace);
+    for (uint32_t i = 0; i < dp->worker_count && (!on || result < 0); i++)
+        trace_end(&dp->workers[i].trace);
+    return result;
+}
+
+/* The same share for each worker: one that is busy leaves room to the others. */
+size_t dp_take_trace(struct dp *dp, struct dp_trace_event *events, size_t max, uint64_t *missed)
+{
+    size_t taken = 0;
+
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        taken += trace_take(&dp->workers[i].trace, events + taken, max / dp->worker_count, missed);
+    return taken;
+}
+
+/* ---- snapshots, and sums ---- */
 
 size_t dp_snapshot(struct dp *dp, struct dp_record *records, size_t max)
 {

@@ -185,6 +185,18 @@ size_t dp_take_lines(struct dp *dp, char *buffer);
  * length. */
 size_t dp_log_line(const struct dp_log_texts *texts, const struct dp_record *record, char *line);
 
+/* The stations at which there are trace events. */
+extern const struct dp_trace_station dp_trace_stations[];
+extern const uint32_t dp_trace_station_count;
+
+/* From here on trace events are written, or no longer. 0 or -errno. */
+int dp_trace(struct dp *dp, int on);
+
+/* Stores at most `max` trace events that were not taken yet, those of a worker in order; adds to
+ * `missed` how many were overwritten, as they came faster than they were taken. Returns their
+ * number. `max`: at least the number of workers. */
+size_t dp_take_trace(struct dp *dp, struct dp_trace_event *events, size_t max, uint64_t *missed);
+
 /* Stores at most `max` live connections. Returns the number of all live ones; asks for nothing else
  * where `max` is 0. */
 size_t dp_snapshot(struct dp *dp, struct dp_record *records, size_t max);

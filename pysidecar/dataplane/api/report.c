@@ -1,6 +1,5 @@
 #include "api/report.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -8,7 +7,6 @@
 enum {
     CHUNK_BYTES = 64 * 1024, /* of lines */
     MOST_CHUNKS = 512,       /* of all workers: 32 MiB, some 70,000 lines */
-    RECORD_WORDS = sizeof(struct dp_record) / sizeof(uint64_t),
 };
 
 _Static_assert(sizeof(struct dp_record) % sizeof(uint64_t) == 0, "records are copied in words");
@@ -30,15 +28,9 @@ const uint64_t dp_duration_bounds_ns[DP_DURATION_BOUNDS] = {
 
 int report_create(struct report *report, struct reports *shared, size_t records)
 {
-    size_t capacity = 1;
-
-    while (capacity < records)
-        capacity *= 2;
     report->shared = shared;
     report->link = &report->first;
-    report->mask = capacity - 1;
-    report->records = calloc(capacity, sizeof(struct dp_record));
-    return report->records ? 0 : -ENOMEM;
+    return ring_create(&report->records, sizeof(struct dp_record), records);
 }
 
 void report_destroy(struct report *report)
@@ -52,7 +44,7 @@ void report_destroy(struct report *report)
         chunk = next;
     }
     free(atomic_load(&report->spare));
-    free(report->records);
+    ring_destroy(&report->records);
 }
 
 /* ---- sums ---- */
@@ -97,46 +89,16 @@ void report_add(const struct report *report, struct dp_tallies *sum)
 
 /* ---- records ---- */
 
-/* The order of the words and of `closed` is what tells the reader that it was overtaken: no word of
- * a later record is seen without the number of those before it. */
-static void keep_record(struct report *report, const struct dp_record *record)
-{
-    uint64_t words[RECORD_WORDS], number = counter_read(&report->closed);
-    _Atomic uint64_t *slot = &report->records[(number & report->mask) * RECORD_WORDS];
-
-    memcpy(words, record, sizeof words);
-    for (size_t i = 0; i < RECORD_WORDS; i++)
-        atomic_store_explicit(&slot[i], words[i], memory_order_release);
-    atomic_store_explicit(&report->closed, number + 1, memory_order_release);
-}
-
 uint64_t report_count_closed(const struct report *report)
 {
-    return atomic_load_explicit(&report->closed, memory_order_acquire);
-}
-
-/* False if it was, or may have been, overwritten meanwhile. */
-static bool read_record(const struct report *report, uint64_t number, struct dp_record *record)
-{
-    const _Atomic uint64_t *slot = &report->records[(number & report->mask) * RECORD_WORDS];
-    uint64_t words[RECORD_WORDS];
-
-    for (size_t i = 0; i < RECORD_WORDS; i++)
-        words[i] = atomic_load_explicit(&slot[i], memory_order_acquire);
-    memcpy(record, words, sizeof words);
-    return counter_read(&report->closed) - number <= report->mask;
+    return ring_written(&report->records);
 }
 
 size_t report_take(struct report *report, struct dp_record *records, size_t max)
 {
-    uint64_t closed = report_count_closed(report);
-    size_t stored = 0;
+    uint64_t missed = 0; /* they are in the sums */
 
-    if (closed - report->taken > report->mask + 1)
-        report->taken = closed - report->mask - 1;
-    for (; stored < max && report->taken < closed; report->taken++)
-        stored += read_record(report, report->taken, &records[stored]);
-    return stored;
+    return ring_take(&report->records, records, max, &missed);
 }
 
 /* ---- lines ---- */
@@ -237,7 +199,7 @@ void report_closed(struct report *report, const struct dp_record *record)
     count_closed(&report->tallies, record);
     if (texts)
         write_line(report, texts, record);
-    keep_record(report, record);
+    ring_write(&report->records, record);
     report->news = true;
 }
 

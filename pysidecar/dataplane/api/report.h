@@ -13,6 +13,7 @@
 
 #include "api/dataplane.h"
 #include "base/counter.h"
+#include "base/ring.h"
 
 /* As struct dp_tallies, of one worker. */
 struct tallies {
@@ -40,12 +41,7 @@ struct report {
     struct tallies tallies;
     bool news; /* not announced yet */
 
-    /* The latest records, in words, since the control thread copies what may be overwritten
-     * meanwhile: `closed` is the number of all so far, and says where the next one goes. */
-    _Atomic uint64_t *records;
-    uint64_t mask; /* number of records that are kept, less 1 */
-    _Atomic uint64_t closed;
-    uint64_t taken; /* the control thread's: the next one to take */
+    struct ring records; /* of those that closed */
 
     /* Lines, in a list of chunks: the worker appends to the newest one. */
     _Atomic(struct log_chunk *) first;

@@ -25,7 +25,7 @@ static void mail_ready(struct watch *watch, uint32_t events)
     if (read(watch->fd, &count, sizeof count) < 0)
         return;                                       /* it was taken already */
     for (uint32_t which = 0; which < TABLES; which++) /* so that old ones are freed */
-        tables_get(worker->tables, which);
+        tables_get(worker, which);
     direct_take_reused(worker);
 }
 
@@ -80,6 +80,7 @@ int thread_create(struct thread *thread, struct worker *workers, uint32_t worker
     thread->alive.index = TIMER_OFF;
     thread->turn_ends.run = turn_ends;
     worker->index = index;
+    worker->trace.worker = (uint16_t)index;
     worker->loop.epoll = worker->mail.fd = -1;
     worker->diag = diag_open(); /* early: whoever runs out of fds still knows who connects */
     worker->pipes = &thread->pipes;
@@ -107,6 +108,7 @@ void thread_destroy(struct thread *thread)
     inbox_end_turn(&thread->inbox, worker);
     assert(!worker->closed);
     inbox_close(&thread->inbox);
+    trace_free(&worker->trace);
     tables_close(&thread->tables);
     pipes_close(worker);
     assert(counter_read(&worker->counters.buffers) == 0);

@@ -73,6 +73,64 @@ enum dp_end {
     DP_END_OTHER_NAMESPACE, /* the application's loopback is another one than ours */
 };
 
+/* A side of a connection. */
+enum dp_side {
+    DP_SIDE_DOWNSTREAM = 0, /* the application's; of inbound connections, the client's */
+    DP_SIDE_UPSTREAM = 1,
+};
+
+/* What is waited for no longer than a time. */
+enum dp_timer {
+    DP_TIMER_REQUEST = 0,  /* for a request or header to be complete */
+    DP_TIMER_CONNECT = 1,  /* for an endpoint to answer */
+    DP_TIMER_COMPLETE = 2, /* for the application's socket to be connected to us */
+    DP_TIMER_FAIL = 3,     /* for the application's socket to have failed */
+    DP_TIMER_IDLE = 4,     /* for a byte */
+};
+
+/* See dp_set_routes. */
+enum dp_table {
+    DP_TABLE_OUTBOUND = DP_OUTBOUND,
+    DP_TABLE_INBOUND = DP_INBOUND,
+    DP_TABLE_EXCLUDED = DP_EXCLUDED,
+};
+
+/* What the numbers of a trace event are (see base/trace.h). Where there is an enum dp_… of the same
+ * name, one of its values. */
+enum dp_kind {
+    DP_KIND_NONE = 0, /* there is none */
+    DP_KIND_NUMBER,
+    DP_KIND_FLAG,    /* 0 or 1 */
+    DP_KIND_ERRNO,   /* 0: none */
+    DP_KIND_ROUTE,   /* its index, UINT32_MAX for none */
+    DP_KIND_ADDRESS, /* both numbers: the IP address, as in struct mosnhook_address; third: port */
+    DP_KIND_COMMAND, /* both numbers: the process's name, NUL-padded; third: pid, 0 if unknown */
+    DP_KIND_TRANSPORT,
+    DP_KIND_DIRECTION,
+    DP_KIND_ACTION,
+    DP_KIND_PATH,
+    DP_KIND_END,
+    DP_KIND_SIDE,
+    DP_KIND_TIMER,
+    DP_KIND_TABLE,
+};
+
+/* What happened to a connection, or to a worker. */
+struct dp_trace_event {
+    uint64_t time_ns; /* CLOCK_MONOTONIC */
+    uint64_t session; /* the id of its record; 0: none */
+    uint64_t first, second;
+    uint32_t third;
+    uint16_t station; /* index into dp_trace_stations */
+    uint16_t worker;
+};
+
+struct dp_trace_station {
+    const char *name, *text;    /* for programs, and for people */
+    const char *first, *second; /* names of the numbers */
+    uint32_t first_kind, second_kind;
+};
+
 /* What is true of all connections of a listener. */
 struct dp_listener {
     uint32_t transport; /* enum dp_transport */

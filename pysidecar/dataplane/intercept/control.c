@@ -134,6 +134,7 @@ void control_completed(struct session *session)
     bool expected = session_state(session) == SESSION_EXPECTED;
 
     session->downstream.writable = true;
+    trace(session->worker, session->id, application_connected, request->parked, 0);
     /* A caller that no longer waits finds its socket connected. */
     if (request->waits)
         (void)control_answer(request, &answer);
@@ -159,6 +160,7 @@ static bool control_refuse(struct session *session, int error, bool away)
         .error = error,
     };
 
+    trace(session->worker, session->id, application_failed, error, request->parked);
     /* A caller that no longer waits (it was interrupted, or timed out) watches its socket, like one
      * that never did. */
     if (request->waits && control_answer(request, &answer))
@@ -237,6 +239,8 @@ static void take_request(struct session *session, struct request *request,
     session->origin.original_destination = message->destination;
     session->origin.original_destination.reserved = 0;
     memcpy(session->command, message->command, sizeof session->command);
+    trace_request(session->worker, session->id, session->command, session->pid,
+                  &session->origin.original_destination);
     if (session->fds_reserved == 0) { /* it was accepted only to be refused */
         request->waits |= message->flags & MOSNHOOK_ASKS || !request->parked;
         if (request->parked)

@@ -154,6 +154,8 @@ static void take_header(struct session *session, const struct header *header)
     session->hooked = header->pid != 0;
     memcpy(session->command, header->command, sizeof session->command);
     session_downstream_waits(session);
+    trace_request(session->worker, session->id, session->command, session->pid,
+                  &session->origin.original_destination);
     session_arrived(session);
 }
 

@@ -82,6 +82,8 @@ static enum taken take_one(struct worker *worker, const struct listener *listene
     bool serve = reserve_fds(worker, intercept->fds);
     int fd;
 
+    if (!serve)
+        trace(worker, 0, out_of_descriptors, budget_used(worker->budget), worker->budget->most);
     if (!serve && !refuse)
         return TAKEN_SHORT;
     fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);

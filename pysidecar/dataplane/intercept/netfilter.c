@@ -60,6 +60,7 @@ static void netfilter_accept(struct worker *worker, const struct listener *liste
         session_close(session, DP_END_LOOP, 0);
         return;
     }
+    trace_address(worker, session->id, requested, &session->origin.original_destination);
     session_downstream_waits(session);
     if (error == 0)
         error = channel_watch(&worker->loop, &session->downstream);

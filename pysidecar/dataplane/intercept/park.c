@@ -302,6 +302,7 @@ static void failing_expired(struct timer *timer)
 {
     struct session *session = OWNER(timer, struct session, timer);
 
+    trace(session->worker, session->id, expired, DP_TIMER_FAIL, 0);
     session_close(session, session->end, session->error);
 }
 

@@ -36,6 +36,8 @@ struct session *session_open(struct worker *worker, const struct listener *liste
     atomic_init(&session->state, SESSION_ARRIVING);
     counter_add(&worker->counters.accepted, 1);
     worker->handler->opened(session);
+    trace(worker, session->id, accepted, listener->settings.transport,
+          listener->settings.direction);
     return session;
 }
 
@@ -80,6 +82,7 @@ void session_completed(struct session *session)
 {
     timer_cancel(&session->worker->loop.timers, &session->timer);
     session_release_fds(session, FDS_PER_RELAY);
+    trace(session->worker, session->id, completed, 0, 0);
     session->service->completed(session);
 }
 
@@ -104,6 +107,7 @@ void session_close(struct session *session, enum dp_end end, int error)
     if (session->ops->release)
         session->ops->release(session);
     session_release_fds(session, 0);
+    trace(worker, session->id, closed, end, error);
     /* Report before the state changes: who looks at open sessions, then at reports, does not miss
      * it. */
     worker->handler->closed(session);
@@ -119,6 +123,7 @@ void session_refuse(struct session *session, enum dp_end end, int error)
 
     if (session_state(session) == SESSION_CLOSED)
         return;
+    trace(session->worker, session->id, refused, end, error);
     if (!session->ops->refuse ||
         !session->ops->refuse(session, error && !away ? error : ECONNREFUSED, away)) {
         session_close(session, end, error);
@@ -134,12 +139,18 @@ void session_refuse(struct session *session, enum dp_end end, int error)
 
 void session_arrival_expired(struct timer *timer)
 {
-    session_close(OWNER(timer, struct session, timer), DP_END_HEADER_TIMEOUT, 0);
+    struct session *session = OWNER(timer, struct session, timer);
+
+    trace(session->worker, session->id, expired, DP_TIMER_REQUEST, 0);
+    session_close(session, DP_END_HEADER_TIMEOUT, 0);
 }
 
 void session_completing_expired(struct timer *timer)
 {
-    session_refuse(OWNER(timer, struct session, timer), DP_END_DOWNSTREAM_GONE, ETIMEDOUT);
+    struct session *session = OWNER(timer, struct session, timer);
+
+    trace(session->worker, session->id, expired, DP_TIMER_COMPLETE, 0);
+    session_refuse(session, DP_END_DOWNSTREAM_GONE, ETIMEDOUT);
 }
 
 static void waiting_changed(struct channel *channel, uint32_t events)

@@ -102,7 +102,10 @@ static void expecting_ready(struct watch *watch, uint32_t events)
 
 static void expecting_expired(struct timer *timer)
 {
-    session_close(OWNER(timer, struct session, timer), DP_END_DOWNSTREAM_GONE, 0);
+    struct session *session = OWNER(timer, struct session, timer);
+
+    trace(session->worker, session->id, expired, DP_TIMER_COMPLETE, 0);
+    session_close(session, DP_END_DOWNSTREAM_GONE, 0);
 }
 
 void unparked_await(struct session *session, struct request *request)

@@ -435,6 +435,7 @@ void direct_take_reused(struct worker *worker)
 static void await_request(struct session *session, struct choice *choice)
 {
     /* Both requests are one connection, which takes one turn at the endpoints. */
+    trace(session->worker, session->id, not_direct, 0, 0);
     choice_give_back(choice);
     choice_release(choice);
     memset(&session->origin.source, 0, sizeof session->origin.source);
@@ -447,6 +448,7 @@ static void refuse(struct session *session, struct choice *choice, enum dp_end e
         await_request(session, choice);
         return;
     }
+    trace(session->worker, session->id, refused, end, ECONNREFUSED);
     choice_release(choice);
     session_enter(session, SESSION_CONNECTING);
     session_close(session, end, ECONNREFUSED);
@@ -497,6 +499,8 @@ static bool leave_to_application(struct session *session, const struct choice *c
         free(known);
         return false;
     }
+    trace_address(worker, session->id, direct,
+                  choice->endpoint ? &choice->upstream : &session->origin.original_destination);
     known->cluster = choice->cluster;
     known->endpoint = choice->endpoint;
     session->served = known;
@@ -517,6 +521,7 @@ void direct_ask(struct session *session)
     enum dp_end refused = choice_begin(&choice, session->worker, &session->origin);
 
     session->route = choice.route;
+    trace(session->worker, session->id, routed, choice.route, choice.action);
     if (refused != DP_END_NONE) {
         session->worker->handler->decided(session, refused == DP_END_REFUSED_BY_ROUTE ? DP_REFUSE
                                                                                       : DP_RELAY);

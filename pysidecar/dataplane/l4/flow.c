@@ -42,6 +42,8 @@ void flow_count(struct tunnel *tunnel, int from, size_t bytes)
 {
     struct worker *worker = tunnel_worker(tunnel);
 
+    if (trace_is_on(&worker->trace) && counter_read(&tunnel->session->bytes[from]) == 0)
+        trace_write(&worker->trace, tunnel->session->id, TRACE_first_bytes, (uint64_t)from, bytes);
     counter_add(&tunnel->session->bytes[from], (int64_t)bytes);
     counter_add(&worker->counters.bytes[from], (int64_t)bytes);
     tunnel->last_active_ms = worker->loop.now_ms;
@@ -58,9 +60,30 @@ enum progress flow_side_failed(struct tunnel *tunnel, int side, int error)
 {
     struct session *session = tunnel->session;
 
+    trace(session->worker, session->id, reset, side, error);
     session->end = side == DOWNSTREAM ? DP_END_DOWNSTREAM_RESET : DP_END_UPSTREAM_RESET;
     session->error = error == EPIPE ? ECONNRESET : error;
     return PROGRESS_FAILED;
+}
+
+/* The receiver takes no more; `held`: bytes that wait for it. */
+static void hold_back(struct tunnel *tunnel, int from, size_t held)
+{
+    struct flow *flow = &tunnel->flow[from];
+
+    tunnel_side(tunnel, !from)->writable = false;
+    if (!flow->held_back)
+        trace(tunnel_worker(tunnel), tunnel->session->id, held_back, !from, held);
+    flow->held_back = true;
+}
+
+static void go_on(struct tunnel *tunnel, int from)
+{
+    struct flow *flow = &tunnel->flow[from];
+
+    if (flow->held_back)
+        trace(tunnel_worker(tunnel), tunnel->session->id, goes_on, !from, 0);
+    flow->held_back = false;
 }
 
 /* Sends the flow's chunk. True when it is gone; else `progress` says why not. */
@@ -81,11 +104,12 @@ static bool flush_chunk(struct tunnel *tunnel, int from, enum progress *progress
         chunk->start += (uint32_t)sent;
     }
     if (chunk->start < chunk->end) {
-        to->writable = false;
+        hold_back(tunnel, from, chunk->end - chunk->start);
         *progress = PROGRESS_BLOCKED;
         return false;
     }
     release_chunk(tunnel_worker(tunnel), flow);
+    go_on(tunnel, from);
     return true;
 }
 
@@ -103,7 +127,7 @@ static bool flush_pipe(struct tunnel *tunnel, int from, enum progress *progress)
             return false;
         }
         if (sent <= 0) {
-            to->writable = false;
+            hold_back(tunnel, from, flow->pipe->held);
             *progress = PROGRESS_BLOCKED;
             return false;
         }
@@ -111,6 +135,7 @@ static bool flush_pipe(struct tunnel *tunnel, int from, enum progress *progress)
         passed_on(tunnel, from, (size_t)sent);
         counter_add(&tunnel_worker(tunnel)->counters.bytes_spliced, sent);
     }
+    go_on(tunnel, from);
     return true;
 }
 
@@ -152,6 +177,10 @@ static void set_splicing(struct tunnel *tunnel, int from, bool on)
     if (on && (!tunnel_side(tunnel, from)->transport->to_pipe ||
                !tunnel_side(tunnel, !from)->transport->from_pipe))
         on = false;
+    if (on)
+        trace(tunnel_worker(tunnel), tunnel->session->id, splicing, from, 0);
+    else if (flow->splicing)
+        trace(tunnel_worker(tunnel), tunnel->session->id, copying, from, 0);
     flow->splicing = on;
     flow->streak = 0;
 }
@@ -188,7 +217,7 @@ static bool pass_on(struct tunnel *tunnel, int from, size_t count, int flags,
     flow->chunk->end = (uint32_t)left;
     flow->chunk->flags = flags;
     memcpy(flow->chunk->data, worker->scratch + sent, left);
-    to->writable = false;
+    hold_back(tunnel, from, left);
     *progress = PROGRESS_BLOCKED;
     return false;
 }
@@ -324,6 +353,8 @@ enum progress flow_run(struct tunnel *tunnel, int from, bool pass_end)
     if (to->transport->shut(to) < 0)
         return flow_side_failed(tunnel, !from, errno);
     to->finished = true;
+    trace(tunnel_worker(tunnel), tunnel->session->id, ended, from,
+          counter_read(&tunnel->session->bytes[from]));
     return PROGRESS_DONE;
 }
 

@@ -25,6 +25,7 @@ struct flow {
     struct pipe *pipe;
     uint8_t streak; /* consecutive full reads, or small ones while splicing */
     bool splicing;
+    bool held_back; /* what it holds was not taken when it was read */
 };
 
 enum progress {

@@ -210,6 +210,9 @@ static void begin(struct sockmapped *mapped)
     struct tunnel *tunnel = mapped->tunnel;
     bool local = mapped->record->local;
 
+    trace(tunnel_worker(tunnel), tunnel->session->id, accelerated,
+          local ? DP_PATH_LOCAL : DP_PATH_FULL, mapped->tries);
+
     tunnel->ops = &attached_ops;
     if (local)
         tunnel->flow[DOWNSTREAM].splicing = tunnel->flow[UPSTREAM].splicing = false;
@@ -239,6 +242,8 @@ static void try_to_attach(struct sockmapped *mapped)
     }
     accelerator_give_back(accelerator_of(mapped), mapped->record, now_ms);
     mapped->record = NULL;
+    trace(worker_of(mapped), mapped->tunnel->session->id, not_accelerated,
+          answer == ANSWER_ENDED ? 0 : mapped->tries - 1, 0);
     if (answer == ANSWER_ENDED || --mapped->tries == 0)
         give_up(mapped->tunnel);
     else
@@ -335,11 +340,23 @@ static void set_polled(struct sockmapped *mapped, bool polled)
         remove_polled(sockmap, mapped);
 }
 
+static void trace_pace(const struct sockmapped *mapped, int to, bool waited)
+{
+    const struct tunnel *tunnel = mapped->tunnel;
+
+    if (!waited && is_waited_for(&mapped->receiver[to]))
+        trace(tunnel_worker(tunnel), tunnel->session->id, held_back, to, 0);
+    else if (waited && !is_waited_for(&mapped->receiver[to]))
+        trace(tunnel_worker(tunnel), tunnel->session->id, goes_on, to, 0);
+}
+
 static void set_pace(struct sockmapped *mapped, int to, enum pace pace)
 {
     uint64_t now_ms = worker_of(mapped)->loop.now_ms;
+    bool waited = is_waited_for(&mapped->receiver[to]);
 
     mapped->receiver[to] = (struct receiver){pace, UINT32_MAX, now_ms, now_ms};
+    trace_pace(mapped, to, waited);
     if (to == DOWNSTREAM)
         __atomic_store_n(&mapped->record->hold, pace == PACE_STALLED, __ATOMIC_RELEASE);
     set_polled(mapped, is_waited_for(&mapped->receiver[DOWNSTREAM]) ||
@@ -576,6 +593,7 @@ static uint64_t attached_tick(struct tunnel *tunnel)
         /* Somebody has to look until it is over. */
         if (!leave(mapped) || is_short)
             return now_ms + TICK_BUSY_MS;
+        trace(tunnel_worker(tunnel), tunnel->session->id, left_kernel, 0, 0);
         attached_stop(tunnel);
         attached_release(tunnel);
         tunnel_go_on(tunnel); /* it may have waited for a receiver */

@@ -104,10 +104,12 @@ static void tunnel_expired(struct timer *timer)
     if (tunnel->ops && tunnel->ops->tick)
         next = tunnel->ops->tick(tunnel);
     idle_deadline = tunnel->last_active_ms + timeout_of(&worker->timeouts->idle_ms);
-    if (idle_deadline <= worker->loop.now_ms)
+    if (idle_deadline <= worker->loop.now_ms) {
+        trace(worker, session->id, expired, DP_TIMER_IDLE, 0);
         session_close(session, DP_END_IDLE_TIMEOUT, 0);
-    else
+    } else {
         tunnel_tick_in(tunnel, (next < idle_deadline ? next : idle_deadline) - worker->loop.now_ms);
+    }
 }
 
 void tunnel_tick_in(struct tunnel *tunnel, uint64_t ms)
@@ -211,6 +213,7 @@ void tunnel_start(struct session *session, const struct choice *choice)
     attempt->tunnel = tunnel;
     attempt->connector = (struct connector){
         .worker = session->worker,
+        .session = session->id,
         .origin = &session->origin,
         .choice = *choice,
         .done = connector_done,

@@ -6,6 +6,7 @@
 
 #include "base/counter.h"
 #include "base/terms.h"
+#include "base/trace.h"
 #include "loop/loop.h"
 
 enum { SCRATCH_SIZE = 64 * 1024 }; /* bytes of one read: a worker's, not a connection's */
@@ -30,6 +31,7 @@ struct worker {
     unsigned index;
     int diag; /* netlink: see diag_user; -1: not open */
     struct counters counters;
+    struct trace trace;
 
     /* Shared by all workers. */
     const struct timeouts *timeouts;

@@ -25,13 +25,13 @@ static bool is_excluded(struct worker *worker, const struct origin *origin)
 {
     return origin->listener->direction == DP_OUTBOUND &&
            address_is_loopback(&origin->original_destination) &&
-           table_match(tables_get(worker->tables, DP_EXCLUDED), &origin->original_destination) !=
+           table_match(tables_get(worker, DP_EXCLUDED), &origin->original_destination) !=
                MOSNHOOK_NO_RULE;
 }
 
 enum dp_end choice_begin(struct choice *choice, struct worker *worker, const struct origin *origin)
 {
-    struct table *table = tables_get(worker->tables, origin->listener->direction);
+    struct table *table = tables_get(worker, origin->listener->direction);
     struct mosnhook_address upstream = default_upstream(origin);
     const struct route *route = NULL;
 

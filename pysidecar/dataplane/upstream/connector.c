@@ -131,14 +131,17 @@ static bool is_endpoints_doing(int error)
 static void finish(struct connector *connector, int fd)
 {
     timers_release(&connector->worker->loop.timers, 1);
-    if (fd >= 0)
+    if (fd >= 0) {
+        trace(connector->worker, connector->session, connected, connector->choice.attempts, 0);
         endpoint_succeeded(connector->choice.endpoint, UINT64_MAX);
+    }
     connector->watch.fd = -1;
     connector->done(connector, fd);
 }
 
 static void failed(struct connector *connector, int error)
 {
+    trace(connector->worker, connector->session, connect_failed, error, connector->choice.attempts);
     connector->error = error;
     counter_add(&connector->worker->counters.connect_failures, 1);
     if (is_endpoints_doing(error))
@@ -156,6 +159,8 @@ static void try_endpoints(struct connector *connector)
             finish(connector, -connector->error);
             return;
         }
+        trace_address(connector->worker, connector->session, connecting,
+                      &connector->choice.upstream);
         result = begin_connect(connector);
         if (result == -EINPROGRESS)
             return;
@@ -183,7 +188,10 @@ static void connect_failed(struct connector *connector, int error)
 
 static void connecting_expired(struct timer *timer)
 {
-    connect_failed(OWNER(timer, struct connector, timer), ETIMEDOUT);
+    struct connector *connector = OWNER(timer, struct connector, timer);
+
+    trace(connector->worker, connector->session, expired, DP_TIMER_CONNECT, 0);
+    connect_failed(connector, ETIMEDOUT);
 }
 
 static void connecting_ready(struct watch *watch, uint32_t events)

@@ -6,6 +6,7 @@
 
 struct connector {
     struct worker *worker;
+    uint64_t session; /* its id, for trace points */
     const struct origin *origin;
     struct choice choice; /* begun; the caller's again when it is done */
     struct watch watch;   /* the socket that is being connected */
@@ -17,7 +18,7 @@ struct connector {
     void (*done)(struct connector *connector, int fd);
 };
 
-/* Expects worker, origin, choice and done to be set. */
+/* Expects worker, session, origin, choice and done to be set. */
 void connector_start(struct connector *connector);
 /* Before it is done: it will not be. */
 void connector_cancel(struct connector *connector);

@@ -66,8 +66,9 @@ void tables_offer(struct tables *tables, uint32_t which, struct table *table)
     table_drop(atomic_exchange_explicit(&tables->newest[which], table, memory_order_acq_rel));
 }
 
-struct table *tables_get(struct tables *tables, uint32_t which)
+struct table *tables_get(struct worker *worker, uint32_t which)
 {
+    struct tables *tables = worker->tables;
     struct table *table;
 
     if (!atomic_load_explicit(&tables->newest[which], memory_order_relaxed))
@@ -76,6 +77,7 @@ struct table *tables_get(struct tables *tables, uint32_t which)
     if (table) {
         table_release(tables->current[which]);
         tables->current[which] = table;
+        trace(worker, 0, table_adopted, which, table->route_count);
     }
     return tables->current[which];
 }

@@ -37,9 +37,9 @@ void tables_init(struct tables *tables, unsigned index);
 void tables_close(struct tables *tables);
 /* Gives the worker, whose thread it need not be, a new one: with one reference more. */
 void tables_offer(struct tables *tables, uint32_t which, struct table *table);
-/* The newest table: a change holds for every lookup that begins after it. `which`: see
+/* The worker's newest table: a change holds for every lookup that begins after it. `which`: see
  * dp_set_routes. */
-struct table *tables_get(struct tables *tables, uint32_t which);
+struct table *tables_get(struct worker *worker, uint32_t which);
 
 /* Endpoints whose last connect failed after that moment are ejected now. */
 uint64_t ejected_since(const struct timeouts *timeouts, uint64_t now_ms);
