@@ -16,7 +16,7 @@ from pysidecar.text import printable
 if TYPE_CHECKING:  # the command line answers before the data plane is loaded
     from pysidecar.dataplane import ConnectionRecord
 
-__all__ = ["FILTERS", "STATES", "Filter", "Selection", "SelectionError", "select"]
+__all__ = ["FILTERS", "STATES", "Filter", "Predicate", "Selection", "SelectionError", "select"]
 
 Predicate = Callable[["ConnectionRecord"], bool]
 

@@ -33,6 +33,7 @@ from pysidecar.dataplane import (
     Direction,
     PackedRoutes,
     Timeouts,
+    TraceEvent,
     pack_routes,
 )
 from pysidecar.errors import StartError
@@ -180,6 +181,14 @@ class Sidecar:
         """The latest that closed, newest last; at most 1,000 are kept."""
         self._recent.extend(self._data_plane.take_closed())
         return list(islice(self._recent, max(0, len(self._recent) - limit), None))
+
+    def trace(self, on: bool) -> None:
+        """Whether what happens to connections is noted, for ``take_trace``."""
+        self._data_plane.trace(on)
+
+    def take_trace(self) -> tuple[list[TraceEvent], int]:
+        """Some of it, and how much was lost."""
+        return self._data_plane.take_trace()
 
     # ---- Life ----
 

@@ -15,6 +15,7 @@ from pysidecar.address import Address
 from pysidecar.admin.connections import Connections, ConnectionsPage
 from pysidecar.admin.gate import BadRequestFilter, Gate, current_connection
 from pysidecar.admin.metrics import CONTENT_TYPE_LATEST, Metrics
+from pysidecar.admin.trace import Traced, TracePage
 from pysidecar.background import in_background
 from pysidecar.config import Config
 
@@ -23,7 +24,7 @@ __all__ = ["AdminServer", "Observed"]
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Observed(Connections, Protocol):
+class Observed(Connections, Traced, Protocol):
     """What the admin interface shows of a sidecar."""
 
     config: Config
@@ -52,12 +53,14 @@ class AdminServer:
         self._observed = observed
         self.address = Address(*listener.getsockname()[:2])
         self.gate = Gate(listener)
+        self._trace = TracePage(observed)
         application = web.Application(middlewares=[_one_request, _only_addressed_to_us])
         application.router.add_get("/", self._index)
         application.router.add_get("/ready", self._ready)
         application.router.add_get("/connections", ConnectionsPage(observed).answer)
         application.router.add_get("/config", self._config)
         application.router.add_get("/metrics", self._metrics)
+        application.router.add_get("/debug/trace", self._trace.answer)
         logger = logging.Logger(f"{__name__}.aiohttp", logging.DEBUG)  # not shared, so not found
         logger.parent = logging.getLogger(__name__)
         logger.addFilter(BadRequestFilter(self.gate))
@@ -73,6 +76,7 @@ class AdminServer:
 
     async def stop(self) -> None:
         """Ends at once, also when a client is slow."""
+        self._trace.close()
         self.gate.close()
         await self._runner.cleanup()
 
@@ -85,6 +89,9 @@ class AdminServer:
             "                see pysidecar connections --help\n"
             "  /config       the configuration in effect, and the rules in the kernel\n"
             "  /metrics      for Prometheus\n"
+            "  /debug/trace  what happens to connections, as it happens; session=ID,\n"
+            "                process=NAME, pid=N, destination=10.0.0.0/8, seconds=N:\n"
+            "                see pysidecar debug trace --help\n"
         )
 
     async def _ready(self, request: web.Request) -> web.Response:

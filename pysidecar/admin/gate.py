@@ -57,6 +57,11 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.pause_reading()
 
+    def go_on(self) -> None:
+        """The client has taken what there was of a long answer: there is as much time for more."""
+        if self._timer is not None and not self._timer.cancelled():  # it is not closed
+            self._allow(ANSWER_TIMEOUT)
+
     def abort(self) -> None:
         """Closes it, whatever has been sent or is still to be."""
         self._aborted = True

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from pysidecar import hook_path
+from pysidecar.address import Address
 from pysidecar.config import Config, ConfigError, json_schema, load
 from pysidecar.direction import Direction
 from pysidecar.errors import StartError
@@ -254,11 +255,24 @@ class _FilterOption(click.Option):
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def _filter_options(command: _Command) -> _Command:
-    """An option for each filter, in their order."""
-    for each in reversed(FILTERS):
-        command = click.option(f"--{each.key}", cls=_FilterOption, chosen=each)(command)
-    return command
+def _filter_options(*keys: str) -> Callable[[_Command], _Command]:
+    """An option for each filter, or for some of them, in their order."""
+
+    def add(command: _Command) -> _Command:
+        for each in reversed(FILTERS):
+            if not keys or each.key in keys:
+                command = click.option(f"--{each.key}", cls=_FilterOption, chosen=each)(command)
+        return command
+
+    return add
+
+
+_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON as the admin API gives it."
+)
+_admin_option = click.option(
+    "--admin", metavar="ADDRESS:PORT", help="Admin interface, if not the configured one."
+)
 
 
 @main.command()
@@ -283,9 +297,9 @@ def _filter_options(command: _Command) -> _Command:
     type=click.Choice(STATES),
     help="Show only these. Without --closed, closed is the latest 1,000.",
 )
-@_filter_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON as the admin API gives it.")
-@click.option("--admin", metavar="ADDRESS:PORT", help="Admin interface, if not the configured one.")
+@_filter_options()
+@_json_option
+@_admin_option
 def connections(
     config_file: Path | None,
     watch: bool,
@@ -309,17 +323,33 @@ def connections(
     The admin API takes the same names as parameters:
     curl 'http://127.0.0.1:15000/connections?uid=33&limit=20&format=ndjson'
     """
-    from pysidecar.cli.connections import AdminError, show_connections
+    from pysidecar.cli.connections import show_connections
+
+    with _showing():
+        show_connections(
+            _admin_address(admin, config_file),
+            _parameters(selection),
+            as_json=as_json,
+            interval=interval if watch else None,
+        )
+
+
+def _admin_address(admin: str | None, config_file: Path | None) -> Address:
     from pysidecar.config.values import parse_endpoint
 
     try:
-        address = parse_endpoint(admin) if admin else _load(config_file).admin.listen
+        return parse_endpoint(admin) if admin else _load(config_file).admin.listen
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--admin") from None
+
+
+@contextlib.contextmanager
+def _showing() -> Iterator[None]:
+    """What a sidecar says is printed, until somebody has seen enough."""
+    from pysidecar.cli.admin import AdminError
+
     try:
-        show_connections(
-            address, _parameters(selection), as_json=as_json, interval=interval if watch else None
-        )
+        yield
     except AdminError as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -336,6 +366,62 @@ def _parameters(selection: Mapping[str, Any]) -> list[tuple[str, str]]:
         for value in (given if isinstance(given, tuple) else (given,))
         if value is not None
     ]
+
+
+@main.group("debug", cls=_Paragraphs)
+def debug_group() -> None:
+    """Look into a running sidecar.
+
+    \b
+    pysidecar debug trace --process psql
+    """
+
+
+@debug_group.command("trace")
+@_config_option
+@click.option(
+    "--session",
+    type=click.IntRange(1),
+    multiple=True,
+    metavar="ID",
+    help="Only this connection: its id in pysidecar connections.",
+)
+@_filter_options("process", "pid", "destination")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    metavar="N",
+    help="Stop after that time. Without it: when interrupted.",
+)
+@_json_option
+@_admin_option
+def trace(config_file: Path | None, as_json: bool, admin: str | None, **selection: Any) -> None:
+    """Show what happens to connections in a running sidecar, as it happens.
+
+    A line for each station that a connection passes: accepted, route chosen, connecting to an
+    endpoint and how that ended, completed or refused, first bytes each way, backpressure, resets,
+    timers that expire, closed and why. Before it the time of day, the connection's id, and how long
+    after its first line that is. docs/debugging.md lists the stations and what they say.
+
+    Workers note this only while somebody looks, and never wait for it: lines that come faster than
+    they are read are missing, and counted. No byte that a connection carries is shown. Options that
+    choose connections are combined: all of them have to fit; of one that is given more than once,
+    any. Lines that belong to no connection (new routes, a lack of descriptors) are shown without
+    such options only.
+
+    \b
+    pysidecar debug trace --destination 10.0.0.9:5432
+    pysidecar debug trace --process psql --seconds 10 --json
+    pysidecar debug trace --session 4711
+
+    \b
+    The admin API takes the same names as parameters, and gives JSON objects, a line each:
+    curl -N 'http://127.0.0.1:15000/debug/trace?process=psql&seconds=10'
+    """
+    from pysidecar.cli.trace import show_trace
+
+    with _showing():
+        show_trace(_admin_address(admin, config_file), _parameters(selection), as_json=as_json)
 
 
 @main.group("rules", cls=_Paragraphs)

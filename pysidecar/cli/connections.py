@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlencode
 
 from rich.console import Console
 from rich.live import Live
@@ -16,11 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pysidecar.address import Address
+from pysidecar.cli.admin import Parameters, ask
 from pysidecar.text import printable
 
-__all__ = ["AdminError", "show_connections"]
+__all__ = ["show_connections"]
 
-_TIMEOUT = 5.0  # seconds
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 _COLUMNS = (
@@ -37,40 +35,16 @@ _COLUMNS = (
 )
 
 
-class AdminError(Exception):
-    """Why the admin interface gives no answer; the text says what to do."""
-
-
-Parameters = Sequence[tuple[str, str]]
-"""Of ``/connections``."""
-
-
 def fetch(address: Address, parameters: Parameters) -> list[dict[str, Any]]:
     """The connections, as ``/connections`` gives them. Raises AdminError."""
-    connection = http.client.HTTPConnection(address.host, address.port, timeout=_TIMEOUT)
-    try:
-        connection.request("GET", f"/connections?{urlencode(parameters)}")
-        response = connection.getresponse()
-        body = response.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise AdminError(
-            f"no sidecar answers at http://{address}/ ({error or type(error).__name__}); is one "
-            "running? Its log names its admin address, which -c or --admin tell this command"
-        ) from None
-    finally:
-        connection.close()
-    if response.status == http.HTTPStatus.BAD_REQUEST:
-        raise AdminError(f"http://{address}/ refuses: {printable(body.decode().strip())}")
-    try:
-        entries = json.loads(body) if response.status == http.HTTPStatus.OK else None
-    except ValueError:
-        entries = None
-    if not isinstance(entries, list):
-        raise AdminError(
-            f"http://{address}/ is not a sidecar's admin interface: it answered "
-            f"{response.status} {response.reason}"
-        )
-    return entries
+    with ask(address, "/connections", parameters) as answer:
+        try:
+            entries = json.loads(answer.read()) if answer.ok else None
+        except ValueError:
+            entries = None
+        if not isinstance(entries, list):
+            raise answer.unexpected()
+        return entries
 
 
 def show_connections(
