@@ -1,6 +1,7 @@
 #include "unit.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -11,7 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PATIENCE_MS = 30000 };
+enum { PATIENCE_MS = 30000, LINGER_S = 120 };
 
 static void quietly(void)
 {
@@ -105,4 +106,20 @@ void tcp_pair(int fds[2])
     assert_int_not_equal(fds[1], -1);
     close(listener);
     assert_return_code(fcntl(fds[0], F_SETFL, O_NONBLOCK), 0);
+}
+
+int lingering_socket(int *peer)
+{
+    static const struct linger linger = {.l_onoff = 1, .l_linger = LINGER_S};
+    static char bytes[64 * 1024];
+    int fds[2];
+
+    tcp_pair(fds);
+    while (send(fds[0], bytes, sizeof bytes, 0) > 0)
+        ;
+    assert_int_equal(errno, EAGAIN);
+    assert_return_code(setsockopt(fds[0], SOL_SOCKET, SO_LINGER, &linger, sizeof linger), 0);
+    assert_return_code(fcntl(fds[0], F_SETFL, 0), 0); /* a non-blocking one does not wait */
+    *peer = fds[1];
+    return fds[0];
 }

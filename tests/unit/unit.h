@@ -28,7 +28,9 @@ int listen_on_loopback(struct mosnhook_address *address);
 int closed_port(struct mosnhook_address *address);
 /* Two TCP sockets that are connected, as those of the data plane: they do not block. */
 void tcp_pair(int fds[2]);
-/* Until there are so many bytes (or an end, or an error) to read. */
+/* A socket whose close() waits until the peer has read everything, or is gone. */
+int lingering_socket(int *peer);
+/* Until poll() tells one of them. */
 void await_events(int fd, short events);
 
 #endif

@@ -101,5 +101,5 @@ bool budget_look(struct budget *budget, uint64_t now_ms)
         set_full(budget, true);
     else if (full && !refused && free >= 2 * kept(budget))
         set_full(budget, false);
-    return full;
+    return atomic_load_explicit(&budget->full, memory_order_relaxed);
 }
