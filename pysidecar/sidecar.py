@@ -338,7 +338,8 @@ class Sidecar:
 
     async def drained(self) -> None:
         """Returns when no connection is left that goes through here."""
-        while self._data_plane.passing:
+        # In this order: what is taken from a listener is passing from then on.
+        while not self._data_plane.drained or self._data_plane.passing:
             self._reported.clear()
             await self._reported.wait()
 

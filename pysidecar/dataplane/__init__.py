@@ -549,6 +549,18 @@ class DataPlane:
         """The number of live connections whose bytes pass the data plane: not direct ones."""
         return int(lib.dp_passing(self._dp))
 
+    @property
+    def drained(self) -> bool:
+        """Whether, after ``drain``, all that waited at the listeners are live connections."""
+        return bool(lib.dp_drained(self._dp))
+
+    @property
+    def loads(self) -> list[int]:
+        """The number of live connections of each worker."""
+        raw = ffi.new("uint64_t[]", int(lib.dp_loads(self._dp, ffi.NULL, 0)))
+        lib.dp_loads(self._dp, raw, len(raw))
+        return list(raw)
+
     def ejected(self) -> list[EjectedEndpoint]:
         """Endpoints that are ejected now."""
         room = int(lib.dp_ejected(self._dp, ffi.NULL, 0))

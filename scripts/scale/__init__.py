@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from scripts.scale import connections, endpoints, metrics, reports
+from scripts.scale import connections, endpoints, metrics, reports, sharing
 
 MEASUREMENTS: dict[str, Callable[[], None]] = {
     "connections": connections.measure,
     "endpoints": endpoints.measure,
     "metrics": metrics.measure,
     "reports": reports.measure,
+    "sharing": sharing.measure,
 }

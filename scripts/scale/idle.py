@@ -24,7 +24,7 @@ def idle_connections(sidecar: Sidecar, count: int) -> Iterator[None]:
     _allow_descriptors(2 * count + _FDS_BESIDE)
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
-        header = _header(Address(*server.getsockname()))
+        said = header(Address(*server.getsockname()))
         accepted: list[socket.socket] = []
         stack.callback(_close, accepted)
         accepting = threading.Thread(
@@ -34,7 +34,7 @@ def idle_connections(sidecar: Sidecar, count: int) -> Iterator[None]:
         for _ in range(count):
             client = socket.create_connection((str(sidecar.address), 15001), timeout=_PATIENCE)
             stack.callback(client.close)
-            client.sendall(header)
+            client.sendall(said)
         accepting.join(_PATIENCE)
         if len(accepted) < count:
             raise SystemExit(f"only {len(accepted)} of {count} connections came through")
@@ -46,7 +46,7 @@ def _close(sockets: list[socket.socket]) -> None:
         each.close()
 
 
-def _header(destination: Address) -> bytes:
+def header(destination: Address) -> bytes:
     """A PROXY v2 header: its source is whatever the kernel says."""
     packed = ip_address("127.0.0.1").packed + ip_address(destination.host).packed
     body = packed + struct.pack("!HH", 1, destination.port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -232,6 +233,29 @@ def test_one_stuck_worker_is_no_dead_sidecar(tmp_path: Path, echo: Address, work
         with stuck(threads[f"worker-{worker}"]):
             _signs_of_life(running, 5)
             with running.connect(echo) as client:
+                assert exchange(client, b"x") == b"x"
+    finally:
+        running.kill()
+
+
+@pytest.mark.parametrize("worker", [0, 1])
+def test_what_was_handed_to_a_stuck_worker_is_served_by_another(
+    tmp_path: Path, echo: Address, worker: int
+) -> None:
+    """It has the fewest connections, so that it would get every second one."""
+    running = RunningSidecar(tmp_path)
+    try:
+        running.write_config(top="workers: 2")
+        assert running.stop() == 0
+        running.start()
+        threads = _threads(running.process.pid)
+        with contextlib.ExitStack() as clients:
+            with stuck(threads[f"worker-{worker}"]):
+                for _ in range(4):
+                    client = clients.enter_context(running.connect(echo))
+                    assert exchange(client, b"x") == b"x"
+            for _ in range(4):
+                client = clients.enter_context(running.connect(echo))
                 assert exchange(client, b"x") == b"x"
     finally:
         running.kill()

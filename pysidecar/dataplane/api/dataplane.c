@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "intercept/control.h"
+#include "intercept/handover.h"
 #include "l4/direct.h"
 #include "l4/sockmap.h"
 #include "l4/tunnel.h"
@@ -122,6 +123,7 @@ struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts)
         result = -ENOMEM;
     dp->budget.foreign = dp->foreign;
     dp->budget.event = dp->event;
+    dp->listeners.event = dp->event;
     dp->inboxes.reports.event = dp->event;
     routes_init(&dp->routes, dp->event);
     dp_set_timeouts(dp, timeouts);
@@ -358,7 +360,9 @@ void dp_stop(struct dp *dp)
         if (dp->threads[i].started)
             pthread_join(dp->threads[i].id, NULL);
     dp->joined = true;
-    /* The workers are gone: their sessions are this thread's now. */
+    /* The workers are gone: their sessions are this thread's now, and what they gave each other. */
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        handover_take(&dp->workers[i]);
     inboxes_look(&dp->inboxes);
     for (uint32_t i = 0; i < dp->worker_count; i++) {
         for (struct session *session = dp->threads[i].inbox.live; session;
@@ -464,9 +468,26 @@ struct dp_walk *dp_walk_begin(struct dp *dp)
     return inboxes_walk(&dp->inboxes);
 }
 
+/* What is on its way between workers first: it may become one of the open ones meanwhile. */
 size_t dp_passing(struct dp *dp)
 {
-    return inboxes_count_open(&dp->inboxes, false);
+    size_t pending = 0;
+
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        pending += handover_pending(&dp->workers[i]);
+    return pending + inboxes_count_open(&dp->inboxes, false);
+}
+
+int dp_drained(struct dp *dp)
+{
+    return atomic_load_explicit(&dp->listeners.undrained, memory_order_acquire) == 0;
+}
+
+size_t dp_loads(struct dp *dp, uint64_t *loads, size_t max)
+{
+    for (uint32_t i = 0; i < dp->worker_count && i < max; i++)
+        loads[i] = handover_load(&dp->workers[i]);
+    return dp->worker_count;
 }
 
 void dp_read_counters(struct dp *dp, struct dp_counters *sum)

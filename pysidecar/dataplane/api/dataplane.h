@@ -214,6 +214,12 @@ void dp_walk_end(struct dp_walk *walk);
 
 /* Live connections whose bytes pass the data plane: those that a drain waits for. */
 size_t dp_passing(struct dp *dp);
+/* Whether, after dp_drain, all that waited at the listeners are among them. The event tells. */
+int dp_drained(struct dp *dp);
+
+/* Stores the number of live connections of each worker, at most `max` of them. Returns the number
+ * of workers. */
+size_t dp_loads(struct dp *dp, uint64_t *loads, size_t max);
 
 /* Stores at most `max` endpoints that are ejected now. Returns the number of all of them. */
 size_t dp_ejected(struct dp *dp, struct dp_ejected *ejected, size_t max);

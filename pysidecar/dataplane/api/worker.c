@@ -10,6 +10,7 @@
 #include "api/inbox.h"
 #include "base/fd.h"
 #include "base/owner.h"
+#include "intercept/handover.h"
 #include "intercept/listener.h"
 #include "l4/direct.h"
 #include "l4/sockmap.h"
@@ -27,6 +28,7 @@ static void mail_ready(struct watch *watch, uint32_t events)
     for (uint32_t which = 0; which < TABLES; which++) /* so that old ones are freed */
         tables_get(worker, which);
     direct_take_reused(worker);
+    handover_take(worker);
 }
 
 /* The sidecar is alive while any worker is: listeners are shared, so whoever is not stuck serves.
@@ -95,7 +97,8 @@ int thread_create(struct thread *thread, struct worker *workers, uint32_t worker
         return result;
     worker->direct = direct_create(worker, workers, worker_count);
     worker->sockmap = sockmap_create(worker);
-    if (!worker->direct || !worker->sockmap || !timers_reserve(&worker->loop.timers, 1))
+    if (!worker->direct || !worker->sockmap || !handover_open(worker) ||
+        !timers_reserve(&worker->loop.timers, 1))
         return -ENOMEM;
     loop_add_each_turn(&worker->loop, &thread->turn_ends);
     return 0;
@@ -114,6 +117,7 @@ void thread_destroy(struct thread *thread)
     assert(counter_read(&worker->counters.buffers) == 0);
     direct_destroy(worker);
     sockmap_destroy(worker);
+    handover_close(worker);
     free(worker->acceptors);
     close_fd(&worker->diag);
     close_fd(&worker->mail.fd);

@@ -8,6 +8,7 @@
 #include "base/sockaddr.h"
 #include "base/owner.h"
 #include "intercept/control.h"
+#include "intercept/handover.h"
 #include "intercept/header.h"
 #include "intercept/netfilter.h"
 #include "intercept/session.h"
@@ -21,7 +22,6 @@ enum {
     REFUSE_BATCH = 256,  /* connections that wait for descriptors */
     DRAIN_BATCH = 16384, /* more than wait at all listeners, unless they come faster than we take */
     ACCEPT_PAUSE_MS = 20,
-    FEW_CONNECTIONS = 64, /* of a worker: below this, uneven shares do not matter */
 };
 
 /* The ways in which connections come to us. A new one is registered here. */
@@ -45,9 +45,9 @@ struct acceptor {
 struct acceptors {
     struct worker *worker;
     bool accepting, drained;
-    bool leaves_to_others; /* does not accept, since it has more than its share */
-    struct timer again;    /* to accept */
-    struct timer refuse;   /* connections that wait for descriptors */
+    bool gave;           /* a connection to another worker */
+    struct timer again;  /* to accept */
+    struct timer refuse; /* connections that wait for descriptors */
     struct task turn_ends;
     struct acceptor each[]; /* one for each listener */
 };
@@ -74,11 +74,19 @@ static bool reserve_fds(struct worker *worker, int count)
     return budget_reserve(worker->budget, count);
 }
 
+static void serve_or_give(struct worker *worker, const struct listener *listener, int fd)
+{
+    if (handover_give(worker, listener, fd))
+        worker->acceptors->gave = true;
+    else
+        listener->intercept->accept(worker, listener, fd);
+}
+
 /* Accepts a connection that waits at the listener. With `refuse` even without descriptors for it,
  * then only to refuse it. */
 static enum taken take_one(struct worker *worker, const struct listener *listener, bool refuse)
 {
-    const struct intercept *intercept = intercepts[listener->settings.transport];
+    const struct intercept *intercept = listener->intercept;
     bool serve = reserve_fds(worker, intercept->fds);
     int fd;
 
@@ -88,7 +96,10 @@ static enum taken take_one(struct worker *worker, const struct listener *listene
         return TAKEN_SHORT;
     fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd >= 0) {
-        (serve ? intercept->accept : intercept->refuse)(worker, listener, fd);
+        if (serve)
+            serve_or_give(worker, listener, fd);
+        else
+            intercept->refuse(worker, listener, fd);
         return TAKEN_ONE;
     }
     if (serve)
@@ -130,23 +141,18 @@ static void set_accepting(struct acceptors *acceptors, bool on)
             loop_unwatch(&worker->loop, &acceptors->each[i].watch);
 }
 
-static void stop_accepting(struct acceptors *acceptors, bool leaves_to_others)
+static void stop_accepting(struct acceptors *acceptors)
 {
     set_accepting(acceptors, false);
-    acceptors->leaves_to_others = leaves_to_others;
     loop_set_timer(&acceptors->worker->loop, &acceptors->again, ACCEPT_PAUSE_MS, again_expired);
-}
-
-static void accept_again(struct acceptors *acceptors)
-{
-    timer_cancel(&acceptors->worker->loop.timers, &acceptors->again);
-    if (!acceptors->drained)
-        set_accepting(acceptors, true);
 }
 
 static void again_expired(struct timer *timer)
 {
-    accept_again(OWNER(timer, struct acceptors, again));
+    struct acceptors *acceptors = OWNER(timer, struct acceptors, again);
+
+    if (!acceptors->drained)
+        set_accepting(acceptors, true);
 }
 
 /* Accepts up to a batch. Without descriptors or memory, stops watching the listeners for a while: a
@@ -162,7 +168,7 @@ static void accept_waiting(struct acceptors *acceptors, const struct listener *l
             return;
         if (taken == TAKEN_ONE)
             continue;
-        stop_accepting(acceptors, false);
+        stop_accepting(acceptors);
         counter_add(&worker->counters.accept_pauses, 1);
         if (!timer_is_set(&acceptors->refuse))
             loop_set_timer(&worker->loop, &acceptors->refuse, REFUSE_AFTER_MS, refuse_waiting);
@@ -181,42 +187,28 @@ static void refuse_waiting(struct timer *timer)
         timer_set(&worker->loop.timers, timer, worker->loop.now_ns + 1, refuse_waiting);
 }
 
-/* ---- shares ---- */
-
-static uint64_t connections_of(const struct worker *worker)
+/* The kernel wakes the first worker that sleeps. Whoever gave something away was the wrong one, and
+ * stands behind the others then: with clients that connect one after the other, the one that has
+ * the fewest comes first after a few turns, and nothing is given away any more. */
+static void stand_last(struct acceptors *acceptors, struct acceptor *acceptor)
 {
-    return counter_read(&worker->counters.accepted) - counter_read(&worker->counters.closed);
+    struct loop *loop = &acceptors->worker->loop;
+
+    loop_unwatch(loop, &acceptor->watch);
+    if (loop_watch(loop, &acceptor->watch, EPOLLIN | EPOLLEXCLUSIVE) < 0)
+        stop_accepting(acceptors);
 }
 
-/* Whether the worker has clearly more connections than its share. */
-static bool has_too_many(const struct worker *worker)
-{
-    const struct listeners *listeners = worker->listeners;
-    uint64_t own = connections_of(worker), all = 0;
-
-    if (own < FEW_CONNECTIONS)
-        return false;
-    for (uint32_t i = 0; i < listeners->worker_count; i++)
-        all += connections_of(&listeners->workers[i]);
-    return 4 * own * listeners->worker_count > 5 * all;
-}
-
-/* The kernel wakes the first worker that sleeps, always the same one if clients connect one after
- * the other. Beyond its share, that one leaves the listeners to the others. */
 static void listener_ready(struct watch *watch, uint32_t events)
 {
     struct acceptor *acceptor = OWNER(watch, struct acceptor, watch);
-    struct worker *worker = acceptor->worker;
-    struct acceptors *acceptors = worker->acceptors;
+    struct acceptors *acceptors = acceptor->worker->acceptors;
 
     (void)events;
+    acceptors->gave = false;
     accept_waiting(acceptors, acceptor->listener);
-    if (!acceptors->accepting || !has_too_many(worker))
-        return;
-    stop_accepting(acceptors, true);
-    /* Accept what only we were woken for (EPOLLEXCLUSIVE). */
-    for (size_t i = 0; i < worker->listeners->count; i++)
-        accept_waiting(acceptors, &worker->listeners->each[i]);
+    if (acceptors->gave && acceptors->accepting)
+        stand_last(acceptors, acceptor);
 }
 
 /* ---- a worker's part ---- */
@@ -236,11 +228,7 @@ static void drain(struct acceptors *acceptors)
 
 static void turn_ends(struct task *task)
 {
-    struct acceptors *acceptors = OWNER(task, struct acceptors, turn_ends);
-
-    if (!acceptors->accepting && acceptors->leaves_to_others && !has_too_many(acceptors->worker))
-        accept_again(acceptors);
-    drain(acceptors);
+    drain(OWNER(task, struct acceptors, turn_ends));
 }
 
 bool listener_watch_all(struct worker *worker)
@@ -271,6 +259,8 @@ bool listener_watch_all(struct worker *worker)
 void listener_leave_all(struct worker *worker)
 {
     struct acceptors *acceptors = worker->acceptors;
+    struct listeners *listeners = worker->listeners;
+    uint64_t one = 1;
 
     if (!acceptors || acceptors->drained)
         return;
@@ -279,14 +269,18 @@ void listener_leave_all(struct worker *worker)
     timer_cancel(&worker->loop.timers, &acceptors->again);
     timer_cancel(&worker->loop.timers, &acceptors->refuse);
     timers_release(&worker->loop.timers, TIMERS);
-    if (atomic_fetch_sub_explicit(&worker->listeners->undrained, 1, memory_order_acq_rel) == 1)
-        listeners_close(worker->listeners, worker->foreign);
+    if (atomic_fetch_sub_explicit(&listeners->undrained, 1, memory_order_acq_rel) > 1)
+        return;
+    listeners_close(listeners, worker->foreign);
+    if (write(listeners->event, &one, sizeof one) < 0)
+        return; /* at its limit it is readable all the same */
 }
 
 /* ---- listeners ---- */
 
 int listeners_add(struct listeners *listeners, int fd, const struct dp_listener *settings)
 {
+    const struct intercept *intercept;
     struct mosnhook_address here;
     int result;
 
@@ -294,14 +288,16 @@ int listeners_add(struct listeners *listeners, int fd, const struct dp_listener 
         return -ENOSPC;
     if (settings->transport >= INTERCEPTS || settings->direction > DP_INBOUND)
         return -EINVAL;
-    if (intercepts[settings->transport]->is_tcp) {
+    intercept = intercepts[settings->transport];
+    if (intercept->is_tcp) {
         result = socket_tune(fd); /* accepted sockets inherit it */
         if (result < 0)
             return result;
         if (address_of_local(fd, &here) == 0 && address_is_loopback(&here))
             socket_tune_towards_this_host(fd);
     }
-    listeners->each[listeners->count++] = (struct listener){.fd = fd, .settings = *settings};
+    listeners->each[listeners->count++] =
+        (struct listener){.fd = fd, .intercept = intercept, .settings = *settings};
     return 0;
 }
 
@@ -309,7 +305,7 @@ int listeners_add(struct listeners *listeners, int fd, const struct dp_listener 
 void listeners_close(struct listeners *listeners, struct foreign *foreign)
 {
     for (size_t i = 0; i < listeners->count; i++)
-        if (intercepts[listeners->each[i].settings.transport]->is_tcp)
+        if (listeners->each[i].intercept->is_tcp)
             close(listeners->each[i].fd);
         else
             foreign_close_listener(foreign, listeners->each[i].fd);

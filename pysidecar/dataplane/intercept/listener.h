@@ -1,4 +1,5 @@
-/* Accepting. All workers watch all listeners, and the kernel wakes one worker for a connection. */
+/* Accepting. All workers watch all listeners, and the kernel wakes one of them for a connection.
+ * Who serves it then: see intercept/handover.h. */
 #ifndef PYSIDECAR_INTERCEPT_LISTENER_H
 #define PYSIDECAR_INTERCEPT_LISTENER_H
 
@@ -10,8 +11,11 @@
 
 enum { MAX_LISTENERS = 64 };
 
+struct intercept;
+
 struct listener {
     int fd;
+    const struct intercept *intercept; /* how its connections come */
     struct dp_listener settings;
 };
 
@@ -23,6 +27,7 @@ struct listeners {
     uint32_t worker_count;
     atomic_bool draining;
     atomic_uint undrained; /* workers that still accept */
+    int event;             /* an eventfd that is told when none does; or -1 */
 };
 
 /* Adds a listening socket. 0, or -errno: then the socket is still the caller's. */

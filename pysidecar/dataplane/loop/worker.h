@@ -51,6 +51,7 @@ struct worker {
     struct pipes *pipes;
     struct tables *tables;
     struct acceptors *acceptors;
+    struct handover *handover;
     struct direct *direct;
     struct sockmap *sockmap;
     struct session *closed; /* in this turn; the control thread gets them at its end */
