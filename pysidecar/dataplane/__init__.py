@@ -134,6 +134,7 @@ class End(enum.IntEnum):
     TOO_MANY_WAIT = lib.DP_END_TOO_MANY_WAIT
     EXCLUDED = lib.DP_END_EXCLUDED
     OTHER_NAMESPACE = lib.DP_END_OTHER_NAMESPACE
+    TOO_MANY_FDS = lib.DP_END_TOO_MANY_FDS
 
 
 _END_TEXT: dict[End, str] = {
@@ -156,6 +157,7 @@ _END_TEXT: dict[End, str] = {
     End.TOO_MANY_WAIT: "too many connections of the user have not said where they want to go",
     End.EXCLUDED: "the destination is on loopback and excluded (outbound.exclude)",
     End.OTHER_NAMESPACE: "the application is in another network namespace",
+    End.TOO_MANY_FDS: "connections of the user have all file descriptors that others can spare",
     End.LEFT: "still open when the sidecar stopped; it goes on",
 }
 

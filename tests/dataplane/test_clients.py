@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import socket
 import struct
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 
 import pytest
 
 from pysidecar.dataplane import Action, DataPlane, End, Listener, Route, Timeouts, Transport, lib
-from tests.dataplane.support import MakePlane, Parked, Plane, Server, proxy_header, table
+from tests.dataplane.support import (
+    MakePlane,
+    Parked,
+    Plane,
+    Server,
+    hook_request,
+    proxy_header,
+    table,
+)
 from tests.talking import started
 from tests.waiting import PATIENCE, eventually
 
@@ -25,7 +34,7 @@ STRANGER, NEIGHBOUR = 65534, 65533
 # Becomes the user, connects as often as is wanted, sends the header (or nothing), and keeps the
 # connections until its input ends.
 CLIENT = """
-import contextlib, os, resource, socket, sys
+import array, contextlib, os, resource, socket, sys
 
 uid, where, count, header = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
 resource.setrlimit(resource.RLIMIT_NOFILE, (8192, 8192))
@@ -37,6 +46,15 @@ for _ in range(count):
     if where.startswith("/"):
         clients.append(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         clients[-1].connect(where)
+        if header:  # with a parked socket
+            application = socket.socket()
+            application.setblocking(False)
+            application.connect_ex(("127.0.0.1", int(sys.argv[5])))
+            fds = array.array("i", [application.fileno()])
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)
+            with contextlib.suppress(ConnectionError):
+                clients[-1].sendmsg([bytes.fromhex(header)], [rights])
+            clients[-1] = application
     else:
         clients.append(socket.socket())
         with contextlib.suppress(ConnectionError):  # refused
@@ -48,10 +66,22 @@ sys.stdin.read()
 
 
 def _client(
-    where: object, uid: int, count: int, header: bytes = b""
+    where: object, uid: int, count: int, header: bytes = b"", park: int = 0
 ) -> AbstractContextManager[None]:
-    """``where``: a port, or the path of a control socket."""
-    return started([sys.executable, "-I", "-c", CLIENT, uid, where, count, header.hex()], "sent")
+    """``where``: a port, or the path of a control socket, for requests with a socket that is parked
+    at that port."""
+    command = [sys.executable, "-I", "-c", CLIENT, uid, where, count, header.hex(), park]
+    return started(command, "sent")
+
+
+def _asking(
+    plane: Plane, asks: str, uid: int, count: int, server: Server
+) -> AbstractContextManager[None]:
+    """A user with so many connections to the server."""
+    if asks == "with a header":
+        return _client(plane.header_address.port, uid, count, proxy_header(server.address))
+    request = hook_request(server.address, lib.MOSNHOOK_PARKED)
+    return _client(plane.control_path, uid, count, request, plane.parks["127.0.0.1"].port)
 
 
 @pytest.mark.parametrize(
@@ -123,14 +153,20 @@ def test_a_client_that_has_closed_already_is_known_by_its_ticket(
     assert server.accepts_nothing()
 
 
-def small_plane(make_plane: MakePlane) -> Plane:
+def everybody(data: DataPlane) -> None:
+    data.set_clients([], True)
+
+
+def small_plane(
+    make_plane: MakePlane, set_clients: Callable[[DataPlane], None] = everybody
+) -> Plane:
     """One that has few descriptors, and waits for a minute."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
     try:
         return make_plane(
             timeouts=Timeouts(connect=2, header=60),
-            before_start=lambda data: data.set_clients([], True),
+            before_start=set_clients,
         )
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
@@ -193,3 +229,51 @@ def test_what_is_excluded_on_loopback_is_not_reached_as_the_sidecar(
         assert record.end is End.EXCLUDED
         assert record.original_destination == server.address
         assert server.accepts_nothing()
+
+
+@pytest.mark.parametrize("asks", ["with a header", "at the control socket"])
+def test_one_user_leaves_descriptors_to_another(
+    make_plane: MakePlane, server: Server, asks: str
+) -> None:
+    """Connections that are served, and never end: their server is the user's own."""
+    plane = small_plane(make_plane)
+    plane.let_everybody_in()
+    most = plane.data.counters().fds_budget
+    with contextlib.ExitStack() as users:
+        endless = users.enter_context(Server())
+        users.enter_context(_asking(plane, asks, STRANGER, most // 2 + 50, endless))
+        eventually(lambda: len(plane.closed()) >= 50, "those that are too many to be refused")
+        assert {record.end for record in plane.closed()} == {End.TOO_MANY_FDS}
+        eventually(lambda: plane.data.live + len(plane.closed()) == most // 2 + 50, "all")
+        counters = plane.data.counters()
+        # While they come at once, each has more than it needs later.
+        assert most // 2 < counters.fds_used <= most * 7 // 8
+        assert not counters.full, "nobody else is told to stay away"
+        before = plane.data.live
+        users.enter_context(_asking(plane, asks, NEIGHBOUR, 10, endless))
+        eventually(lambda: plane.data.live == before + 10, "the other user's connections")
+        assert not plane.data.counters().full
+    eventually(lambda: plane.data.counters().fds_used == 0, "all to be given back")
+    with _asking(plane, asks, STRANGER, 10, server):
+        eventually(lambda: plane.data.live == 10, "the same user again")
+
+
+def test_root_is_not_held_up_by_shares(make_plane: MakePlane, server: Server) -> None:
+    plane = small_plane(make_plane)
+    clients = []
+    while not plane.data.counters().full:
+        clients.append(plane.through(server.address))
+        server.accept()
+    counters = plane.data.counters()
+    assert counters.fds_used > counters.fds_budget * 15 // 16
+    assert plane.closed() == []
+
+
+def test_the_only_user_there_can_be_is_not_held_up_by_shares(
+    make_plane: MakePlane, server: Server
+) -> None:
+    plane = small_plane(make_plane, lambda data: data.set_clients([STRANGER], False))
+    most = plane.data.counters().fds_budget
+    port = plane.header_address.port
+    with _client(port, STRANGER, most // 2, proxy_header(server.address)):
+        eventually(lambda: plane.data.counters().full, "all to be used")

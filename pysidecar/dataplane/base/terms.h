@@ -71,6 +71,7 @@ enum dp_end {
     DP_END_TOO_MANY_WAIT,   /* so many connections of its user have not said what they want */
     DP_END_EXCLUDED,        /* a destination on our loopback that is not to be captured */
     DP_END_OTHER_NAMESPACE, /* the application's loopback is another one than ours */
+    DP_END_TOO_MANY_FDS,    /* its user has so many of the descriptors that others need the rest */
 };
 
 /* A side of a connection. */

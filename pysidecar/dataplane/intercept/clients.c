@@ -19,6 +19,10 @@ enum {
         16, /* of the budget: a user's connections that wait have at most this fraction */
 };
 
+/* What a user may have, times the descriptors that are free. So one alone gets 7/8, two get 7/15
+ * each, and even then there are more left than those with which the page says that we are full. */
+enum { MOST_OF_FREE = 7 };
+
 static int compare(const void *a, const void *b)
 {
     uint32_t left = *(const uint32_t *)a, right = *(const uint32_t *)b;
@@ -78,9 +82,14 @@ bool clients_has_process(uint32_t uid, uint32_t pid)
     return pid != 0 && uid != UINT32_MAX && stat(path, &status) == 0 && status.st_uid == uid;
 }
 
+static uint32_t slot_of(uint32_t uid)
+{
+    return (uid * 0x9e3779b1u >> 16) % CLIENT_SLOTS;
+}
+
 static atomic_uint *waiting_of(struct clients *clients, uint32_t uid)
 {
-    return &clients->waiting[(uid * 0x9e3779b1u >> 16) % CLIENT_SLOTS];
+    return &clients->waiting[slot_of(uid)];
 }
 
 bool clients_may_wait(struct session *session)
@@ -107,4 +116,34 @@ void clients_waited(struct session *session)
     session->waiting = false;
     atomic_fetch_sub_explicit(waiting_of(session->worker->clients, session->uid), 1,
                               memory_order_relaxed);
+}
+
+/* Whether somebody else could be in need of what the user takes. */
+static bool has_to_share(const struct worker *worker, uint32_t uid)
+{
+    const struct clients *clients = worker->clients;
+
+    return (clients->everybody_else || clients->count > 1) && uid != UINT32_MAX &&
+           !foreign_is_trusted(worker->foreign, uid);
+}
+
+bool clients_may_have_fds(struct session *session)
+{
+    const struct worker *worker = session->worker;
+    const struct budget *budget = worker->budget;
+    int fds = session->fds_reserved;
+
+    if (!has_to_share(worker, session->uid))
+        return true;
+    session->shares = true;
+    fds += atomic_fetch_add_explicit(&worker->clients->fds[slot_of(session->uid)], fds,
+                                     memory_order_relaxed);
+    return fds <= MOST_OF_FREE * (budget->most - budget_used(budget));
+}
+
+void clients_release_fds(struct session *session, int count)
+{
+    if (session->shares)
+        atomic_fetch_sub_explicit(&session->worker->clients->fds[slot_of(session->uid)], count,
+                                  memory_order_relaxed);
 }

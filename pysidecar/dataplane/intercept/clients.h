@@ -1,5 +1,6 @@
 /* Users as clients: who may use the listeners for PROXY v2 headers, which have no permissions as
- * the control socket has; and how many connections of one user may keep us waiting. */
+ * the control socket has; how many connections of one user may keep us waiting; and how many file
+ * descriptors one user may have. */
 #ifndef PYSIDECAR_INTERCEPT_CLIENTS_H
 #define PYSIDECAR_INTERCEPT_CLIENTS_H
 
@@ -17,7 +18,9 @@ struct clients {
     uint32_t *uids; /* sorted */
     size_t count;
     bool everybody_else;
-    atomic_uint waiting[CLIENT_SLOTS]; /* by a hash of the uid, so users may share one */
+    /* By a hash of the uid, so users may share one: */
+    atomic_uint waiting[CLIENT_SLOTS];
+    atomic_int fds[CLIENT_SLOTS]; /* reserved for them; not for those who may have all */
 };
 
 /* See dp_set_clients. 0 or -errno. */
@@ -31,5 +34,11 @@ bool clients_has_process(uint32_t uid, uint32_t pid);
 bool clients_may_wait(struct session *session);
 /* The session waits no more. */
 void clients_waited(struct session *session);
+/* Whether the session's user, who is known by now, may have the descriptors that are reserved for
+ * it. Counts them for the user. Each user leaves an eighth of what the others leave, so that there
+ * is something for whoever comes. */
+bool clients_may_have_fds(struct session *session);
+/* The session gives so many of them back. */
+void clients_release_fds(struct session *session, int count);
 
 #endif

@@ -241,11 +241,11 @@ static void take_request(struct session *session, struct request *request,
     memcpy(session->command, message->command, sizeof session->command);
     trace_request(session->worker, session->id, session->command, session->pid,
                   &session->origin.original_destination);
-    if (session->fds_reserved == 0) { /* it was accepted only to be refused */
+    if (request->refused) {
         request->waits |= message->flags & MOSNHOOK_ASKS || !request->parked;
         if (request->parked)
             (void)park_inspect(request);
-        session_refuse(session, DP_END_NO_RESOURCES, EMFILE);
+        session_refuse(session, request->refused, EMFILE);
     } else if (message->flags & MOSNHOOK_ASKS) {
         request->asked = true;
         session->worker->handler->asks(session);
@@ -360,6 +360,15 @@ static struct session *open_session(struct worker *worker, const struct listener
     return session;
 }
 
+static void refuse_request(struct session *session, enum dp_end end)
+{
+    ((struct request *)session->intercepted)->refused = (uint8_t)end;
+    (void)read_request(session);
+    /* If no request has come yet, its sender finds that we have hung up. */
+    if (session_state(session) == SESSION_ARRIVING)
+        session_close(session, end, EMFILE);
+}
+
 static void control_accept(struct worker *worker, const struct listener *listener, int fd)
 {
     struct session *session = open_session(worker, listener, fd, FDS_PER_REQUEST);
@@ -367,6 +376,10 @@ static void control_accept(struct worker *worker, const struct listener *listene
 
     if (!session)
         return;
+    if (!clients_may_have_fds(session)) {
+        refuse_request(session, DP_END_TOO_MANY_FDS);
+        return;
+    }
     loop_set_timer(&worker->loop, &session->timer, timeout_of(&worker->timeouts->header_ms),
                    session_arrival_expired);
     /* The request nearly always came with the connection. */
@@ -384,12 +397,8 @@ static void control_refuse_unserved(struct worker *worker, const struct listener
 {
     struct session *session = open_session(worker, listener, fd, 0);
 
-    if (!session)
-        return;
-    (void)read_request(session);
-    /* If no request has come yet, its sender finds that we have hung up. */
-    if (session_state(session) == SESSION_ARRIVING)
-        session_close(session, DP_END_NO_RESOURCES, EMFILE);
+    if (session)
+        refuse_request(session, DP_END_NO_RESOURCES);
 }
 
 const struct intercept intercept_control = {

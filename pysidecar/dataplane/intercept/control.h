@@ -15,7 +15,8 @@ struct request {
     struct mosnhook_address source, park; /* of the application's socket, if it is parked */
     bool asked;                           /* it asked already whether it may connect itself */
     bool waits;                           /* the caller waits for an answer */
-    bool parked; /* the application's socket is in SYN_SENT, see intercept/park.h */
+    uint8_t refused; /* enum dp_end: why, if it was accepted only to be refused */
+    bool parked;     /* the application's socket is in SYN_SENT, see intercept/park.h */
 };
 
 extern const struct intercept intercept_control;

@@ -222,6 +222,10 @@ static void header_accept(struct worker *worker, const struct listener *listener
         session_close(session, DP_END_DENIED, 0);
         return;
     }
+    if (!clients_may_have_fds(session)) {
+        session_close(session, DP_END_TOO_MANY_FDS, EMFILE);
+        return;
+    }
     session->downstream.changed = header_changed;
     loop_set_timer(&worker->loop, &session->timer, timeout_of(&worker->timeouts->header_ms),
                    session_arrival_expired);

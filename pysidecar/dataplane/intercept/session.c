@@ -68,6 +68,7 @@ void session_release_fds(struct session *session, uint8_t keep)
 {
     if (session->fds_reserved <= keep)
         return;
+    clients_release_fds(session, session->fds_reserved - keep);
     budget_release(session->worker->budget, session->fds_reserved - keep);
     session->fds_reserved = keep;
 }
@@ -119,7 +120,7 @@ void session_close(struct session *session, enum dp_end end, int error)
 
 void session_refuse(struct session *session, enum dp_end end, int error)
 {
-    bool away = end == DP_END_NO_RESOURCES;
+    bool away = end == DP_END_NO_RESOURCES || end == DP_END_TOO_MANY_FDS;
 
     if (session_state(session) == SESSION_CLOSED)
         return;

@@ -113,6 +113,7 @@ struct session {
     uint8_t end;
     uint8_t fds_reserved;
     bool waiting;     /* counted by clients_may_wait */
+    bool shares;      /* its descriptors are counted by clients_may_have_fds */
     bool hooked;      /* our hook is in the application */
     bool late_source; /* the worker knows the source only from SESSION_SERVED on */
     char command[MOSNHOOK_COMMAND_SIZE];
