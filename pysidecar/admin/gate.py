@@ -77,7 +77,9 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is its own
         if self._aborted:
+            # aiohttp never hears of it: it would begin when it has been told of the end.
             self._transport.abort()
+            return
         self._allow(REQUEST_TIMEOUT)
         _current.set(self)  # aiohttp's task for this connection begins in the next line
         self._inner.connection_made(transport)
@@ -105,9 +107,10 @@ class Connection(asyncio.Protocol):
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
         self.gate.forget(self)
+        if self._timer is None:  # it was aborted before it was made
+            return
+        self._timer.cancel()
         self._inner.connection_lost(exc)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import select
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import closing
@@ -197,6 +200,31 @@ def test_a_new_connection_takes_the_place_of_the_oldest_without_a_request(
             writer.close()
 
     assert served(converse).refused == 1
+
+
+def test_a_connection_may_lose_its_place_before_it_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gates, "MOST_OF_A_PEER", 2)
+    failures: list[dict[str, Any]] = []
+
+    async def converse(gate: Gate, address: Server) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: failures.append(what))
+        with contextlib.ExitStack() as stack:
+            for _ in range(64):  # without a turn of the loop
+                stack.enter_context(socket.create_connection(address))
+            while gate.connections < 2 or socket_is_waiting(gate):
+                await asyncio.sleep(0.001)
+        assert (await answer(address, GET % b"/ready")).startswith(b"HTTP/1.1 200 OK\r\n")
+        gc.collect()  # a task that failed is told of when it goes
+
+    served(converse)
+    assert not failures
+
+
+def socket_is_waiting(gate: Gate) -> bool:
+    """Whether a connection is to be accepted."""
+    return bool(select.select([gate._listener], [], [], 0)[0])
 
 
 def test_an_error_of_ours_is_an_answer_and_a_traceback_in_the_log(
