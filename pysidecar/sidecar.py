@@ -163,6 +163,7 @@ class Sidecar:
             admin_connections=gate.connections,
             admin_connections_refused=gate.refused,
             admin_bad_requests=gate.bad_requests,
+            trace_readers=self._admin.trace_readers,
         )
 
     def descriptors(self) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -70,6 +72,25 @@ class Launched:
         status, body = self.get(path)
         assert status == 200, body
         return json.loads(body)
+
+    @contextlib.contextmanager
+    def tracing(self, *options: str) -> Iterator[subprocess.Popen[str]]:
+        """``pysidecar debug trace``, to which events come from here on."""
+        command = [*PYSIDECAR, "debug", "trace", "--admin", str(self.admin), *options]
+        with subprocess.Popen(
+            [*self._prefix, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                eventually(lambda: self.trace_readers == 1, "the trace")
+                yield process
+            finally:
+                process.kill()
+
+    @property
+    def trace_readers(self) -> int:
+        found = re.search(r"^pysidecar_trace_readers (\d+)", self.get("/metrics")[1], re.MULTILINE)
+        assert found
+        return int(found[1])
 
     def access_log(self, count: int = 1) -> list[dict[str, Any]]:
         """The records, when there are at least so many."""

@@ -74,6 +74,11 @@ class AdminServer:
         assert self._runner.server is not None
         self.gate.open(self._runner.server)
 
+    @property
+    def trace_readers(self) -> int:
+        """How many read the trace now."""
+        return self._trace.readers
+
     async def stop(self) -> None:
         """Ends at once, also when a client is slow."""
         self._trace.close()

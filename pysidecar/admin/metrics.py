@@ -37,13 +37,15 @@ RuleCounters = dict[str, Mapping[str, tuple[int, int]]]
 
 @dataclass(frozen=True, slots=True)
 class OwnCounters:
-    """What the control plane counts of itself, since the start but for ``admin_connections``."""
+    """What the control plane counts of itself, since the start but for ``admin_connections`` and
+    ``trace_readers``."""
 
     access_log_lost_records: int
     log_lost_lines: int
     admin_connections: int
     admin_connections_refused: int
     admin_bad_requests: int
+    trace_readers: int
 
 
 _LABELS = ("direction", "transport", "action")
@@ -244,6 +246,11 @@ class _OwnCollector(Collector):
             "pysidecar_admin_connections",
             "Connections to the admin interface.",
             value=own.admin_connections,
+        )
+        yield GaugeMetricFamily(
+            "pysidecar_trace_readers",
+            "Readers of /debug/trace, for whom workers note what happens to connections.",
+            value=own.trace_readers,
         )
 
 

@@ -190,6 +190,11 @@ class TracePage:
             self._leave(reader)
         return response
 
+    @property
+    def readers(self) -> int:
+        """How many there are now."""
+        return len(self._readers)
+
     def close(self) -> None:
         """Nobody is shown anything any more."""
         self._closed = True

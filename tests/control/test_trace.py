@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import re
 import signal
@@ -23,7 +22,6 @@ from pysidecar.admin import AdminServer, trace
 from pysidecar.admin import gate as gates
 from pysidecar.dataplane import STATIONS, ConnectionRecord, TraceEvent
 from tests.control.conftest import RunningSidecar, exchange
-from tests.launching import PYSIDECAR
 from tests.waiting import PATIENCE, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -303,32 +301,6 @@ def test_who_reads_may_stay_longer_than_an_answer_takes(monkeypatch: pytest.Monk
 # ---- a running sidecar ----
 
 
-def command(sidecar: RunningSidecar, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*PYSIDECAR, "debug", "trace", "--admin", str(sidecar.admin), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-@contextlib.contextmanager
-def reading(sidecar: RunningSidecar, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    with command(sidecar, *arguments) as process:
-        try:
-            # With its connection, that of whoever asks here.
-            eventually(lambda: admin_connections(sidecar) == 2, "the command's connection")
-            yield process
-        finally:
-            process.kill()
-
-
-def admin_connections(sidecar: RunningSidecar) -> int:
-    found = re.search(r"^pysidecar_admin_connections (\d+)", sidecar.get("/metrics")[1], re.M)
-    assert found
-    return int(found[1])
-
-
 def converse(sidecar: RunningSidecar, echo: Address) -> None:
     with sidecar.connect(echo) as client:
         assert exchange(client, b"hello") == b"hello"
@@ -344,7 +316,7 @@ def lines_until_closed(process: subprocess.Popen[str]) -> list[str]:
 
 
 def test_the_command_tells_in_words(sidecar: RunningSidecar, echo: Address) -> None:
-    with reading(sidecar, "--destination", str(echo)) as process:
+    with sidecar.tracing("--destination", str(echo)) as process:
         converse(sidecar, echo)
         lines = lines_until_closed(process)
     assert re.fullmatch(r"[\d:.]+ +#1 +\+0\.000ms  accepted: transport header, .*\n", lines[0])
@@ -355,7 +327,7 @@ def test_the_command_tells_in_words(sidecar: RunningSidecar, echo: Address) -> N
 
 
 def test_the_command_gives_json_for_so_many_seconds(sidecar: RunningSidecar, echo: Address) -> None:
-    with reading(sidecar, "--json", "--seconds", "3", "--session", "2") as process:
+    with sidecar.tracing("--json", "--seconds", "3", "--session", "2") as process:
         for _ in range(3):
             converse(sidecar, echo)
         output, errors = process.communicate(timeout=PATIENCE)
@@ -370,18 +342,18 @@ def test_the_command_gives_json_for_so_many_seconds(sidecar: RunningSidecar, ech
 def test_a_command_that_ends_is_forgotten(
     sidecar: RunningSidecar, echo: Address, number: signal.Signals
 ) -> None:
-    with reading(sidecar) as process:
+    with sidecar.tracing() as process:
         process.send_signal(number)
         process.wait()
         if number == signal.SIGINT:
             assert process.returncode == 0
-    eventually(lambda: admin_connections(sidecar) == 1, "its connection is closed")
+    eventually(lambda: sidecar.trace_readers == 0, "nobody reads")
     converse(sidecar, echo)
     assert "Traceback" not in sidecar.log
 
 
 def test_a_sidecar_that_ends_ends_the_trace(sidecar: RunningSidecar) -> None:
-    with reading(sidecar) as process:
+    with sidecar.tracing() as process:
         sidecar.process.terminate()
         assert sidecar.process.wait(PATIENCE) == 0
         process.wait(PATIENCE)
