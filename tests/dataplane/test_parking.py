@@ -8,6 +8,7 @@ import os
 import re
 import select
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from tests.dataplane.support import (
     closed_address,
     events,
     hook_request,
+    linger_reset,
     preloadable,
     run_alone,
     silent_server,
@@ -506,3 +508,23 @@ def test_a_refusing_route_fails_the_connect(plane: Plane, server: Server) -> Non
         assert application.answer() == Answer(lib.MOSNHOOK_REFUSE, errno.ECONNREFUSED)
     assert plane.next_closed().error == "refused by a route: ECONNREFUSED"
     assert server.accepts_nothing()
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_reset_that_got_lost_is_sent_again(plane: Plane, host: str) -> None:
+    """As natively: whoever goes on with a connection that is no more learns of it. Not only
+    networks lose what a reset needs to be believed: so does a full receive buffer."""
+    drop = ctypes.create_string_buffer(struct.pack("=HBBI", 6, 0, 0, 0))
+    program = struct.pack("HP", 1, ctypes.addressof(drop))
+    with Server(host) as server, Parked(plane, host=host) as application:
+        application.ask(server.address)
+        assert application.is_writable()
+        client = application.blocking()
+        upstream = server.accept()
+        client.setsockopt(socket.SOL_SOCKET, 26, program)  # SO_ATTACH_FILTER
+        linger_reset(upstream)
+        assert plane.next_closed().end is End.UPSTREAM_RESET
+        client.setsockopt(socket.SOL_SOCKET, 27, 0)  # SO_DETACH_FILTER
+        client.sendall(b"x")
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)

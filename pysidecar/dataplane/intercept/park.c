@@ -22,12 +22,32 @@ enum {
 #define TCP_FASTOPEN_KEY 33
 #endif
 
+static bool attach_filter(int fd, struct sock_filter *filter, unsigned short count)
+{
+    struct sock_fprog program = {count, filter};
+
+    return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0;
+}
+
 static bool drop_all(int fd)
 {
     static struct sock_filter drop = BPF_STMT(BPF_RET | BPF_K, 0);
-    static const struct sock_fprog program = {1, &drop};
 
-    return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0;
+    return attach_filter(fd, &drop, 1);
+}
+
+/* What else comes belongs to a connection that we have reset, of which the other end has not
+ * learned: for that the kernel resets it again. */
+static bool drop_syns(int fd)
+{
+    static struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_B | BPF_ABS, 13), /* the flags of the TCP header */
+        BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, TH_SYN, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, 0),
+        BPF_STMT(BPF_RET | BPF_K, UINT32_MAX),
+    };
+
+    return attach_filter(fd, filter, sizeof filter / sizeof *filter);
 }
 
 /* Without the privilege for a filter: a connection that is never accepted fills the accept queue,
@@ -66,7 +86,7 @@ static int park_open(struct park *park)
         socket(name.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
     if (park->listener < 0)
         return -errno;
-    filtered = drop_all(park->listener);
+    filtered = drop_syns(park->listener);
     if (setsockopt(park->listener, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) < 0 ||
         bind(park->listener, (struct sockaddr *)&name, length) < 0 || listen(park->listener, 0) < 0)
         result = -errno;
