@@ -14,8 +14,8 @@
 #include <unistd.h>
 
 enum {
-    /* Redirected bytes that wait in one socket: enough for a reader that is not running for some
-     * milliseconds, and for all connections together no more than the budget. */
+    /* Redirected bytes that may wait in one socket: enough for a reader that does not run for some
+     * milliseconds, and no more than the budget for all connections together. */
     WINDOW_MAX = 4 * 1024 * 1024,
     WINDOW_MIN = 128 * 1024,
     WINDOW_BUDGET = 256 * 1024 * 1024,
@@ -40,7 +40,7 @@ static struct {
     int (*program_fd)(const void *program);
 } libbpf;
 
-static char *load_log; /* of the load that is going on: its first line says what is wrong */
+static char *load_log; /* of the load in progress; its first line says what is wrong */
 
 static int keep_first_line(int level, const char *format, va_list arguments)
 {
@@ -91,7 +91,7 @@ static long bpf(int command, union bpf_attr *attributes)
     return syscall(SYS_bpf, command, attributes, sizeof *attributes);
 }
 
-/* Runs a program of the kind that looks at packets, for one record. Its answer or -errno. */
+/* The program is of the kind that looks at packets; its packet's mark names the record. */
 int accelerator_run(const struct accelerator *accelerator, int program, const struct record *record)
 {
     struct __sk_buff context = {.mark = (uint32_t)(record - accelerator->records)};
@@ -147,7 +147,8 @@ static bool size_maps(void *object, uint32_t connections)
     } maps[] = {
         {"records", connections},
         {"upstreams", connections},
-        {"ends", 2 * 2 * connections}, /* closed ones leave when the application does */
+        {"ends",
+         2 * 2 * connections}, /* closed sockets leave when the application closes its own */
     };
 
     for (size_t i = 0; i < sizeof maps / sizeof *maps; i++)
@@ -177,7 +178,7 @@ static size_t records_size(const struct accelerator *accelerator)
     return accelerator->settings.connections * sizeof(struct record);
 }
 
-/* The link by which `wake_senders` can be run, or -errno. */
+/* Makes the link that runs `wake_senders`. -errno on failure. */
 static int link_iterator(int program)
 {
     union bpf_attr attributes;
@@ -280,9 +281,9 @@ void accelerator_close(struct accelerator *accelerator)
 }
 
 void accelerator_remove(const struct accelerator *accelerator, const struct record *record,
-                        enum end end)
+                        enum role role)
 {
-    uint64_t key = record->id * KEYS_PER_CONNECTION + end;
+    uint64_t key = record->id * KEYS_PER_CONNECTION + role;
     union bpf_attr attributes;
 
     memset(&attributes, 0, sizeof attributes);
@@ -326,7 +327,7 @@ void accelerator_give_back(struct accelerator *accelerator, struct record *recor
 
 uint32_t accelerator_window(const struct accelerator *accelerator)
 {
-    /* Not under the lock: a moment's difference does not matter. */
+    /* Without the lock: a moment's difference does not matter. */
     uint32_t free = (uint32_t)__atomic_load_n(&accelerator->free_count, __ATOMIC_RELAXED);
     uint32_t used = accelerator->settings.connections - free;
     uint32_t share = WINDOW_MAX;
@@ -338,8 +339,8 @@ uint32_t accelerator_window(const struct accelerator *accelerator)
 
 /* ---- memory ---- */
 
-/* Whether the kernel says that TCP's memory, which is the machine's, is short: from the second
- * number of tcp_mem on, until there is less than the first. */
+/* Whether the kernel calls TCP's memory, which is the machine's, short: from the second number of
+ * tcp_mem on, until less than the first is used. */
 static bool kernel_is_short(void)
 {
     char text[8192], press[4] = "";
@@ -355,7 +356,7 @@ static bool kernel_is_short(void)
     return line && sscanf(line, " TCP %*s %*s %*s %3s", press) == 1 && strcmp(press, "yes") == 0;
 }
 
-/* Senders of ours may have to be woken while it is short, a last time when it is so no longer. */
+/* Wakes senders of ours while memory is short, and a last time when it no longer is. */
 static void look_at_memory(struct accelerator *accelerator, uint64_t now_ms)
 {
     uint64_t due = atomic_load_explicit(&accelerator->look_at_memory_at_ms, memory_order_relaxed);

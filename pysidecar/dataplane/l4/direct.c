@@ -19,7 +19,7 @@
 enum {
     FIRST_SLOTS = 64,
     UNSUBSCRIBE_AFTER_MS = 1000, /* without a direct connection */
-    CONNECT_SOON_MS = 2000,      /* after the answer the application connects at once */
+    CONNECT_SOON_MS = 2000,      /* within this, the application has connected after its answer */
     CLOCK_SLACK_MS = 1000,
 };
 
@@ -29,12 +29,12 @@ struct direct_session {
     uint64_t cookie; /* the SO_COOKIE of the application's socket */
     struct cluster *cluster;
     struct endpoint *endpoint;
-    bool present, counted;               /* it was just seen; its bytes are final */
-    _Atomic uint64_t seen_bytes[2];      /* as session->bytes, which are its final ones */
+    bool present, counted;          /* present: it was just seen; counted: its bytes are final */
+    _Atomic uint64_t seen_bytes[2]; /* as session->bytes, which has the final ones */
     struct mosnhook_address seen_source; /* the control thread's */
 };
 
-/* By the sockets' cookies: open addressing, at most half full. */
+/* Direct sessions by their sockets' cookies: open addressing, at most half full. */
 struct cookies {
     struct direct_session **slots;
     size_t count, capacity;
@@ -43,11 +43,11 @@ struct cookies {
 struct direct {
     struct worker *worker, *workers;
     uint32_t worker_count;
-    struct watch freed; /* netlink: sockets that the kernel frees; -1: not listening */
+    struct watch freed; /* netlink: sockets that the kernel frees; -1 when not listening */
     struct cookies cookies;
     bool events_lost;                /* of `freed` */
     uint64_t until_ms;               /* when the last direct connection ended */
-    _Atomic(struct reused *) reused; /* sockets that other workers were asked for */
+    _Atomic(struct reused *) reused; /* sockets that other workers were asked about */
 };
 
 /* ---- by cookie ---- */
@@ -68,7 +68,7 @@ static struct direct_session *cookies_find(const struct cookies *cookies, uint64
     return NULL;
 }
 
-static void place(struct cookies *cookies, struct direct_session *known)
+static void cookies_place(struct cookies *cookies, struct direct_session *known)
 {
     size_t at = slot_of(cookies, known->cookie);
 
@@ -91,11 +91,11 @@ static bool cookies_add(struct cookies *cookies, struct direct_session *known)
             return false;
         for (size_t i = 0; i < cookies->capacity; i++)
             if (cookies->slots[i])
-                place(&larger, cookies->slots[i]);
+                cookies_place(&larger, cookies->slots[i]);
         free(cookies->slots);
         *cookies = larger;
     }
-    place(cookies, known);
+    cookies_place(cookies, known);
     cookies->count++;
     return true;
 }
@@ -107,7 +107,7 @@ static void cookies_remove(struct cookies *cookies, const struct direct_session 
     while (cookies->slots[hole] != known)
         hole = (hole + 1) & mask;
     cookies->count--;
-    /* Those behind it that would no longer be found move up. */
+    /* Entries behind the hole that could no longer be found move up. */
     for (size_t at = (hole + 1) & mask; cookies->slots[at]; at = (at + 1) & mask) {
         size_t wanted = slot_of(cookies, cookies->slots[at]->cookie);
 
@@ -121,7 +121,7 @@ static void cookies_remove(struct cookies *cookies, const struct direct_session 
 
 /* ---- what the kernel says of one ---- */
 
-/* By the session's worker, or the control thread. */
+/* Called by the session's worker, and by the control thread. */
 static void note_seen(struct direct_session *known, const struct diag_socket *socket)
 {
     atomic_store_explicit(&known->seen_bytes[DOWNSTREAM], socket->bytes_sent, memory_order_relaxed);
@@ -141,22 +141,21 @@ static int64_t age_ms(const struct session *session)
     return (int64_t)session->worker->loop.now_ms - (int64_t)opened_ms(session);
 }
 
-/* A socket that was disconnected (by SO_LINGER 0, or connect to AF_UNSPEC) has forgotten its bytes,
- * but not when the last acknowledgement came; one that never got one says a time before it was
- * made. */
+/* A disconnected socket (by SO_LINGER 0, or connect to AF_UNSPEC) has forgotten its bytes, but not
+ * when the last acknowledgement came. One that never got one names a time before it was made. */
 static bool was_established(const struct session *session, const struct diag_socket *socket)
 {
     return socket->bytes_acked > 0 || socket->last_ack_ms <= age_ms(session) + CLOCK_SLACK_MS;
 }
 
-/* Of one that was never established:
+/* Whether the endpoint is at fault for a socket that was never established:
  *
  *   no SYN was sent                       no route, no port, or never connected: not the endpoint
  *   the endpoint answered                 it refused
  *   the kernel has disconnected it        a connect() that waited, and failed
  *   the application closed it, unheard    the endpoint's doing if it had the time that we take
  *
- * An application that disconnects it itself is taken for the third. */
+ * An application that disconnects the socket itself is taken for the third. */
 static bool is_endpoints_doing(const struct session *session, const struct diag_socket *socket)
 {
     if (socket->unacked == 0)
@@ -165,15 +164,15 @@ static bool is_endpoints_doing(const struct session *session, const struct diag_
            age_ms(session) >= timeout_of(&session->worker->timeouts->connect_ms);
 }
 
-/* The kernel counts the peer's FIN as a byte received, if it came before the socket was freed.
- * Whether it did, of a socket whose own FIN was acknowledged:
+/* Whether the kernel has counted the peer's FIN as a byte received: it does if the FIN came before
+ * the socket was freed. For a socket whose own FIN was acknowledged:
  *
  *   the peer closed first (LAST_ACK)                     counted, nothing is left of the socket
  *   the FIN came, and the application did not read it    counted, and unread
  *   shut down by the application, then by the peer       counted, TIME_WAIT is left
  *   closed by the application, then by the peer          not counted, FIN_WAIT2 is left
  *
- * The last is taken for the one before if the peer's FIN comes between the event and our question.
+ * If the peer's FIN comes between the event and our query, the last is taken for the one before.
  */
 static bool counts_fin(const struct diag_socket *socket)
 {
@@ -203,7 +202,7 @@ static void end_unestablished(struct direct_session *known, const struct diag_so
     session_close(session, DP_END_UPSTREAM_CONNECT, 0);
 }
 
-static void end(struct direct_session *known, const struct diag_socket *socket)
+static void end_direct(struct direct_session *known, const struct diag_socket *socket)
 {
     struct session *session = known->session;
     bool fin_acked = socket->bytes_acked == socket->bytes_sent + 2; /* besides, the SYN */
@@ -234,7 +233,7 @@ static void socket_freed(void *argument, const struct diag_socket *socket)
     struct direct_session *known = cookies_find(&direct->cookies, socket->cookie);
 
     if (known)
-        end(known, socket);
+        end_direct(known, socket);
 }
 
 /* ---- listening ---- */
@@ -277,7 +276,7 @@ static void mark_present(void *argument, const struct diag_socket *socket)
         endpoint_succeeded(known->endpoint, opened_ms(known->session));
 }
 
-/* Events were lost: sessions whose socket is gone ended unobserved. */
+/* Events were lost: closes sessions whose socket is gone as unobserved. */
 static void look_for_all(struct direct *direct)
 {
     struct cookies *cookies = &direct->cookies;
@@ -303,7 +302,7 @@ static void look_for_all(struct direct *direct)
     }
 }
 
-/* One that was not there yet may be by now. */
+/* A socket that did not exist yet may exist by now. */
 static void look_again(struct timer *timer)
 {
     look_for_all(OWNER(timer, struct session, timer)->worker->direct);
@@ -334,7 +333,7 @@ static int read_option(int fd, int level, int name)
     return getsockopt(fd, level, name, &value, &length) < 0 ? -1 : value;
 }
 
-/* Whether the application's socket can be connected there, from what it may be bound to. */
+/* Whether the application's socket can connect there, from the address that it may be bound to. */
 static bool can_reach(int application, const struct mosnhook_address *source,
                       const struct mosnhook_address *endpoint)
 {
@@ -352,12 +351,12 @@ static bool can_reach(int application, const struct mosnhook_address *source,
            (!address_is_loopback(source) || address_is_loopback(endpoint));
 }
 
-/* False where only a relay will do. */
-static bool choose(struct session *session, int application, struct choice *choice)
+/* Picks an endpoint that the application can connect to. False where only a relay will do. */
+static bool choose_reachable(struct session *session, int application, struct choice *choice)
 {
     struct worker *worker = session->worker;
     uint64_t since_ms = ejected_since(worker->timeouts, worker->loop.now_ms);
-    bool relayable = false; /* an endpoint that is not ejected, but not within reach */
+    bool relayable = false; /* an endpoint is not ejected, but only a relay reaches it */
 
     if (!foreign_namespace_is_known(worker->foreign) || /* see direct_works */
         read_option(application, SOL_SOCKET, SO_PROTOCOL) != IPPROTO_TCP ||
@@ -373,7 +372,7 @@ static bool choose(struct session *session, int application, struct choice *choi
     return false;
 }
 
-/* False: the asker waits for it no more. */
+/* False if the caller no longer waits. */
 static bool send_answer(const struct request *request, enum mosnhook_action action,
                         const struct mosnhook_address *endpoint)
 {
@@ -387,8 +386,9 @@ static bool send_answer(const struct request *request, enum mosnhook_action acti
     return control_answer(request, &answer);
 }
 
-/* The socket is asked for a second time: its first connect failed, or was undone. */
-static void replace(struct direct *direct, const struct diag_socket *socket)
+/* The application asks about a socket again: its earlier connect failed, or was undone. Ends the
+ * earlier session. */
+static void end_earlier(struct direct *direct, const struct diag_socket *socket)
 {
     struct direct_session *before = cookies_find(&direct->cookies, socket->cookie);
 
@@ -404,7 +404,7 @@ struct reused {
     struct diag_socket socket;
 };
 
-static void replace_elsewhere(struct direct *direct, const struct diag_socket *socket)
+static void end_earlier_elsewhere(struct direct *direct, const struct diag_socket *socket)
 {
     for (uint32_t i = 0; i < direct->worker_count; i++) {
         struct worker *other = &direct->workers[i];
@@ -425,16 +425,16 @@ void direct_take_reused(struct worker *worker)
     while (reused) {
         struct reused *next = reused->next;
 
-        replace(worker->direct, &reused->socket);
+        end_earlier(worker->direct, &reused->socket);
         free(reused);
         reused = next;
     }
 }
 
-/* The session is still as it was when it asked; the choice is used up. */
+/* Puts the session back to where it asked, and gives up the choice. */
 static void await_request(struct session *session, struct choice *choice)
 {
-    /* Both requests are one connection, which takes one turn at the endpoints. */
+    /* Both requests are one connection, which takes one turn. */
     trace(session->worker, session->id, not_direct, 0, 0);
     choice_give_back(choice);
     choice_release(choice);
@@ -442,7 +442,7 @@ static void await_request(struct session *session, struct choice *choice)
     control_await_request(session);
 }
 
-static void refuse(struct session *session, struct choice *choice, enum dp_end end)
+static void refuse_question(struct session *session, struct choice *choice, enum dp_end end)
 {
     if (!send_answer(session->intercepted, MOSNHOOK_REFUSE, NULL)) {
         await_request(session, choice);
@@ -456,11 +456,11 @@ static void refuse(struct session *session, struct choice *choice, enum dp_end e
 
 static void direct_close(struct session *session, bool reset);
 
-/* Nobody completes it. */
+/* It is never completed. */
 static const struct service direct_service = {.close = direct_close};
 
-/* What the socket was before has ended. False when out of memory. */
-static bool begin(struct direct_session *known, int application)
+/* Ends earlier sessions of the socket and remembers its cookie. False when out of memory. */
+static bool remember(struct direct_session *known, int application)
 {
     struct direct *direct = known->session->worker->direct;
     struct diag_socket before;
@@ -468,17 +468,17 @@ static bool begin(struct direct_session *known, int application)
 
     if (getsockopt(application, SOL_SOCKET, SO_COOKIE, &known->cookie, &length) < 0)
         return false;
-    /* What other workers were asked before is about our earlier record, not about this one. */
+    /* What other workers were asked before is about our earlier session, not about this one. */
     direct_take_reused(known->session->worker);
     diag_of_fd(application, &before);
     before.cookie = known->cookie;
-    replace(direct, &before);
+    end_earlier(direct, &before);
     if (known->session->origin.source.port != 0) /* it was bound, or connected before */
-        replace_elsewhere(direct, &before);
+        end_earlier_elsewhere(direct, &before);
     return cookies_add(&direct->cookies, known);
 }
 
-/* False where it is to be handed over. */
+/* Lets the application connect itself. False if it has to be relayed. */
 static bool leave_to_application(struct session *session, const struct choice *choice)
 {
     struct worker *worker = session->worker;
@@ -487,7 +487,7 @@ static bool leave_to_application(struct session *session, const struct choice *c
 
     if (known)
         known->session = session;
-    if (!known || !begin(known, request->application)) {
+    if (!known || !remember(known, request->application)) {
         free(known);
         return false;
     }
@@ -525,14 +525,15 @@ void direct_ask(struct session *session)
     if (refused != DP_END_NONE) {
         session->worker->handler->decided(session, refused == DP_END_REFUSED_BY_ROUTE ? DP_REFUSE
                                                                                       : DP_RELAY);
-        refuse(session, &choice, refused);
+        refuse_question(session, &choice, refused);
         return;
     }
-    if (choice.action == DP_DIRECT && choose(session, request->application, &choice) &&
+    if (choice.action == DP_DIRECT && choose_reachable(session, request->application, &choice) &&
         leave_to_application(session, &choice))
         return;
     await_request(session, &choice);
-    (void)send_answer(request, MOSNHOOK_RELAY, NULL); /* the request comes in any case */
+    /* Whether the answer arrives or not, the request comes. */
+    (void)send_answer(request, MOSNHOOK_RELAY, NULL);
 }
 
 static void direct_close(struct session *session, bool reset)

@@ -9,7 +9,7 @@
 #include "net/pipe.h"
 
 enum {
-    RELAY_BATCH = 16,          /* reads of one direction before others get their turn */
+    RELAY_BATCH = 16,          /* reads of one flow before others get their turn */
     FULL_READS_TO_SPLICE = 4,  /* consecutive reads that filled the scratch memory */
     SMALL_SPLICES_TO_COPY = 8, /* consecutive splices below SMALL_SPLICE */
     SMALL_SPLICE = 16 * 1024,
@@ -17,7 +17,7 @@ enum {
 
 struct chunk {
     uint32_t start, end;
-    int flags; /* of write(): MSG_OOB, or 0 */
+    int flags; /* of send(): MSG_OOB, or 0 */
     uint8_t data[];
 };
 
@@ -66,7 +66,7 @@ enum progress flow_side_failed(struct tunnel *tunnel, int side, int error)
     return PROGRESS_FAILED;
 }
 
-/* The receiver takes no more; `held`: bytes that wait for it. */
+/* Notes that the receiver takes no more, while `held` bytes wait for it. */
 static void hold_back(struct tunnel *tunnel, int from, size_t held)
 {
     struct flow *flow = &tunnel->flow[from];
@@ -86,7 +86,7 @@ static void go_on(struct tunnel *tunnel, int from)
     flow->held_back = false;
 }
 
-/* Sends the flow's chunk. True when it is gone; else `progress` says why not. */
+/* Sends the flow's chunk. True when it is gone; else `*progress` says why not. */
 static bool flush_chunk(struct tunnel *tunnel, int from, enum progress *progress)
 {
     struct flow *flow = &tunnel->flow[from];
@@ -113,7 +113,7 @@ static bool flush_chunk(struct tunnel *tunnel, int from, enum progress *progress
     return true;
 }
 
-/* Sends what the flow's pipe holds. As flush_chunk. */
+/* Sends what the flow's pipe holds. Returns as flush_chunk does. */
 static bool flush_pipe(struct tunnel *tunnel, int from, enum progress *progress)
 {
     struct flow *flow = &tunnel->flow[from];
@@ -139,9 +139,10 @@ static bool flush_pipe(struct tunnel *tunnel, int from, enum progress *progress)
     return true;
 }
 
-/* What to do after a read of `count` bytes, where `wanted` were asked for: false when the side has
- * nothing more for now. A short read means that the socket was empty; only an end or an urgent byte
- * that is already there would not be announced again, so then reading goes on to it. */
+/* Notes what a read of `count` bytes says of the side, where `wanted` were asked for. False when
+ * there is nothing more to read for now. A short read means that the socket is empty. But epoll
+ * would not announce an end or an urgent byte again that is there already: then reading goes on up
+ * to it. */
 static bool after_read(struct tunnel *tunnel, int from, ssize_t count, size_t wanted,
                        enum progress *progress)
 {
@@ -160,7 +161,7 @@ static bool after_read(struct tunnel *tunnel, int from, ssize_t count, size_t wa
     if (count < 0 || ((size_t)count < wanted && !side->hung_up && !side->urgent))
         side->readable = false;
     if (count < 0)
-        side->urgent = false; /* it is announced again when what comes before it is there */
+        side->urgent = false; /* epoll announces it again when what comes before it arrives */
     *progress = PROGRESS_BLOCKED;
     return count > 0;
 }
@@ -185,8 +186,8 @@ static void set_splicing(struct tunnel *tunnel, int from, bool on)
     flow->streak = 0;
 }
 
-/* Sends what was read to the scratch memory, and keeps what is not taken. False when this direction
- * cannot go on. */
+/* Sends what was read to the scratch memory, and keeps the rest. False when the flow cannot go on.
+ */
 static bool pass_on(struct tunnel *tunnel, int from, size_t count, int flags,
                     enum progress *progress)
 {
@@ -222,7 +223,7 @@ static bool pass_on(struct tunnel *tunnel, int from, size_t count, int flags,
     return false;
 }
 
-/* Whether a read that brought less than it could means that there is nothing more. */
+/* Whether a short read means that there is nothing more. */
 static bool short_read_tells(const struct tunnel *tunnel, int from)
 {
     const struct flow_ops *ops = tunnel->ops;
@@ -230,7 +231,7 @@ static bool short_read_tells(const struct tunnel *tunnel, int from)
     return !(ops && ops->reads_both && ops->reads_both(tunnel, from));
 }
 
-/* Reads once and passes on what can be passed on. As pass_on. */
+/* Reads once and passes on what can be passed on. Returns as pass_on does. */
 static bool copy_once(struct tunnel *tunnel, int from, enum progress *progress)
 {
     struct flow *flow = &tunnel->flow[from];
@@ -257,7 +258,7 @@ static bool copy_once(struct tunnel *tunnel, int from, enum progress *progress)
     return going_on;
 }
 
-/* The next byte is an urgent one. As copy_once. */
+/* The next byte is urgent: reads and passes on that one. Returns as pass_on does. */
 static bool copy_urgent(struct tunnel *tunnel, int from, enum progress *progress)
 {
     struct channel *side = tunnel_side(tunnel, from);
@@ -273,7 +274,7 @@ static bool copy_urgent(struct tunnel *tunnel, int from, enum progress *progress
     return pass_on(tunnel, from, 1, MSG_OOB, progress);
 }
 
-/* As copy_once. */
+/* As copy_once, by splice. */
 static bool splice_once(struct tunnel *tunnel, int from, enum progress *progress)
 {
     struct flow *flow = &tunnel->flow[from];
@@ -287,13 +288,14 @@ static bool splice_once(struct tunnel *tunnel, int from, enum progress *progress
         }
     }
     count = channel_to_pipe(tunnel_side(tunnel, from), flow->pipe->write_end, PIPE_SIZE);
-    /* Before an urgent byte it says 0, as at an end, where the end has come too: recv() tells. */
+    /* With the end in the queue, splice returns 0 already before an urgent byte. recv() can tell.
+     */
     if (count == 0) {
         set_splicing(tunnel, from, false);
         return true;
     }
-    /* A full pipe and an empty socket look alike, but the pipe is empty here. And a short splice
-     * says nothing about the socket: the pipe may have run out of slots. */
+    /* EAGAIN means an empty socket, as the pipe is empty here. A short splice means nothing: the
+     * pipe may have run out of slots. */
     if (!after_read(tunnel, from, count, 0, progress))
         return false;
     if (count <= 0)
@@ -305,7 +307,7 @@ static bool splice_once(struct tunnel *tunnel, int from, enum progress *progress
     return flush_pipe(tunnel, from, progress);
 }
 
-/* As pass_on. */
+/* Returns as pass_on does. */
 static bool read_once(struct tunnel *tunnel, int from, enum progress *progress)
 {
     if (channel_is_at_mark(tunnel_side(tunnel, from)))
@@ -343,7 +345,7 @@ enum progress flow_run(struct tunnel *tunnel, int from, bool pass_end)
         if (!read_once(tunnel, from, &progress))
             break;
     }
-    /* Not the chunk: what was copied after the last splice may wait in one. */
+    /* Not if there is a chunk only: what was copied after the last splice may wait in it. */
     if (flow->pipe && flow->pipe->held == 0)
         release_pipe(tunnel_worker(tunnel), flow);
     if (progress == PROGRESS_FAILED || progress == PROGRESS_LOST)

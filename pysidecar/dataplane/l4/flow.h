@@ -1,13 +1,14 @@
 /* One direction of a tunnel.
  *
  * Small traffic goes through the worker's scratch memory (read, write), bulk through a pipe
- * (splice): which one is chosen by what the direction does, not once for all. Bytes that were read
- * and could not be sent wait in a chunk or in the pipe; until they are gone nothing more is read
- * (that is the backpressure), and a direction that waits for nothing holds no memory.
+ * (splice); a flow changes between the two by what it carries. Bytes that were read and could not
+ * be sent wait in a chunk or in the pipe. Until they are gone nothing more is read, which is the
+ * backpressure; a flow with nothing waiting holds no memory.
  *
  * An urgent byte stays at its place in the stream (SO_OOBINLINE). A read ends before it, and
- * splice() never passes it, so it is what the next read begins with: it is asked for (SIOCATMARK)
- * wherever that is not known, read alone, and sent as urgent. */
+ * splice() never passes it, so the next read begins with it. The flow asks for the mark
+ * (SIOCATMARK) wherever epoll has not ruled it out, reads the byte alone, and sends it as urgent.
+ */
 #ifndef PYSIDECAR_L4_FLOW_H
 #define PYSIDECAR_L4_FLOW_H
 
@@ -23,56 +24,58 @@ struct tunnel;
 struct flow {
     struct chunk *chunk; /* read but not sent; NULL when everything was sent */
     struct pipe *pipe;
-    uint8_t streak; /* consecutive full reads, or small ones while splicing */
+    uint8_t streak; /* consecutive full reads; while splicing, small ones */
     bool splicing;
     bool held_back; /* what it holds was not taken when it was read */
 };
 
 enum progress {
     PROGRESS_BLOCKED, /* nothing more to do until an event */
-    PROGRESS_BATCH,   /* there is more to do, but others first */
+    PROGRESS_BATCH,   /* there is more to do, after others had their turn */
     PROGRESS_DONE,    /* everything was passed on, the end included */
     PROGRESS_FAILED,  /* a side was reset; session->end and error say how */
     PROGRESS_LOST,    /* bytes that were read cannot be kept: nothing may follow the gap */
 };
 
-/* What may take a tunnel's bytes past its flows, or hold them back: acceleration, faults. A flow is
+/* What takes a tunnel's bytes past its flows, or holds them back: acceleration, faults. A flow is
  * named by the side that it reads. Each member may be NULL. */
 struct flow_ops {
     /* The flows have done what they can for now. */
     void (*ran)(struct tunnel *tunnel);
-    /* Whether nothing is to be sent to that side for now. Then a task of the tunnel's, or
-     * `writable`, goes on with it. */
+    /* Whether nothing may be sent to that side for now. The ops then call tunnel_go_on(), or answer
+     * otherwise after `writable`. */
     bool (*waits)(struct tunnel *tunnel, int to);
     /* That side's socket takes bytes again. */
     void (*writable)(struct tunnel *tunnel, int to);
-    /* Bytes are to be read, and were sent; `bulk`: as many as a read takes. */
+    /* Before bytes are read to be copied, and after they were sent. `bulk`: as many as a read
+     * takes. */
     void (*copying)(struct tunnel *tunnel, int from);
     void (*copied)(struct tunnel *tunnel, int from, bool bulk);
-    /* Whether bytes come by another way than the socket's own queue, too, so that a short read does
+    /* Whether bytes also come by another way than the socket's own queue, so that a short read does
      * not mean that there are no more. */
     bool (*reads_both)(const struct tunnel *tunnel, int from);
-    /* A flow has sent so many bytes. */
+    /* The flow has sent so many bytes. */
     void (*forwarded)(struct tunnel *tunnel, int from, size_t bytes);
-    /* From now on the flow is to be spliced: false where it cannot be. Or copied again. */
+    /* The flow is about to splice (false forbids it), or to copy again. */
     bool (*splice)(struct tunnel *tunnel, int from);
     void (*copy)(struct tunnel *tunnel, int from);
-    /* An urgent byte is to be sent. */
+    /* An urgent byte is about to be sent. */
     void (*urgent)(struct tunnel *tunnel, int from);
-    /* The tunnel's timer: when to come back, in ms of the loop's clock; UINT64_MAX: never. */
+    /* The tunnel's timer expired. Returns when to come back, in ms of the loop's clock; UINT64_MAX
+     * for never. */
     uint64_t (*tick)(struct tunnel *tunnel);
-    /* The sockets are going to be closed; they were. */
+    /* Before the sockets are closed, and after. */
     void (*stop)(struct tunnel *tunnel);
     void (*release)(struct tunnel *tunnel);
 };
 
-/* Moves what can be moved now. `pass_end`: whether an end that is read is passed on. */
+/* Moves what can be moved now. `pass_end`: whether to pass on the end of the stream. */
 enum progress flow_run(struct tunnel *tunnel, int from, bool pass_end);
-/* Notes that a side was reset, as an operation on it told. */
+/* Notes that an operation on that side reported a reset. */
 enum progress flow_side_failed(struct tunnel *tunnel, int side, int error);
 /* Accounts bytes that were forwarded. */
 void flow_count(struct tunnel *tunnel, int from, size_t bytes);
-/* Frees its buffers. */
+/* Frees the flow's buffers. */
 void flow_release(struct tunnel *tunnel, int from);
 
 #endif

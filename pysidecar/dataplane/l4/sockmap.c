@@ -16,30 +16,30 @@
 #include "l4/accelerator.h"
 
 enum {
-    /* What may wait on TCP's way from the application: little, so that a blast that had to take it
-     * leaves it soon. The unsent bytes that its socket takes, and our receive buffer. */
+    /* What may wait on TCP's way from the application (unsent in its socket, and in our receive
+     * buffer): little, so that a blast that had to take TCP can leave it soon. */
     UNSENT_MAX = 1,
     RECEIVE_BUFFER = 64 * 1024,
 
-    /* How often a receiver that is behind is looked after: seldom enough that looking takes no more
-     * than a twentieth of the worker's time. And how long, without and with progress. */
+    /* How often to poll a receiver that is behind: seldom enough to take at most a twentieth of the
+     * worker's time. And for how long, without and with progress. */
     POLL_NS = 200 * 1000,
     POLL_SHARE = 20,
     STALL_MS = 5,
     POLLED_MS = 20,
-    RETRY_MS = 10,      /* of one that stalled, and takes bytes by TCP */
-    TRIES = 8,          /* to attach a tunnel, at doubled distances */
+    RETRY_MS = 10,      /* of a receiver that stalled, and gets bytes by TCP */
+    TRIES = 8,          /* to attach a tunnel, at doubling distances */
     TICK_BUSY_MS = 250, /* how old byte counts may be */
     TICK_IDLE_MS = 1000,
 };
 
-/* Whether who is sent to keeps up with it. While it does not, the sender waits for it rather than
- * send by TCP, which would have to be empty before anything can be redirected again. */
+/* Whether a receiver keeps up. While it does not, we wait for it rather than send by TCP, which
+ * would have to be empty before anything could be redirected again. */
 enum pace {
     PACE_KEEPS_UP,
     PACE_BEHIND,    /* its window is full */
     PACE_SWITCHING, /* from TCP to redirecting: it has to read everything first */
-    PACE_STALLED,   /* it takes too long: TCP holds the sender back */
+    PACE_STALLED,   /* it takes too long: TCP takes over */
 };
 
 struct receiver {
@@ -48,25 +48,26 @@ struct receiver {
     uint64_t since_ms, progress_ms;
 };
 
-/* tunnel->extra, from the first try to attach it on. */
+/* tunnel->extra, from the first attempt to attach on. */
 struct sockmapped {
     struct tunnel *tunnel;
-    struct record *record;      /* NULL: it is not attached */
-    unsigned tries;             /* that are left */
-    uint64_t again_at_ms;       /* the next one is not before */
-    uint64_t counted;           /* of record->redirected[0]: added to the session's bytes */
-    uint64_t redirected_before; /* record->redirected[1] before the read that is going on */
-    int room;                   /* bytes of the buffer that redirected ones go to */
+    struct record *record; /* NULL if it is not attached */
+    unsigned tries;        /* attempts that are left */
+    uint64_t again_at_ms;  /* not before this is the next attempt */
+    uint64_t counted;      /* of record->redirected[0]: what is in the session's bytes already */
+    uint64_t redirected_before; /* record->redirected[1] before the current read */
+    int room;                   /* size of the buffer that redirected bytes go to */
     bool joined;                /* what we send to the application may be redirected */
-    uint64_t leaves_at_ms;      /* when it goes back to the relay; 0: it does not */
-    /* By the side that is sent to: the application, the upstream. */
+    uint64_t leaves_at_ms;      /* when it may go back to the relay; 0: it stays */
+    /* By the side that is sent to. */
     struct receiver receiver[2];
-    struct sockmapped *next_polled, **previous_polled; /* the worker's, while one is waited for */
+    struct sockmapped *next_polled,
+        **previous_polled; /* in the worker's list, while a receiver is waited for */
 };
 
 struct sockmap {
     struct worker *worker;
-    struct sockmapped *polled; /* those with a receiver that is behind */
+    struct sockmapped *polled; /* tunnels with a receiver that is waited for */
     struct timer poll;
 };
 
@@ -104,8 +105,8 @@ static bool describe_socket(int fd, struct tuple *tuple)
     return true;
 }
 
-/* Redirected data does not go through the application's own socket, so its wish has to be carried
- * out by the upstream's. */
+/* Redirected data bypasses the application's own socket, so the upstream's has to follow its
+ * TCP_NODELAY. */
 static void follow_nodelay(const struct sockmapped *mapped)
 {
     int nodelay = (int)mapped->record->nodelay;
@@ -113,7 +114,7 @@ static void follow_nodelay(const struct sockmapped *mapped)
     setsockopt(fd_of(mapped, UPSTREAM), IPPROTO_TCP, TCP_NODELAY, &nodelay, sizeof nodelay);
 }
 
-static void describe(const struct sockmapped *mapped)
+static void fill_record(const struct sockmapped *mapped)
 {
     const struct accelerator *accelerator = accelerator_of(mapped);
     const struct session *session = mapped->tunnel->session;
@@ -126,13 +127,13 @@ static void describe(const struct sockmapped *mapped)
 }
 
 /* One of enum answer, or -errno. */
-static int attach(const struct sockmapped *mapped)
+static int attach_sockets(const struct sockmapped *mapped)
 {
     const struct accelerator *accelerator = accelerator_of(mapped);
     struct record *record = mapped->record;
     int small = RECEIVE_BUFFER, unbounded = 0, answer;
 
-    describe(mapped);
+    fill_record(mapped);
     if (!describe_socket(fd_of(mapped, DOWNSTREAM), &record->downstream) ||
         !describe_socket(fd_of(mapped, UPSTREAM), &record->upstream))
         return ANSWER_NO_SOCKET;
@@ -144,7 +145,7 @@ static int attach(const struct sockmapped *mapped)
     }
     if (!record->local) {
         setsockopt(fd_of(mapped, DOWNSTREAM), SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
-        /* What is redirected to it is bounded by the window, and must never be refused. */
+        /* The window bounds what is redirected to it, which must never be refused. */
         setsockopt(fd_of(mapped, UPSTREAM), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unbounded,
                    sizeof unbounded);
         follow_nodelay(mapped);
@@ -152,15 +153,15 @@ static int attach(const struct sockmapped *mapped)
     return ANSWER_OK;
 }
 
-/* Redirected bytes need room: the upstream must hold a full window, however small the messages are
- * that it consists of, or the application would be told to try again without being told when; and
- * in our own socket they take room from what comes by TCP. What the kernel does not size by itself,
- * it does not cut down either when memory gets short: so no more than this connection's share. */
+/* Makes room for redirected bytes. The upstream's socket must hold a full window, however small its
+ * messages are: else the application would get EAGAIN, and no event later. In our own socket they
+ * take room from what comes by TCP. The kernel does not shrink a buffer that it did not size when
+ * memory gets short: so it is no more than this connection's share. */
 static void set_window(struct sockmapped *mapped)
 {
     struct record *record = mapped->record;
     uint32_t before = record->window, now = accelerator_window(accelerator_of(mapped));
-    /* A window that shrinks may be in use for a moment. The kernel doubles the value. */
+    /* A window that shrinks may be in use for another moment. The kernel doubles the value. */
     int room = (int)(before > now ? before : now) * 2;
 
     if (room == mapped->room && before == now)
@@ -183,7 +184,7 @@ static void set_joined(struct sockmapped *mapped, bool joined)
     if (joined)
         joined = accelerator_run(accelerator, accelerator->join, mapped->record) == ANSWER_OK;
     else
-        accelerator_remove(accelerator, mapped->record, END_DOWNSTREAM);
+        accelerator_remove(accelerator, mapped->record, ROLE_DOWNSTREAM);
     mapped->joined = joined;
 }
 
@@ -197,7 +198,7 @@ static bool pays(const struct tunnel *tunnel)
                settings->after_bytes;
 }
 
-/* It stays a relay. */
+/* The tunnel stays a relay. */
 static void give_up(struct tunnel *tunnel)
 {
     free(tunnel->extra);
@@ -205,7 +206,7 @@ static void give_up(struct tunnel *tunnel)
     tunnel->ops = NULL;
 }
 
-static void begin(struct sockmapped *mapped)
+static void begin_attached(struct sockmapped *mapped)
 {
     struct tunnel *tunnel = mapped->tunnel;
     bool local = mapped->record->local;
@@ -223,8 +224,8 @@ static void begin(struct sockmapped *mapped)
     tunnel_tick_in(tunnel, TICK_BUSY_MS);
 }
 
-/* What speaks against it may pass: the application's end is established later than ours, or its
- * socket still blocks. That a direction has ended does not. */
+/* Some obstacles pass: the application's end is established later than ours, or its socket still
+ * blocks. An ended direction does not. */
 static void try_to_attach(struct sockmapped *mapped)
 {
     uint64_t now_ms = worker_of(mapped)->loop.now_ms;
@@ -235,9 +236,9 @@ static void try_to_attach(struct sockmapped *mapped)
         give_up(mapped->tunnel);
         return;
     }
-    answer = attach(mapped);
+    answer = attach_sockets(mapped);
     if (answer == ANSWER_OK) {
-        begin(mapped);
+        begin_attached(mapped);
         return;
     }
     accelerator_give_back(accelerator_of(mapped), mapped->record, now_ms);
@@ -281,7 +282,7 @@ const struct flow_ops *sockmap_ops(const struct tunnel *tunnel)
     const struct session *session = tunnel->session;
     const struct dp_listener *listener = session->origin.listener;
 
-    /* Only the hook makes up for what a redirected socket does not do (see hook/receive.c). */
+    /* Only the hook makes up for what a redirected socket does differently (see hook/receive.c). */
     return session->worker->accelerator->object && listener->direction == DP_OUTBOUND &&
                    session->hooked
                ? &watching_ops
@@ -377,7 +378,7 @@ static void go_on_with(struct sockmapped *mapped, int to)
         set_pace(mapped, to, to == DOWNSTREAM ? PACE_SWITCHING : PACE_BEHIND);
 }
 
-/* Looks after a receiver that is waited for. */
+/* Polls a receiver that is waited for. */
 static void poll_receiver(struct sockmapped *mapped, int to)
 {
     const struct accelerator *accelerator = accelerator_of(mapped);
@@ -433,7 +434,7 @@ static bool attached_waits(struct tunnel *tunnel, int to)
     if (receiver->pace == PACE_STALLED &&
         tunnel_worker(tunnel)->loop.now_ms >= receiver->since_ms + RETRY_MS)
         go_on_with(mapped, to);
-    /* That there is something to relay to the upstream means that it had no room. */
+    /* There is something to relay to the upstream, so it had no room. */
     if (receiver->pace == PACE_KEEPS_UP && to == UPSTREAM && !mapped->record->local &&
         unacknowledged(mapped) > mapped->record->window / 2) {
         set_pace(mapped, to, PACE_BEHIND);
@@ -464,7 +465,7 @@ static void attached_copied(struct tunnel *tunnel, int from, bool bulk)
     if (from == DOWNSTREAM || !mapped->joined || mapped->receiver[DOWNSTREAM].pace != PACE_KEEPS_UP)
         return;
     if (record->redirected[1] == mapped->redirected_before) {
-        if (bulk) /* it would take TCP's way for ever, since there is always something in it */
+        if (bulk) /* else it would take TCP for ever, which never gets empty */
             set_pace(mapped, DOWNSTREAM, PACE_SWITCHING);
     } else if (record->queued + SCRATCH_SIZE > record->window) {
         set_pace(mapped, DOWNSTREAM, PACE_BEHIND);
@@ -491,10 +492,10 @@ static bool attached_splice(struct tunnel *tunnel, int from)
 {
     struct sockmapped *mapped = tunnel->extra;
 
-    /* Redirected data cannot be spliced, and the bytes of `local` are redirected. */
+    /* Redirected data cannot be spliced, and in `local` everything is redirected. */
     if (mapped->record->local)
         return false;
-    /* To redirect is to copy, twice a message: TCP takes a blast's pages as they are. */
+    /* Redirecting copies each message twice; TCP takes a blast's pages as they are. */
     if (from == UPSTREAM) {
         set_joined(mapped, false);
         set_pace(mapped, DOWNSTREAM, PACE_KEEPS_UP);
@@ -508,7 +509,8 @@ static void attached_copy(struct tunnel *tunnel, int from)
         set_joined(tunnel->extra, true);
 }
 
-/* Adds what went to the upstream without us since the last call. True if there was something. */
+/* Accounts bytes that went to the upstream without us since the last call. True if there were any.
+ */
 static bool count_redirected(struct sockmapped *mapped)
 {
     uint64_t sum = __atomic_load_n(&mapped->record->redirected[0], __ATOMIC_RELAXED);
@@ -524,9 +526,9 @@ static bool count_redirected(struct sockmapped *mapped)
 
 /* ---- going back to the relay ---- */
 
-/* One step. True when the sockets are out of their maps: not before the programs that still run are
- * through, and everything that was redirected has been read. */
-static bool leave(struct sockmapped *mapped)
+/* One step back to the relay. True when the sockets are out of their maps: after programs that
+ * still run have finished, and everything that was redirected has been read. */
+static bool leave_maps(struct sockmapped *mapped)
 {
     const struct accelerator *accelerator = accelerator_of(mapped);
     uint64_t now_ms = worker_of(mapped)->loop.now_ms;
@@ -544,21 +546,21 @@ static bool leave(struct sockmapped *mapped)
         set_joined(mapped, false);
     if (mapped->joined || record->queued > 0)
         return false;
-    accelerator_remove(accelerator, record, END_APPLICATION);
-    /* The kernel sizes these buffers again, and cuts them down when memory is short. */
+    accelerator_remove(accelerator, record, ROLE_APPLICATION);
+    /* Lets the kernel size these buffers again, and shrink them when memory is short. */
     for (int side = DOWNSTREAM; side <= UPSTREAM; side++)
         setsockopt(fd_of(mapped, side), SOL_SOCKET, SO_BUF_LOCK, &unlocked, sizeof unlocked);
     return true;
 }
 
-/* What is redirected to the application has no mark. */
+/* Redirected data has no urgent mark: goes back to the relay. */
 static void attached_urgent(struct tunnel *tunnel, int from)
 {
     struct sockmapped *mapped = tunnel->extra;
 
     (void)from;
     if (!mapped->leaves_at_ms)
-        (void)leave(mapped);
+        (void)leave_maps(mapped);
 }
 
 static void attached_stop(struct tunnel *tunnel)
@@ -580,8 +582,8 @@ static void attached_release(struct tunnel *tunnel)
 }
 
 /* Where TCP's memory is used up, a socket in a sockmap can send nothing, while what waits for it is
- * a part of that memory; an ordinary one may always send a little. So while memory is short,
- * connections become ordinary ones, and stay it: this is seldom. */
+ * a part of that memory; an ordinary one may always send a little. So when memory is short,
+ * connections become ordinary ones, and stay so: this is rare. */
 static uint64_t attached_tick(struct tunnel *tunnel)
 {
     struct sockmapped *mapped = tunnel->extra;
@@ -590,8 +592,8 @@ static uint64_t attached_tick(struct tunnel *tunnel)
     bool is_short = accelerator_memory_is_short(accelerator_of(mapped), now_ms);
 
     if (mapped->leaves_at_ms || is_short) {
-        /* Somebody has to look until it is over. */
-        if (!leave(mapped) || is_short)
+        /* Somebody has to keep looking until the shortage is over. */
+        if (!leave_maps(mapped) || is_short)
             return now_ms + TICK_BUSY_MS;
         trace(tunnel_worker(tunnel), tunnel->session->id, left_kernel, 0, 0);
         attached_stop(tunnel);

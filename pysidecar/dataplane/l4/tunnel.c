@@ -15,10 +15,9 @@ struct attempt {
 
 /* ---- relaying ---- */
 
-/* A side was reset. What it sent before the reset is still to be delivered as far as the other one
- * takes it at once; then the other one is reset too, without an end before: that would look as if
- * everything had arrived. */
-static void fail(struct tunnel *tunnel)
+/* A side was reset. Delivers what that side sent before, as far as the other takes it at once, then
+ * resets the other, too. No end comes before: it would look as if everything had arrived. */
+static void tunnel_fail(struct tunnel *tunnel)
 {
     struct session *session = tunnel->session;
     enum dp_end end = session->end;
@@ -31,14 +30,14 @@ static void fail(struct tunnel *tunnel)
     session_close(session, end, error);
 }
 
-static void run(struct tunnel *tunnel)
+static void tunnel_run(struct tunnel *tunnel)
 {
     enum progress progress[2];
 
     for (int from = DOWNSTREAM; from <= UPSTREAM; from++) {
         progress[from] = flow_run(tunnel, from, true);
         if (progress[from] == PROGRESS_FAILED) {
-            fail(tunnel);
+            tunnel_fail(tunnel);
             return;
         }
         if (progress[from] == PROGRESS_LOST) {
@@ -63,13 +62,13 @@ static void side_changed(struct tunnel *tunnel, int side, uint32_t events)
     if (events & EPOLLOUT && tunnel->ops && tunnel->ops->writable)
         tunnel->ops->writable(tunnel, side);
     if (!(events & EPOLLERR)) {
-        run(tunnel);
+        tunnel_run(tunnel);
         return;
     }
-    /* Also where backpressure keeps us from reading this side: a reset does not wait. */
+    /* Even if backpressure keeps us from reading this side: a reset does not wait. */
     error = socket_take_error(tunnel_side(tunnel, side)->watch.fd);
     flow_side_failed(tunnel, side, error ? error : ECONNRESET);
-    fail(tunnel);
+    tunnel_fail(tunnel);
 }
 
 static void downstream_changed(struct channel *channel, uint32_t events)
@@ -82,9 +81,9 @@ static void upstream_changed(struct channel *channel, uint32_t events)
     side_changed(OWNER(channel, struct tunnel, upstream), UPSTREAM, events);
 }
 
-static void go_on(struct task *task)
+static void task_run(struct task *task)
 {
-    run(OWNER(task, struct tunnel, task));
+    tunnel_run(OWNER(task, struct tunnel, task));
 }
 
 void tunnel_go_on(struct tunnel *tunnel)
@@ -125,13 +124,13 @@ static void tunnel_completed(struct session *session)
     struct worker *worker = session->worker;
 
     tunnel->last_active_ms = worker->loop.now_ms;
-    tunnel->task.run = go_on;
+    tunnel->task.run = task_run;
     tunnel->ops = worker->handler->flow_ops(tunnel);
     session->downstream.changed = downstream_changed;
     tunnel->upstream.changed = upstream_changed;
     tunnel_tick_in(tunnel, timeout_of(&worker->timeouts->idle_ms));
     session_enter(session, SESSION_SERVED);
-    run(tunnel);
+    tunnel_run(tunnel);
 }
 
 static void end_attempt(struct tunnel *tunnel)
@@ -169,7 +168,7 @@ static const struct service tunnel_service = {
     .close = tunnel_close,
 };
 
-/* `fd` is connected, or the errno, negative, of the last endpoint. */
+/* `fd`: see struct connector. */
 static void connector_done(struct connector *connector, int fd)
 {
     struct tunnel *tunnel = OWNER(connector, struct attempt, connector)->tunnel;

@@ -1,4 +1,4 @@
-/* Serves a session by moving bytes between it and an upstream, whatever they are. */
+/* Serves a session by moving bytes, whatever they are, between it and an upstream. */
 #ifndef PYSIDECAR_L4_TUNNEL_H
 #define PYSIDECAR_L4_TUNNEL_H
 
@@ -12,24 +12,24 @@ struct tunnel {
     struct session *session;
     struct channel upstream;
     struct flow flow[2];
-    struct task task;           /* to go on: it used its batch */
-    const struct flow_ops *ops; /* NULL: the flows do it all */
+    struct task task;           /* to go on after its batch */
+    const struct flow_ops *ops; /* what stands beside the flows; NULL: nothing */
     union {
         struct attempt *attempt; /* while the upstream is being connected */
-        void *extra;             /* that is `ops`'s, afterwards */
+        void *extra;             /* afterwards: `ops`'s own */
     };
-    struct cluster *cluster; /* where it is connected to; NULL: to no endpoint of a route */
+    struct cluster *cluster; /* of the endpoint; NULL if the route has none */
     struct endpoint *endpoint;
     uint64_t last_active_ms;
     uint32_t round_trips;
     uint8_t last_read; /* the side: DOWNSTREAM or UPSTREAM */
 };
 
-/* Connects a session that has arrived. */
+/* Connects the upstream of a session that has arrived. */
 void tunnel_start(struct session *session, const struct choice *choice);
 /* Calls ops->tick in so many ms. */
 void tunnel_tick_in(struct tunnel *tunnel, uint64_t ms);
-/* Goes on with it in this turn of the loop, or the next. */
+/* Runs the flows again, in this turn of the loop or the next. */
 void tunnel_go_on(struct tunnel *tunnel);
 
 static inline struct worker *tunnel_worker(const struct tunnel *tunnel)

@@ -2,16 +2,16 @@
 /* Redirects what is sent on one socket of a connection to another one of it, in the sender's own
  * context and in order (sk_msg, never sk_skb).
  *
- * Order and flow control are decided here for each message, from the sockets' own sequence numbers,
- * so that there is no state that could disagree with them:
+ * It decides order and flow control anew for each message, from the sockets' own sequence numbers,
+ * so that no state can disagree with them:
  *
  *   - A message is redirected only when nothing that was sent before is still on the way by TCP.
  *     For a target that is the sender's own peer, that is when the peer has read (copied_seq) all
  *     that the sender wrote (write_seq). For the upstream: when the worker has forwarded as much as
  *     the sender wrote.
  *   - And only when the target has room: at most `window` bytes unacknowledged by the upstream, or
- *     unread in the target's queue. Else the message takes TCP, which has real flow control and
- *     real readiness events.
+ *     unread in the target's queue. Otherwise the message takes TCP, which has real flow control
+ * and real readiness events.
  *
  * Redirected data is read before what comes by TCP, so going over to TCP is always in order.
  */
@@ -32,10 +32,10 @@ enum { DO_NOT_BLOCK = 04000 }; /* O_NONBLOCK */
 /* From linux/net.h and netinet/tcp.h. */
 enum { SOCK_NOSPACE = 2, SOL_TCP = 6, TCP_NOTSENT_LOWAT = 25 };
 
-/* Of the kernel's structures only what is used; the loader finds where it is (CO-RE). */
+/* The members that are used of the kernel's structures; the loader finds their offsets (CO-RE). */
 enum sock_flags { SOCK_ZEROCOPY };
 
-/* TCP's memory, the machine's, in pages: used, and as tcp_mem says (normal, short, all). */
+/* TCP's memory, the machine's, in pages: used, and the limits of tcp_mem (normal, short, all). */
 struct proto {
     void *memory_allocated;
     void *sysctl_mem;
@@ -83,16 +83,16 @@ struct bpf_iter__tcp {
 
 extern void *bpf_rdonly_cast(const void *object, __u32 type) __ksym;
 
-/* Kept with each sending socket, so that it goes when the socket goes. */
+/* Stored with each sending socket, so that it goes with the socket. */
 struct reference {
     __u64 id; /* of the connection */
     __u64 target_key;
-    __u64 target; /* its struct tcp_sock: read fault-proof, and only for numbers */
+    __u64 target; /* its struct tcp_sock; read fault-proof, and only for numbers */
     __u32 slot;
     __u32 to_upstream;
 };
 
-/* How many entries the maps have is said when they are loaded. */
+/* The loader sets the maps' sizes. */
 struct {
     __uint(type, BPF_MAP_TYPE_ARRAY);
     __uint(map_flags, BPF_F_MMAPABLE);
@@ -114,7 +114,7 @@ struct {
     __type(value, __u64);
 } ends SEC(".maps");
 
-/* Upstreams: their sends run nothing. */
+/* Upstream sockets: their sends run nothing. */
 struct {
     __uint(type, BPF_MAP_TYPE_SOCKHASH);
     __type(key, __u64);
@@ -128,7 +128,7 @@ static __always_inline struct tcp_sock *as_tcp(__u64 address)
 
 enum { NO_TARGET = 0xffffffff };
 
-/* Redirected bytes that a socket has not read. Without a psock it cannot be a target. */
+/* Redirected bytes that a socket has not read. NO_TARGET without a psock: it cannot be a target. */
 static __always_inline __u32 queued(const struct tcp_sock *socket)
 {
     __u64 psock = (__u64)((const struct sock *)socket)->sk_user_data & ~7ull;
@@ -140,8 +140,8 @@ static __always_inline __u32 queued(const struct tcp_sock *socket)
     return typed->msg_tot_len;
 }
 
-/* A recv() that waits on a redirected socket may end with EAGAIN when it is woken up for something
- * else than data, which nobody expects of a socket that blocks. */
+/* A recv() that waits on a redirected socket may end with EAGAIN when something else than data
+ * wakes it, which nobody expects of a blocking socket. */
 static __always_inline int blocks(const struct tcp_sock *socket)
 {
     return !(((const struct sock *)socket)->sk_socket->file->f_flags & DO_NOT_BLOCK);
@@ -180,8 +180,8 @@ static __always_inline int to_peer(struct sk_msg_md *message, struct record *rec
 
     if (peer->copied_seq != sender->write_seq || peer->inet_conn.icsk_ulp_ops)
         return SK_PASS;
-    /* A recv() that the application was blocked in when its socket was attached sees TCP only: it
-     * ends with the first bytes that come by TCP after that. */
+    /* A recv() in which the application waited when its socket was attached sees TCP only: it ends
+     * with the first bytes that come by TCP after that. */
     if (!from_application && sender->write_seq == record->attached_at)
         return SK_PASS;
     waiting = (__u64)queued(peer) + size;
@@ -197,7 +197,7 @@ static __always_inline int to_peer(struct sk_msg_md *message, struct record *rec
     return SK_PASS;
 }
 
-/* Where TCP's memory is short, to redirect may fail, with an error that no sender expects and
+/* Where TCP's memory is short, redirecting may fail, with an error that no sender expects and
  * without a wake-up when it would work again. Below the first limit the kernel refuses nothing. */
 static __always_inline int memory_is_short(const struct tcp_sock *socket)
 {
@@ -225,7 +225,7 @@ int redirect(struct sk_msg_md *message)
     if (!sender)
         return SK_PASS;
     reference = bpf_sk_storage_get(&references, sender, 0, 0);
-    /* kTLS that came later: what it asks about is not encrypted yet. */
+    /* kTLS that was set up later: the program would see data that is not encrypted yet. */
     if (!reference || sender->inet_conn.icsk_ulp_ops)
         return SK_PASS;
     slot = reference->slot;
@@ -234,14 +234,14 @@ int redirect(struct sk_msg_md *message)
         return SK_PASS;
     if (reference->to_upstream)
         return to_upstream(message, record, reference, sender, size);
-    if (reference->target_key % KEYS_PER_CONNECTION == END_DOWNSTREAM)
+    if (reference->target_key % KEYS_PER_CONNECTION == ROLE_DOWNSTREAM)
         return to_peer(message, record, reference, sender, size, 1);
     return record->hold ? SK_PASS : to_peer(message, record, reference, sender, size, 0);
 }
 
 /* ---- called by the data plane (BPF_PROG_TEST_RUN), the slot in the packet's mark ---- */
 
-/* The socket that has this connection; `reversed`: the other end of it. */
+/* The socket with these addresses; `reversed`: its peer. */
 static __always_inline struct bpf_sock *find(struct __sk_buff *context, const struct tuple *tuple,
                                              int reversed)
 {
@@ -280,7 +280,7 @@ static __always_inline __u64 address_of(struct bpf_sock *socket)
     return (__u64)bpf_skc_to_tcp_sock(socket);
 }
 
-/* Whether the kernel takes it into a map, which it does while both of its directions are open. */
+/* Whether the kernel takes the socket into a map: while both of its directions are open. */
 static __always_inline int state(struct bpf_sock *socket)
 {
     switch (socket->state) {
@@ -294,7 +294,7 @@ static __always_inline int state(struct bpf_sock *socket)
     }
 }
 
-/* What speaks against the application's socket, before anything is changed. */
+/* Whether the application's socket is suited, before anything is changed. */
 static __always_inline int examine(struct bpf_sock *socket, struct record *record)
 {
     struct tcp_sock *typed = bpf_skc_to_tcp_sock(socket);
@@ -302,13 +302,13 @@ static __always_inline int examine(struct bpf_sock *socket, struct record *recor
     if (!typed)
         return ANSWER_NO_SOCKET;
     record->nodelay = has_nodelay(typed);
-    /* A recv() that waits for more (SO_RCVLOWAT) may be blocked now, with a part of it. */
+    /* A recv() may be waiting for the rest of SO_RCVLOWAT bytes now. */
     if (((const struct sock *)typed)->sk_rcvlowat > 1)
         return ANSWER_NOT_SUITED;
     return record->blocking || !blocks(typed) ? state(socket) : ANSWER_NOT_SUITED;
 }
 
-/* Puts a socket into its map, with its reference (0: it sends nothing that is redirected). */
+/* Puts a socket into its map, with its reference (0 if nothing that it sends is redirected). */
 static __always_inline int insert(struct bpf_sock *socket, void *map, __u64 key,
                                   struct reference *reference)
 {
@@ -330,7 +330,7 @@ static __always_inline int insert(struct bpf_sock *socket, void *map, __u64 key,
     kept = bpf_sk_storage_get(&references, socket, reference, BPF_SK_STORAGE_GET_F_CREATE);
     if (!kept)
         return ANSWER_NOT_SUITED;
-    *kept = *reference; /* a socket that is used again has its last one's */
+    *kept = *reference; /* a reused socket still has its last connection's */
     return ANSWER_OK;
 }
 
@@ -350,7 +350,7 @@ int attach(struct __sk_buff *context)
     of_application.id = record->id;
     of_application.slot = context->mark;
     of_application.to_upstream = !record->local;
-    of_application.target_key = key + (record->local ? END_DOWNSTREAM : END_UPSTREAM);
+    of_application.target_key = key + (record->local ? ROLE_DOWNSTREAM : ROLE_UPSTREAM);
 
     socket = find(context, &record->downstream, 1);
     if (!socket)
@@ -365,7 +365,7 @@ int attach(struct __sk_buff *context)
         socket = find(context, &record->upstream, 0);
         if (!socket)
             return ANSWER_NO_SOCKET;
-        answer = insert(socket, &upstreams, key + END_UPSTREAM, 0);
+        answer = insert(socket, &upstreams, key + ROLE_UPSTREAM, 0);
         of_application.target = address_of(socket);
         bpf_sk_release(socket);
         if (answer != ANSWER_OK)
@@ -380,7 +380,7 @@ int attach(struct __sk_buff *context)
     socket = find(context, &record->downstream, 1);
     if (!socket)
         return ANSWER_NO_SOCKET;
-    answer = insert(socket, &ends, key + END_APPLICATION, &of_application);
+    answer = insert(socket, &ends, key + ROLE_APPLICATION, &of_application);
     bpf_sk_release(socket);
     if (answer != ANSWER_OK)
         return answer;
@@ -393,7 +393,7 @@ int attach(struct __sk_buff *context)
     return ANSWER_OK;
 }
 
-/* From here on our downstream socket's messages are redirected, too: until it leaves the map. */
+/* From here on our downstream socket's messages are redirected, too, until it leaves the map. */
 SEC("tc")
 int join(struct __sk_buff *context)
 {
@@ -408,7 +408,7 @@ int join(struct __sk_buff *context)
     key = record->id * KEYS_PER_CONNECTION;
     of_downstream.id = record->id;
     of_downstream.slot = context->mark;
-    of_downstream.target_key = key + END_APPLICATION;
+    of_downstream.target_key = key + ROLE_APPLICATION;
     socket = find(context, &record->downstream, 1);
     if (!socket)
         return ANSWER_NO_SOCKET;
@@ -417,7 +417,7 @@ int join(struct __sk_buff *context)
     socket = find(context, &record->downstream, 0);
     if (!socket)
         return ANSWER_NO_SOCKET;
-    answer = insert(socket, &ends, key + END_DOWNSTREAM, &of_downstream);
+    answer = insert(socket, &ends, key + ROLE_DOWNSTREAM, &of_downstream);
     bpf_sk_release(socket);
     return answer;
 }
@@ -429,7 +429,7 @@ static __always_inline __u32 waiting(const struct tcp_sock *socket)
     return bytes == NO_TARGET ? 0 : bytes;
 }
 
-/* How much waits for the application, and for us. */
+/* Measures how much waits for the application, and for us. */
 SEC("tc")
 int probe(struct __sk_buff *context)
 {
@@ -459,9 +459,9 @@ int probe(struct __sk_buff *context)
 
 /* ---- called by the data plane (BPF_ITER_CREATE), for all TCP sockets of the namespace ---- */
 
-/* Where TCP's memory is used up, a message is refused to a socket in a sockmap even if nothing is
- * on its way (an ordinary socket may always send a little): nothing that is acknowledged would ever
- * wake its sender again. To set the limit of its unsent bytes does, and it tries again. */
+/* Where TCP's memory is used up, the kernel refuses a message to a socket in a sockmap even if
+ * nothing is on its way (an ordinary socket may always send a little). Then no acknowledgement
+ * would ever wake the sender. Setting the limit of its unsent bytes does. */
 SEC("iter/tcp")
 int wake_senders(struct bpf_iter__tcp *context)
 {

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* What the data plane and its BPF programs share: one record for each accelerated connection, in a
- * memory-mapped array. Compiled into both; plain types only.
+ * memory-mapped array. Compiled into both, so it has plain types only.
  *
- * Sockets: the application's, our downstream socket (its peer) and our upstream socket. Each is in
- * a sockhash under a key that is never used twice, so a stale reference finds nothing.
- */
+ * A connection has three sockets: the application's, our downstream socket (its peer) and our
+ * upstream socket. Each is in a sockhash under a key that is never used twice, so a stale reference
+ * finds nothing. */
 #ifndef PYSIDECAR_DATAPLANE_BPF_RECORD_H
 #define PYSIDECAR_DATAPLANE_BPF_RECORD_H
 
@@ -15,15 +15,14 @@ enum {
     CACHE_LINE = 64,
 };
 
-/* Which of a connection's sockets; its key is id * KEYS_PER_CONNECTION + this. */
-enum end {
-    END_APPLICATION = 0,
-    END_DOWNSTREAM = 1,
-    END_UPSTREAM = 2,
+/* Which of a connection's sockets. Its key is id * KEYS_PER_CONNECTION + this. */
+enum role {
+    ROLE_APPLICATION = 0,
+    ROLE_DOWNSTREAM = 1,
+    ROLE_UPSTREAM = 2,
 };
 
-/* Both ends of a connection as one of the two sees them, in network order; IPv4 in the first word.
- */
+/* The addresses of a socket and of its peer, in network order; IPv4 in the first word. */
 struct tuple {
     __u32 local_ip[4];
     __u32 remote_ip[4];
@@ -34,17 +33,17 @@ struct tuple {
 
 struct record {
     /* ---- written by the worker ---- */
-    __u64 id; /* the connection's; 0: nothing is redirected any more */
-    __u64
-        forwarded; /* bytes that came from the application by TCP, and were sent to the upstream */
-    __u32 window;  /* bytes that may wait in the socket that data is redirected to; 0: none is */
-    __u32 local;   /* the application's data goes to our downstream socket, not to the upstream */
-    __u32 hold; /* our downstream's data takes TCP: the application does not keep up with reading */
-    __u32 blocking;                    /* sockets that block are attached too */
+    __u64 id;        /* the connection's; 0: nothing is redirected any more */
+    __u64 forwarded; /* bytes that came from the application by TCP and were sent to the upstream */
+    __u32 window;    /* bytes that may wait where data is redirected to; 0: redirects nothing */
+    __u32 local;     /* the application's data goes to our downstream socket, not to the upstream */
+    __u32 hold;      /* our downstream's data takes TCP: the application does not keep up */
+    __u32 blocking;  /* attach sockets that block, too */
     struct tuple downstream, upstream; /* of our sockets */
 
     /* ---- written by the programs ---- */
-    __u64 redirected[2] __attribute__((aligned(CACHE_LINE))); /* bytes: by the application, to it */
+    __u64 redirected[2]
+        __attribute__((aligned(CACHE_LINE))); /* bytes: from the application, to it */
     __u32 queued; /* redirected bytes that wait for the application, as of the last send or probe */
     __u32 unread; /* bytes on the way to the application by TCP, as of the last probe */
     __u32 arrived;     /* redirected bytes that wait for us, as of the last probe */
@@ -56,8 +55,8 @@ struct record {
 enum answer {
     ANSWER_OK = 1,
     ANSWER_NO_SOCKET = 2,  /* the application's socket is not on this host, or not connected */
-    ANSWER_NOT_SUITED = 3, /* it is of a kind that cannot be redirected (kTLS, MPTCP, …) */
-    ANSWER_ENDED = 4,      /* one of its ends has ended: the kernel takes no such sockets */
+    ANSWER_NOT_SUITED = 3, /* its kind cannot be redirected (kTLS, MPTCP, …) */
+    ANSWER_ENDED = 4,      /* a direction has ended: the kernel takes no such sockets */
 };
 
 #endif
