@@ -7,7 +7,7 @@
 static const uint8_t ipv4_loopback[4] = {127, 0, 0, 1};
 static const uint8_t ipv6_loopback[16] = {[15] = 1};
 
-/* What the kernel asks for at least: sockaddr_in6 without the scope id (SIN6_LEN_RFC2133). */
+/* The least that the kernel asks for: sockaddr_in6 without the scope id (SIN6_LEN_RFC2133). */
 enum { IPV6_LENGTH_MIN = 24 };
 
 bool address_is_for_many(const struct mosnhook_address *address)

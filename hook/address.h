@@ -7,7 +7,7 @@
 
 #include "contract.h"
 
-/* What an IPv4 address begins with: ::ffff:0:0/96. */
+/* The prefix of IPv4 addresses: ::ffff:0:0/96. */
 static const uint8_t address_ipv4_prefix[12] = {[10] = 0xff, [11] = 0xff};
 
 static inline bool address_is_ipv4(const struct mosnhook_address *address)
@@ -23,7 +23,7 @@ static inline bool address_is_loopback(const struct mosnhook_address *address)
                                     : __builtin_memcmp(address->ip, ipv6, sizeof ipv6) == 0;
 }
 
-/* 0.0.0.0 or ::, with any port. */
+/* Whether it is 0.0.0.0 or ::, with any port. */
 static inline bool address_is_unspecified(const struct mosnhook_address *address)
 {
     for (int i = address_is_ipv4(address) ? 12 : 0; i < 16; i++)
@@ -32,7 +32,7 @@ static inline bool address_is_unspecified(const struct mosnhook_address *address
     return true;
 }
 
-/* Whether IP and port are the same, whatever the scope. */
+/* Whether IP and port are equal, whatever the scope. */
 static inline bool address_equal(const struct mosnhook_address *a, const struct mosnhook_address *b)
 {
     return a->port == b->port && __builtin_memcmp(a->ip, b->ip, sizeof a->ip) == 0;

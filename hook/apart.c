@@ -1,8 +1,8 @@
-/* What takes a descriptor, in a process that has none left.
+/* Steps that take a descriptor, in a process that has none left.
  *
- * connect() needs none natively, so the program does not expect EMFILE from it. A thread may have a
- * table of descriptors of its own: one is started for the step, drops its copies of the program's
- * descriptors, and has ended before anybody could miss it. To raise RLIMIT_NOFILE for that moment
+ * connect() needs none natively, so the program does not expect EMFILE from it. But a thread may
+ * have a descriptor table of its own: one is started for the step, drops its copies of the
+ * program's descriptors, and ends before anybody could notice. Raising RLIMIT_NOFILE for the moment
  * would not do: other threads would see it, children would keep it, two threads could restore it in
  * the wrong order, and the hard limit may be as low. */
 #include <errno.h>
@@ -27,7 +27,7 @@ struct step {
 };
 
 /* Closes all copies of the program's descriptors but one. Where the kernel cannot do that at once
- * (before 5.9), one has to do; the others go with the thread. */
+ * (before 5.9), closes a single one; the others go with the thread. */
 static void make_room(int keep)
 {
     bool done = sys_close_range((unsigned)keep + 1, UINT32_MAX) == 0;
@@ -38,8 +38,8 @@ static void make_room(int keep)
         sys_close(keep == 0 ? 1 : 0);
 }
 
-/* The thread. All of its descriptors are closed when it ends, since the caller may go on before the
- * kernel would close them. */
+/* The thread. It closes all its descriptors itself, since the caller may go on before the kernel
+ * would close them. */
 static void run_step(void *argument)
 {
     const struct step *step = argument;
@@ -56,7 +56,7 @@ int apart(int keep, void (*run)(void *), void *argument)
     uint64_t all = ~SYNCHRONOUS_SIGNALS, before = 0;
     long result;
 
-    /* The thread is nobody to run a handler: it has the caller's thread-local storage. */
+    /* No handler may run in the thread: it has the caller's thread-local storage. */
     sys_sigprocmask(SIG_SETMASK, &all, &before);
     result = sys_clone_and_wait(CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_VFORK,
                                 run_step, &step);

@@ -1,4 +1,4 @@
-/* The decision whether a connect() is captured, and its way if it is. */
+/* Decides whether a connect() is captured, and carries it out if so. */
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -12,7 +12,7 @@
 #endif
 
 enum {
-    PAGES_MAX = 5, /* that one connect tries, if they change all the time */
+    PAGES_MAX = 5, /* that one connect tries if they keep changing */
 };
 
 static int read_option(int fd, int level, int name)
@@ -24,7 +24,7 @@ static int read_option(int fd, int level, int name)
     return result < 0 ? result : value;
 }
 
-/* When SO_SNDTIMEO ends a connect() that begins now; 0: never. */
+/* When SO_SNDTIMEO ends a connect() that begins now; 0 for never. */
 static int64_t send_deadline(int fd)
 {
     struct timeval timeout = {0, 0};
@@ -36,13 +36,13 @@ static int64_t send_deadline(int fd)
     return now_ns() + (int64_t)timeout.tv_sec * 1000 * MS + (int64_t)timeout.tv_usec * 1000;
 }
 
-/* TCP_FASTOPEN_CONNECT would put the connect to the sidecar off until the first data. */
+/* TCP_FASTOPEN_CONNECT would delay the connect to the sidecar until the first data. */
 static void set_fast_open(const struct attempt *attempt, int on)
 {
     sys_setsockopt(attempt->fd, IPPROTO_TCP, TCP_FASTOPEN_CONNECT, &on, sizeof on);
 }
 
-/* One connect to the sidecar that the page speaks of. */
+/* One connect to the sidecar that the page names. */
 static int through_sidecar(struct attempt *attempt)
 {
     const struct page_view *view = &attempt->view;
@@ -60,7 +60,7 @@ static int through_sidecar(struct attempt *attempt)
     return result;
 }
 
-/* Tries, and does what the page (or the environment) says while the sidecar is away. */
+/* Tries; while the sidecar is away, does what the page or the environment says. */
 static int until_decided(struct attempt *attempt)
 {
     struct page_view *view = &attempt->view;
@@ -73,7 +73,7 @@ static int until_decided(struct attempt *attempt)
 
         if (result != OUTCOME_AWAY)
             return result;
-        /* Another sidecar may have taken its place, or this one have something new to say. */
+        /* Another sidecar may have taken its place, or this one may have changed the page. */
         page_open();
         page_look(&attempt->destination, view);
         if (view->excluded)
@@ -86,16 +86,16 @@ static int until_decided(struct attempt *attempt)
             now_ns() - began >= (int64_t)view->wait_ms * MS)
             return ECONNREFUSED;
         result = wait_pause(attempt, AWAY_CHECK_MS);
-        if (result == EINPROGRESS) /* SO_SNDTIMEO: but nothing is in progress */
+        if (result == EINPROGRESS) /* SO_SNDTIMEO ended the wait, but nothing is in progress */
             return ETIMEDOUT;
         if (result != 0)
             return result;
     }
 }
 
-/* A socket that is connected, connecting, or has failed to: as long as anything of that is in the
- * kernel, a connect() is about that, whatever address it names, and is answered by the kernel.
- * OUTCOME_NOT_OURS: there is nothing, this is a new one. */
+/* A socket that is connected, connecting, or failed to connect: while the kernel has anything of
+ * that, it answers a connect() by it, whatever the address. OUTCOME_NOT_OURS if there is nothing,
+ * and this is a new connect. */
 static int ask_kernel(struct attempt *attempt)
 {
     struct mosnhook_address via;
@@ -123,7 +123,7 @@ int capture(int fd, struct target *target, int flags)
     int protocol, status, result, saved_errno;
     bool repeated;
 
-    /* What is no address the kernel refuses. */
+    /* The kernel refuses what is no address. */
     if (!address || length < sizeof address->sa_family ||
         length > sizeof(struct sockaddr_storage) || !address_readable(fd, address, length))
         return OUTCOME_NOT_OURS;
@@ -167,7 +167,7 @@ int capture(int fd, struct target *target, int flags)
     repeated = result != OUTCOME_NOT_OURS && result != OUTCOME_AWAY;
     if (!repeated)
         result = until_decided(&attempt);
-    /* Once there is a connection, the kernel refuses it. */
+    /* The kernel refuses it once there is a connection. */
     if (attempt.fast_open && result != 0)
         set_fast_open(&attempt, 1);
     cancel_restore(&attempt);

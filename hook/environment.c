@@ -1,6 +1,6 @@
-/* What MOSNHOOK_* variables say. Read once, before the program can change its environment, into
- * static storage: at exec the program's own copy may be gone. A program that the kernel runs in
- * secure mode (setuid) reads none of them. */
+/* The MOSNHOOK_* variables. Read once, before the program can change its environment, into static
+ * storage: by the time of an exec the program's own copy may be gone. A program that the kernel
+ * runs in secure mode (setuid) reads none of them. */
 #include "mosnhook.h"
 #include "sys.h"
 
@@ -47,7 +47,7 @@ const char *environment_value(const char *entry, const char *name)
     return begins(entry, name) && entry[size] == '=' ? entry + size + 1 : NULL;
 }
 
-/* A copy that lasts; NULL when there is no more room. */
+/* Copies the text to static storage; NULL when there is no more room. */
 static const char *store(const char *text, size_t size)
 {
     char *copy = storage + stored;
@@ -83,7 +83,7 @@ static void read_when_away(const char *text)
 {
     uint64_t ms = 0, unit = 1000;
 
-    environment.when_away = MOSNHOOK_AWAY_REFUSE; /* also for what makes no sense */
+    environment.when_away = MOSNHOOK_AWAY_REFUSE; /* also if the value makes no sense */
     if (text_equal(text, "direct"))
         environment.when_away = MOSNHOOK_AWAY_DIRECT;
     if (!begins(text, "wait:"))
@@ -136,8 +136,8 @@ static void environment_read(char *const entries[])
     }
 }
 
-/* As the dynamic loader does with its own variables: the program may become wholly another user's
- * and then run children to which the kernel does not say that their environment is a stranger's. */
+/* The dynamic loader does so with its own variables, too: the program may become another user's
+ * entirely, and run children that the kernel does not warn of a stranger's environment. */
 static void environment_forget(char *entries[])
 {
     char **kept = entries;
@@ -149,8 +149,8 @@ static void environment_forget(char *entries[])
         *kept = NULL;
 }
 
-/* Whether the program has privileges that its caller has not (setuid, setgid, file capabilities),
- * so that its environment is not to be believed. */
+/* Whether the program has privileges that its caller lacks (setuid, setgid, file capabilities), so
+ * that its environment cannot be trusted. */
 static bool is_secure(void)
 {
     return !getauxval || getauxval(AT_SECURE);
@@ -181,7 +181,7 @@ __attribute__((constructor)) static void start(int count, char **arguments, char
     else
         environment_read(entries);
     pointers_start(entries);
-    /* Of the main thread, which is the process's; later ones may be named otherwise. */
+    /* The main thread's name, which is the process's; later threads may have others. */
     sys_prctl(PR_GET_NAME, environment.command);
     libc();
     if (!environment.disabled)

@@ -1,15 +1,14 @@
 /* The exec family: a child whose environment was emptied stays hooked.
  *
- * What is missing of our LD_PRELOAD entry and of the MOSNHOOK_* variables is added, on the stack of
- * the caller: after vfork or in a signal handler there is nothing else. */
+ * Adds our LD_PRELOAD entry and MOSNHOOK_* variables where they are missing, on the caller's stack:
+ * after vfork or in a signal handler there is no other memory. */
 #include <errno.h>
 #include <stdarg.h>
 
 #include "mosnhook.h"
 
 enum {
-    ENTRIES_MAX =
-        4096, /* of an environment that is to be extended; more are passed on as they are */
+    ENTRIES_MAX = 4096, /* of an environment that is extended; a longer one is passed on as it is */
     PRELOAD_SIZE = 4096,
 };
 
@@ -84,7 +83,7 @@ static bool merge_preload(char merged[PRELOAD_SIZE], const char *theirs)
     return size < PRELOAD_SIZE - 1;
 }
 
-/* Where the environment sets LD_PRELOAD, or its length. */
+/* The index of LD_PRELOAD in the environment, or the environment's length. */
 static size_t find_preload(char *const entries[], const char **value)
 {
     size_t at = 0;
@@ -225,7 +224,7 @@ static size_t count_arguments(va_list list)
     return count;
 }
 
-/* `count` arguments with the first, then the NULL. */
+/* `count` arguments, the first included, then the NULL. */
 static void copy_arguments(char *arguments[], const char *first, size_t count, va_list list)
 {
     arguments[0] = (char *)first;

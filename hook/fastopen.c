@@ -1,8 +1,8 @@
 /* sendto(), sendmsg() and sendmmsg() with MSG_FASTOPEN, which connect and send in one call.
  *
- * A captured destination is connected first, then the data goes the ordinary way: to the kernel
- * that is a fast open without a cookie. One that is connected directly stays a fast open, if to
- * another address. */
+ * For a captured destination the socket is connected first, and then the data goes the ordinary
+ * way: a fast open without a cookie does the same. A direct connection stays a fast open, though
+ * perhaps to another address. */
 #include <errno.h>
 
 #include "mosnhook.h"
@@ -13,8 +13,8 @@ struct first_message {
     unsigned sent;
 };
 
-/* Whether there is nothing to do but to send without MSG_FASTOPEN. Else `*result` is what the call
- * returns, or OUTCOME_NOT_OURS: to be sent to the target. */
+/* True if all that is left is to send without MSG_FASTOPEN. Else `*result` is what the call
+ * returns, or OUTCOME_NOT_OURS: send to the target. */
 static bool connected_first(int fd, struct target *target, int flags, int *result)
 {
     *result = OUTCOME_NOT_OURS;
@@ -39,7 +39,7 @@ MOSNHOOK_EXPORT ssize_t sendto(int fd, const void *bytes, size_t size, int flags
     return errno_result(result);
 }
 
-/* A longer name than there can be is cut by the kernel, a negative length refused. */
+/* The kernel cuts a name that is too long, and refuses a negative length. */
 static void name_of(const struct msghdr *message, struct target *target)
 {
     socklen_t longest = sizeof(struct sockaddr_storage);
@@ -68,7 +68,7 @@ MOSNHOOK_EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
     if (!(flags & MSG_FASTOPEN) || !pointer_readable(message, sizeof *message))
         return libc()->sendmsg(fd, message, flags);
     name_of(message, &target);
-    /* TCP looks at the name of a message with MSG_FASTOPEN only, so it can stay. */
+    /* TCP heeds a message's name only with MSG_FASTOPEN, so the name can stay. */
     if (connected_first(fd, &target, flags, &result))
         return libc()->sendmsg(fd, message, flags & ~MSG_FASTOPEN);
     if (result == OUTCOME_NOT_OURS)
@@ -92,7 +92,7 @@ MOSNHOOK_EXPORT int sendmmsg(int fd, struct mmsghdr *messages, unsigned count, i
         return errno_result(result);
     if (target.address == first->header.msg_name)
         return libc()->sendmmsg(fd, messages, count, flags);
-    /* The application's messages stay as they are: the first one alone, which sendmmsg may do. */
+    /* The application's messages must not change: send the first one alone, as sendmmsg may. */
     sent = send_to_target(fd, &first->header, flags, &target);
     if (sent < 0)
         return -1;

@@ -1,8 +1,8 @@
-/* getpeername(): a captured socket's peer is where it wanted to go. */
+/* getpeername(): a captured socket's peer is its original destination. */
 #include "mosnhook.h"
 
-/* Where the socket wanted to go, as a socket address. The kernel writes to our memory here: the
- * application's pointers are nobody's business yet. */
+/* The socket's original destination as a socket address. The kernel writes to our memory here, not
+ * to the application's yet. */
 static socklen_t find_destination(int fd, struct sockaddr_storage *name)
 {
     socklen_t length = sizeof *name;
@@ -26,7 +26,8 @@ MOSNHOOK_EXPORT int getpeername(int fd, struct sockaddr *address, socklen_t *len
     if (size > 0 && pointer_readable(length, sizeof *length))
         room = *length;
     set_errno(saved_errno);
-    /* As the kernel does it: cut to the room there is, and the length says what it would take. */
+    /* As in the kernel: the name is cut to the room there is, and the length is that of the whole
+     * name. */
     result = libc()->getpeername(fd, address, length);
     if (result == 0 && size > 0 && room > 0)
         __builtin_memcpy(address, &name, size < room ? size : room);

@@ -1,6 +1,6 @@
-/* The real functions, found with dlsym(RTLD_NEXT): other preloaded libraries, before or behind us,
- * keep working. Without dlsym (glibc before 2.34 in a program without libdl) plain system calls do.
- */
+/* The real functions, found with dlsym(RTLD_NEXT), so that other preloaded libraries, before or
+ * behind us, keep working. Without dlsym (glibc before 2.34 in a program without libdl), plain
+ * system calls. */
 #include <errno.h>
 #include <stdarg.h>
 #include <time.h>
@@ -12,7 +12,7 @@
 #define RTLD_NEXT ((void *)-1L)
 #endif
 
-/* Weak, so that the library needs nothing: whichever libc the program has brings them. */
+/* Weak, so that the library depends on nothing: the program's libc brings them. */
 extern void *dlsym(void *handle, const char *name) __attribute__((weak));
 extern char *dlerror(void) __attribute__((weak));
 extern int *__errno_location(void) __attribute__((weak, const));
@@ -139,7 +139,8 @@ static int plain_poll(struct pollfd *fds, unsigned long count, int timeout_ms)
     return (int)kernel_result(sys_poll(fds, count, timeout_ms));
 }
 
-/* For what has no system call of its own: a libc without it has no callers of it either. */
+/* For functions without a system call of their own: a libc that lacks one has no callers of it
+ * either. */
 static int missing(void)
 {
     set_errno(ENOSYS);
@@ -195,7 +196,7 @@ static const struct {
 static struct libc table;
 static bool ready; /* atomic; the table is complete */
 
-/* Threads that meet here at once all store the same values. */
+/* Threads that come here at once all store the same values. */
 const struct libc *libc(void)
 {
     bool failed = false;
@@ -210,7 +211,7 @@ const struct libc *libc(void)
         __atomic_store_n(slot, found ? found : symbols[i].fallback, __ATOMIC_RELAXED);
     }
     if (failed && dlerror)
-        dlerror(); /* the program must not find our miss when it asks about its own */
+        dlerror(); /* the program must not find our error when it asks for its own */
     __atomic_store_n(&ready, true, __ATOMIC_RELEASE);
     return &table;
 }

@@ -1,4 +1,4 @@
-/* MOSNHOOK_LOG: one line a decision, formatted by hand because printf may take locks. */
+/* MOSNHOOK_LOG: a line for each decision, formatted by hand, as printf may take locks. */
 #include <errno.h>
 
 #include "mosnhook.h"

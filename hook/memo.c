@@ -1,9 +1,9 @@
-/* What a captured socket remembers: its TCP_FASTOPEN_KEY, see contract.h.
+/* The memo of a captured socket, its TCP_FASTOPEN_KEY, see contract.h.
  *
- * A memo can be stale: a socket that was disconnected by a raw system call may have gone elsewhere.
- * And it can be forged by anybody who has the socket, to deceive somebody to whom he passes it. So
- * where a socket wanted to go is believed only if the kernel says that it is connected to where
- * memos are about, and that it was made by our own user or by root, who could deceive us anyway. */
+ * A memo can be stale: a socket that a raw system call disconnected may have gone elsewhere. And
+ * whoever has the socket can forge it, to deceive somebody to whom he passes it. So a memo is
+ * believed only if the kernel says that the socket is connected to an address that memos are about,
+ * and that our own user made it, or root, who could deceive us anyway. */
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -44,8 +44,8 @@ bool memo_read(int fd, struct mosnhook_memo *memo)
            length == sizeof *memo && memo->magic == MOSNHOOK_MEMO_MAGIC;
 }
 
-/* A key can be replaced, but not be taken away. Of a connect that failed the socket may still have
- * the error, which a disconnect does not take away. */
+/* A key can be replaced, but not removed. Keeps the errno: a disconnect does not clear a failed
+ * connect's error. */
 void memo_forget(int fd)
 {
     struct mosnhook_memo memo;
@@ -69,7 +69,7 @@ bool memo_destination(int fd, const struct mosnhook_address *peer,
     bool listed = page_lists(peer);
     struct mosnhook_memo memo;
 
-    /* Others are not even asked: they are no business of ours. */
+    /* Other kinds of sockets are not ours to ask. */
     if (!listed && !page_elsewhere() && !__atomic_load_n(&went_elsewhere, __ATOMIC_RELAXED))
         return false;
     if (!memo_read(fd, &memo) || memo.error != 0)
@@ -91,7 +91,7 @@ int memo_true_error(int fd, int error)
 
     if (error != ECONNRESET || !memo_read(fd, &memo) || memo.error == 0)
         return error;
-    /* It was connected elsewhere since, without our knowing. */
+    /* The socket was connected elsewhere since, without us. */
     if ((socket_peer(fd, AF_INET6, &peer) || socket_peer(fd, AF_INET, &peer)) && !page_lists(&peer))
         return error;
     return memo.error;

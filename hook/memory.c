@@ -1,6 +1,6 @@
-/* The functions that GCC calls by itself to copy and fill structures (GCC manual, "Standards"). The
- * library links to no libc, so it brings its own; they are hidden, nobody else gets them.
- * The sanitizers bring theirs. */
+/* The functions that GCC itself calls to copy and fill structures (GCC manual, "Standards"). The
+ * library links to no libc, so it brings its own, hidden from everybody else. The sanitizers bring
+ * theirs. */
 #include <stddef.h>
 
 #ifndef __SANITIZE_ADDRESS__

@@ -19,15 +19,16 @@
 enum {
     MS = 1000000, /* nanoseconds */
 
-    /* How long a sidecar that is alive, but whose queues are full, gets to make room. */
+    /* How long a sidecar that is alive but full gets to make room. */
     FULL_BUDGET_MS = 1000,
     FULL_BUDGET_NONBLOCKING_MS = 100,
 
-    AWAY_CHECK_MS = 20,       /* how often `wait` looks whether the sidecar has come */
+    AWAY_CHECK_MS = 20,       /* how often when_away `wait` looks for a sidecar */
     HEARTBEAT_CHECK_MS = 250, /* how often a waiting call looks at the sign of life */
 };
 
-/* Signals that say "this instruction failed", as a mask. They do not interrupt calls that wait. */
+/* Synchronous signals ("this instruction failed"), as a mask. They do not interrupt waiting calls.
+ */
 #define SYNCHRONOUS_SIGNALS                                                                       \
     (1ull << (SIGSEGV - 1) | 1ull << (SIGBUS - 1) | 1ull << (SIGILL - 1) | 1ull << (SIGFPE - 1) | \
      1ull << (SIGTRAP - 1) | 1ull << (SIGSYS - 1))
@@ -75,7 +76,7 @@ struct libc {
     void (*pthread_cleanup_pop)(void *, int);
 };
 
-/* The table, filled at the first call of all (which is the constructor's, as a rule). */
+/* The table, filled by the first call (the constructor's, as a rule). */
 const struct libc *libc(void);
 
 void set_errno(int error);
@@ -84,8 +85,8 @@ int get_errno(void);
 /* Sets errno and returns -1, unless `error` is 0. */
 int errno_result(int error);
 
-/* CLOCK_MONOTONIC, nanoseconds, by a system call: the sidecar's sign of life is to be compared with
- * the kernel's clock, and libc's may be another library's (libfaketime). */
+/* CLOCK_MONOTONIC in nanoseconds, by a system call: the sidecar's sign of life is by the kernel's
+ * clock, and libc's may be another library's (libfaketime). */
 int64_t now_ns(void);
 
 /* ---- environment.c: MOSNHOOK_* variables, read once at start-up ---- */
@@ -116,20 +117,20 @@ size_t environment_find_hook(const char *list, const char **entry);
 
 bool text_equal(const char *a, const char *b);
 
-/* Whether the hook is to do anything at all. */
+/* Whether the hook is switched on. */
 bool hook_active(void);
 
 /* ---- pointers.c: for the application's pointers; sizes are not 0 ---- */
 
 bool pointer_readable(const void *at, size_t size);
 
-/* Writes anything to these 8 bytes. True, too, if they are not aligned. */
+/* Whether these 8 bytes can be written, which it does. Also true if they are not aligned. */
 bool word_writable(void *at);
 
-/* At start-up: anything that is above all frames of the main thread, on its stack. */
+/* At start-up: a pointer into the main thread's stack, above all of its frames. */
 void pointers_start(const void *on_main_stack);
 
-/* An argument of connect(). False, too, if `fd` is not a socket. */
+/* Whether connect()'s address can be read. Also false if `fd` is not a socket. */
 bool address_readable(int fd, const struct sockaddr *address, socklen_t length);
 
 /* ---- address.c; the predicates are in address.h ---- */
@@ -144,7 +145,7 @@ bool address_from_sockaddr(const struct sockaddr *from, socklen_t length,
 socklen_t address_to_sockaddr(const struct mosnhook_address *from, int family,
                               struct sockaddr_storage *to);
 
-/* Multicast, or broadcast to everybody on a link: to the kernel no destination of TCP. */
+/* Whether it is multicast or broadcast, to which TCP cannot connect. */
 bool address_is_for_many(const struct mosnhook_address *address);
 
 /* ---- page.c: the policy page ---- */
@@ -154,7 +155,7 @@ struct page_view {
     bool known;          /* the page could be read; else the environment decides */
     bool excluded;       /* not to be captured */
     bool asks;           /* the sidecar may want it to be connected directly */
-    uint32_t generation; /* another one: the page has changed, or is another one */
+    uint32_t generation; /* changes with the page, and from page to page */
     uint32_t state;
     uint32_t transport;
     uint32_t when_away;
@@ -171,7 +172,7 @@ struct page_view {
 /* Maps the page, or the file that has taken its place. */
 void page_open(void);
 
-/* Without a system call, unless the page is just being written. */
+/* Makes no system call, unless the page is being written. */
 void page_look(const struct mosnhook_address *destination, struct page_view *view);
 
 /* Whether there is a recent sign of life. */
@@ -180,16 +181,17 @@ bool page_heartbeat(void);
 /* Whether the sidecar redirects data to applications in the kernel. */
 bool page_accelerates(void);
 
-/* Of a page that is known: whether the sidecar is out of descriptors. */
+/* Whether the sidecar is out of descriptors, as a known page says. */
 bool page_full(void);
 
-/* Whether new connections can be sent there. */
+/* Whether the sidecar takes new connections. */
 bool page_serving(const struct page_view *view);
 
 /* Whether there is, or was, a sidecar at all. */
 bool page_known(void);
 
-/* Whether it is one of the page's listeners or parks: what is connected there is relayed. */
+/* Whether the address is one of the page's listeners or parks: what is connected to it is relayed.
+ */
 bool page_lists(const struct mosnhook_address *address);
 
 /* Whether captured sockets may be connected elsewhere. */
@@ -203,11 +205,12 @@ bool memo_read(int fd, struct mosnhook_memo *memo);
 /* The socket was disconnected. Does nothing to sockets without a memo. */
 void memo_forget(int fd);
 
-/* Where a socket that is connected to `peer` was to go. False if there is nothing to believe. */
+/* The original destination of a socket that is connected to `peer`. False without a credible memo.
+ */
 bool memo_destination(int fd, const struct mosnhook_address *peer,
                       struct mosnhook_address *destination);
 
-/* The true errno of a socket that failed with `error`, as far as it is known. */
+/* The true errno of a socket that failed with `error`; `error` if unknown. */
 int memo_true_error(int fd, int error);
 
 /* ---- capture.c: the decision, and the way of a captured connect ---- */
@@ -218,14 +221,14 @@ enum {
 
 /* Results besides 0 (connected) and an errno. */
 enum {
-    OUTCOME_NOT_OURS = -1,        /* to be left to the real connect */
-    OUTCOME_AWAY = -2,            /* no sidecar there */
+    OUTCOME_NOT_OURS = -1,        /* left to the real connect */
+    OUTCOME_AWAY = -2,            /* no sidecar serves */
     OUTCOME_DIRECT = -3,          /* the sidecar says: connect yourself */
-    OUTCOME_OTHER_TRANSPORT = -4, /* unix is no way for this socket or process */
+    OUTCOME_OTHER_TRANSPORT = -4, /* this socket or process cannot use unix */
     OUTCOME_CONNECT = -5,         /* the sidecar says: connect it to me, there */
 };
 
-/* One connect() on its way. */
+/* One connect() in progress. */
 struct attempt {
     int fd;
     int family;
@@ -235,16 +238,16 @@ struct attempt {
     bool fast_open;   /* TCP_FASTOPEN_CONNECT was set (and was switched off by us) */
     bool v6_only;     /* IPV6_V6ONLY was set (and was switched off by us) */
     int64_t deadline; /* by SO_SNDTIMEO, on now_ns's clock; 0: none */
-    int64_t give_up;  /* when a full sidecar has had its time; 0: it has not been met */
-    int cancel_state; /* the thread's, which is off while we hold something */
+    int64_t give_up;  /* when to give a full sidecar up; 0 if it was not found full */
+    int cancel_state; /* the thread's; cancellation is off while we hold something */
     struct mosnhook_address destination;
     /* With OUTCOME_DIRECT (port 0: the destination) and OUTCOME_CONNECT: where to. */
     struct mosnhook_address endpoint;
     struct page_view view;
 };
 
-/* Where a connect goes: as the application says, or, after capture() answered OUTCOME_NOT_OURS, as
- * the sidecar does. */
+/* Where a connect goes: the application's address, or, after capture() returned OUTCOME_NOT_OURS,
+ * the one that the sidecar chose. */
 struct target {
     const struct sockaddr *address;
     socklen_t length;
@@ -255,78 +258,77 @@ int capture(int fd, struct target *target, int flags);
 
 /* ---- socket.c: steps that both transports take ---- */
 
-/* A socket of the hook's own, for a moment: its descriptor or -errno. */
+/* Opens a socket of the hook's own, for a moment. Its descriptor or -errno. */
 int socket_open(int family, int type, int protocol);
 
 /* The others are about the application's socket. */
 
-/* connect() to one of the sidecar's addresses, without waiting, whatever kind of socket it is. */
+/* connect() to one of the sidecar's addresses, without waiting, even if the socket blocks. */
 int socket_connect_now(struct attempt *attempt, const struct mosnhook_address *to);
 
-/* Where the socket is connected to, or was until its connect failed or its connection ended: unlike
- * getpeername() also in SYN_SENT and after a reset. False: nowhere, or it was disconnected since.
- */
+/* The peer, even if the connect has failed or the connection has ended: unlike getpeername(), also
+ * in SYN_SENT and after a reset. False if there is none, or the socket was disconnected since. */
 bool socket_peer(int fd, int family, struct mosnhook_address *peer);
 
 /* SO_ERROR, which clears it; 0 if there is none. */
 int socket_take_error(int fd);
 
-/* Makes it a socket that was never connected (keeping what it is bound to). */
+/* Disconnects the socket, which keeps what it is bound to. */
 void socket_disconnect(struct attempt *attempt);
 
-/* The result of a connect() that found another one under way or finished: the kernel's own, for
- * which a blocking caller waits. */
+/* The kernel's result of a connect() that found an earlier one in progress or finished. A blocking
+ * caller waits for it. */
 int socket_settle(struct attempt *attempt, int result, const struct mosnhook_address *via);
 
-/* The sidecar's addresses that this socket can be connected to, the best first, in turn. Stores
+/* Which of the sidecar's addresses this socket can connect to, the best first, in rotation. Stores
  * indices, returns their number. */
 size_t socket_order(const struct attempt *attempt, const struct mosnhook_address *addresses,
                     size_t count, uint8_t order[MOSNHOOK_MAX_LISTENERS]);
 
 /* ---- server.c ---- */
 
-/* Whether the sidecar (or who stands in for it) has the other end of the connection to one of its
- * listeners, of which our end is `here`. 0, EAGAIN (nobody has it yet), EMFILE (to ask takes a
- * descriptor), or OUTCOME_AWAY, also where the kernel cannot be asked. */
+/* Whether the sidecar, or the proxy in its place, has the other end of a connection to one of its
+ * listeners. 0, EAGAIN (nobody has it yet), EMFILE (asking takes a descriptor), or OUTCOME_AWAY,
+ * also where the kernel cannot be asked. */
 int server_check(const struct attempt *attempt, const struct mosnhook_address *here);
 
 /* ---- apart.c ---- */
 
-/* Runs a step for which the process has no descriptor left where there are some: in a thread with a
- * table of its own, in which only `keep` (-1: nothing) is open. The step makes system calls only,
- * closes what it opens, and does not take long. 0 or -errno: there can be no such thread. */
+/* Runs a step that needs descriptors when the process has none left: in a thread with a table of
+ * its own, in which only `keep` (-1: nothing) is open. The step makes system calls only, closes
+ * what it opens, and does not take long. 0, or -errno if there can be no such thread. */
 int apart(int keep, void (*run)(void *), void *argument);
 
 /* ---- wait.c ---- */
 
-/* Until `fd` is ready or has hung up. 0, EINPROGRESS (SO_SNDTIMEO is over), EINTR, or OUTCOME_AWAY.
- * A cancellation point; a cancelled thread closes `owned` (-1: nothing). */
+/* Waits until `fd` is ready or has hung up. 0, EINPROGRESS (SO_SNDTIMEO is over), EINTR, or
+ * OUTCOME_AWAY. A cancellation point; a cancelled thread closes `owned` (-1: nothing). */
 int wait_ready(struct attempt *attempt, int fd, short events, int owned);
 
-/* 0, or EINTR or EINPROGRESS as above. A cancellation point if the caller waits. */
+/* Pauses. 0, EINTR or EINPROGRESS as above. A cancellation point if the caller waits. */
 int wait_pause(struct attempt *attempt, int ms);
 
-/* Until `fd` is ready or has hung up, or the deadline (on now_ns's clock): for callers that must
- * not block. 0 or EINPROGRESS. */
+/* Waits until `fd` is ready or has hung up, or the deadline (on now_ns's clock): for callers that
+ * must not block. 0 or EINPROGRESS. */
 int wait_until(int64_t deadline, int fd, short events);
 
-/* Whether a call that waited when a handler interrupted it would have been restarted by the kernel.
- * poll() never is, and does not tell which handler it was: so only if all of them ask for it
+/* Whether the kernel would have restarted a waiting call that a handler interrupted. poll() is
+ * never restarted, and does not tell which handler it was: so true only if all handlers ask for it
  * (SA_RESTART). Handlers of synchronous signals, which many runtimes have, do not count. Not for
  * calls with a timeout (SO_SNDTIMEO, SO_RCVTIMEO), which are never restarted: see signal(7). */
 bool wait_restarts(void);
 
-/* Short, neither interruptible nor a cancellation point. */
+/* Pauses shortly; neither interruptible nor a cancellation point. */
 void wait_briefly(int ms);
 
-/* Whether the sidecar has descriptors left, or gets some within the time that a full one has. Only
- * who would be refused is kept waiting for it, unless it must not block. */
+/* Whether the sidecar has descriptors left, or gets some within the time of a full one. Only
+ * callers that would be refused, and may block, wait for that. */
 bool wait_for_room(struct attempt *attempt);
 
-/* Waits a little for a sidecar that is alive but full. False: it has had its time. */
+/* Waits a little for a sidecar that is alive but full. False when its time is over. */
 bool wait_while_full(struct attempt *attempt);
 
-/* When a sidecar that is alive, but full, is to be given up, on now_ns's clock. */
+/* When to give up a sidecar that is alive but full, on now_ns's clock. */
 int64_t wait_full_deadline(const struct attempt *attempt);
 
 void cancel_disable(struct attempt *attempt);

@@ -1,6 +1,5 @@
 /* Whether the application's pointers can be read: the kernel answers a bad one with EFAULT, and
- * does not kill. It is asked by system calls that read what they are given, and do nothing with it.
- */
+ * does not kill. We ask by system calls that read their argument and do nothing with it. */
 #include <errno.h>
 
 #include "mosnhook.h"
@@ -43,13 +42,13 @@ bool word_writable(void *at)
     return (uintptr_t)at % WORD || sys_sigprocmask(0, NULL, at) != -EFAULT;
 }
 
-/* A socket address of one byte: read, and then no address to any kind of socket. By connect(),
- * since somebody who calls connect() may be in a sandbox that allows nothing else. */
+/* Asks with an address of one byte, which the kernel reads and then refuses for any kind of socket.
+ * By connect(): its caller may be in a sandbox that allows nothing else. */
 static bool byte_readable(int fd, const void *at)
 {
     int result = sys_connect(fd, at, 1);
 
-    /* The last two: the kernel did not come to look at it. */
+    /* With the last two the kernel did not get as far as the address. */
     return result != -EFAULT && result != -EBADF && result != -ENOTSOCK;
 }
 
@@ -60,8 +59,8 @@ void pointers_start(const void *on_main_stack)
     main_stack_end = (uintptr_t)on_main_stack;
 }
 
-/* Whether it is a variable of one of our callers, as it is mostly: then it can be read. All above
- * us is the main thread's stack; of another one's we know this page. */
+/* Whether it is a variable of one of our callers, as mostly: then it can be read. In the main
+ * thread everything above us is its stack; in another thread we know this page only. */
 static bool on_stack(const void *at, const char *last)
 {
     uintptr_t here = (uintptr_t)__builtin_frame_address(0);

@@ -35,7 +35,7 @@ enum {
     PIPE_PAGE = 4096,        /* what a pipe that polls writable takes without waiting */
 };
 
-/* Whether data may be redirected to it. */
+/* Whether data may be redirected to the socket. */
 static bool is_accelerated(int fd)
 {
     struct mosnhook_memo memo;
@@ -49,14 +49,14 @@ static bool waits(int fd, int flags)
     return !(flags & (MSG_DONTWAIT | MSG_ERRQUEUE)) && !(sys_fcntl(fd, F_GETFL, 0) & O_NONBLOCK);
 }
 
-/* When a receive begins, which is of interest only where it may have to be continued. */
+/* When a receive begins; needed only where it may have to be continued. */
 static int64_t begin(void)
 {
     return page_accelerates() ? now_ns() : 0;
 }
 
-/* Until there is something to receive: in all, since `began`, as long as SO_RCVTIMEO says. False
- * with errno. */
+/* Waits for something to receive: since `began`, as long as SO_RCVTIMEO says in all. False with
+ * errno. */
 static bool wait_for_data(int fd, int64_t began)
 {
     struct timeval limit = {0, 0};
@@ -83,8 +83,8 @@ static bool wait_for_data(int fd, int64_t began)
 
 /* ---- a reset that nobody was told of ---- */
 
-/* Whether the other side's end has come: then the kernel says so before anything else. Asking for
- * data to be mapped tells it (EIO), and maps nothing. */
+/* Whether the other side's end has come, which the kernel then reports before anything else. A
+ * request to map data finds it (EIO), and maps nothing. */
 static bool has_peer_ended(int fd)
 {
     struct tcp_zerocopy_receive nothing;
@@ -104,7 +104,7 @@ static bool was_reset(int fd)
            info.tcpi_state == STATE_CLOSED && !has_peer_ended(fd);
 }
 
-/* What a receive says, or -1 with errno. A reset is told once. */
+/* What a receive returns, or -1 with errno. Reports a reset once. */
 static ssize_t tell_reset(int fd, ssize_t count)
 {
     if (count < 0 && get_errno() == ECONNRESET && is_accelerated(fd))
@@ -118,7 +118,7 @@ static ssize_t tell_reset(int fd, ssize_t count)
 
 /* ---- waiting for all ---- */
 
-/* Whether several receives have to do what MSG_WAITALL asks for. (With MSG_PEEK they could not.) */
+/* Whether it takes several receives to do what MSG_WAITALL asks. (With MSG_PEEK they could not.) */
 static bool waits_for_all(int fd, int flags)
 {
     return (flags & MSG_WAITALL) && !(flags & (MSG_PEEK | MSG_ERRQUEUE | MSG_OOB)) &&
@@ -188,8 +188,8 @@ static ssize_t receive_later(int fd, struct msghdr *message, int flags, int64_t 
     return count;
 }
 
-/* What a receive that said `count` tells the application. Only what the kernel has taken is looked
- * at: the message may be anywhere. */
+/* What to tell the application after a receive of `count`. Reads only what the kernel has accepted:
+ * the message may be anywhere. */
 static ssize_t finish(int fd, struct msghdr *message, int flags, int64_t began, ssize_t count)
 {
     if (count > 0 || !page_accelerates())
@@ -229,7 +229,8 @@ MOSNHOOK_EXPORT ssize_t recv(int fd, void *bytes, size_t size, int flags)
     return receive(fd, bytes, size, flags);
 }
 
-/* TCP tells no address. What another kind of socket told, such as of an empty datagram, stays. */
+/* TCP reports no address. What another kind of socket reported, as with an empty datagram, stays.
+ */
 MOSNHOOK_EXPORT ssize_t recvfrom(int fd, void *bytes, size_t size, int flags,
                                  struct sockaddr *address, socklen_t *length)
 {
@@ -276,8 +277,8 @@ MOSNHOOK_EXPORT ssize_t readv(int fd, const struct iovec *vector, int entries)
     return finish(fd, &message, 0, began, libc()->readv(fd, vector, entries));
 }
 
-/* What glibc makes of these functions in programs that were built with _FORTIFY_SOURCE. Too small a
- * buffer is for glibc to complain about. */
+/* What programs that were built with _FORTIFY_SOURCE call. glibc complains about too small a
+ * buffer. */
 MOSNHOOK_EXPORT ssize_t __recv_chk(int fd, void *bytes, size_t size, size_t room, int flags)
 {
     return size <= room ? recv(fd, bytes, size, flags)
@@ -296,13 +297,13 @@ MOSNHOOK_EXPORT ssize_t __read_chk(int fd, void *bytes, size_t size, size_t room
     return size <= room ? read(fd, bytes, size) : libc()->read_chk(fd, bytes, size, room);
 }
 
-/* Bytes are taken from the socket when the pipe has them: none are lost if it is full. */
+/* Takes bytes from the socket only when the pipe has them: none are lost if it is full. */
 static ssize_t copy_to_pipe(int fd, int pipe, size_t size, unsigned flags)
 {
     char bytes[SPLICE_PART];
     ssize_t count, written;
 
-    /* As the kernel's: SPLICE_F_NONBLOCK is about the pipe, not the socket. */
+    /* As in the kernel: SPLICE_F_NONBLOCK is about the pipe, not the socket. */
     count = receive(fd, bytes, size < sizeof bytes ? size : sizeof bytes, MSG_PEEK);
     if (count <= 0)
         return count;
@@ -324,7 +325,7 @@ static ssize_t copy_to_pipe(int fd, int pipe, size_t size, unsigned flags)
     return libc()->recv(fd, bytes, (size_t)written, MSG_DONTWAIT);
 }
 
-/* What is wrong with a call is left to the kernel to tell. */
+/* The kernel reports what is wrong with a call. */
 MOSNHOOK_EXPORT ssize_t splice(int in, int64_t *in_offset, int out, int64_t *out_offset,
                                size_t size, unsigned flags)
 {
@@ -334,7 +335,7 @@ MOSNHOOK_EXPORT ssize_t splice(int in, int64_t *in_offset, int out, int64_t *out
     return libc()->splice(in, in_offset, out, out_offset, size, flags);
 }
 
-/* Where nothing that was redirected waits: what came by TCP, which is counted and not copied. */
+/* Without redirected data waiting: counts what came by TCP, without copying it. */
 static int waiting_by_tcp(int fd)
 {
     long count = sys_recv(fd, NULL, INT_MAX, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT);
@@ -352,7 +353,7 @@ MOSNHOOK_EXPORT int ioctl(int fd, unsigned long request, ...)
     argument = va_arg(arguments, void *);
     va_end(arguments);
     result = libc()->ioctl(fd, request, argument);
-    /* musl's has an int, of which the rest of the register is not known. */
+    /* musl's takes an int: the rest of the register is undefined. */
     if (result == 0 && (uint32_t)request == FIONREAD && page_accelerates() &&
         *(int *)argument == 0 && is_accelerated(fd))
         *(int *)argument = waiting_by_tcp(fd);

@@ -1,9 +1,9 @@
 /* Who has the other end of a connection to one of the sidecar's listeners. Ports belong to nobody:
- * when a sidecar was killed, any user of the host may listen where the page still says that it
+ * once a sidecar was killed, any user of the host may listen where the page still says that it
  * does.
  *
- * The kernel is asked (sock_diag(7)), about this very connection: no other answer would still be
- * true when something is sent. */
+ * We ask the kernel (sock_diag(7)) about this very connection: no other answer would still hold
+ * when something is sent. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <linux/inet_diag.h>
@@ -40,7 +40,7 @@ static void put_address(__be32 to[4], const struct mosnhook_address *address, bo
         __builtin_memcpy(to, address->ip, 16);
 }
 
-/* About a socket at `there` that is connected to `here`, or where there is none, listens. */
+/* Asks about the socket at `there` that is connected to `here`, or, if there is none, listens. */
 static struct question question_about(uint32_t number, const struct mosnhook_address *there,
                                       const struct mosnhook_address *here, uint16_t port_here)
 {
@@ -68,8 +68,8 @@ struct inquiry {
     int result;
 };
 
-/* All at once; the kernel answers in order before the call returns. An answer that is missing is
- * all zero. 0 or -errno. */
+/* Asks everything at once; the kernel has answered, in order, when the call returns. A missing
+ * answer is all zero. 0 or -errno. */
 static int ask_on(int fd, const struct question questions[QUESTIONS],
                   struct answer answers[QUESTIONS])
 {
@@ -109,8 +109,8 @@ static int ask(const struct question questions[QUESTIONS], struct answer answers
     return inquiry.result;
 }
 
-/* Root may read whatever is sent, anyway; and a proxy that takes the sidecar's place may have
- * opened its listener as root, before it became another user. */
+/* Root may read whatever is sent anyway; and a proxy in the sidecar's place may have opened its
+ * listener as root, before it became another user. */
 static bool is_trusted(const struct attempt *attempt, const struct answer *answer)
 {
     return answer->socket.idiag_uid == 0 || answer->socket.idiag_uid == attempt->view.server_uid;
@@ -121,8 +121,8 @@ static bool is_accepted(const struct answer *answer)
     return answer->socket.idiag_state == TCP_ESTABLISHED && answer->socket.idiag_inode != 0;
 }
 
-/* As long as it waits to be accepted it is the listener's, and goes with it. (Kernels before 6.17
- * say then that it is root's.) */
+/* A connection that waits to be accepted is the listener's, and goes with it. (Kernels before 6.17
+ * call it root's then.) */
 static bool is_waiting(const struct answer *answer)
 {
     return answer->socket.idiag_state == TCP_ESTABLISHED && answer->socket.idiag_inode == 0;
@@ -146,7 +146,7 @@ int server_check(const struct attempt *attempt, const struct mosnhook_address *h
     questions[ASK_LISTENER] = question_about(ASK_LISTENER, &there, here, 0);
     questions[ASK_END_AGAIN] = question_about(ASK_END_AGAIN, &there, here, here->port);
     result = ask(questions, answers);
-    if (result == -ENFILE) /* as long as the system has no files, nobody could accept it */
+    if (result == -ENFILE) /* while the system is out of files, nobody can accept it */
         return EAGAIN;
     if (result < 0)
         return result == -EMFILE ? EMFILE : OUTCOME_AWAY;

@@ -1,5 +1,5 @@
-/* Steps on sockets, mostly the application's own. The state of a connect lives in the kernel's
- * socket and nowhere else: what the application does with it later behaves as without the hook. */
+/* Steps on sockets, mostly the application's own. Only the kernel's socket holds the state of a
+ * connect, so whatever the application does later behaves as without the hook. */
 #include <errno.h>
 #include <netinet/in.h>
 #include <signal.h>
@@ -25,10 +25,9 @@ static int real_connect(int fd, const void *address, socklen_t length)
     return libc()->connect(fd, address, length) == 0 ? 0 : get_errno();
 }
 
-/* A blocking socket is non-blocking for this one call. No handler may run in between: it could
+/* Makes a blocking socket non-blocking for this one call. No handler may run meanwhile: it could
  * leave by longjmp, or use the socket. Synchronous signals are not held back: the kernel kills a
- * process that blocks one of them and then has it, and seccomp's SIGSYS handlers are such a case.
- */
+ * process that gets one while it blocks it, and seccomp's SIGSYS handlers rely on them. */
 int socket_connect_now(struct attempt *attempt, const struct mosnhook_address *to)
 {
     struct sockaddr_storage address;
@@ -55,7 +54,7 @@ int socket_connect_now(struct attempt *attempt, const struct mosnhook_address *t
 bool socket_peer(int fd, int family, struct mosnhook_address *peer)
 {
     struct sockaddr_storage address;
-    /* It is to be asked for exactly the bytes that there are. */
+    /* The option wants exactly the address's length. */
     socklen_t length =
         family == AF_INET6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in);
 
@@ -77,7 +76,7 @@ void socket_disconnect(struct attempt *attempt)
     int on = 1;
 
     real_connect(attempt->fd, &nowhere, sizeof nowhere);
-    /* To leave SYN_SENT leaves an ECONNRESET behind, which would be found instead of the result. */
+    /* Leaving SYN_SENT leaves an ECONNRESET behind, which would be found instead of the result. */
     socket_take_error(attempt->fd);
     if (attempt->v6_only)
         sys_setsockopt(attempt->fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
@@ -91,7 +90,7 @@ int socket_settle(struct attempt *attempt, int result, const struct mosnhook_add
         if (result == OUTCOME_AWAY)
             socket_disconnect(attempt);
         if (result ==
-            EINPROGRESS) /* the time is up: what the kernel calls it at a second connect */
+            EINPROGRESS) /* the time is over: a second connect says so in the kernel, too */
             return EALREADY;
         if (result != 0)
             return result;
@@ -104,8 +103,8 @@ int socket_settle(struct attempt *attempt, int result, const struct mosnhook_add
     return result;
 }
 
-/* An IPv4 destination prefers IPv4, an IPv6 one IPv6: the socket may be bound to a source of that
- * version. An AF_INET6 socket can use the other one too. */
+/* Prefers the destination's IP version: the socket may be bound to a source of it. An AF_INET6
+ * socket can use the other one, too. */
 size_t socket_order(const struct attempt *attempt, const struct mosnhook_address *addresses,
                     size_t count, uint8_t order[MOSNHOOK_MAX_LISTENERS])
 {

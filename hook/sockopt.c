@@ -1,5 +1,5 @@
 /* getsockopt(SO_ERROR): the true errno of a non-blocking connect that failed at the upstream. The
- * sidecar can make a socket fail with ECONNRESET only, and leaves the true one in its memo. */
+ * sidecar can make a socket fail with ECONNRESET only, and leaves the true errno in the memo. */
 #include <errno.h>
 
 #include "mosnhook.h"

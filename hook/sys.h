@@ -1,7 +1,7 @@
 /* Raw system calls: results are the kernel's own, -errno on failure.
  *
- * For two reasons not libc's: what the hook does with its own descriptors is nobody's business
- * (other preloaded libraries must not see it), and errno is left alone. */
+ * They are not libc's for two reasons: other preloaded libraries must not see what the hook does
+ * with its own descriptors, and errno stays as it is. */
 #ifndef MOSNHOOK_SYS_H
 #define MOSNHOOK_SYS_H
 
@@ -37,8 +37,8 @@ static inline long sys_call(long number, long a, long b, long c, long d, long e,
     return result;
 }
 
-/* clone(2) with CLONE_VM and CLONE_VFORK: the new thread or process runs the function, and ends,
- * further down on the caller's own stack, while the caller waits. */
+/* clone(2) with CLONE_VM and CLONE_VFORK: the new thread or process runs the function and ends
+ * while the caller waits, further down on the caller's own stack. */
 static inline long sys_clone_and_wait(long flags, void (*function)(void *), void *argument)
 {
     register long r10 __asm__("r10") = 0;

@@ -88,7 +88,7 @@ static void build_header(struct header *header, const struct attempt *attempt,
     __builtin_memcpy(header->bytes + PROXY_PREFIX - sizeof length, &length, sizeof length);
 }
 
-/* Sends all of it at once, into a send buffer that is empty. 0 or an errno. */
+/* Sends all at once, into an empty send buffer. 0 or an errno. */
 static int send_header(const struct attempt *attempt, const struct mosnhook_address *source)
 {
     struct header header;
@@ -101,9 +101,9 @@ static int send_header(const struct attempt *attempt, const struct mosnhook_addr
     return sent < 0 ? (int)-sent : EMSGSIZE;
 }
 
-/* Sends the header to the sidecar, and to nobody else. Besides an errno, OUTCOME_AWAY: somebody
- * else has the other end. EAGAIN is a handshake that did not come about, because the listener's
- * accept queue is full. */
+/* Sends the header to the sidecar, and to nobody else. An errno, or OUTCOME_AWAY if somebody else
+ * has the other end. EAGAIN if there was no handshake, because the listener's accept queue is full.
+ */
 static int introduce(const struct attempt *attempt)
 {
     struct sockaddr_storage local = {.ss_family = AF_UNSPEC};
@@ -123,7 +123,7 @@ static int introduce(const struct attempt *attempt)
     return result == 0 ? send_header(attempt, &source) : result;
 }
 
-/* One round over the listeners. Besides results as of transport_header, EAGAIN: all are full. */
+/* One round over the listeners. Results as of transport_header, and EAGAIN if all are full. */
 static int try_listeners(struct attempt *attempt)
 {
     const struct page_view *view = &attempt->view;

@@ -1,5 +1,5 @@
-/* The `unix` transport: the socket is parked, and handed to the sidecar with its destination.
- * See contract.h for the protocol. */
+/* The `unix` transport: the socket is parked, and handed to the sidecar with its destination. See
+ * contract.h for the protocol, docs/paths/unix.md for the whole. */
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -10,8 +10,8 @@
 
 enum { ERRNO_MAX = 4095 };
 
-/* A control socket, not connected yet: its descriptor or -errno. While the whole system is out of
- * files, a sidecar could not take the connection either: so that is a full one. */
+/* Opens a control socket, not connected yet. Its descriptor or -errno. While the whole system is
+ * out of files, the sidecar could not accept either: that counts as full. */
 static int open_control(struct attempt *attempt)
 {
     int fd;
@@ -34,10 +34,10 @@ static int connect_control(int fd, struct attempt *attempt)
     while (result == -EINTR || (result == -EAGAIN && wait_while_full(attempt))); /* its backlog */
     if (result == -EAGAIN || result == -ECONNREFUSED) /* not listening: dead */
         return OUTCOME_AWAY;
-    return result == 0 ? 0 : OUTCOME_OTHER_TRANSPORT; /* not to be seen from here: chroot, rights */
+    return result == 0 ? 0 : OUTCOME_OTHER_TRANSPORT; /* out of reach: chroot, rights */
 }
 
-/* Only an IPv6 socket without IPv4 parks to go to: lets it speak IPv4 too, if it is not bound. */
+/* Lets an IPv6-only socket speak IPv4, too, if the parks are IPv4 only and it is not bound. */
 static bool allow_ipv4(struct attempt *attempt)
 {
     int off = 0;
@@ -56,10 +56,10 @@ static bool is_connected(int fd)
     return sys_getpeername(fd, &peer, &length) == 0;
 }
 
-/* EINPROGRESS, unless somebody else listens at the park now, or the socket has an error: one that
- * the sidecar left there when it made an earlier connect fail, or the park's, where nobody parks
- * any more: the page is a dead sidecar's, though it looks alive (and the control socket may be its
- * successor's). */
+/* EINPROGRESS, unless somebody else listens at the park now, or the socket has an error. Either the
+ * sidecar left the error when it made an earlier connect fail; or nobody has the park any more: the
+ * page is a dead sidecar's, though it looks alive (and the control socket may be its successor's).
+ */
 static int check_parked(struct attempt *attempt)
 {
     int error = socket_take_error(attempt->fd), earlier;
@@ -75,8 +75,8 @@ static int check_parked(struct attempt *attempt)
     return earlier == error ? OUTCOME_AWAY : earlier;
 }
 
-/* EINPROGRESS when the socket is parked at `*via`; else what connect() said, which is its answer to
- * an application that connects again. */
+/* EINPROGRESS when the socket is parked at `*via`; else what connect() returned, which is the
+ * answer if the application connects again. */
 static int park(struct attempt *attempt, struct mosnhook_address *via)
 {
     const struct page_view *view = &attempt->view;
@@ -90,7 +90,7 @@ static int park(struct attempt *attempt, struct mosnhook_address *via)
         if (result == ENETUNREACH && address_is_ipv4(via) &&
             !address_is_ipv4(&attempt->destination)) /* IPV6_V6ONLY */
             result = allow_ipv4(attempt) ? socket_connect_now(attempt, via) : EADDRNOTAVAIL;
-        if (result != EADDRNOTAVAIL) /* else its ports are used up, the next one has others */
+        if (result != EADDRNOTAVAIL) /* its ports are used up; the next park has others */
             break;
     }
     if (result == EINPROGRESS)
@@ -118,15 +118,15 @@ static int send_request(int control, struct attempt *attempt, uint16_t flags)
     header->cmsg_type = SCM_RIGHTS;
     header->cmsg_len = CMSG_LEN(sizeof(int));
     __builtin_memcpy(CMSG_DATA(header), &attempt->fd, sizeof attempt->fd);
-    /* Of a user's sockets only so many may be on their way at once as RLIMIT_NOFILE says. */
+    /* A user may have RLIMIT_NOFILE descriptors in flight at most. */
     do
         result = sys_sendmsg(control, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     while (result == -EINTR || (result == -ETOOMANYREFS && wait_while_full(attempt)));
     return result == sizeof request ? 0 : OUTCOME_AWAY;
 }
 
-/* The answer, if it is there: 0 is `relay`, EAGAIN none yet; with OUTCOME_DIRECT and
- * OUTCOME_CONNECT there is an endpoint. */
+/* Reads the answer, if it is there: 0 for `relay`, EAGAIN for none yet. OUTCOME_DIRECT and
+ * OUTCOME_CONNECT come with an endpoint. */
 static int read_answer(int control, struct attempt *attempt)
 {
     struct mosnhook_answer answer = {.magic = 0};
@@ -152,7 +152,7 @@ static int read_answer(int control, struct attempt *attempt)
     return ECONNREFUSED;
 }
 
-/* Waits for the answer; a caller that does not wait for the upstream, for `budget_ms` at most. A
+/* Waits for the answer, at most `budget_ms` if the caller does not wait for the upstream. A
  * cancelled thread closes the control socket. */
 static int receive_answer(int control, struct attempt *attempt, int budget_ms)
 {
@@ -168,8 +168,8 @@ static int receive_answer(int control, struct attempt *attempt, int budget_ms)
     return result;
 }
 
-/* From now on the sidecar cannot answer, and finds that out when it tries: so both agree whether it
- * has. OUTCOME_AWAY: it has not. */
+/* From now on the sidecar cannot answer, and notices when it tries, so both agree on whether it
+ * has. OUTCOME_AWAY if it has not. */
 static int stop_waiting(int control, struct attempt *attempt)
 {
     int result;
@@ -179,8 +179,8 @@ static int stop_waiting(int control, struct attempt *attempt)
     return result == EAGAIN ? OUTCOME_AWAY : result;
 }
 
-/* Whether the sidecar leaves the connection to us. 0: no, it is to be handed over. EINPROGRESS or
- * EINTR: likewise, but nobody waits for that any more. */
+/* Whether the sidecar leaves the connection to us. 0: no, hand the socket over. EINPROGRESS or
+ * EINTR: likewise, but the caller no longer waits. */
 static int ask(int control, struct attempt *attempt)
 {
     int result = connect_control(control, attempt), late;
@@ -199,9 +199,10 @@ static int ask(int control, struct attempt *attempt)
     return result;
 }
 
-/* Where the sidecar takes a socket that cannot be parked. Who does not wait for the upstream waits
- * for this all the same: a busy sidecar is not away. Where it has listeners for headers, those do
- * after a moment; else for as long as a sidecar without a sign of life counts as alive. */
+/* Learns where the sidecar takes a socket that cannot be parked. Even a caller that does not wait
+ * for the upstream waits for this: a busy sidecar is not away. With listeners for headers, for a
+ * moment, and then uses those; else for as long as a sidecar without a sign of life counts as
+ * alive. */
 static int receive_address(int control, struct attempt *attempt)
 {
     bool listens = attempt->view.listener_count > 0;
@@ -214,7 +215,7 @@ static int receive_address(int control, struct attempt *attempt)
     return result == OUTCOME_AWAY && listens ? OUTCOME_OTHER_TRANSPORT : result;
 }
 
-/* The request proper, and the answer of those who get one. 0 or as read_answer. */
+/* Sends the request proper, and waits for the answer if there is one. 0 or as read_answer. */
 static int hand_over(int control, struct attempt *attempt, uint16_t flags)
 {
     int result = send_request(control, attempt, flags);
@@ -249,7 +250,7 @@ static void hand_over_here(void *argument)
     sys_close(control);
 }
 
-/* Nobody is kept waiting there: no signal could interrupt it. */
+/* Nobody waits there: no signal could interrupt it. */
 static int hand_over_apart(struct attempt *attempt, uint16_t flags)
 {
     struct handover handover = {.attempt = attempt, .flags = flags, .result = EMFILE};
@@ -265,9 +266,9 @@ static int hand_over_apart(struct attempt *attempt, uint16_t flags)
 
 /* ---- the two kinds of sockets; `control` is -1 where there is no descriptor for one ---- */
 
-/* The sidecar says that the socket is connected, or is about to connect it. A second connect()
- * completes the first one in the kernel's eyes, so that a third says EISCONN as it should; and a
- * failure that the sidecar does not know of comes out. */
+/* The sidecar has connected the socket, or is about to. A second connect() completes the first one
+ * for the kernel, so that a third says EISCONN as it should; and it reports a failure that the
+ * sidecar does not know of. */
 static int finish(struct attempt *attempt, const struct mosnhook_address *via)
 {
     int result = socket_settle(attempt, socket_connect_now(attempt, via), via);
@@ -277,7 +278,7 @@ static int finish(struct attempt *attempt, const struct mosnhook_address *via)
     return result == EISCONN ? 0 : result;
 }
 
-/* A socket that cannot be parked is connected to where the sidecar says. */
+/* Connects a socket that cannot be parked to where the sidecar says. */
 static int connect_unparked(struct attempt *attempt, int control)
 {
     int result;
@@ -286,7 +287,7 @@ static int connect_unparked(struct attempt *attempt, int control)
         result = hand_over_apart(attempt, 0);
     else if ((result = connect_control(control, attempt)) == 0)
         result = hand_over(control, attempt, attempt->waits ? MOSNHOOK_WAITS : 0);
-    if (result == EINPROGRESS) /* SO_SNDTIMEO: nothing is in progress */
+    if (result == EINPROGRESS) /* SO_SNDTIMEO ended the wait; nothing is in progress */
         return ETIMEDOUT;
     if (result != OUTCOME_CONNECT)
         return result == 0 ? ECONNREFUSED : result;
@@ -297,7 +298,7 @@ static int connect_unparked(struct attempt *attempt, int control)
     return attempt->waits ? finish(attempt, &attempt->endpoint) : EINPROGRESS;
 }
 
-/* `connected`: the control socket is; `waits`: the caller still does. */
+/* `connected`: the control socket is connected; `waits`: the caller still waits. */
 static int connect_parked(struct attempt *attempt, int control, bool connected, bool waits)
 {
     struct mosnhook_address via;
@@ -313,7 +314,7 @@ static int connect_parked(struct attempt *attempt, int control, bool connected, 
         result = hand_over(control, attempt, MOSNHOOK_PARKED | (waits ? MOSNHOOK_WAITS : 0));
     if (result == 0)
         result = waits ? finish(attempt, &via) : EINPROGRESS;
-    /* Timed out or interrupted: as with any connect(), it goes on without the caller. */
+    /* Timed out or interrupted: it goes on without the caller, as any connect() does. */
     if (result != 0 && result != EINPROGRESS && result != EINTR)
         socket_disconnect(attempt);
     return result;

@@ -1,9 +1,8 @@
-/* Waiting as connect() waits: SO_SNDTIMEO, signals, cancellation, and besides an eye on the
- * sidecar.
+/* Waits as connect() does (SO_SNDTIMEO, signals, cancellation), and keeps an eye on the sidecar.
  *
- * Cancellation is off while the hook holds a descriptor or has the socket half-way, except here,
+ * Cancellation is off while the hook holds a descriptor or has changed the socket, except here,
  * where a handler closes the descriptor. Handlers are registered by _pthread_cleanup_push, the
- * function behind the macro, because the macro would need libc's headers' private names. */
+ * function behind the macro, as the macro needs private names of libc's headers. */
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -14,10 +13,10 @@
 enum {
     CANCEL_DISABLE = 1,       /* PTHREAD_CANCEL_DISABLE of glibc and musl */
     CANCEL_ASYNCHRONOUS = 1,  /* PTHREAD_CANCEL_ASYNCHRONOUS, likewise */
-    FULL_CHECK_MS = 5,        /* how often it is looked whether there is room again */
+    FULL_CHECK_MS = 5,        /* how often to look whether there is room again */
     CLEANUP_BUFFER_SIZE = 64, /* struct _pthread_cleanup_buffer: 32 in glibc, 24 in musl */
 
-    /* Signals that libc keeps for itself and whose handlers the program has no part in. */
+    /* Signals that libc keeps for itself: their handlers are not the program's. */
     FIRST_LIBC_SIGNAL = 32,
     LAST_LIBC_SIGNAL = 33,
     LAST_SIGNAL = 64,
@@ -47,8 +46,8 @@ static void close_owned(void *owned)
     sys_close(*(int *)owned);
 }
 
-/* The system call, in which the thread can be cancelled as in libc's poll(). That one is not used:
- * it may be another library's, with a time of its own (libfaketime). */
+/* The system call, in which the thread can be cancelled as in libc's poll(). libc's may be another
+ * library's, with a clock of its own (libfaketime). */
 static int cancellable_poll(struct attempt *attempt, struct pollfd *fds, unsigned long count,
                             int timeout_ms, int owned)
 {
@@ -87,8 +86,8 @@ bool wait_restarts(void)
     return true;
 }
 
-/* One slice: at most `ms`, and not beyond the deadline. The number of ready fds, EINTR or
- * EINPROGRESS negative. */
+/* Waits for one slice: at most `ms`, and not beyond the deadline. The number of ready descriptors,
+ * -EINTR or -EINPROGRESS. */
 static int slice(struct attempt *attempt, struct pollfd *fds, unsigned long count, int ms,
                  int owned)
 {
