@@ -84,6 +84,19 @@ int listen_on_loopback(struct mosnhook_address *address)
     return fd;
 }
 
+int fill_queue(int listener)
+{
+    struct sockaddr_storage name;
+    socklen_t length = sizeof name;
+    int waits = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    assert_int_not_equal(waits, -1);
+    assert_return_code(listen(listener, 0), 0); /* room for one */
+    assert_return_code(getsockname(listener, (struct sockaddr *)&name, &length), 0);
+    assert_return_code(connect(waits, (struct sockaddr *)&name, length), 0);
+    return waits;
+}
+
 void await_events(int fd, short events)
 {
     struct pollfd poll_fd = {.fd = fd, .events = events};

@@ -26,6 +26,8 @@ struct mosnhook_address on_loopback(uint16_t port);
 int listen_on_loopback(struct mosnhook_address *address);
 /* A port of it where nobody listens, as long as the descriptor is open. */
 int closed_port(struct mosnhook_address *address);
+/* Makes a listener answer nobody from now on, until it accepts: returns what waits for that. */
+int fill_queue(int listener);
 /* Two TCP sockets that are connected, as those of the data plane: they do not block. */
 void tcp_pair(int fds[2]);
 /* A socket whose close() waits until the peer has read everything, or is gone. */
