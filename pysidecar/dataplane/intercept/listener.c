@@ -281,7 +281,7 @@ void listener_leave_all(struct worker *worker)
 int listeners_add(struct listeners *listeners, int fd, const struct dp_listener *settings)
 {
     const struct intercept *intercept;
-    struct mosnhook_address here;
+    struct mosnhook_address here = {.port = 0};
     int result;
 
     if (listeners->count == MAX_LISTENERS)
@@ -296,8 +296,12 @@ int listeners_add(struct listeners *listeners, int fd, const struct dp_listener 
         if (address_of_local(fd, &here) == 0 && address_is_loopback(&here))
             socket_tune_towards_this_host(fd);
     }
-    listeners->each[listeners->count++] =
-        (struct listener){.fd = fd, .intercept = intercept, .settings = *settings};
+    listeners->each[listeners->count++] = (struct listener){
+        .fd = fd,
+        .port = here.port,
+        .intercept = intercept,
+        .settings = *settings,
+    };
     return 0;
 }
 

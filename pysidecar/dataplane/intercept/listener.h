@@ -14,7 +14,8 @@ enum { MAX_LISTENERS = 64 };
 struct intercept;
 
 struct listener {
-    int fd;
+    int fd;        /* may be closed already when a connection that it accepted is served */
+    uint16_t port; /* of TCP */
     const struct intercept *intercept; /* how its connections come */
     struct dp_listener settings;
 };

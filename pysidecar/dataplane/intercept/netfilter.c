@@ -30,11 +30,9 @@ static int read_original_destination(int fd, struct mosnhook_address *destinatio
 static bool is_unredirected(const struct session *session, const struct listener *listener,
                             const struct mosnhook_address *local)
 {
-    struct mosnhook_address listening;
-
     if (listener->settings.transport == DP_TRANSPORT_REDIRECT)
         return address_equal(&session->origin.original_destination, local);
-    return address_of_local(listener->fd, &listening) == 0 && listening.port == local->port;
+    return listener->port == local->port;
 }
 
 static void netfilter_accept(struct worker *worker, const struct listener *listener, int fd)
