@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import http.client
 import json
 import random
 import select
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pysidecar.testing import Sidecar
 from tests.interop.servers import free_port, plain_environment
@@ -349,3 +350,28 @@ def receive(connection: socket.socket, size: int) -> bytes:
         assert part, f"ends after {data!r}"
         data += part
     return data
+
+
+class Trace:
+    """What happens to connections of a sidecar, from now on."""
+
+    def __init__(self, sidecar: Sidecar) -> None:
+        admin = sidecar.admin
+        self._client = http.client.HTTPConnection(admin.host, admin.port, timeout=_PATIENCE)
+        self._client.request("GET", "/debug/trace")
+        self._answer = self._client.getresponse()
+
+    def find(self, station: str) -> dict[str, Any]:
+        """The next event there."""
+        while True:
+            line = self._answer.readline()
+            assert line, f"ends without {station}"
+            event: dict[str, Any] = json.loads(line) if line.strip() else {}
+            if event.get("station") == station:
+                return event
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()

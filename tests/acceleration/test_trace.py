@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import json
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-from tests.acceleration.support import HookedApplication
+from tests.acceleration.support import NEVER, HookedApplication, Trace
+
+each_path = pytest.mark.parametrize("path", ["full", "local"])
 
 
-@pytest.mark.parametrize("path", ["full", "local"])
+@each_path
 def test_a_connection_that_the_kernel_moves(
     start: Callable[..., HookedApplication], path: str
 ) -> None:
     application = start(path, after_bytes=2**63 - 1, after_round_trips=2)
-    admin = application.sidecar.admin
-    client = http.client.HTTPConnection(admin.host, admin.port, timeout=10)
-    with contextlib.closing(client):
-        client.request("GET", "/debug/trace")
-        answer = client.getresponse()  # what happens from here on is in it
+    with Trace(application.sidecar) as trace:
         application.exchange()
-        found: dict[str, Any] = {}
-        while found.get("station") != "accelerated":
-            line = answer.readline()
-            found = json.loads(line) if line.strip() else {}
-    assert found["path"] == path
+        assert trace.find("accelerated")["path"] == path
+
+
+@each_path
+def test_a_connection_that_cannot_be_accelerated(
+    start: Callable[..., HookedApplication], path: str
+) -> None:
+    """One of its directions has ended."""
+    application = start(path, after_bytes=1000, after_round_trips=NEVER)
+    with Trace(application.sidecar) as trace:
+        application("s.shutdown(socket.SHUT_WR)")
+        assert application.far.recv(1) == b""
+        application.deliver(bytes(1000))
+        assert trace.find("not_accelerated")["tries_left"] == 0

@@ -200,6 +200,16 @@ def test_timers_that_expire_say_which(
     assert values(events, "closed")["end"] == end
 
 
+def test_a_socket_that_never_comes_expires(trace: Tracing, server: Server) -> None:
+    traced = trace(timeouts=Timeouts(header=0.05))
+    application = traced.plane.owned(socket.socket(proto=MPTCP))
+    control = traced.plane.control()
+    send_with_fds(control, hook_request(server.address, 0), [application.fileno()])
+    events = traced.until_closed()
+    assert values(events, "expired") == {"timer": "complete"}
+    assert values(events, "closed")["end"] == "downstream_gone"
+
+
 def test_a_receiver_that_stops_and_goes_on(trace: Tracing, server: Server) -> None:
     traced = trace()
     application, upstream = open_pair(traced.plane, server, "header")

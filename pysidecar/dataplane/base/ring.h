@@ -1,5 +1,6 @@
 /* The latest records of one writer, which never waits for the one reader, nor that for the writer:
- * the oldest ones are overwritten, and the reader counts what it has missed. */
+ * the oldest ones are overwritten, and the reader counts what it has missed. Where the oldest of a
+ * full ring is, the writer may be about to write: the reader leaves it. */
 #ifndef PYSIDECAR_BASE_RING_H
 #define PYSIDECAR_BASE_RING_H
 
