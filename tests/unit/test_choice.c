@@ -183,7 +183,7 @@ static void test_ejection_can_be_off(void **state)
     route_to(3, DP_ROUND_ROBIN);
     atomic_store(&routed.timeouts.ejection_ms, 0);
     begin();
-    eject(1, 0);
+    endpoint_failed(choice.cluster->endpoints[1], worker->loop.now_ms + 5); /* another worker's */
     choice.first = 1;
     try_all(3, order);
     assert_int_equal(order[0], 1);
