@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceleration.support import HookedApplication, records, some_slots
+from tests.acceleration.support import HookedApplication, Trace, records, some_slots
 from tests.waiting import eventually
 
 _TCP_LIMITS = Path("/proc/sys/net/ipv4/tcp_mem")  # in pages: normal, short, all
@@ -84,3 +84,22 @@ def test_connection_whose_idle_time_ends_when_it_has_left(
     (logged,) = application.sidecar.access_log.splitlines()
     assert json.loads(logged)["error"] == "idle timeout"
     application.sidecar.stop()  # whose data plane checks that nothing is left
+
+
+@pytest.mark.exclusive  # TCP's memory is the machine's
+@pytest.mark.parametrize("path", ["full", "local"])
+def test_a_trace_tells_that_it_has_left(
+    start: Callable[..., HookedApplication],
+    path: str,
+    say_whether_memory_is_short: Callable[[bool], None],
+) -> None:
+    slots = some_slots()
+    application = start(path, connections=slots)
+    application.exchange()
+    application.wait_for_path(path)
+    with Trace(application.sidecar) as trace:
+        say_whether_memory_is_short(True)
+        eventually(lambda: _windows(slots) == [0], "it begins to leave")
+        say_whether_memory_is_short(False)
+        assert trace.find("left_kernel")["session"]
+    application.exchange()
