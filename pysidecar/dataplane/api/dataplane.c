@@ -37,7 +37,7 @@ static void closed(struct session *session)
     inbox_closed(session->worker->inbox, session);
 }
 
-/* Where the application cannot connect itself, `direct` is a relay. */
+/* Where the application cannot connect itself, `direct` is a relay, too. */
 static void arrived(struct session *session)
 {
     struct choice choice;
@@ -313,7 +313,7 @@ int dp_start(struct dp *dp)
     sigset_t all, before;
     int result = plane_prepare(dp);
 
-    /* Signals are the control plane's: its thread must be the one that gets them. */
+    /* Signals go to the control plane's thread. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     for (uint32_t i = 0; i < dp->worker_count && result == 0; i++)
@@ -335,17 +335,17 @@ void dp_drain(struct dp *dp)
     wake_workers(dp);
 }
 
-/* Nobody will see an event of it any more. */
+/* Ends a session for which there will be no more events. */
 static void end_now(struct session *session)
 {
     if (session_state(session) == SESSION_DIRECT) {
         session_close(session, DP_END_LEFT, 0);
         return;
     }
-    /* One that failed before is being failed already. */
+    /* It may be failing already. */
     if (session_state(session) != SESSION_FAILING)
         session_refuse(session, DP_END_DRAIN_LIMIT, 0);
-    if (session_state(session) == SESSION_FAILING) /* there is nobody to wait for that */
+    if (session_state(session) == SESSION_FAILING) /* nobody waits until it has failed */
         session_close(session, session->end, session->error);
 }
 
@@ -360,7 +360,8 @@ void dp_stop(struct dp *dp)
         if (dp->threads[i].started)
             pthread_join(dp->threads[i].id, NULL);
     dp->joined = true;
-    /* The workers are gone: their sessions are this thread's now, and what they gave each other. */
+    /* The workers are gone: this thread has their sessions now, and the connections on their way
+     * between them. */
     for (uint32_t i = 0; i < dp->worker_count; i++)
         handover_take(&dp->workers[i]);
     inboxes_look(&dp->inboxes);
@@ -418,7 +419,7 @@ static bool fits(const char *const *texts, size_t count)
 int dp_log(struct dp *dp, const struct dp_log_texts *texts)
 {
     if (texts && !fits((const char *const *)texts, sizeof *texts / sizeof(char *)))
-        return -EINVAL; /* there is nothing else in it than texts */
+        return -EINVAL; /* the struct consists of texts only */
     atomic_store_explicit(&dp->inboxes.reports.texts, texts, memory_order_release);
     return 0;
 }
@@ -446,7 +447,7 @@ int dp_trace(struct dp *dp, int on)
     return result;
 }
 
-/* The same share for each worker: one that is busy leaves room to the others. */
+/* Each worker has the same share: a busy one leaves room to the others. */
 size_t dp_take_trace(struct dp *dp, struct dp_trace_event *events, size_t max, uint64_t *missed)
 {
     size_t taken = 0;
@@ -468,7 +469,7 @@ struct dp_walk *dp_walk_begin(struct dp *dp)
     return inboxes_walk(&dp->inboxes);
 }
 
-/* What is on its way between workers first: it may become one of the open ones meanwhile. */
+/* Counts what is on its way between workers first: it may become open meanwhile. */
 size_t dp_passing(struct dp *dp)
 {
     size_t pending = 0;

@@ -21,10 +21,10 @@ enum {
     DP_TRANSPORTS = 4,
     DP_ACTIONS = 3,
     DP_PATHS = 4,
-    DP_ENDS = 32, /* room for them */
+    DP_ENDS = 32, /* room for enum dp_end */
     DP_ERRNOS = 256,
     DP_DURATION_BOUNDS = 11,
-    DP_LOG_TEXT_BYTES = 96,   /* of one of struct dp_log_texts, with its NUL */
+    DP_LOG_TEXT_BYTES = 96,   /* of a text of struct dp_log_texts, with its NUL */
     DP_LOG_LINE_BYTES = 2048, /* more than the longest line has */
     DP_LOG_BLOCK_BYTES = 256 * 1024,
 };
@@ -53,7 +53,7 @@ struct dp_record {
     char command[MOSNHOOK_COMMAND_SIZE]; /* NUL-padded; "" where unknown */
 };
 
-/* One that is ejected: connections get another endpoint of the route, unless all are. */
+/* An ejected endpoint: connections get another one of the route, unless all are ejected. */
 struct dp_ejected {
     struct mosnhook_address endpoint;
     uint32_t direction; /* enum dp_direction */
@@ -66,34 +66,35 @@ struct dp_counters {
     uint64_t closed;
     uint64_t bytes_sent;
     uint64_t bytes_received;
-    uint64_t bytes_spliced;    /* part of both sums that took the splice path */
+    uint64_t bytes_spliced;    /* the part of both sums that was spliced */
     uint64_t connect_failures; /* endpoints that could not be connected */
     uint64_t accept_pauses;    /* times that accepting paused for lack of fds */
     uint64_t buffers;          /* relay buffers and pipes in use now */
     uint64_t connection_bytes; /* user memory of one idle connection, bytes */
     uint64_t fds_used;         /* file descriptors that connections and pipes reserve now */
-    uint64_t fds_budget;       /* how many there are for them */
-    uint64_t fds_limit;        /* the process's: the rest are the listeners', the control plane's */
-    uint64_t full;             /* 1 while there are too few left: connections are refused */
+    uint64_t fds_budget;       /* the budget for them */
+    uint64_t fds_limit; /* the process's limit; the rest is for listeners and the control plane */
+    uint64_t full;      /* 1 while too few are left and connections are refused */
 };
 
-/* Sums over all connections, for the metrics. They cost the same however many there are. */
+/* Sums over all connections, for the metrics. Reading them costs the same for any number of
+ * connections. */
 struct dp_tallies {
-    /* By enum dp_direction, dp_transport and dp_action: those that are open now, and all that
-     * closed. */
+    /* By enum dp_direction, dp_transport and dp_action: connections open now, and all that closed.
+     */
     uint64_t open[DP_DIRECTIONS][DP_TRANSPORTS][DP_ACTIONS];
     uint64_t closed[DP_DIRECTIONS][DP_TRANSPORTS][DP_ACTIONS];
     uint64_t ends[DP_ENDS]; /* by enum dp_end */
-    /* How many lasted no longer than each of dp_duration_bounds_ns, but longer than the one before;
-     * at last those that lasted longer than all. */
+    /* How many lasted no longer than each of dp_duration_bounds_ns, but longer than the bound
+     * before; the last one counts those beyond all bounds. */
     uint64_t durations[DP_DURATION_BOUNDS + 1];
-    uint64_t duration_us;   /* all together */
-    uint64_t lines_dropped; /* of the access log, since nobody took them */
+    uint64_t duration_us;   /* sum of all durations */
+    uint64_t lines_dropped; /* of the access log, because nobody took them */
 };
 
 extern const uint64_t dp_duration_bounds_ns[DP_DURATION_BOUNDS];
 
-/* The words of the access log: as they are in a JSON string, so escaped where they have to be. */
+/* The words of the access log, escaped for a JSON string where necessary. */
 struct dp_log_texts {
     const char *directions[DP_DIRECTIONS];
     const char *transports[DP_TRANSPORTS];
@@ -117,20 +118,21 @@ int dp_add_listener(struct dp *dp, int fd, const struct dp_listener *listener);
  * 0 or -errno. Before dp_start only. */
 int dp_add_park(struct dp *dp, struct mosnhook_address *address);
 
-/* Who may use listeners of DP_TRANSPORT_HEADER, by the kernel's word: root, the user as whom we
- * run, and `uids`; with `everybody_else` all but `uids`. Without it, nobody else. 0 or -errno.
- * Before dp_start only. */
+/* Sets who may use listeners of DP_TRANSPORT_HEADER, by the kernel's word: root, the user as whom
+ * we run, and `uids`; with `everybody_else`, all but `uids`. Without this call, nobody else. 0 or
+ * -errno. Before dp_start only. */
 int dp_set_clients(struct dp *dp, int everybody_else, const uint32_t *uids, size_t count);
 
-/* Addresses that are never an upstream by original destination (a loop): the own listeners. */
+/* Sets the addresses of our own listeners: a connection whose original destination is one of them
+ * is a loop. */
 int dp_set_own_addresses(struct dp *dp, const struct mosnhook_address *addresses, size_t count);
 
 /* Whether this kernel completes a parked socket by simultaneous open: tried on `address`.
  * 1, 0, or -errno. */
 int dp_parking_works(const struct mosnhook_address *address);
 
-/* Whether the kernel reports the end of connections that are not ours, without which there are no
- * direct ones. 0 or -errno. */
+/* Whether the kernel reports the end of connections that are not ours, which direct ones need. 0 or
+ * -errno. */
 int dp_direct_works(void);
 
 /* Accelerates connections by the BPF programs of an object file. 0, or -errno with a `reason` (of
@@ -138,12 +140,12 @@ int dp_direct_works(void);
 int dp_accelerate(struct dp *dp, const char *path, const struct dp_acceleration *settings,
                   char *reason);
 
-/* The page whose alive_ns, accelerates, elsewhere and full the data plane maintains; it must stay
- * mapped until dp_stop. Before dp_start only. */
+/* Sets the page whose alive_ns, accelerates, elsewhere and full the data plane maintains. It must
+ * stay mapped until dp_stop. Before dp_start only. */
 void dp_set_page(struct dp *dp, struct mosnhook_page *page);
 
-/* Around every change of a page by its control plane: the seqlock of contract.h, with the memory
- * order that Python cannot express. */
+/* To be called around every change of the page: the seqlock of contract.h, with a memory order that
+ * Python cannot express. */
 void dp_page_begin(struct mosnhook_page *page);
 void dp_page_end(struct mosnhook_page *page);
 
@@ -163,47 +165,46 @@ int dp_start(struct dp *dp);
 int dp_event_fd(struct dp *dp);
 void dp_clear_event(struct dp *dp);
 
-/* How many records of closed connections each worker keeps for dp_take_closed: the latest ones, at
- * least so many. 1024 unless it is called. 0 or -errno. Before dp_start only. */
+/* Sets how many records of closed connections each worker keeps for dp_take_closed: at least so
+ * many of the latest. The default is 1024. 0 or -errno. Before dp_start only. */
 int dp_keep_closed(struct dp *dp, size_t records);
 
-/* Stores at most `max` connections that closed: each once, unless too many others closed since
- * then. Those of a worker are in order. Returns their number; 0: that were all. */
+/* Stores at most `max` closed connections: each once, unless too many others closed since. Those of
+ * a worker are in order. Returns their number; 0 when there are no more. */
 size_t dp_take_closed(struct dp *dp, struct dp_record *records, size_t max);
 
 void dp_read_tallies(struct dp *dp, struct dp_tallies *tallies);
 
-/* From here on a line is written for each connection that closes; NULL: from here on none. The
- * texts stay where they are until dp_destroy. 0 or -errno (-EINVAL: one is too long). */
+/* From here on a line is written for each connection that closes, or none if `texts` is NULL. The
+ * texts must stay until dp_destroy. 0 or -errno (-EINVAL: one is too long). */
 int dp_log(struct dp *dp, const struct dp_log_texts *texts);
 
-/* Stores whole lines, in a buffer of DP_LOG_BLOCK_BYTES. Returns how many bytes; 0: that were all.
- */
+/* Stores whole lines in a buffer of DP_LOG_BLOCK_BYTES. Returns the number of bytes; 0 when there
+ * are no more. */
 size_t dp_take_lines(struct dp *dp, char *buffer);
 
-/* Writes the line of one connection, of at most DP_LOG_LINE_BYTES, with its newline. Returns its
+/* Writes the line of one connection, with its newline, at most DP_LOG_LINE_BYTES. Returns its
  * length. */
 size_t dp_log_line(const struct dp_log_texts *texts, const struct dp_record *record, char *line);
 
-/* The stations at which there are trace events. */
+/* The stations of trace events. */
 extern const struct dp_trace_station dp_trace_stations[];
 extern const uint32_t dp_trace_station_count;
 
-/* From here on trace events are written, or no longer. 0 or -errno. */
+/* Switches trace events on or off. 0 or -errno. */
 int dp_trace(struct dp *dp, int on);
 
-/* Stores at most `max` trace events that were not taken yet, those of a worker in order; adds to
- * `missed` how many were overwritten, as they came faster than they were taken. Returns their
- * number. `max`: at least the number of workers. */
+/* Stores at most `max` trace events that were not taken yet, those of a worker in order. Returns
+ * their number; adds the number of those that were overwritten first to `*missed`. `max` is at
+ * least the number of workers. */
 size_t dp_take_trace(struct dp *dp, struct dp_trace_event *events, size_t max, uint64_t *missed);
 
-/* Stores at most `max` live connections. Returns the number of all live ones; asks for nothing else
- * where `max` is 0. */
+/* Stores at most `max` live connections. Returns the number of all live ones; with `max` 0 does
+ * nothing else. */
 size_t dp_snapshot(struct dp *dp, struct dp_record *records, size_t max);
 
-/* Begins a walk over the connections that are live now, to be done in pieces. A connection that
- * closes before the walk reaches it is left out, and none comes twice. NULL where there is no
- * memory. */
+/* Begins a walk over the connections that are live now, to be done in pieces. It leaves out
+ * connections that close before it reaches them, and gives none twice. NULL when out of memory. */
 struct dp_walk *dp_walk_begin(struct dp *dp);
 
 /* Stores at most `max` further connections, as they are now. Returns their number, 0 at the end. */
@@ -212,13 +213,14 @@ size_t dp_walk_next(struct dp_walk *walk, struct dp_record *records, size_t max)
 /* Frees the walk. May be called after dp_destroy. */
 void dp_walk_end(struct dp_walk *walk);
 
-/* Live connections whose bytes pass the data plane: those that a drain waits for. */
+/* The number of live connections whose bytes pass the data plane: those that a drain waits for. */
 size_t dp_passing(struct dp *dp);
-/* Whether, after dp_drain, all that waited at the listeners are among them. The event tells. */
+/* Whether, after dp_drain, everything that waited at the listeners was accepted. Signalled by the
+ * event. */
 int dp_drained(struct dp *dp);
 
-/* Stores the number of live connections of each worker, at most `max` of them. Returns the number
- * of workers. */
+/* Stores the number of live connections of each worker, for at most `max` workers. Returns the
+ * number of workers. */
 size_t dp_loads(struct dp *dp, uint64_t *loads, size_t max);
 
 /* Stores at most `max` endpoints that are ejected now. Returns the number of all of them. */

@@ -1,4 +1,5 @@
-/* A line of the access log: what json.dumps() makes of describe_connection() in access_log.py. */
+/* Writes a line of the access log: what json.dumps() makes of describe_connection() in
+ * access_log.py. */
 #include <math.h>
 #include <stdbool.h>
 #include <string.h>
@@ -38,7 +39,7 @@ static char *put_hex(char *at, unsigned number, int digits)
     return at + digits;
 }
 
-/* As Python writes a float: at least one digit after the point, and no needless zeros. */
+/* As Python writes a float: at least one digit after the point, and no trailing zeros. */
 static char *put_thousandths(char *at, uint64_t number)
 {
     at = put_number(at, number / 1000);
@@ -58,8 +59,8 @@ static char *put_name(char *at, const char *key, const char *name)
 
 /* ---- when ---- */
 
-/* Milliseconds since 1970, cut off, from what Python takes for them: a float of seconds, of which
- * it rounds the microseconds, half to even. */
+/* Milliseconds since 1970, truncated, as Python has them: from a float of seconds, rounded to
+ * microseconds, half to even. */
 static uint64_t milliseconds(uint64_t ns)
 {
     double time = (double)ns / 1e9;
@@ -73,8 +74,7 @@ static uint64_t milliseconds(uint64_t ns)
     return seconds * 1000 + whole / 1000;
 }
 
-/* The date of a day since 1970, counted in years that begin with March: so the day that not all of
- * them have is the last one. */
+/* The date of a day since 1970. Counts years from March, so that the leap day is the last one. */
 static char *put_date(char *at, uint64_t days)
 {
     uint64_t shifted = days + 719468, era = shifted / 146097; /* since March of the year 0 */
@@ -109,8 +109,8 @@ static char *put_time(char *at, uint64_t ns)
     return at;
 }
 
-/* Python rounds a float of milliseconds to three digits, half to even: where the nanoseconds are
- * in the middle, it depends on which side of them the float is. */
+/* As Python rounds a float of milliseconds to three digits, half to even: with the nanoseconds
+ * right in the middle, it depends on which side of it the float is. */
 static uint64_t microseconds(uint64_t ns)
 {
     double off;
@@ -133,7 +133,7 @@ static char *put_ipv4(char *at, const uint8_t *ip)
     return at;
 }
 
-/* The first of the longest runs of zero groups, of more than one. Returns its length. */
+/* Finds the first of the longest runs of more than one zero group. Returns its length. */
 static int longest_zeros(const unsigned *groups, int *start)
 {
     int longest = 1;
@@ -148,7 +148,7 @@ static int longest_zeros(const unsigned *groups, int *start)
     return longest > 1 ? longest : 0;
 }
 
-/* As RFC 5952 wants it, without dots at the end, which inet_ntop() makes of some. */
+/* By RFC 5952, never with the dotted quad at the end that inet_ntop() makes of some. */
 static char *put_ipv6(char *at, const uint8_t *ip)
 {
     unsigned groups[8];
@@ -207,7 +207,7 @@ static char *put_address(char *at, const char *key, const struct mosnhook_addres
 
 /* ---- who ---- */
 
-/* The length of the UTF-8 sequence there, and what it stands for. 0: it is none. */
+/* The length of the UTF-8 sequence at `text`, and its code point. 0 if it is none. */
 static size_t decode(const uint8_t *text, size_t left, uint32_t *code)
 {
     static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000}; /* by length */

@@ -1,4 +1,4 @@
-/* A data plane: everything that its workers share. The composition of the folders below. */
+/* A data plane: everything that its workers share, composed of the parts in the folders above. */
 #ifndef PYSIDECAR_API_PLANE_H
 #define PYSIDECAR_API_PLANE_H
 
@@ -32,7 +32,7 @@ struct dp {
     struct mosnhook_page *page;
 };
 
-/* Makes it ready to run, but for the threads. 0 or -errno. */
+/* Prepares everything but the threads. 0 or -errno. */
 int plane_prepare(struct dp *dp);
 
 #endif

@@ -24,15 +24,16 @@ static void mail_ready(struct watch *watch, uint32_t events)
 
     (void)events;
     if (read(watch->fd, &count, sizeof count) < 0)
-        return;                                       /* it was taken already */
-    for (uint32_t which = 0; which < TABLES; which++) /* so that old ones are freed */
+        return; /* another call has taken it */
+    for (uint32_t which = 0; which < TABLES;
+         which++) /* adopts new tables, so that old ones are freed */
         tables_get(worker, which);
     direct_take_reused(worker);
     handover_take(worker);
 }
 
-/* The sidecar is alive while any worker is: listeners are shared, so whoever is not stuck serves.
- * The workers share the page's cache line, too, and leave it alone while it is fresh. */
+/* The sidecar is alive while any worker is: they share the listeners, so whichever is not stuck
+ * serves. They share the page's cache line, too, and leave it alone while it is fresh. */
 static void show_sign_of_life(const struct worker *worker)
 {
     struct mosnhook_page *page = worker->page;
@@ -42,7 +43,7 @@ static void show_sign_of_life(const struct worker *worker)
         __atomic_store_n(&page->alive_ns, worker->loop.now_ns, __ATOMIC_RELEASE);
 }
 
-/* Nothing to do but to show that we are alive, which each turn does. */
+/* Only wakes the loop: each turn shows a sign of life. */
 static void alive_expired(struct timer *timer)
 {
     struct thread *thread = OWNER(timer, struct thread, alive);
@@ -84,7 +85,7 @@ int thread_create(struct thread *thread, struct worker *workers, uint32_t worker
     worker->index = index;
     worker->trace.worker = (uint16_t)index;
     worker->loop.epoll = worker->mail.fd = -1;
-    worker->diag = diag_open(); /* early: whoever runs out of fds still knows who connects */
+    worker->diag = diag_open(); /* early: out of descriptors we still have to know who connects */
     worker->pipes = &thread->pipes;
     worker->tables = &thread->tables;
     tables_init(&thread->tables, index);

@@ -1,4 +1,4 @@
-/* A worker's thread: its parts, and what each turn of its loop ends with. */
+/* A worker's thread: its parts, and the end of each turn of its loop. */
 #ifndef PYSIDECAR_API_WORKER_H
 #define PYSIDECAR_API_WORKER_H
 
@@ -12,23 +12,21 @@
 struct thread {
     struct worker *worker;
     struct inbox inbox;
-    struct inboxes *inboxes; /* of all */
+    struct inboxes *inboxes; /* of all workers */
     pthread_t id;
     bool started;
     const atomic_bool *stopping;
-    struct timer alive; /* to show it in the page */
+    struct timer alive; /* to show a sign of life in the page */
     struct task turn_ends;
     struct pipes pipes;
     struct tables tables;
 };
 
-/* The worker's shared parts are set before. 0 or -errno; also after a failure it is to be
- * destroyed.
- */
+/* The worker's shared parts are set already. 0 or -errno. Destroy it after a failure, too. */
 int thread_create(struct thread *thread, struct worker *workers, uint32_t worker_count,
                   unsigned index);
 void thread_destroy(struct thread *thread);
-/* When all listeners are known. 0 or -errno. */
+/* All listeners must be known. 0 or -errno. */
 int thread_prepare(struct thread *thread);
 /* 0 or -errno. */
 int thread_start(struct thread *thread);

@@ -31,8 +31,8 @@ static _Atomic uint64_t *slot_of(const struct ring *ring, uint64_t number)
     return &ring->words[(number & ring->mask) * ring->record_words];
 }
 
-/* The order of the words and of `written` is what tells the reader that it was overtaken: no word
- * of a later record is seen without the number of those before it. */
+/* The order of stores tells the reader that it was overtaken: it sees no word of a later record
+ * without the number of those before it. */
 void ring_write(struct ring *ring, const void *record)
 {
     uint64_t number = atomic_load_explicit(&ring->written, memory_order_relaxed);
@@ -57,7 +57,7 @@ void ring_skip(struct ring *ring)
     ring->taken = ring_written(ring);
 }
 
-/* False if it was, or may have been, overwritten meanwhile. */
+/* False if the record was, or may have been, overwritten meanwhile. */
 static bool read_record(const struct ring *ring, uint64_t number, void *record)
 {
     const _Atomic uint64_t *slot = slot_of(ring, number);

@@ -71,16 +71,16 @@ enum dp_end {
     DP_END_TOO_MANY_WAIT,   /* so many connections of its user have not said what they want */
     DP_END_EXCLUDED,        /* a destination on our loopback that is not to be captured */
     DP_END_OTHER_NAMESPACE, /* the application's loopback is another one than ours */
-    DP_END_TOO_MANY_FDS,    /* its user has so many of the descriptors that others need the rest */
+    DP_END_TOO_MANY_FDS,    /* its user has too many of the descriptors: the rest is for others */
 };
 
 /* A side of a connection. */
 enum dp_side {
-    DP_SIDE_DOWNSTREAM = 0, /* the application's; of inbound connections, the client's */
+    DP_SIDE_DOWNSTREAM = 0, /* the application's; inbound, the client's */
     DP_SIDE_UPSTREAM = 1,
 };
 
-/* What is waited for no longer than a time. */
+/* What has a time limit. */
 enum dp_timer {
     DP_TIMER_REQUEST = 0,  /* for a request or header to be complete */
     DP_TIMER_CONNECT = 1,  /* for an endpoint to answer */
@@ -96,10 +96,10 @@ enum dp_table {
     DP_TABLE_EXCLUDED = DP_EXCLUDED,
 };
 
-/* What the numbers of a trace event are (see base/trace.h). Where there is an enum dp_… of the same
- * name, one of its values. */
+/* Kinds of a trace event's numbers (see base/trace.h): values of the enum dp_… of the same name, if
+ * there is one. */
 enum dp_kind {
-    DP_KIND_NONE = 0, /* there is none */
+    DP_KIND_NONE = 0, /* unused */
     DP_KIND_NUMBER,
     DP_KIND_FLAG,    /* 0 or 1 */
     DP_KIND_ERRNO,   /* 0: none */
@@ -116,10 +116,10 @@ enum dp_kind {
     DP_KIND_TABLE,
 };
 
-/* What happened to a connection, or to a worker. */
+/* A trace event: what happened to a connection, or to a worker. */
 struct dp_trace_event {
     uint64_t time_ns; /* CLOCK_MONOTONIC */
-    uint64_t session; /* the id of its record; 0: none */
+    uint64_t session; /* the id of its record; 0 for none */
     uint64_t first, second;
     uint32_t third;
     uint16_t station; /* index into dp_trace_stations */

@@ -6,7 +6,7 @@
 
 #include "base/clock.h"
 
-enum { KEPT_EVENTS = 8192 }; /* a worker's: 320 KiB, from the first look on */
+enum { KEPT_EVENTS = 8192 }; /* per worker: 320 KiB, from the first look on */
 
 #define STATION(name, text, first_kind, first, second_kind, second) \
     {#name, text, first, second, DP_KIND_##first_kind, DP_KIND_##second_kind},
@@ -78,7 +78,7 @@ int trace_begin(struct trace *trace)
     return 0;
 }
 
-/* The worker may be about to write one more event: the ring stays. */
+/* The ring stays: the worker may be about to write one more event. */
 void trace_end(struct trace *trace)
 {
     atomic_store_explicit(&trace->ring, NULL, memory_order_relaxed);

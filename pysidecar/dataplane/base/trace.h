@@ -1,8 +1,8 @@
 /* Trace points: what happens to a session, station by station, for people who look for a fault.
  *
- * While nobody looks, a point is one load and a branch that is not taken; its arguments are not
- * evaluated. Each worker writes to a ring of its own and waits for nobody; the control thread reads
- * it. No secret and no byte that a connection carries is ever in it. */
+ * While nobody looks, a point costs one load and a branch that is not taken; its arguments are not
+ * evaluated. Each worker writes to a ring of its own and never waits; the control thread reads it.
+ * It never holds a secret, or a byte that a connection carries. */
 #ifndef PYSIDECAR_BASE_TRACE_H
 #define PYSIDECAR_BASE_TRACE_H
 
@@ -11,9 +11,8 @@
 #include "base/ring.h"
 #include "base/terms.h"
 
-/* All there is to say of a station: its name, what it means to people, and what its two numbers
- * are, each with its name and kind (see enum dp_kind). Python reads the same table. A new one
- * belongs into docs/debugging.md, too. */
+/* The stations: name, meaning for people, and kind (enum dp_kind) and name of each of two numbers.
+ * Python reads the same table. A new station also goes into docs/debugging.md. */
 #define TRACE_STATIONS(X)                                                                          \
     X(accepted, "accepted", TRANSPORT, "transport", DIRECTION, "direction")                        \
     X(process, "comes from a process", COMMAND, "process", NONE, "pid")                            \
@@ -52,8 +51,8 @@ enum station {
 
 /* A worker's. */
 struct trace {
-    _Atomic(struct ring *) ring; /* NULL: nobody looks */
-    struct ring *kept;           /* the same, or what it was: the control thread's */
+    _Atomic(struct ring *) ring; /* NULL while nobody looks */
+    struct ring *kept;           /* the same, or the last one; the control thread's */
     uint16_t worker;
 };
 
@@ -62,7 +61,7 @@ static inline bool trace_is_on(const struct trace *trace)
     return __builtin_expect(!!atomic_load_explicit(&trace->ring, memory_order_relaxed), 0);
 }
 
-/* The session's id (0: it is of none), the station's name, and its numbers. */
+/* The session's id (0 for none), the station's name, and its numbers. */
 #define trace(worker, session, name, first, second)                                 \
     do {                                                                            \
         if (trace_is_on(&(worker)->trace))                                          \
@@ -94,12 +93,12 @@ void trace_write_request(struct trace *trace, uint64_t session,
 
 /* The following are for the control thread. */
 
-/* Begins; what was written before is forgotten. 0 or -errno. */
+/* Begins to trace; forgets earlier events. 0 or -errno. */
 int trace_begin(struct trace *trace);
 void trace_end(struct trace *trace);
 /* See dp_take_trace. */
 size_t trace_take(struct trace *trace, struct dp_trace_event *events, size_t max, uint64_t *missed);
-/* When its worker is gone. */
+/* Its worker must be gone. */
 void trace_free(struct trace *trace);
 
 #endif

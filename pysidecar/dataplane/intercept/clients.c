@@ -19,8 +19,8 @@ enum {
         16, /* of the budget: a user's connections that wait have at most this fraction */
 };
 
-/* What a user may have, times the descriptors that are free. So one alone gets 7/8, two get 7/15
- * each, and even then there are more left than those with which the page says that we are full. */
+/* A user may have this many times the free descriptors: one alone gets 7/8, two get 7/15 each. Even
+ * then more are left than when the page says that we are full. */
 enum { MOST_OF_FREE = 7 };
 
 static int compare(const void *a, const void *b)
@@ -118,7 +118,7 @@ void clients_waited(struct session *session)
                               memory_order_relaxed);
 }
 
-/* Whether somebody else could be in need of what the user takes. */
+/* Whether others could need what the user takes. */
 static bool has_to_share(const struct worker *worker, uint32_t uid)
 {
     const struct clients *clients = worker->clients;

@@ -20,7 +20,7 @@ struct clients {
     bool everybody_else;
     /* By a hash of the uid, so users may share one: */
     atomic_uint waiting[CLIENT_SLOTS];
-    atomic_int fds[CLIENT_SLOTS]; /* reserved for them; not for those who may have all */
+    atomic_int fds[CLIENT_SLOTS]; /* reserved for users who may not have all */
 };
 
 /* See dp_set_clients. 0 or -errno. */
@@ -34,11 +34,11 @@ bool clients_has_process(uint32_t uid, uint32_t pid);
 bool clients_may_wait(struct session *session);
 /* The session waits no more. */
 void clients_waited(struct session *session);
-/* Whether the session's user, who is known by now, may have the descriptors that are reserved for
- * it. Counts them for the user. Each user leaves an eighth of what the others leave, so that there
- * is something for whoever comes. */
+/* Whether the session's user, known by now, may have the descriptors that are reserved for it.
+ * Counts them for the user. Each user leaves an eighth of what the others leave, so that something
+ * is left for newcomers. */
 bool clients_may_have_fds(struct session *session);
-/* The session gives so many of them back. */
+/* The session gives `count` of them back. */
 void clients_release_fds(struct session *session, int count);
 
 #endif

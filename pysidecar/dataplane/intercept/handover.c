@@ -7,8 +7,8 @@
 #include "intercept/session.h"
 
 enum {
-    SLACK = 8,             /* one for so many: among many connections a few more do not matter */
-    RESCUE_AFTER_MS = 250, /* how long one waits for a worker that does not move */
+    SLACK = 8, /* a worker may have 1/SLACK more: among many connections a few more do not matter */
+    RESCUE_AFTER_MS = 250, /* how long to wait for a worker that does not move */
 };
 
 struct given {
@@ -22,9 +22,9 @@ struct given {
 struct handover {
     struct worker *worker;
     _Atomic(struct given *) given; /* by others, the last one first */
-    atomic_uint pending;           /* those, and the ones that are being taken */
-    atomic_bool stuck;             /* others had to serve what they had given to it */
-    struct timer rescue;           /* to look whether others have taken what this one gave */
+    atomic_uint pending;           /* those that were given or are being taken */
+    atomic_bool stuck;             /* others had to serve what they gave to it */
+    struct timer rescue;           /* to check that others have taken what this one gave */
 };
 
 static void rescue(struct timer *timer);
@@ -43,7 +43,7 @@ uint64_t handover_load(const struct worker *worker)
     return counter_read(&worker->counters.accepted) - closed + handover_pending(worker);
 }
 
-/* The worker itself where nobody has clearly fewer. */
+/* The worker with the fewest; `worker` itself if none has clearly fewer. */
 static struct worker *pick(struct worker *worker)
 {
     const struct listeners *listeners = worker->listeners;
@@ -69,7 +69,7 @@ static void push(struct handover *to, struct given *first, struct given *last)
     struct given *was;
 
     STACK_PUSH_CHAIN(&to->given, first, last, next, &was);
-    if (!was) /* else whoever pushed that has woken it */
+    if (!was) /* else it was woken already */
         worker_wake(to->worker);
 }
 
@@ -106,14 +106,14 @@ static struct given *reverse(struct given *given)
     return reversed;
 }
 
-/* `worker` serves, the first one first, what was given to another one, or to itself. */
+/* `worker` serves what was given to itself or to another one, the first one first. */
 static void serve(struct worker *worker, struct handover *to, struct given *given)
 {
     while (given) {
         struct given *next = given->next;
 
         given->listener->intercept->accept(worker, given->listener, given->fd);
-        /* Afterwards: whoever looks counts it twice rather than not at all. */
+        /* Last: better counted twice for a moment than not at all. */
         atomic_fetch_sub_explicit(&to->pending, 1, memory_order_release);
         free(given);
         given = next;
@@ -130,7 +130,7 @@ void handover_take(struct worker *worker)
 
 /* ---- workers that do not move ---- */
 
-/* Serves what another one has not taken for too long. False: what there is may have to wait. */
+/* Serves what another worker has not taken for too long. False if there may be more to wait for. */
 static bool rescue_from(struct worker *worker, struct handover *to)
 {
     struct given *last = STACK_TAKE(&to->given), *first;
@@ -144,7 +144,7 @@ static bool rescue_from(struct worker *worker, struct handover *to)
         return false;
     }
     atomic_store_explicit(&to->stuck, true, memory_order_relaxed);
-    worker_wake(to->worker); /* as soon as it moves it is not */
+    worker_wake(to->worker); /* it clears `stuck` as soon as it moves */
     serve(worker, to, first);
     return true;
 }

@@ -45,7 +45,7 @@ struct acceptor {
 struct acceptors {
     struct worker *worker;
     bool accepting, drained;
-    bool gave;           /* a connection to another worker */
+    bool gave;           /* a connection to another worker, in this turn */
     struct timer again;  /* to accept */
     struct timer refuse; /* connections that wait for descriptors */
     struct task turn_ends;
@@ -187,9 +187,9 @@ static void refuse_waiting(struct timer *timer)
         timer_set(&worker->loop.timers, timer, worker->loop.now_ns + 1, refuse_waiting);
 }
 
-/* The kernel wakes the first worker that sleeps. Whoever gave something away was the wrong one, and
- * stands behind the others then: with clients that connect one after the other, the one that has
- * the fewest comes first after a few turns, and nothing is given away any more. */
+/* The kernel wakes the first worker that sleeps. One that gave a connection away was the wrong one,
+ * and goes behind the others: if clients connect one after the other, the worker with the fewest
+ * comes first after a few turns, and nothing is given away any more. */
 static void stand_last(struct acceptors *acceptors, struct acceptor *acceptor)
 {
     struct loop *loop = &acceptors->worker->loop;

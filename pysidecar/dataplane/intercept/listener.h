@@ -1,5 +1,5 @@
-/* Accepting. All workers watch all listeners, and the kernel wakes one of them for a connection.
- * Who serves it then: see intercept/handover.h. */
+/* Accepting. All workers watch all listeners, and the kernel wakes one worker for a connection.
+ * handover.h says who serves it. */
 #ifndef PYSIDECAR_INTERCEPT_LISTENER_H
 #define PYSIDECAR_INTERCEPT_LISTENER_H
 
@@ -28,7 +28,7 @@ struct listeners {
     uint32_t worker_count;
     atomic_bool draining;
     atomic_uint undrained; /* workers that still accept */
-    int event;             /* an eventfd that is told when none does; or -1 */
+    int event;             /* an eventfd that is signalled when none does; or -1 */
 };
 
 /* Adds a listening socket. 0, or -errno: then the socket is still the caller's. */

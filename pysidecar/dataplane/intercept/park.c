@@ -36,8 +36,8 @@ static bool drop_all(int fd)
     return attach_filter(fd, &drop, 1);
 }
 
-/* What else comes belongs to a connection that we have reset, of which the other end has not
- * learned: for that the kernel resets it again. */
+/* Other segments belong to a connection that we have reset, which its other end has not learned:
+ * let the kernel reset it again. */
 static bool drop_syns(int fd)
 {
     static struct sock_filter filter[] = {

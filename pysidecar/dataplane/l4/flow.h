@@ -26,7 +26,7 @@ struct flow {
     struct pipe *pipe;
     uint8_t streak; /* consecutive full reads; while splicing, small ones */
     bool splicing;
-    bool held_back; /* what it holds was not taken when it was read */
+    bool held_back; /* the receiver did not take what the flow holds */
 };
 
 enum progress {

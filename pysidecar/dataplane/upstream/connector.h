@@ -18,7 +18,7 @@ struct connector {
     void (*done)(struct connector *connector, int fd);
 };
 
-/* Expects worker, session, origin, choice and done to be set. */
+/* The caller has set worker, session, origin, choice and done. */
 void connector_start(struct connector *connector);
 /* Before it is done: it will not be. */
 void connector_cancel(struct connector *connector);
