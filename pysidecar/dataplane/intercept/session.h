@@ -127,10 +127,10 @@ struct session *session_open(struct worker *worker, const struct listener *liste
 void session_arrived(struct session *session);
 /* The application is connected to us. */
 void session_completed(struct session *session);
-/* Closes everything that the session holds, and reports it. Peers get a reset, unless it ended in
- * order. It is freed after this turn of the loop; until then further calls change nothing. */
+/* Closes everything that the session holds, and reports it; once, no caller may close it again.
+ * Peers get a reset, unless it ended in order. It is freed after this turn of the loop. */
 void session_close(struct session *session, enum dp_end end, int error);
-/* Makes the application's connect fail, then closes. */
+/* Makes the application's connect fail, then closes. One that is closed stays that. */
 void session_refuse(struct session *session, enum dp_end end, int error);
 void session_enter(struct session *session, enum session_state state);
 void session_release_fds(struct session *session, uint8_t keep);
