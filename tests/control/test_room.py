@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,12 +19,16 @@ from pysidecar.room import Room
 from tests.control.conftest import RunningSidecar
 from tests.serving import Echo, serving
 from tests.talking import Talking
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 LIMIT = 360
 
+RESET: dict[str, tuple[str, ...]] = {"unix": (), "header": ("ECONNRESET", "EPIPE")}
+"""What else a connect may end with, or what it is used for first: by transport header it is over
+before the sidecar has accepted it."""
+
 # "N": connects N more sockets, which it keeps; "-": closes all; "nonblocking": connects one without
-# waiting. Prints how many are connected, or the errno.
+# waiting; "ask": is answered by the last one. Prints how many are connected, or the errno.
 CLIENT = """
 import errno, os, select, socket, sys
 
@@ -50,6 +57,11 @@ for line in sys.stdin:
             kept.clear()
         elif line.strip() == "nonblocking":
             connect(False)
+        elif line.strip() == "ask":
+            kept[-1].settimeout(20)
+            kept[-1].sendall(b"x")
+            if not kept[-1].recv(1):
+                raise ConnectionResetError(errno.ECONNRESET, "")
         else:
             for _ in range(int(line)):
                 connect(True)
@@ -194,3 +206,49 @@ def test_what_is_left_is_described(used: int, full: bool, state: str) -> None:
     assert described["state"] == state
     assert ("warning" in described) == (state != "enough")
     assert (described["used"], described["available"], described["limit"]) == (used, 100, 300)
+
+
+@contextmanager
+def _no_descriptor_left(sidecar: RunningSidecar, but: int) -> Iterator[None]:
+    """But for so many, of which its budget knows nothing."""
+    pid = sidecar.process.pid
+    taken = {int(fd) for fd in os.listdir(f"/proc/{pid}/fd")}
+    free = [n for n in range(len(taken) + but + 1) if n not in taken]
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free[but], before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("transport", ["unix", "header"])
+@pytest.mark.parametrize("free", [0, 1, 2])
+@pytest.mark.parametrize("line", ["1", "nonblocking"])
+def test_no_connect_hangs_where_the_process_has_fewer_descriptors_than_its_budget_says(
+    tmp_path: Path, upstream: tuple[str, int], transport: str, free: int, line: str
+) -> None:
+    """Those that wait are refused within about a second. With one or two, the request is accepted,
+    or even the application's socket taken, before there is no other."""
+    sidecar = RunningSidecar(tmp_path, config=f"when_away: refuse\ntransport: {transport}")
+    clients = [_client(sidecar, upstream) for _ in range(3)]
+    try:
+        assert [_ask(client, "1") for client in clients] == ["1"] * 3
+        with _no_descriptor_left(sidecar, free):
+            start = time.monotonic()
+            for client in clients:
+                client.write(line)
+            answers = [client.read().strip() for client in clients]
+            assert set(answers) <= {"2", "ECONNREFUSED", *RESET[transport]}, answers
+            connected = [client for client in clients if _ask(client, "0") == "2"]
+            asked = [_ask(client, "ask") for client in connected]
+            assert set(asked) <= {"2", *RESET[transport]}, asked
+            assert time.monotonic() - start < PATIENCE / 2
+            if free == 0:
+                assert {*answers, *asked} - {"2"}
+        eventually(lambda: _ask(clients[0], "1") in {"2", "3"}, "some room")
+        assert _ask(clients[0], "ask") in {"2", "3"}
+    finally:
+        for client in clients:
+            client.__exit__()
+        sidecar.kill()

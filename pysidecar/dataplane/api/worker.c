@@ -87,6 +87,7 @@ int thread_create(struct thread *thread, struct worker *workers, uint32_t worker
     worker->loop.epoll = worker->mail.fd = -1;
     worker->diag = diag_open(); /* early: out of descriptors we still have to know who connects */
     worker->pipes = &thread->pipes;
+    worker->spares = &thread->spares;
     worker->tables = &thread->tables;
     tables_init(&thread->tables, index);
     worker->inbox = &thread->inbox;
@@ -115,6 +116,7 @@ void thread_destroy(struct thread *thread)
     trace_free(&worker->trace);
     tables_close(&thread->tables);
     pipes_close(worker);
+    (void)spares_give_up(worker);
     assert(counter_read(&worker->counters.buffers) == 0);
     direct_destroy(worker);
     sockmap_destroy(worker);
@@ -132,6 +134,7 @@ int thread_prepare(struct thread *thread)
 {
     struct worker *worker = thread->worker;
 
+    spares_keep(worker);
     loop_update_clock(&worker->loop);
     if (worker->page)
         loop_set_timer(&worker->loop, &thread->alive, 0, alive_expired);

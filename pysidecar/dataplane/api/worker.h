@@ -7,6 +7,7 @@
 #include "api/inbox.h"
 #include "loop/worker.h"
 #include "net/pipe.h"
+#include "net/spares.h"
 #include "upstream/routes.h"
 
 struct thread {
@@ -19,6 +20,7 @@ struct thread {
     struct timer alive; /* to show a sign of life in the page */
     struct task turn_ends;
     struct pipes pipes;
+    struct spares spares;
     struct tables tables;
 };
 

@@ -15,6 +15,7 @@
 #include "intercept/unparked.h"
 #include "net/budget.h"
 #include "net/foreign.h"
+#include "net/spares.h"
 
 /* The descriptor that came with the message, or -1. There was room for one. */
 static int take_fd(struct msghdr *message)
@@ -48,27 +49,49 @@ static bool is_trusted(const struct request *request)
     return foreign_is_trusted(request->worker->foreign, request->uid);
 }
 
-/* Receives a message, and the application's socket with it. Returns what recvmsg() does, and its
- * flags.
- *
- * An untrusted user's message stays in the queue: to take it with more descriptors than there is
- * room for would close those. */
-static ssize_t receive_request(struct request *request, struct mosnhook_request *message,
-                               int *flags)
+/* Receives a message, which stays in the queue, and the application's socket with it. Returns what
+ * recvmsg() does, and its flags. */
+static ssize_t peek_request(struct request *request, struct mosnhook_request *message, int *flags)
 {
-    int peek = is_trusted(request) ? 0 : MSG_PEEK;
     _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))];
     struct iovec vector = {message, sizeof *message};
     struct msghdr header = {.msg_iov = &vector,
                             .msg_iovlen = 1,
                             .msg_control = control,
                             .msg_controllen = CMSG_LEN(sizeof(int))};
-    ssize_t size = recvmsg(request->control.fd, &header, peek | MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    ssize_t size =
+        recvmsg(request->control.fd, &header, MSG_PEEK | MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 
     /* Even if the message is empty: descriptors come with any. */
     if (size >= 0)
         request->application = take_fd(&header);
     *flags = header.msg_flags;
+    return size;
+}
+
+static void drop_message(const struct request *request)
+{
+    (void)recv(request->control.fd, NULL, 0, MSG_DONTWAIT);
+}
+
+/* As peek_request, and takes the message, but not an untrusted user's: to take that with more
+ * descriptors than there is room for would close those.
+ *
+ * If there is no descriptor for the application's socket, it gets a spare one: it would stay parked
+ * for ever. */
+static ssize_t receive_request(struct request *request, struct mosnhook_request *message,
+                               int *flags)
+{
+    ssize_t size = peek_request(request, message, flags);
+
+    if (size >= 0 && *flags & MSG_CTRUNC && request->application < 0 &&
+        spares_give_up(request->worker)) {
+        budget_ran_out(request->worker->budget, request->worker->loop.now_ms);
+        request->refused = DP_END_NO_RESOURCES;
+        size = peek_request(request, message, flags);
+    }
+    if (size >= 0 && is_trusted(request))
+        drop_message(request);
     return size;
 }
 
@@ -273,7 +296,7 @@ static bool read_request(struct session *session)
         return true;
     }
     if (!is_trusted(request)) /* whose message stayed in the queue */
-        (void)recv(request->control.fd, NULL, 0, MSG_DONTWAIT);
+        drop_message(request);
     if (foreign_is_here(session->worker->foreign, request->application))
         take_request(session, request, &message);
     else

@@ -15,6 +15,7 @@
 #include "net/budget.h"
 #include "net/foreign.h"
 #include "net/pipe.h"
+#include "net/spares.h"
 #include "net/socket.h"
 
 enum {
@@ -82,19 +83,41 @@ static void serve_or_give(struct worker *worker, const struct listener *listener
         listener->intercept->accept(worker, listener, fd);
 }
 
+static bool is_shortage(int error)
+{
+    return error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOBUFS;
+}
+
+/* Its descriptor, or -errno. */
+static int accept_one(const struct listener *listener)
+{
+    int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+    return fd < 0 ? -errno : fd;
+}
+
 /* Accepts a connection that waits at the listener. With `refuse` even without descriptors for it,
  * then only to refuse it. */
 static enum taken take_one(struct worker *worker, const struct listener *listener, bool refuse)
 {
     const struct intercept *intercept = listener->intercept;
-    bool serve = reserve_fds(worker, intercept->fds);
+    bool serve = !(refuse && worker->spares->given_up) && reserve_fds(worker, intercept->fds);
     int fd;
 
     if (!serve)
         trace(worker, 0, out_of_descriptors, budget_used(worker->budget), worker->budget->most);
     if (!serve && !refuse)
         return TAKEN_SHORT;
-    fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (!serve)
+        (void)spares_give_up(worker);
+    fd = accept_one(listener);
+    if (is_shortage(-fd) && refuse && spares_give_up(worker)) {
+        /* Whatever the budget says. */
+        if (serve)
+            budget_release(worker->budget, intercept->fds);
+        serve = false;
+        fd = accept_one(listener);
+    }
     if (fd >= 0) {
         if (serve)
             serve_or_give(worker, listener, fd);
@@ -104,11 +127,11 @@ static enum taken take_one(struct worker *worker, const struct listener *listene
     }
     if (serve)
         budget_release(worker->budget, intercept->fds);
-    if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
+    if (is_shortage(-fd)) {
         budget_ran_out(worker->budget, worker->loop.now_ms);
         return TAKEN_SHORT;
     }
-    return errno == ECONNABORTED || errno == EINTR ? TAKEN_ONE : TAKEN_NONE;
+    return fd == -ECONNABORTED || fd == -EINTR ? TAKEN_ONE : TAKEN_NONE;
 }
 
 /* Accepts all connections that wait, and refuses those without descriptors. False after `most` of
@@ -228,7 +251,11 @@ static void drain(struct acceptors *acceptors)
 
 static void turn_ends(struct task *task)
 {
-    drain(OWNER(task, struct acceptors, turn_ends));
+    struct acceptors *acceptors = OWNER(task, struct acceptors, turn_ends);
+
+    drain(acceptors);
+    if (acceptors->worker->spares->given_up)
+        spares_keep(acceptors->worker);
 }
 
 bool listener_watch_all(struct worker *worker)

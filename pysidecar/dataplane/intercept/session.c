@@ -87,6 +87,18 @@ void session_completed(struct session *session)
     session->service->completed(session);
 }
 
+/* For a reason of ours: the application is to do what it does while there is no sidecar. */
+static bool is_away(enum dp_end end)
+{
+    return end == DP_END_NO_RESOURCES || end == DP_END_TOO_MANY_FDS;
+}
+
+/* What the application finds: nothing of ours is the upstream's doing. */
+static int error_to_tell(enum dp_end end, int error)
+{
+    return error == 0 || is_away(end) ? ECONNREFUSED : error;
+}
+
 void session_close(struct session *session, enum dp_end end, int error)
 {
     struct worker *worker = session->worker;
@@ -101,7 +113,7 @@ void session_close(struct session *session, enum dp_end end, int error)
     timer_cancel(&worker->loop.timers, &session->timer);
     timers_release(&worker->loop.timers, 1);
     if (session->ops->abandon)
-        session->ops->abandon(session, error ? error : ECONNREFUSED);
+        session->ops->abandon(session, error_to_tell(end, error));
     if (session->service)
         session->service->close(session, end != DP_END_EOF);
     channel_close(&worker->loop, &session->downstream, end != DP_END_EOF);
@@ -120,13 +132,11 @@ void session_close(struct session *session, enum dp_end end, int error)
 
 void session_refuse(struct session *session, enum dp_end end, int error)
 {
-    bool away = end == DP_END_NO_RESOURCES || end == DP_END_TOO_MANY_FDS;
-
     if (session_state(session) == SESSION_CLOSED)
         return;
     trace(session->worker, session->id, refused, end, error);
     if (!session->ops->refuse ||
-        !session->ops->refuse(session, error && !away ? error : ECONNREFUSED, away)) {
+        !session->ops->refuse(session, error_to_tell(end, error), is_away(end))) {
         session_close(session, end, error);
         return;
     }

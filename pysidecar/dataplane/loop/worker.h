@@ -49,6 +49,7 @@ struct worker {
     const struct session_handler *handler;
     /* The worker's own: */
     struct pipes *pipes;
+    struct spares *spares;
     struct tables *tables;
     struct acceptors *acceptors;
     struct handover *handover;
