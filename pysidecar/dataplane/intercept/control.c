@@ -188,7 +188,9 @@ static bool control_refuse(struct session *session, int error, bool away)
      * that never did. */
     if (request->waits && control_answer(request, &answer))
         close_application(request); /* the caller disconnects it */
-    return request->application >= 0 && park_fail(session, request, error);
+    /* Whoever has too many descriptors does not get one more for a while. */
+    return request->application >= 0 && request->refused != DP_END_TOO_MANY_FDS &&
+           park_fail(session, request, error);
 }
 
 /* An application whose socket stays parked would wait for ever. */

@@ -5,6 +5,7 @@
 #include "base/owner.h"
 #include "base/stack.h"
 #include "intercept/session.h"
+#include "net/budget.h"
 
 enum {
     SLACK = 8, /* a worker may have 1/SLACK more: among many connections a few more do not matter */
@@ -73,13 +74,23 @@ static void push(struct handover *to, struct given *first, struct given *last)
         worker_wake(to->worker);
 }
 
+/* Who drains wants to be done, and where descriptors are scarce, none is to be reserved for a
+ * connection that may have to be refused. */
+static bool may_not_wait(const struct worker *worker)
+{
+    const struct budget *budget = worker->budget;
+
+    return atomic_load_explicit(&worker->listeners->draining, memory_order_relaxed) ||
+           budget_used(budget) > budget->most / 4 * 3;
+}
+
 bool handover_give(struct worker *worker, const struct listener *listener, int fd)
 {
     struct handover *own = worker->handover;
     struct worker *to = pick(worker);
     struct given *given;
 
-    if (to == worker || atomic_load_explicit(&worker->listeners->draining, memory_order_relaxed))
+    if (to == worker || may_not_wait(worker))
         return false;
     given = malloc(sizeof *given);
     if (!given)
