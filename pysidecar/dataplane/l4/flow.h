@@ -38,7 +38,8 @@ enum progress {
 };
 
 /* What takes a tunnel's bytes past its flows, or holds them back: acceleration, faults. A flow is
- * named by the side that it reads. Each member may be NULL. */
+ * named by the side that it reads. Each member may be NULL. Only `ran`, which comes last, may close
+ * the session. */
 struct flow_ops {
     /* The flows have done what they can for now. */
     void (*ran)(struct tunnel *tunnel);
