@@ -24,9 +24,14 @@ demo: ## send a curl to an nginx through a sidecar and show what happened
 test: setup-tests ## run all tests (about a quarter of an hour at most)
 	@scripts/test
 
+# What takes a fifth of a minute and more: real applications, rules in namespaces, BPF, fuzzing.
+SLOW_TESTS = $(addprefix tests/,interop mesh interception acceleration harness bench \
+	fuzz/test_targets.py $(patsubst %,control/test_%.py,room trace storm install))
+
 .PHONY: test-quick
-test-quick: setup-tests ## run the tests without those of real applications
-	$(PYTHON) -m pytest -n auto -m "not exclusive and not soak" --ignore tests/interop
+test-quick: setup-tests ## run most tests within two minutes: none of real applications or rules
+	$(PYTHON) -m pytest -n "$$(($$(nproc) + 1))" -m "not exclusive and not soak" \
+		$(addprefix --ignore ,$(SLOW_TESTS))
 
 .PHONY: test-sanitizers
 test-sanitizers: setup-tests ## run the tests of the C code under ASan, UBSan and TSan
