@@ -26,11 +26,15 @@ _START_TIME, _VIRTUAL, _RESIDENT = 22 - 3, 23 - 3, 24 - 3
 class OwnProcess(Collector):
     """Of this process, with the names and texts of ``prometheus_client.ProcessCollector``."""
 
+    def __init__(self) -> None:
+        # Once: each reading of the two clocks gives another moment, and a start time that changes
+        # is a restart to whoever watches it.
+        booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._started = booted + int(_stat()[_START_TIME]) / os.sysconf("SC_CLK_TCK")
+
     @override
     def collect(self) -> Iterator[Metric]:
-        with open("/proc/self/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        fields = _stat()
         usage = resource.getrusage(resource.RUSAGE_SELF)
         yield CounterMetricFamily(
             "process_cpu_seconds_total",
@@ -47,7 +51,7 @@ class OwnProcess(Collector):
             (
                 "start_time_seconds",
                 "Start time of the process since unix epoch in seconds.",
-                booted + int(fields[_START_TIME]) / os.sysconf("SC_CLK_TCK"),
+                self._started,
             ),
             ("open_fds", "Number of open file descriptors.", _open_fds()),
             (
@@ -57,6 +61,12 @@ class OwnProcess(Collector):
             ),
         ):
             yield GaugeMetricFamily(f"process_{name}", text, value=value)
+
+
+def _stat() -> list[bytes]:
+    """The fields from 3 on."""
+    with open("/proc/self/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()
 
 
 def _open_fds() -> int:

@@ -51,3 +51,14 @@ def test_it_counts_each_descriptor() -> None:
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def test_the_start_is_always_the_same_moment() -> None:
+    ours = OwnProcess()
+    starts = {
+        family.samples[0].value
+        for _ in range(20)
+        for family in ours.collect()
+        if family.name == "process_start_time_seconds"
+    }
+    assert len(starts) == 1
