@@ -359,16 +359,21 @@ static void test_a_flow_keeps_what_one_read_brought_and_reads_no_more(void **sta
 
 /* ---- ends ---- */
 
+static void open_anew(void)
+{
+    if (session)
+        free_closed();
+    close_peer(DOWNSTREAM);
+    close_peer(UPSTREAM);
+    ended = 0;
+    open_tunnel();
+}
+
 static void test_an_end_is_passed_on_and_the_other_way_goes_on(void **state)
 {
     (void)state;
     for (int first = DOWNSTREAM; first <= UPSTREAM; first++) {
-        if (session)
-            free_closed();
-        close_peer(DOWNSTREAM);
-        close_peer(UPSTREAM);
-        ended = 0;
-        open_tunnel();
+        open_anew();
         say(first, "last words", 0);
         assert_return_code(shutdown(peers[first], SHUT_WR), 0);
         expect(!first, "last words");
@@ -394,12 +399,7 @@ static void test_a_reset_is_a_reset_on_the_other_side(void **state)
 {
     (void)state;
     for (int first = DOWNSTREAM; first <= UPSTREAM; first++) {
-        if (session)
-            free_closed();
-        close_peer(DOWNSTREAM);
-        close_peer(UPSTREAM);
-        ended = 0;
-        open_tunnel();
+        open_anew();
         say(first, "some", 0);
         expect(!first, "some");
         reset_peer(first);

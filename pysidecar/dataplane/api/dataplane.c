@@ -272,7 +272,7 @@ size_t dp_ejected(struct dp *dp, struct dp_ejected *ejected, size_t max)
     uint64_t since_ms = ejected_since(&dp->timeouts, clock_ns(CLOCK_MONOTONIC) / NS_PER_MS);
     size_t count = 0;
 
-    for (uint32_t direction = 0; direction < DIRECTIONS; direction++) {
+    for (uint32_t direction = 0; direction < DP_DIRECTIONS; direction++) {
         const struct table *table = dp->routes.tables[direction];
 
         for (uint32_t route = 0; table && route < table->route_count; route++) {

@@ -17,7 +17,6 @@
 #include "base/terms.h"
 
 enum {
-    DP_DIRECTIONS = 2,
     DP_TRANSPORTS = 4,
     DP_ACTIONS = 3,
     DP_PATHS = 4,

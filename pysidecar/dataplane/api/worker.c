@@ -25,8 +25,8 @@ static void mail_ready(struct watch *watch, uint32_t events)
     (void)events;
     if (read(watch->fd, &count, sizeof count) < 0)
         return; /* another call has taken it */
-    for (uint32_t which = 0; which < TABLES;
-         which++) /* adopts new tables, so that old ones are freed */
+    /* Adopts new tables, so that old ones are freed. */
+    for (uint32_t which = 0; which < TABLES; which++)
         tables_get(worker, which);
     direct_take_reused(worker);
     handover_take(worker);

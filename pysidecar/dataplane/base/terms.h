@@ -20,6 +20,8 @@ enum dp_direction {
     DP_INBOUND = 1,
 };
 
+enum { DP_DIRECTIONS = 2 };
+
 /* What dp_set_routes replaces: the routes of a direction, by its number, or this, which is none of
  * them. A destination on loopback that matches any route of it is refused to outbound connections.
  */

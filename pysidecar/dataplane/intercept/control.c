@@ -7,8 +7,8 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#include "base/sockaddr.h"
 #include "base/owner.h"
+#include "base/sockaddr.h"
 #include "intercept/clients.h"
 #include "intercept/listener.h"
 #include "intercept/park.h"
@@ -427,7 +427,6 @@ static void control_refuse_unserved(struct worker *worker, const struct listener
 }
 
 const struct intercept intercept_control = {
-    .name = "unix",
     .fds = FDS_PER_REQUEST,
     .accept = control_accept,
     .refuse = control_refuse_unserved,

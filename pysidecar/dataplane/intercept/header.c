@@ -6,8 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/sockaddr.h"
 #include "base/owner.h"
+#include "base/sockaddr.h"
 #include "intercept/clients.h"
 #include "intercept/listener.h"
 #include "net/budget.h"
@@ -240,7 +240,6 @@ static void header_accept(struct worker *worker, const struct listener *listener
 }
 
 const struct intercept intercept_header = {
-    .name = "header",
     .fds = FDS_PER_RELAY,
     .is_tcp = true,
     .accept = header_accept,

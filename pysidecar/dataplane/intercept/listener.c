@@ -5,8 +5,8 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
-#include "base/sockaddr.h"
 #include "base/owner.h"
+#include "base/sockaddr.h"
 #include "intercept/control.h"
 #include "intercept/handover.h"
 #include "intercept/header.h"
@@ -15,8 +15,8 @@
 #include "net/budget.h"
 #include "net/foreign.h"
 #include "net/pipe.h"
-#include "net/spares.h"
 #include "net/socket.h"
+#include "net/spares.h"
 
 enum {
     ACCEPT_BATCH = 32,   /* connections accepted before others get their turn */

@@ -69,7 +69,6 @@ static void netfilter_accept(struct worker *worker, const struct listener *liste
 }
 
 const struct intercept intercept_redirect = {
-    .name = "redirect",
     .fds = FDS_PER_RELAY,
     .is_tcp = true,
     .accept = netfilter_accept,
@@ -77,7 +76,6 @@ const struct intercept intercept_redirect = {
 };
 
 const struct intercept intercept_tproxy = {
-    .name = "tproxy",
     .fds = FDS_PER_RELAY,
     .is_tcp = true,
     .accept = netfilter_accept,

@@ -8,9 +8,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/sockaddr.h"
 #include "base/fd.h"
 #include "base/owner.h"
+#include "base/sockaddr.h"
 #include "net/socket.h"
 
 enum {

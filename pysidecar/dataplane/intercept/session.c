@@ -6,9 +6,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/sockaddr.h"
 #include "base/clock.h"
 #include "base/owner.h"
+#include "base/sockaddr.h"
 #include "intercept/clients.h"
 #include "intercept/listener.h"
 #include "net/budget.h"

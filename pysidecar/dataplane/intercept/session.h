@@ -28,7 +28,6 @@ enum session_state {
 
 /* How connections of a transport are accepted: one for each enum dp_transport. */
 struct intercept {
-    const char *name;
     uint8_t fds; /* descriptors that a connection may need at most */
     bool is_tcp; /* its listeners are TCP sockets, not Unix ones */
     /* Takes over an accepted descriptor. */
@@ -82,7 +81,7 @@ struct session_handler {
 
 /* `state` is stored with release order after the fields that the control thread may read from then
  * on. Original destination, process, route: from SESSION_CONNECTING. Source: too, but from
- * SESSION_COMPLETING if the socket came unparked, and never in SESSION_DIRECT. Upstream: from
+ * SESSION_SERVED if the socket came unparked, and never in SESSION_DIRECT. Upstream: from
  * SESSION_SERVED. Everything: once closed. */
 struct session {
     struct worker *worker;

@@ -4,8 +4,8 @@
 #include <netinet/in.h>
 #include <unistd.h>
 
-#include "base/sockaddr.h"
 #include "base/owner.h"
+#include "base/sockaddr.h"
 #include "intercept/clients.h"
 #include "net/foreign.h"
 #include "net/socket.h"

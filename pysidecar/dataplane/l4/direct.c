@@ -7,9 +7,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/sockaddr.h"
 #include "base/clock.h"
 #include "base/owner.h"
+#include "base/sockaddr.h"
 #include "base/stack.h"
 #include "intercept/control.h"
 #include "net/diag.h"
@@ -591,7 +591,7 @@ static void look_at(void *argument, const struct diag_socket *socket)
     known->seen_source = socket->source;
 }
 
-bool direct_is(const struct session *session)
+static bool is_direct(const struct session *session)
 {
     return atomic_load_explicit(&session->state, memory_order_acquire) == SESSION_DIRECT;
 }
@@ -602,7 +602,7 @@ void direct_look(struct session *first)
     bool complete = true;
 
     for (struct session *session = first; session; session = session->live_next)
-        if (direct_is(session))
+        if (is_direct(session))
             complete = cookies_add(&live, session->served) && complete;
     if (complete && live.count > 0)
         (void)diag_visit_live(look_at, &live);

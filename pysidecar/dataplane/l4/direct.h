@@ -23,8 +23,6 @@ void direct_take_reused(struct worker *worker);
 
 /* The following are for the control thread. */
 
-/* Whether the session is left to the application. */
-bool direct_is(const struct session *session);
 /* Asks the kernel about the direct ones among the sessions from `first` on (session.live_next). */
 void direct_look(struct session *first);
 /* Source and bytes of such a session, as last seen. */

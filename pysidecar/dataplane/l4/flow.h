@@ -65,7 +65,7 @@ struct flow_ops {
     /* The tunnel's timer expired. Returns when to come back, in ms of the loop's clock; UINT64_MAX
      * for never. */
     uint64_t (*tick)(struct tunnel *tunnel);
-    /* Before the sockets are closed, and after. */
+    /* Before the sockets are closed; when the upstream's is. */
     void (*stop)(struct tunnel *tunnel);
     void (*release)(struct tunnel *tunnel);
 };

@@ -10,9 +10,9 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
-#include "base/sockaddr.h"
 #include "base/clock.h"
 #include "base/owner.h"
+#include "base/sockaddr.h"
 #include "l4/accelerator.h"
 
 enum {

@@ -37,7 +37,6 @@ static int raw_shut(struct channel *channel)
 }
 
 const struct transport transport_raw = {
-    .name = "raw",
     .read = raw_read,
     .write = raw_write,
     .to_pipe = raw_to_pipe,

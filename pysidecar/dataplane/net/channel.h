@@ -17,7 +17,6 @@ struct channel;
 /* What may stand between a channel and its socket. All but `shut` as the system calls: bytes, or -1
  * with errno. */
 struct transport {
-    const char *name;
     ssize_t (*read)(struct channel *channel, void *to, size_t size);
     ssize_t (*write)(struct channel *channel, const void *from, size_t size, int flags);
     /* By splice(); NULL where bytes have to be looked at. */

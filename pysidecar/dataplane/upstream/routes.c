@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/sockaddr.h"
 #include "base/clock.h"
+#include "base/sockaddr.h"
 
 void routes_init(struct routes *routes, int event)
 {

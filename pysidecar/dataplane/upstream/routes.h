@@ -6,8 +6,7 @@
 #include "upstream/table.h"
 
 enum {
-    DIRECTIONS = 2, /* enum dp_direction */
-    TABLES = 3,     /* theirs, and DP_EXCLUDED */
+    TABLES = DP_DIRECTIONS + 1, /* theirs, and DP_EXCLUDED */
 };
 
 /* The control thread's. */
