@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent / "pysidecar" / "dataplane"
-LAYERS = ("base", "loop", "net", "upstream", "intercept", "l4", "api")
+LAYERS = ("base", "loop", "net", "upstream", "intercept", "l4", "l7", "api")
 _INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
 
 

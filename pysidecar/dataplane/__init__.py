@@ -44,6 +44,7 @@ __all__ = [
     "Kind",
     "Listener",
     "PackedRoutes",
+    "Protocol",
     "Route",
     "RouteTable",
     "Station",
@@ -79,6 +80,7 @@ class Transport(enum.IntEnum):
     HEADER = lib.DP_TRANSPORT_HEADER
     REDIRECT = lib.DP_TRANSPORT_REDIRECT
     TPROXY = lib.DP_TRANSPORT_TPROXY
+    LISTENER = lib.DP_TRANSPORT_LISTENER
 
 
 assert Direction.OUTBOUND == lib.DP_OUTBOUND
@@ -91,6 +93,17 @@ class Action(enum.IntEnum):
     RELAY = lib.DP_RELAY
     REFUSE = lib.DP_REFUSE
     DIRECT = lib.DP_DIRECT
+    REQUESTS = lib.DP_REQUESTS
+
+
+class Protocol(enum.IntEnum):
+    """What a connection, a listener or a service speaks. ``AUTO``: its first bytes tell."""
+
+    TCP = lib.DP_TCP
+    HTTP = lib.DP_HTTP1
+    BOLT = lib.DP_BOLT
+    DUBBO = lib.DP_DUBBO
+    AUTO = lib.DP_AUTO
 
 
 class ConnectionPath(enum.IntEnum):
@@ -199,12 +212,18 @@ class Listener:
 @dataclass(frozen=True, slots=True)
 class Route:
     """One route; no endpoints means the original destination. With the same ``key`` (64 bits) as
-    in the table before it goes on with its turns; None: the key is its place in the table."""
+    in the table before it goes on with its turns; None: the key is its place in the table.
+    The last three are for ``Action.REQUESTS``: what the connection speaks, and with
+    ``Protocol.AUTO`` how many seconds the first bytes may take to tell, and what becomes of it
+    where they do not."""
 
     action: Action = Action.RELAY
     balance: Balance = Balance.ROUND_ROBIN
     endpoints: tuple[Address, ...] = ()
     key: int | None = None
+    protocol: Protocol = Protocol.AUTO
+    detect: float = 5.0
+    undetected: Action = Action.RELAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,11 +253,16 @@ def pack_array(kind: str, items: Sequence[Any]) -> bytes:
 
 def pack_routes(table: RouteTable) -> PackedRoutes:
     """For ``DataPlane.set_routes``, in any thread."""
-    routes: list[tuple[int, int, int, int, int]] = []
+    routes: list[tuple[int, ...]] = []
     endpoints: list[tuple[bytes, int, int, int]] = []
     for place, route in enumerate(table.routes):
         key = place if route.key is None else route.key
-        routes.append((key, route.action, route.balance, len(endpoints), len(route.endpoints)))
+        routes.append(
+            (
+                *(key, route.action, route.balance, len(endpoints), len(route.endpoints)),
+                *(route.protocol, round(route.detect * 1000), route.undetected),
+            )
+        )
         endpoints.extend(endpoint.to_native() for endpoint in route.endpoints)
     return PackedRoutes(
         table.rules,

@@ -97,7 +97,7 @@ static void service_close(struct session *of, bool reset)
     called(reset ? 'X' : 'E');
 }
 
-static const struct service service = {.completed = service_completed, .close = service_close};
+static const struct serving service = {.completed = service_completed, .close = service_close};
 
 static void open_session(const struct intercept_ops *with)
 {
@@ -170,7 +170,7 @@ static void test_a_session_that_is_served_and_ends_in_order(void **state)
 {
     (void)state;
     assert_int_equal(budget_used(&routed.budget), FDS);
-    session->service = &service;
+    session->serving = &service;
     session_arrived(session);
     session->ops->complete(session);
     assert_int_equal(session_state(session), SESSION_SERVED);
@@ -187,7 +187,7 @@ static void test_a_session_that_is_served_and_ends_in_order(void **state)
 static void test_everything_but_an_end_in_order_is_a_reset(void **state)
 {
     (void)state;
-    session->service = &service;
+    session->serving = &service;
     session_arrived(session);
     session_close(session, DP_END_DRAIN_LIMIT, 0);
     assert_string_equal(calls, "oaAXRc");
@@ -200,7 +200,7 @@ static void test_a_refusal_that_takes_a_moment(void **state)
 {
     (void)state;
     takes_a_moment = true;
-    session->service = &service;
+    session->serving = &service;
     session_arrived(session);
     session_refuse(session, DP_END_UPSTREAM_CONNECT, EHOSTUNREACH);
     assert_int_equal(refused_with, EHOSTUNREACH);

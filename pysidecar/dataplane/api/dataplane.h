@@ -17,8 +17,8 @@
 #include "base/terms.h"
 
 enum {
-    DP_TRANSPORTS = 4,
-    DP_ACTIONS = 3,
+    DP_TRANSPORTS = 5,
+    DP_ACTIONS = 4,
     DP_PATHS = 4,
     DP_ENDS = 32, /* room for enum dp_end */
     DP_ERRNOS = 256,

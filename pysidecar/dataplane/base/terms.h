@@ -13,6 +13,8 @@ enum dp_transport {
     DP_TRANSPORT_HEADER = 1,   /* a PROXY v2 header */
     DP_TRANSPORT_REDIRECT = 2, /* netfilter REDIRECT: SO_ORIGINAL_DST */
     DP_TRANSPORT_TPROXY = 3,   /* netfilter TPROXY: the accepted socket's own address */
+    DP_TRANSPORT_LISTENER =
+        4, /* a client connects to a listener of ours by itself, for a service */
 };
 
 enum dp_direction {
@@ -33,7 +35,46 @@ enum dp_action {
     /* The application connects itself to the endpoint. Of a connection for which that is no way, a
      * relay. */
     DP_DIRECT = 2,
+    /* What the connection carries is read request by request, and each goes its own way. */
+    DP_REQUESTS = 3,
 };
+
+/* What a connection, a listener or a service speaks. */
+enum dp_protocol {
+    DP_TCP = 0, /* bytes */
+    DP_HTTP1 = 1,
+    DP_BOLT = 2,
+    DP_DUBBO = 3,
+    DP_AUTO = 4, /* of routes and listeners: found out by the first bytes */
+};
+
+enum { DP_PROTOCOLS = 5 };
+
+/* What happened to a request: bits of a record's flags, and indices of counters. Everything from
+ * DP_FLAG_NO_ROUTE to DP_FLAG_DOWNSTREAM_CLOSED is a failure; at most one of them is set. */
+enum dp_flag {
+    DP_FLAG_NONE = 0,
+    DP_FLAG_NO_ROUTE,        /* no rule matches, and there is no original destination */
+    DP_FLAG_NO_ENDPOINT,     /* the service has none */
+    DP_FLAG_CONNECT_FAILED,  /* no endpoint could be connected */
+    DP_FLAG_CONNECT_TIMEOUT, /* no endpoint answered within the connect timeout */
+    DP_FLAG_TIMEOUT,         /* no complete answer within the request's timeout */
+    DP_FLAG_UPSTREAM_RESET,  /* the upstream closed or reset the connection before its answer was
+                              * complete */
+    DP_FLAG_OVERLOAD,        /* a limit of the service's pool, or of memory */
+    DP_FLAG_MALFORMED_REQUEST,
+    DP_FLAG_MALFORMED_RESPONSE,
+    DP_FLAG_REFUSED,           /* a request that we do not serve, such as CONNECT */
+    DP_FLAG_LOOP,              /* its endpoint is one of our own listeners */
+    DP_FLAG_DRAIN_LIMIT,       /* still under way when the drain limit was reached */
+    DP_FLAG_DOWNSTREAM_CLOSED, /* the client gave up before it had its answer */
+    DP_FLAG_RETRIED,           /* was sent again, since a connection closed as it was sent */
+    DP_FLAG_SERVICE_ERROR,     /* the service answered with an exception of its own */
+    DP_FLAG_UPGRADED,          /* went on as a tunnel */
+    DP_FLAG_LATE,              /* its answer came after its timeout, and was dropped */
+};
+
+enum { DP_FLAGS = 24 }; /* room for enum dp_flag */
 
 /* The way that a connection's bytes take. */
 enum dp_path {
@@ -46,6 +87,10 @@ enum dp_path {
 enum dp_balance {
     DP_ROUND_ROBIN = 0,
     DP_LEAST_CONNECTIONS = 1,
+    /* The following are for services, whose endpoints have weights. */
+    DP_RANDOM = 2,
+    DP_LEAST_REQUESTS = 3,
+    DP_RING_HASH = 4, /* by a header of the request, see dp_service */
 };
 
 /* Why a connection ended. Everything but DP_END_EOF is an error in the access log. */
@@ -89,6 +134,8 @@ enum dp_timer {
     DP_TIMER_COMPLETE = 2, /* for the application's socket to be connected to us */
     DP_TIMER_FAIL = 3,     /* for the application's socket to have failed */
     DP_TIMER_IDLE = 4,     /* for a byte */
+    DP_TIMER_DETECT = 5,   /* for the first bytes to tell the protocol */
+    DP_TIMER_ANSWER = 6,   /* for a request to be answered */
 };
 
 /* See dp_set_routes. */
@@ -150,6 +197,9 @@ struct dp_listener {
     struct mosnhook_address application_source[2];
     /* Replaces the address (not the port) of original destinations; all zero: no. */
     struct mosnhook_address application;
+    /* With DP_TRANSPORT_LISTENER: its index among the listeners of services, see dp_set_services.
+     */
+    uint32_t number;
 };
 
 /* One route of the table; `rules` numbers index these. */
@@ -161,6 +211,71 @@ struct dp_route {
     uint32_t balance;        /* enum dp_balance */
     uint32_t first_endpoint; /* index into the endpoints */
     uint32_t endpoint_count; /* 0: the original destination */
+    /* With DP_REQUESTS: what the connection speaks. */
+    uint32_t protocol;   /* enum dp_protocol, but not DP_TCP */
+    uint32_t detect_ms;  /* DP_AUTO: how long the first bytes may take to tell */
+    uint32_t undetected; /* DP_AUTO: DP_RELAY or DP_REFUSE where they do not tell */
+};
+
+enum {
+    DP_NO_SERVICE = 0x7fffffff, /* no index */
+    DP_STATUS_CLASSES = 6,      /* see struct dp_request */
+};
+
+/* A service: where requests go. See dp_set_services. */
+struct dp_service {
+    uint32_t number; /* names it for as long as we run: with this number it goes on with its turns,
+                      * counts and connections, whatever else has changed */
+    uint32_t name;   /* a text: see dp_set_services */
+    uint32_t protocol;       /* enum dp_protocol, but not DP_AUTO */
+    uint32_t balance;        /* enum dp_balance, but not DP_LEAST_CONNECTIONS */
+    uint32_t hash_by;        /* DP_RING_HASH: a text, the name of the header, in lower case */
+    uint32_t timeout_ms;     /* for a request; 0: none */
+    uint32_t idle_ms;        /* an upstream connection without a request is closed after that */
+    uint32_t connections;    /* upstream connections at most, all workers together */
+    uint32_t pending;        /* requests that wait for one at most, all workers together */
+    uint32_t first_endpoint; /* index into the endpoints of all services */
+    uint32_t endpoint_count;
+};
+
+/* An endpoint of a service. */
+struct dp_endpoint {
+    struct mosnhook_address address;
+    uint32_t weight; /* at least 1 */
+    uint32_t reserved;
+};
+
+enum {
+    DP_SERVICE_BYTES = 64,
+    DP_METHOD_BYTES = 32,
+    DP_PATH_BYTES = 160,
+};
+
+/* What the control plane knows of one request. Texts are NUL-padded, and cut where they are too
+ * long; they may hold any byte but NUL. */
+struct dp_request {
+    uint64_t connection;     /* the id of its connection's record */
+    uint64_t began_ns;       /* CLOCK_REALTIME */
+    uint64_t duration_ns;    /* until the last byte of the answer was passed on, or it failed */
+    uint64_t first_byte_ns;  /* until the answer began; 0: it did not */
+    uint64_t bytes_sent;     /* of the request, with its head, as the client sent it */
+    uint64_t bytes_received; /* of the answer, with its head, as the client got it */
+    struct mosnhook_address source;
+    struct mosnhook_address upstream; /* the last one that was tried; all zero: none */
+    uint32_t status;                  /* as the protocol numbers them; what the client got */
+    uint32_t flags;                   /* 1 << enum dp_flag each */
+    uint16_t attempts;                /* upstreams that it was sent to, or tried to */
+    uint8_t protocol;                 /* enum dp_protocol */
+    uint8_t direction;                /* enum dp_direction */
+    /* 0: none was sent; else HTTP's hundreds, to which other protocols' are mapped: 2 success, 4
+     * the request is at fault, 5 the service or the way to it */
+    uint8_t status_class;
+    uint8_t answered; /* there was an answer, ours or the service's, and `status` is of it */
+    uint8_t reserved[2];
+    char service[DP_SERVICE_BYTES]; /* the name in the configuration, else what the request asks for
+                                     */
+    char method[DP_METHOD_BYTES];
+    char path[DP_PATH_BYTES]; /* HTTP: with its query; Bolt, Dubbo: the service that it asks for */
 };
 
 /* When a connection's bytes take a shorter path, and which. */

@@ -84,7 +84,7 @@ void session_completed(struct session *session)
     timer_cancel(&session->worker->loop.timers, &session->timer);
     session_release_fds(session, FDS_PER_RELAY);
     trace(session->worker, session->id, completed, 0, 0);
-    session->service->completed(session);
+    session->serving->completed(session);
 }
 
 /* For a reason of ours: the application is to do what it does while there is no sidecar. */
@@ -114,8 +114,8 @@ void session_close(struct session *session, enum dp_end end, int error)
     timers_release(&worker->loop.timers, 1);
     if (session->ops->abandon)
         session->ops->abandon(session, error_to_tell(end, error));
-    if (session->service)
-        session->service->close(session, end != DP_END_EOF);
+    if (session->serving)
+        session->serving->close(session, end != DP_END_EOF);
     channel_close(&worker->loop, &session->downstream, end != DP_END_EOF);
     if (session->ops->release)
         session->ops->release(session);
@@ -142,9 +142,9 @@ void session_refuse(struct session *session, enum dp_end end, int error)
     }
     session->end = (uint8_t)end;
     session->error = error;
-    if (session->service)
-        session->service->close(session, true);
-    session->service = NULL;
+    if (session->serving)
+        session->serving->close(session, true);
+    session->serving = NULL;
     session_enter(session, SESSION_FAILING);
 }
 

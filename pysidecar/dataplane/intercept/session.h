@@ -1,5 +1,5 @@
 /* A session: a downstream connection with its identity, from accepting until its report. `ops`
- * knows how it came, `service` serves it. */
+ * knows how it came, `serving` serves it. */
 #ifndef PYSIDECAR_INTERCEPT_SESSION_H
 #define PYSIDECAR_INTERCEPT_SESSION_H
 
@@ -9,9 +9,12 @@
 #include "net/channel.h"
 #include "upstream/origin.h"
 
+struct dp_request;
+struct endpoint;
 struct flow_ops;
 struct listener;
 struct session;
+struct standing;
 struct tunnel;
 
 /* In the order in which the control thread may read more of it, see struct session. */
@@ -54,10 +57,10 @@ struct intercept_ops {
 };
 
 /* Who serves a session, once its original destination is known. */
-struct service {
+struct serving {
     /* The application is connected to us. */
     void (*completed)(struct session *session);
-    /* The session is being closed, with a reset or in order: releases what is the service's. */
+    /* The session is being closed, with a reset or in order: releases what is the server's. */
     void (*close)(struct session *session, bool reset);
 };
 
@@ -69,12 +72,15 @@ struct session_handler {
     void (*decided)(struct session *session, enum dp_action action);
     /* Reports the session, of which all is known, before it is SESSION_CLOSED. */
     void (*closed)(struct session *session);
-    /* The original destination is known, the state is SESSION_CONNECTING: picks a service. */
+    /* The original destination is known, the state is SESSION_CONNECTING: picks who serves it. */
     void (*arrived)(struct session *session);
     /* The application asks whether it may connect itself, see intercept/control.h. */
     void (*asks)(struct session *session);
     /* The application's socket is connected to us, and about to be closed here. */
     void (*let_go)(struct session *session, int application);
+    /* A request of a session ended: reports it. NULL: it reached no service, or no endpoint. */
+    void (*request_ended)(struct session *session, const struct dp_request *request,
+                          struct standing *standing, struct endpoint *endpoint);
     /* What stands beside the flows of a tunnel that is about to relay, or NULL. */
     const struct flow_ops *(*flow_ops)(const struct tunnel *tunnel);
 };
@@ -86,9 +92,9 @@ struct session_handler {
 struct session {
     struct worker *worker;
     const struct intercept_ops *ops;
-    const struct service *service; /* NULL until it is picked */
+    const struct serving *serving; /* NULL until it is picked */
     void *intercepted;             /* `ops`'s own */
-    void *served;                  /* `service`'s own; freed with the session if still set */
+    void *served;                  /* `serving`'s own; freed with the session if still set */
     struct session *next_opened;   /* see api/inbox.h */
     struct session *next_closed;   /* in the worker's list of sessions to free */
     struct session *live_next, *live_previous; /* under the inbox's lock */

@@ -457,7 +457,7 @@ static void refuse_question(struct session *session, struct choice *choice, enum
 static void direct_close(struct session *session, bool reset);
 
 /* It is never completed. */
-static const struct service direct_service = {.close = direct_close};
+static const struct serving direct_serving = {.close = direct_close};
 
 /* Ends earlier sessions of the socket and remembers its cookie. False when out of memory. */
 static bool remember(struct direct_session *known, int application)
@@ -504,7 +504,7 @@ static bool leave_to_application(struct session *session, const struct choice *c
     known->cluster = choice->cluster;
     known->endpoint = choice->endpoint;
     session->served = known;
-    session->service = &direct_service;
+    session->serving = &direct_serving;
     session->upstream = choice->upstream;
     worker->handler->decided(session, DP_DIRECT);
     atomic_store_explicit(&session->path, DP_PATH_DIRECT, memory_order_relaxed);

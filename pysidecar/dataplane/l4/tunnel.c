@@ -163,7 +163,7 @@ static void tunnel_close(struct session *session, bool reset)
     free(tunnel);
 }
 
-static const struct service tunnel_service = {
+static const struct serving tunnel_serving = {
     .completed = tunnel_completed,
     .close = tunnel_close,
 };
@@ -208,7 +208,7 @@ void tunnel_start(struct session *session, const struct choice *choice)
     tunnel->attempt = attempt;
     channel_init(&tunnel->upstream);
     session->served = tunnel;
-    session->service = &tunnel_service;
+    session->serving = &tunnel_serving;
     attempt->tunnel = tunnel;
     attempt->connector = (struct connector){
         .worker = session->worker,

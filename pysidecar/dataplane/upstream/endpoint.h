@@ -10,13 +10,18 @@
 #include "base/map.h"
 #include "contract.h"
 
+struct tally;
+
 struct endpoint {
     struct map_entry entry;
     struct mosnhook_address address;
     uint32_t scope;
     uint32_t references;        /* of clusters; the control thread's */
     _Atomic uint64_t failed_ms; /* when a connect failed last; 0: one succeeded since then */
-    atomic_uint active;         /* connections that have it now */
+    atomic_uint active; /* connections, or of a service's endpoint requests, that have it now */
+    /* Of a service's endpoint: */
+    _Atomic uint64_t generation; /* the newest table that names it, see router_generation */
+    struct tally *tallies;       /* by worker; NULL: it is a route's */
 };
 
 /* The endpoint with that address, with one more reference; NULL when out of memory. In another

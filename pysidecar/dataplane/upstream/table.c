@@ -20,7 +20,8 @@ static bool table_is_consistent(const struct mosnhook_rules *rules, const struct
         if (segments[i].rule >= route_count)
             return false;
     for (size_t i = 0; i < route_count; i++)
-        if (routes[i].action > DP_DIRECT || routes[i].balance > DP_LEAST_CONNECTIONS ||
+        if (routes[i].action > DP_REQUESTS || routes[i].balance > DP_LEAST_CONNECTIONS ||
+            routes[i].protocol > DP_AUTO || routes[i].undetected > DP_REFUSE ||
             routes[i].first_endpoint > endpoint_count ||
             routes[i].endpoint_count > endpoint_count - routes[i].first_endpoint)
             return false;

@@ -1,0 +1,11 @@
+#include "l7/codec.h"
+
+/* The protocols. A new one is registered here. */
+static const struct codec *const codecs[DP_PROTOCOLS] = {
+    [DP_TCP] = NULL,
+};
+
+const struct codec *codec_of(enum dp_protocol protocol)
+{
+    return codecs[protocol];
+}

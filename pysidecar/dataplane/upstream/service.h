@@ -1,0 +1,41 @@
+/* A service: endpoints with weights, how one is picked for a request, and its limits.
+ *
+ * Immutable: a service that changes is another struct with the same number. Its endpoints are
+ * interned in a scope of its own (see endpoint_intern), so that what is known of them outlives the
+ * change, and its standing outlives all. */
+#ifndef PYSIDECAR_UPSTREAM_SERVICE_H
+#define PYSIDECAR_UPSTREAM_SERVICE_H
+
+#include <stdatomic.h>
+
+#include "base/text.h"
+#include "upstream/cluster.h"
+#include "upstream/tally.h"
+
+/* What is counted of a service, for as long as we run. */
+struct standing {
+    struct map_entry entry;
+    uint32_t number;
+    char name[DP_SERVICE_BYTES]; /* NUL-padded; cut where it is too long */
+    atomic_uint connections;     /* upstream connections, of all workers */
+    atomic_uint pending;         /* requests that wait for one, of all workers */
+    struct tally *tallies;       /* by worker */
+};
+
+struct service {
+    struct shared shared;
+    struct standing *standing;
+    struct cluster *cluster; /* NULL: it has no endpoint */
+    struct text name, hash_by;
+    enum dp_protocol protocol;
+    uint32_t timeout_ms, idle_ms, connections, pending; /* as in struct dp_service */
+};
+
+/* The endpoint for a request: `hash` is of what DP_RING_HASH goes by. Those that are ejected or
+ * were tried (`tried`, at most `tried_count`) are passed over while there are others. NULL: all
+ * were tried, or there is none. */
+struct endpoint *service_pick(const struct service *service, uint64_t hash, uint64_t since_ms,
+                              struct endpoint *const *tried, uint32_t tried_count,
+                              uint64_t *random);
+
+#endif
