@@ -25,7 +25,7 @@ test: setup-tests ## run all tests (about a quarter of an hour at most)
 	@scripts/test
 
 # What takes a fifth of a minute and more: real applications, rules in namespaces, BPF, fuzzing.
-SLOW_TESTS = $(addprefix tests/,interop mesh interception acceleration harness bench \
+SLOW_TESTS = $(addprefix tests/,interop requests mesh interception acceleration harness bench \
 	fuzz/test_targets.py $(patsubst %,control/test_%.py,room trace storm install))
 
 .PHONY: test-quick

@@ -29,6 +29,8 @@ VENV = ROOT / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
 STAMPS = VENV / "stamps"
 NODE = ROOT / "tests" / "interop" / "node"
+JAVA = ROOT / "tests" / "interop" / "java"
+JAVA_BUILT = ROOT / "build" / "java"
 POLICY_RC = Path("/usr/sbin/policy-rc.d")
 # Servers live in sbin, which is not on every user's PATH.
 PROGRAM_PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
@@ -100,6 +102,7 @@ TO_TEST: list[Requirement] = [
     STREAM_MODULE,
     ("libclang-rt-dev", file("/usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a")),
     ("libcmocka-dev", file("/usr/include/cmocka.h")),
+    ("maven", program("mvn")),
     ("musl-tools", program("musl-gcc")),
     ("nftables", program("nft")),
     ("nodejs", program("node")),
@@ -288,6 +291,18 @@ def install_node_packages() -> None:
             run("npm", "ci", "--no-audit", "--no-fund", "--loglevel=error", cwd=NODE)
 
 
+def build_java_programs() -> None:
+    """The programs that speak Bolt, Dubbo and HTTP with us, and the libraries that they use; each
+    module's class path is ``build/java/MODULE/lib``."""
+    files = [*JAVA.glob("**/pom.xml"), *JAVA.glob("**/*.java")]
+    products = [JAVA_BUILT / module / "lib" for module in ("dubbo", "http", "sofa")]
+    with when_changed("java", content_hash(files), *products) as changed:
+        if changed:
+            say("compiling the Java programs")
+            shutil.rmtree(JAVA_BUILT, ignore_errors=True)
+            run("mvn", "--quiet", "--batch-mode", "-Dstyle.color=never", "package", cwd=JAVA)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--demo", action="store_true", help="also what `make demo` runs")
@@ -316,6 +331,7 @@ def main() -> None:
         build_package()
         if arguments.tests:
             install_node_packages()
+            build_java_programs()
 
 
 if __name__ == "__main__":
