@@ -64,6 +64,9 @@ void count_failure(struct failures *failures, int error)
     case EPROTO:
         failures->garbled++;
         break;
+    case EREMOTEIO:
+        failures->error_status++;
+        break;
     default:
         fprintf(stderr, "load: %s\n", strerror(error));
         failures->other++;
@@ -73,7 +76,7 @@ void count_failure(struct failures *failures, int error)
 bool any_failure(const struct failures *failures)
 {
     return failures->refused || failures->reset || failures->timed_out || failures->ended_early ||
-           failures->garbled || failures->other;
+           failures->garbled || failures->error_status || failures->other;
 }
 
 /* ---- Latencies ---- */
@@ -142,10 +145,11 @@ void print_result(const struct result *result)
                histogram_us(&result->latencies, 0.99));
     }
     printf(", \"failures\": {\"refused\": %llu, \"reset\": %llu, \"timed out\": %llu, "
-           "\"ended early\": %llu, \"garbled\": %llu, \"other\": %llu}}\n",
+           "\"ended early\": %llu, \"garbled\": %llu, \"error status\": %llu, \"other\": %llu}}\n",
            (unsigned long long)failures->refused, (unsigned long long)failures->reset,
            (unsigned long long)failures->timed_out, (unsigned long long)failures->ended_early,
-           (unsigned long long)failures->garbled, (unsigned long long)failures->other);
+           (unsigned long long)failures->garbled, (unsigned long long)failures->error_status,
+           (unsigned long long)failures->other);
     fflush(stdout);
 }
 

@@ -73,6 +73,7 @@ static void add(struct result *to, const struct result *from)
     to->failures.timed_out += from->failures.timed_out;
     to->failures.ended_early += from->failures.ended_early;
     to->failures.garbled += from->failures.garbled;
+    to->failures.error_status += from->failures.error_status;
     to->failures.other += from->failures.other;
 }
 

@@ -8,13 +8,16 @@
 
 enum { MESSAGE = 64 };
 
-static bool exchange_on(int fd, uint64_t number, struct result *result)
+int echo_once(int fd, uint64_t number)
 {
     char message[MESSAGE], answer[MESSAGE];
-    int error;
 
     fill_message(message, MESSAGE, ECHO, number);
-    error = exchange(fd, message, answer, MESSAGE);
+    return exchange(fd, message, answer, MESSAGE);
+}
+
+static bool counted(int error, struct result *result)
+{
     if (error != 0) {
         count_failure(&result->failures, error);
     }
@@ -23,7 +26,8 @@ static bool exchange_on(int fd, uint64_t number, struct result *result)
 
 /* Opens them, uses each once, prints "open" and keeps them until there is a line on stdin; then
  * each has to be alive still. */
-void idle(const struct sockaddr_in *to, long connections, struct result *result)
+void idle(const struct sockaddr_in *to, long connections, exchange_once *once,
+          struct result *result)
 {
     int *fds = allocate((size_t)connections, sizeof(*fds));
     long open = 0;
@@ -35,7 +39,7 @@ void idle(const struct sockaddr_in *to, long connections, struct result *result)
             count_failure(&result->failures, errno);
             break;
         }
-        good = exchange_on(fds[open], (uint64_t)open, result);
+        good = counted(once(fds[open], (uint64_t)open), result);
         open++;
     }
     if (open == connections && good) {
@@ -43,7 +47,7 @@ void idle(const struct sockaddr_in *to, long connections, struct result *result)
         fflush(stdout);
         getchar();
         for (long i = 0; i < open && good; i++) {
-            good = exchange_on(fds[i], (uint64_t)i, result);
+            good = counted(once(fds[i], (uint64_t)i), result);
         }
     }
     result->amount = result->amount_with_warm_up = (uint64_t)open;

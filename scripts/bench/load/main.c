@@ -4,7 +4,9 @@
  *   load upload|download IP PORT WARM_UP SECONDS
  *   load requests IP PORT WARM_UP SECONDS CONNECTIONS BYTES
  *   load connects IP PORT WARM_UP SECONDS CLIENTS BYTES
- *   load idle IP PORT CONNECTIONS
+ *   load http|bolt|dubbo IP PORT WARM_UP SECONDS CONNECTIONS IN_FLIGHT BYTES
+ *   load http-upload|http-download IP PORT WARM_UP SECONDS BYTES
+ *   load idle|http-idle IP PORT CONNECTIONS
  *   load connect-cost
  *
  * All but `serve` and `connect-cost` print one line of JSON in the end: what was done in how many
@@ -41,6 +43,35 @@ static size_t message_size(const char *word)
     return size < 64 ? 64 : size; /* room for the number in it */
 }
 
+static const struct protocol *protocol_named(const char *name)
+{
+    static const struct protocol *const all[] = {&http, &bolt, &dubbo};
+
+    for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++) {
+        if (strcmp(all[i]->name, name) == 0) {
+            return all[i];
+        }
+    }
+    return NULL;
+}
+
+/* `argv` from the warm-up on, of a mode that is a protocol's name. */
+static void call(const struct protocol *protocol, const struct sockaddr_in *address, char **argv)
+{
+    size_t size = (size_t)positive(argv[4], PAYLOAD_MAX);
+
+    calls(protocol, address, atof(argv[0]), atof(argv[1]), positive(argv[2], 1000000),
+          positive(argv[3], 1024), size < BODY_MIN ? BODY_MIN : size, &result);
+}
+
+static void bulk_of_http(const struct sockaddr_in *address, char **argv, enum direction direction)
+{
+    uint64_t size = (uint64_t)positive(argv[2], 1L << 40);
+
+    http_bulk(address, span_from_now(atof(argv[0]), atof(argv[1])), direction,
+              size < BODY_MIN ? BODY_MIN : size, &result);
+}
+
 int main(int argc, char **argv)
 {
     struct sockaddr_in address;
@@ -68,7 +99,15 @@ int main(int argc, char **argv)
         connects(&address, span_from_now(warm_up, seconds), positive(argv[6], 10000),
                  message_size(argv[7]), &result);
     } else if (is_mode(argc, argv, "idle", 3)) {
-        idle(&address, positive(argv[4], 1000000), &result);
+        idle(&address, positive(argv[4], 1000000), echo_once, &result);
+    } else if (is_mode(argc, argv, "http-idle", 3)) {
+        idle(&address, positive(argv[4], 1000000), http_once, &result);
+    } else if (is_mode(argc, argv, "http-upload", 5)) {
+        bulk_of_http(&address, argv + 4, TO_SERVER);
+    } else if (is_mode(argc, argv, "http-download", 5)) {
+        bulk_of_http(&address, argv + 4, TO_CLIENT);
+    } else if (argc == 9 && protocol_named(argv[1]) != NULL) {
+        call(protocol_named(argv[1]), &address, argv + 4);
     } else {
         fprintf(stderr, "usage: load MODE ... (see the source)\n");
         return 2;

@@ -1,4 +1,5 @@
-/* The far end: echoes, swallows or pours out, as the first byte of a connection asks. */
+/* The far end: echoes, swallows or pours out, or answers requests, as the first byte of a
+ * connection asks. */
 #include "load.h"
 
 #include <errno.h>
@@ -14,6 +15,8 @@ struct connection {
     char kind; /* ECHO, ONCE, UPLOAD, DOWNLOAD, or 0 while nothing came yet */
     struct sink sink;
     struct source source;
+    struct served served; /* of a protocol with requests, once there is one */
+    bool needs_room;
 };
 
 static struct connection *connections; /* by descriptor */
@@ -66,6 +69,17 @@ static bool answer(int fd, struct connection *connection, size_t size)
     }
 }
 
+static bool go_on_with_requests(int fd, struct connection *connection)
+{
+    enum serving serving = serve_requests(&connection->served, fd);
+
+    if (connection->needs_room != (serving == NEEDS_ROOM)) {
+        connection->needs_room = !connection->needs_room;
+        watch(epoll, fd, connection->needs_room ? EPOLLOUT : EPOLLIN, (uint64_t)fd, EPOLL_CTL_MOD);
+    }
+    return serving != ENDED;
+}
+
 static bool read_some(int fd, struct connection *connection)
 {
     ssize_t got = recv(fd, buffer, sizeof(buffer), 0);
@@ -75,6 +89,11 @@ static bool read_some(int fd, struct connection *connection)
     }
     if (connection->kind == 0) {
         connection->kind = buffer[0];
+        connection->served.protocol = protocol_of(buffer[0]);
+    }
+    if (connection->served.protocol != NULL) {
+        rest_append(&connection->served.in, buffer, (size_t)got);
+        return go_on_with_requests(fd, connection);
     }
     return answer(fd, connection, (size_t)got);
 }
@@ -92,6 +111,19 @@ static bool pour(int fd, struct connection *connection)
         watch(epoll, fd, EPOLLIN, (uint64_t)fd, EPOLL_CTL_MOD); /* the client closes */
     }
     return true;
+}
+
+static bool go_on(int fd, struct connection *connection, uint32_t events)
+{
+    bool good = true;
+
+    if (connection->served.protocol != NULL) {
+        return go_on_with_requests(fd, connection);
+    }
+    if (events & ~(uint32_t)EPOLLOUT) {
+        good = read_some(fd, connection);
+    }
+    return good && (events & EPOLLOUT) ? pour(fd, connection) : good;
 }
 
 void serve(const struct sockaddr_in *here)
@@ -114,19 +146,11 @@ void serve(const struct sockaddr_in *here)
 
         for (int i = 0; i < ready; i++) {
             int fd = (int)events[i].data.u64;
-            bool good = true;
 
             if (fd == listener) {
                 accept_all(listener);
-                continue;
-            }
-            if (events[i].events & ~(uint32_t)EPOLLOUT) {
-                good = read_some(fd, &connections[fd]);
-            }
-            if (good && (events[i].events & EPOLLOUT)) {
-                good = pour(fd, &connections[fd]);
-            }
-            if (!good) {
+            } else if (!go_on(fd, &connections[fd], events[i].events)) {
+                served_free(&connections[fd].served);
                 close(fd);
             }
         }
