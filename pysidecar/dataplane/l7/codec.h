@@ -42,7 +42,7 @@ struct facts {
     bool keep_alive; /* the client goes on with the connection after the answer */
     bool upgrade;    /* asks for another protocol: 101 may come */
     bool heartbeat;
-    uint8_t version;       /* Bolt: 1 or 2 */
+    uint8_t version;       /* Bolt: 1; v2: 0x20 and its second version, 1 or 2; 0 is as 1 */
     uint8_t serialization; /* Bolt's codec byte, Dubbo's serialization id */
     uint8_t options;       /* Bolt v2: the switch byte */
 };
@@ -74,7 +74,8 @@ struct message {
 
     /* Of both. */
     const struct field
-        *fields; /* HTTP: headers, or with CODEC_END trailers; Bolt: the header section */
+        *fields; /* HTTP: headers, or with CODEC_END trailers; Bolt: the header section; Dubbo:
+                  * attachments that are strings. Valid until the thread decodes again */
     uint32_t field_count;
     bool has_body;      /* DATA may follow; END follows in any case */
     bool until_close;   /* an answer that ends with the connection */

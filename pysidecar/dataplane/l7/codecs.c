@@ -2,7 +2,7 @@
 
 /* The protocols. A new one is registered here. */
 static const struct codec *const codecs[DP_PROTOCOLS] = {
-    [DP_TCP] = NULL,
+    [DP_BOLT] = &codec_bolt,
 };
 
 const struct codec *codec_of(enum dp_protocol protocol)
