@@ -3,6 +3,7 @@
 /* The protocols. A new one is registered here. */
 static const struct codec *const codecs[DP_PROTOCOLS] = {
     [DP_BOLT] = &codec_bolt,
+    [DP_DUBBO] = &codec_dubbo,
 };
 
 const struct codec *codec_of(enum dp_protocol protocol)
