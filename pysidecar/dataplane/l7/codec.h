@@ -66,16 +66,17 @@ struct message {
     bool expects_continue; /* HTTP: waits for 100 before it sends its body */
 
     /* Of responses. */
-    uint32_t status; /* as the protocol numbers them */
-    bool succeeded;  /* the status is a good one */
+    uint32_t status;    /* as the protocol numbers them */
+    struct text reason; /* HTTP: the phrase beside it */
+    bool succeeded;     /* the status is a good one */
     bool
         service_failed; /* the service answered with an exception of its own: no fault of the way */
     bool upgraded;      /* HTTP 101: what follows on both sides is another protocol */
 
     /* Of both. */
-    const struct field
-        *fields; /* HTTP: headers, or with CODEC_END trailers; Bolt: the header section; Dubbo:
-                  * attachments that are strings. Valid until the thread decodes again */
+    /* HTTP: headers, or with CODEC_END trailers; Bolt: the header section; Dubbo: attachments that
+     * are strings. Valid until the thread decodes again, whichever connection's. */
+    const struct field *fields;
     uint32_t field_count;
     bool has_body;      /* DATA may follow; END follows in any case */
     bool until_close;   /* an answer that ends with the connection */

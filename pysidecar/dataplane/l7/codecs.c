@@ -2,6 +2,7 @@
 
 /* The protocols. A new one is registered here. */
 static const struct codec *const codecs[DP_PROTOCOLS] = {
+    [DP_HTTP1] = &codec_http1,
     [DP_BOLT] = &codec_bolt,
     [DP_DUBBO] = &codec_dubbo,
 };

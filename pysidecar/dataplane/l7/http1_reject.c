@@ -1,0 +1,91 @@
+/* Answers of our own. */
+#include "l7/http1.h"
+#include "l7/http1_write.h"
+
+static const struct {
+    uint16_t status;
+    struct text phrase;
+} phrases[] = {
+    {400, TEXT("Bad Request")},           {404, TEXT("Not Found")},
+    {405, TEXT("Method Not Allowed")},    {408, TEXT("Request Timeout")},
+    {413, TEXT("Content Too Large")},     {414, TEXT("URI Too Long")},
+    {417, TEXT("Expectation Failed")},    {431, TEXT("Request Header Fields Too Large")},
+    {500, TEXT("Internal Server Error")}, {501, TEXT("Not Implemented")},
+    {502, TEXT("Bad Gateway")},           {503, TEXT("Service Unavailable")},
+    {504, TEXT("Gateway Timeout")},       {505, TEXT("HTTP Version Not Supported")},
+    {508, TEXT("Loop Detected")},
+};
+
+/* By enum dp_flag. */
+static const struct {
+    uint16_t status;
+    struct text word;
+} failures[DP_FLAGS] = {
+    [DP_FLAG_NO_ROUTE] = {404, TEXT("no_route")},
+    [DP_FLAG_NO_ENDPOINT] = {503, TEXT("no_endpoint")},
+    [DP_FLAG_CONNECT_FAILED] = {502, TEXT("connect_failed")},
+    [DP_FLAG_CONNECT_TIMEOUT] = {504, TEXT("connect_timeout")},
+    [DP_FLAG_TIMEOUT] = {504, TEXT("timeout")},
+    [DP_FLAG_UPSTREAM_RESET] = {502, TEXT("upstream_reset")},
+    [DP_FLAG_OVERLOAD] = {503, TEXT("overload")},
+    [DP_FLAG_MALFORMED_REQUEST] = {400, TEXT("malformed_request")},
+    [DP_FLAG_MALFORMED_RESPONSE] = {502, TEXT("malformed_response")},
+    [DP_FLAG_REFUSED] = {405, TEXT("refused")},
+    [DP_FLAG_LOOP] = {508, TEXT("loop")},
+    [DP_FLAG_DRAIN_LIMIT] = {503, TEXT("drain_limit")},
+};
+
+struct text http1_phrase(uint32_t status)
+{
+    for (size_t i = 0; i < sizeof phrases / sizeof *phrases; i++)
+        if (phrases[i].status == status)
+            return phrases[i].phrase;
+    return TEXT("");
+}
+
+static uint16_t status_of(const struct rejection *rejection)
+{
+    uint16_t status = rejection->http_status;
+
+    if (status == 0)
+        status = failures[rejection->flag].status;
+    return status > 0 ? status : 500;
+}
+
+static void put_reject_head(struct writer *writer, uint16_t status, struct text word)
+{
+    put(writer, TEXT("HTTP/1.1 "));
+    put_number(writer, status);
+    put(writer, TEXT(" "));
+    put(writer, http1_phrase(status));
+    put(writer, TEXT("\r\nContent-Type: text/plain\r\n"));
+    if (status == 405) /* RFC 9110, 15.5.6: must say which are */
+        put(writer, TEXT("Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n"));
+    if (word.size > 0)
+        put_field(writer, TEXT("x-sidecar-reason"), word);
+}
+
+size_t http1_reject(const struct facts *facts, uint64_t id, const struct rejection *rejection,
+                    uint8_t *to, size_t room)
+{
+    struct writer writer = writer_to(to, room);
+    uint16_t status = status_of(rejection);
+    struct text body = rejection->reason.size > 0 ? rejection->reason : http1_phrase(status);
+
+    (void)id;
+    put_reject_head(&writer, status, failures[rejection->flag].word);
+    if (rejection->close || !facts->keep_alive)
+        put(&writer, TEXT("Connection: close\r\n"));
+    else if (facts->http10)
+        put(&writer, TEXT("Connection: keep-alive\r\n"));
+    put(&writer, TEXT("Content-Length: "));
+    put_number(&writer, (uint64_t)body.size + 1);
+    put(&writer, TEXT("\r\n\r\n"));
+    if (!facts->head) {
+        put(&writer, body);
+        put(&writer, TEXT("\n"));
+    }
+    if (rejection->status)
+        *rejection->status = status;
+    return written(&writer, to);
+}
