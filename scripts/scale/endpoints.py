@@ -19,7 +19,17 @@ from pysidecar.routing.rules import Rule, compile_rules
 
 _ROOT = Path(__file__).resolve().parents[2]
 _DATA_PLANE = _ROOT / "pysidecar" / "dataplane"
+_PARTS = ("cluster", "endpoint", "shared", "weighing")
 _ROUNDS = 5
+_WAYS = {
+    "turn": "round_robin",
+    "two": "least_connections",
+    "all": "a look at all",
+    "weighted-turn": "weighted round_robin",
+    "weighted-random": "random",
+    "weighted-two": "least_requests",
+    "ring": "ring_hash",
+}
 _COUNTS = (2, 100, 10_000)
 _ROUTES, _ENDPOINTS_OF_A_ROUTE = (500, 5_000, 50_000), 3
 
@@ -40,8 +50,8 @@ def measure() -> None:
 def _compile(program: Path) -> None:
     sources = [
         Path(__file__).with_name("pick.c"),
-        _DATA_PLANE / "base" / "map.c",
-        *(_DATA_PLANE / "upstream" / f"{part}.c" for part in ("cluster", "endpoint", "shared")),
+        *(_DATA_PLANE / "base" / f"{part}.c" for part in ("map", "places")),
+        *(_DATA_PLANE / "upstream" / f"{part}.c" for part in _PARTS),
     ]
     flags = "-std=gnu11 -D_GNU_SOURCE -O2 -DNDEBUG -Wall -Wextra -Werror -pthread".split()
     include = [f"-I{_ROOT / 'hook'}", f"-I{_DATA_PLANE}"]
@@ -53,14 +63,15 @@ def _show(program: Path, count: int, ejected: int, threads: int) -> None:
     workers meet."""
     ahead = ("chrt", "--fifo", "1") if os.geteuid() == 0 else ()
     costs = []
-    for way in ("turn", "two", "all"):
+    for way in _WAYS:
         command = [*ahead, program, way, str(count), str(ejected), str(threads)]
         rounds = [float(subprocess.check_output(command, text=True)) for _ in range(_ROUNDS)]
         costs.append(statistics.median(rounds))
     print(
         f"  {count:,} endpoints, {ejected:,} ejected, {threads} worker{'s' * (threads > 1)}: "
-        f"round_robin {costs[0]:,.0f} ns, least_connections {costs[1]:,.0f} ns, "
-        f"a look at all {costs[2]:,.0f} ns",
+        + ", ".join(
+            f"{name} {cost:,.0f} ns" for name, cost in zip(_WAYS.values(), costs, strict=True)
+        ),
         flush=True,
     )
 

@@ -1,6 +1,7 @@
 /* What it costs to pick an endpoint, and to count a connection there: nanoseconds of processor time
- * for each connection, printed as a line. Arguments: a way (turn, two, all), endpoints, how many of
- * them are ejected, threads. `all` is the yardstick: the least busy of all, by looking at each. */
+ * for each connection, printed as a line. Arguments: a way, endpoints, how many of them are
+ * ejected, threads. The way `all` is the yardstick: the least busy of all, by looking at each. With
+ * the last four ways the endpoints have weights, as those of a service. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +21,17 @@ static struct cluster *cluster;
 static bool looks_at_all;
 static int connections; /* of a thread */
 static pthread_barrier_t start;
+
+static const struct way {
+    const char *name;
+    enum dp_balance balance;
+    bool weighted;
+} ways[] = {
+    {"turn", DP_ROUND_ROBIN, false},      {"two", DP_LEAST_CONNECTIONS, false},
+    {"all", DP_LEAST_CONNECTIONS, false}, {"weighted-turn", DP_ROUND_ROBIN, true},
+    {"weighted-random", DP_RANDOM, true}, {"weighted-two", DP_LEAST_REQUESTS, true},
+    {"ring", DP_RING_HASH, true},
+};
 
 static uint32_t pick_of_all(uint64_t *random)
 {
@@ -48,8 +60,14 @@ static void *connect_and_close(void *argument)
 
     for (int i = 0; i < connections; i++) {
         struct endpoint **slot = &held[i % HELD];
-        uint32_t at =
-            looks_at_all ? pick_of_all(&random) : cluster_pick(cluster, SINCE_MS, &random);
+        struct search search = {
+            .since_ms = SINCE_MS, .random = &random, .hash = (uint64_t)i * 0x9e3779b97f4a7c15u};
+        uint32_t at;
+
+        if (looks_at_all)
+            at = pick_of_all(&random);
+        else
+            (void)cluster_search(cluster, &search, &at);
 
         if (*slot) {
             atomic_fetch_sub_explicit(&(*slot)->active, 1, memory_order_relaxed);
@@ -64,17 +82,19 @@ static void *connect_and_close(void *argument)
     return NULL;
 }
 
-static void make_cluster(uint32_t count, uint32_t ejected, uint32_t balance)
+static void make_cluster(uint32_t count, uint32_t ejected, const struct way *way)
 {
     static struct registry registry;
-    struct mosnhook_address *addresses = calloc(count, sizeof *addresses);
-    struct dp_route route = {.balance = balance, .endpoint_count = count};
+    struct dp_endpoint *endpoints = calloc(count, sizeof *endpoints);
+    struct cluster_plan plan = {.balance = way->balance, .count = count, .weighted = endpoints};
 
-    for (uint32_t i = 0; i < count; i++)
-        addresses[i].scope_id = i;
+    for (uint32_t i = 0; i < count; i++) {
+        endpoints[i].address.scope_id = i;
+        endpoints[i].weight = way->weighted ? 1 + i % 3 : 1;
+    }
     registry_init(&registry, -1);
-    cluster = cluster_intern(&registry, 0, &route, addresses);
-    free(addresses);
+    cluster = cluster_intern(&registry, &plan);
+    free(endpoints);
     for (uint32_t i = 0; i < ejected; i++)
         endpoint_failed(cluster->endpoints[i], SINCE_MS + 1);
 }
@@ -83,16 +103,19 @@ int main(int argc, char **argv)
 {
     pthread_t threads[MOST_THREADS];
     uint64_t ns[MOST_THREADS], sum = 0;
+    const struct way *way = ways;
     uint32_t count;
     int thread_count;
 
     if (argc != 5)
         return 2;
+    while (strcmp(way->name, argv[1]) != 0)
+        if (++way == ways + sizeof ways / sizeof *ways)
+            return 2;
     count = (uint32_t)strtoul(argv[2], NULL, 10);
     thread_count = atoi(argv[4]);
-    looks_at_all = strcmp(argv[1], "all") == 0;
-    make_cluster(count, (uint32_t)strtoul(argv[3], NULL, 10),
-                 strcmp(argv[1], "turn") == 0 ? DP_ROUND_ROBIN : DP_LEAST_CONNECTIONS);
+    looks_at_all = strcmp(way->name, "all") == 0;
+    make_cluster(count, (uint32_t)strtoul(argv[3], NULL, 10), way);
     pthread_barrier_init(&start, NULL, (unsigned)thread_count);
     connections = looks_at_all && count > 1000 ? 5000 : 1000000;
     for (int i = 0; i < thread_count; i++)

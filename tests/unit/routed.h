@@ -9,7 +9,7 @@
 
 enum { BUDGET = 1000 };
 
-struct routed {
+struct routed_worker {
     struct worker worker;
     struct timeouts timeouts;
     struct budget budget;
@@ -41,8 +41,8 @@ static inline struct table *table_to(struct registry *registry, uint32_t scope,
 }
 
 /* NULL: there is no route. */
-static inline void set_route(struct routed *routed, uint32_t which, const struct dp_route *route,
-                             const struct mosnhook_address *endpoints)
+static inline void set_route(struct routed_worker *routed, uint32_t which,
+                             const struct dp_route *route, const struct mosnhook_address *endpoints)
 {
     struct table *table = table_to(&routed->routes.registry, which, route, endpoints);
 
@@ -52,9 +52,9 @@ static inline void set_route(struct routed *routed, uint32_t which, const struct
     routed->routes.tables[which] = table;
 }
 
-static inline void routed_open(struct routed *routed)
+static inline void routed_open(struct routed_worker *routed)
 {
-    *routed = (struct routed){.descriptors = open_descriptors()};
+    *routed = (struct routed_worker){.descriptors = open_descriptors()};
     assert_int_equal(loop_open(&routed->worker.loop), 0);
     routed->foreign = foreign_create();
     routed->budget = (struct budget){.most = BUDGET, .foreign = routed->foreign};
@@ -72,7 +72,7 @@ static inline void routed_open(struct routed *routed)
 }
 
 /* Nothing may be left: the assertions of what it closes say so. */
-static inline void routed_close(struct routed *routed)
+static inline void routed_close(struct routed_worker *routed)
 {
     assert_int_equal(budget_used(&routed->budget), 0);
     assert_int_equal(counter_read(&routed->worker.counters.buffers), 0);

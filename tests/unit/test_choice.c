@@ -5,7 +5,7 @@
 
 enum { MANY = 100, POSTPONED = 64 };
 
-static struct routed routed;
+static struct routed_worker routed;
 static struct worker *const worker = &routed.worker;
 static struct dp_listener listener;
 static struct origin origin;

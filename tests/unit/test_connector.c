@@ -13,7 +13,7 @@
 
 enum { MOST = 40, OPEN = INT32_MIN };
 
-static struct routed routed;
+static struct routed_worker routed;
 static struct worker *const worker = &routed.worker;
 static const struct dp_listener listener = {.transport = DP_TRANSPORT_HEADER};
 static struct origin origin;

@@ -15,7 +15,7 @@
 
 enum { STATES = SESSION_CLOSED + 1, FDS = 4 };
 
-static struct routed routed;
+static struct routed_worker routed;
 static struct worker *const worker = &routed.worker;
 static struct clients clients;
 static const struct listener listener;

@@ -20,7 +20,7 @@
 
 enum { BULK = 8 * 1024 * 1024, FDS = 2, PATIENCE = 2000000 };
 
-static struct routed routed;
+static struct routed_worker routed;
 static struct worker *const worker = &routed.worker;
 static struct pipes pipes;
 static struct clients clients;

@@ -40,10 +40,11 @@ def _declarations() -> str:
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """cffi's ``ffi`` and ``lib``."""
     library = tmp_path_factory.mktemp("upstream") / "shim.so"
-    parts = ("cluster", "endpoint", "shared", "table")
+    parts = ("cluster", "endpoint", "service", "shared", "table", "weighing")
     sources = [
         SHIM,
         DATA_PLANE / "base" / "map.c",
+        DATA_PLANE / "base" / "places.c",
         *(DATA_PLANE / "upstream" / f"{part}.c" for part in parts),
     ]
     sanitize = (

@@ -7,7 +7,10 @@
 #include "base/owner.h"
 #include "base/random.h"
 
-enum { TRIES = 16 };
+enum {
+    TRIES = 16,
+    RING_TRIES = 256, /* points: of one endpoint there may be several in a row */
+};
 
 void registry_init(struct registry *registry, int event)
 {
@@ -34,6 +37,7 @@ static void cluster_free(struct cluster *cluster)
 
     for (uint32_t i = 0; i < cluster->count; i++)
         endpoint_release(&registry->endpoints, cluster->endpoints[i]);
+    weighing_free(cluster->weighing);
     free(cluster);
 }
 
@@ -45,63 +49,88 @@ static void cluster_destroy(struct shared *shared)
     cluster_free(cluster);
 }
 
-bool cluster_is(const struct cluster *cluster, uint32_t scope, const struct dp_route *route,
-                const struct mosnhook_address *endpoints)
+static const struct mosnhook_address *address_at(const struct cluster_plan *plan, uint32_t index)
 {
-    if (cluster->key != route->key || cluster->scope != scope ||
-        cluster->balance != route->balance || cluster->count != route->endpoint_count)
+    return plan->weighted ? &plan->weighted[index].address : &plan->addresses[index];
+}
+
+static bool needs_weighing(const struct cluster_plan *plan)
+{
+    return plan->weighted &&
+           (plan->balance == DP_RING_HASH || weights_differ(plan->weighted, plan->count));
+}
+
+static bool weighs_the_same(const struct cluster *cluster, const struct cluster_plan *plan)
+{
+    if (!cluster->weighing || !plan->weighted)
+        return !cluster->weighing && !needs_weighing(plan);
+    return weighing_is(cluster->weighing, plan->weighted, plan->count,
+                       plan->balance == DP_RING_HASH);
+}
+
+bool cluster_is(const struct cluster *cluster, const struct cluster_plan *plan)
+{
+    if (cluster->key != plan->key || cluster->scope != plan->scope ||
+        cluster->balance != plan->balance || cluster->count != plan->count)
         return false;
     for (uint32_t i = 0; i < cluster->count; i++)
-        if (memcmp(&cluster->endpoints[i]->address, &endpoints[i], sizeof *endpoints) != 0)
+        if (memcmp(&cluster->endpoints[i]->address, address_at(plan, i),
+                   sizeof(struct mosnhook_address)) != 0)
             return false;
-    return true;
+    return weighs_the_same(cluster, plan);
+}
+
+/* False when out of memory: then it is to be freed. */
+static bool fill(struct cluster *cluster, struct registry *registry,
+                 const struct cluster_plan *plan)
+{
+    while (cluster->count < plan->count) {
+        struct endpoint *endpoint =
+            endpoint_intern(&registry->endpoints, plan->scope, address_at(plan, cluster->count));
+
+        if (!endpoint)
+            return false;
+        cluster->endpoints[cluster->count++] = endpoint;
+    }
+    if (!needs_weighing(plan))
+        return true;
+    cluster->weighing = weighing_create(plan->weighted, plan->count, plan->balance == DP_RING_HASH);
+    return cluster->weighing != NULL;
 }
 
 /* Not in the map yet. */
-static struct cluster *cluster_create(struct registry *registry, uint32_t scope,
-                                      const struct dp_route *route,
-                                      const struct mosnhook_address *endpoints)
+static struct cluster *cluster_create(struct registry *registry, const struct cluster_plan *plan)
 {
-    struct cluster *cluster =
-        calloc(1, sizeof *cluster + route->endpoint_count * sizeof *cluster->endpoints);
+    struct cluster *cluster = calloc(1, sizeof *cluster + plan->count * sizeof *cluster->endpoints);
 
     if (!cluster)
         return NULL;
     shared_init(&cluster->shared, &registry->keeper, cluster_destroy);
-    cluster->key = route->key;
-    cluster->scope = scope;
-    cluster->balance = route->balance;
-    while (cluster->count < route->endpoint_count) {
-        struct endpoint *endpoint =
-            endpoint_intern(&registry->endpoints, scope, &endpoints[cluster->count]);
-
-        if (!endpoint) {
-            cluster_free(cluster);
-            return NULL;
-        }
-        cluster->endpoints[cluster->count++] = endpoint;
-    }
-    return cluster;
+    cluster->key = plan->key;
+    cluster->scope = plan->scope;
+    cluster->balance = plan->balance;
+    if (fill(cluster, registry, plan))
+        return cluster;
+    cluster_free(cluster);
+    return NULL;
 }
 
-struct cluster *cluster_intern(struct registry *registry, uint32_t scope,
-                               const struct dp_route *route,
-                               const struct mosnhook_address *endpoints)
+struct cluster *cluster_intern(struct registry *registry, const struct cluster_plan *plan)
 {
-    uint64_t hash = random_mix(route->key + scope);
+    uint64_t hash = random_mix(plan->key + plan->scope);
     struct cluster *before = NULL, *cluster;
 
     for (struct map_entry *entry = map_first(&registry->clusters, hash); entry;
          entry = map_next(entry)) {
         cluster = OWNER(entry, struct cluster, entry);
-        if (cluster_is(cluster, scope, route, endpoints)) {
+        if (cluster_is(cluster, plan)) {
             shared_reference(&cluster->shared);
             return cluster;
         }
-        if (!before && cluster->key == route->key && cluster->scope == scope)
+        if (!before && cluster->key == plan->key && cluster->scope == plan->scope)
             before = cluster;
     }
-    cluster = cluster_create(registry, scope, route, endpoints);
+    cluster = cluster_create(registry, plan);
     if (cluster && before)
         atomic_init(&cluster->turn, atomic_load_explicit(&before->turn, memory_order_relaxed));
     if (cluster && !map_add(&registry->clusters, &cluster->entry, hash)) {
@@ -113,9 +142,30 @@ struct cluster *cluster_intern(struct registry *registry, uint32_t scope,
 
 /* ---- picking ---- */
 
-static bool is_ejected(const struct cluster *cluster, uint32_t index, uint64_t since_ms)
+static bool was_tried(const struct search *search, const struct endpoint *endpoint)
 {
-    return endpoint_is_ejected(cluster->endpoints[index], since_ms);
+    for (uint32_t i = 0; i < search->tried_count; i++)
+        if (search->tried[i] == endpoint)
+            return true;
+    return false;
+}
+
+static bool is_usable(const struct cluster *cluster, uint32_t index, const struct search *search)
+{
+    const struct endpoint *endpoint = cluster->endpoints[index];
+
+    return !endpoint_is_ejected(endpoint, search->since_ms) && !was_tried(search, endpoint);
+}
+
+/* Turns of one round: more than endpoints where weights differ. */
+static uint32_t turns(const struct cluster *cluster)
+{
+    return cluster->weighing ? cluster->weighing->places.count : cluster->count;
+}
+
+static uint32_t index_at(const struct cluster *cluster, uint32_t turn)
+{
+    return cluster->weighing ? places_at(&cluster->weighing->places, turn) : turn;
 }
 
 static uint32_t greatest_divisor(uint32_t a, uint32_t b)
@@ -129,82 +179,143 @@ static uint32_t greatest_divisor(uint32_t a, uint32_t b)
     return a;
 }
 
-/* One that is not ejected, or `count`: all are. In an order of its own, so that not always the same
- * one follows those that are ejected, and has their share. */
-static uint32_t find_any(const struct cluster *cluster, uint64_t since_ms, uint64_t *random)
+/* A usable one, or `count`: none is. In an order of its own, so that not always the same one
+ * follows those that are not, and has their share. */
+static uint32_t find_any(const struct cluster *cluster, const struct search *search)
 {
-    uint32_t count = cluster->count, at = random_below(random, count), stride;
+    uint32_t count = cluster->count, at = random_below(search->random, count), stride;
 
     do
-        stride = 1 + random_below(random, count - 1);
+        stride = 1 + random_below(search->random, count - 1);
     while (greatest_divisor(count, stride) != 1); /* it comes to all of them */
     for (uint32_t i = 0; i < count; i++) {
-        if (!is_ejected(cluster, at, since_ms))
+        if (is_usable(cluster, at, search))
             return at;
         at = (uint32_t)(((uint64_t)at + stride) % count);
     }
     return count;
 }
 
-/* An ejected one's turn is over at once: the next one has not two turns, but its own earlier. */
-static uint32_t pick_by_turn(struct cluster *cluster, uint64_t since_ms, uint64_t *random)
+/* The turn of one that is not usable is over at once: the next one has not two turns, but its own
+ * earlier. */
+static uint32_t pick_by_turn(struct cluster *cluster, const struct search *search)
 {
-    uint32_t count = cluster->count, first = 0, taken = 0, at;
+    uint32_t round = turns(cluster), first = 0, taken = 0, at;
 
-    while (taken < TRIES && taken < count) {
-        at = atomic_fetch_add_explicit(&cluster->turn, 1, memory_order_relaxed) % count;
-        if (!is_ejected(cluster, at, since_ms))
+    while (taken < TRIES && taken < round) {
+        at = index_at(cluster,
+                      atomic_fetch_add_explicit(&cluster->turn, 1, memory_order_relaxed) % round);
+        if (is_usable(cluster, at, search))
             return at;
         if (taken++ == 0)
             first = at;
     }
-    at = find_any(cluster, since_ms, random);
-    if (at < count)
+    at = find_any(cluster, search);
+    if (at < cluster->count)
         return at;
-    /* All are: the first one is tried, and the others in their turn. */
+    /* None is: the first one is tried, and the others in their turn. */
     atomic_fetch_sub_explicit(&cluster->turn, taken - 1, memory_order_relaxed);
     return first;
 }
 
-static uint32_t pick_at_random(const struct cluster *cluster, uint64_t since_ms, uint64_t *random)
+static uint32_t any_turn(const struct cluster *cluster, const struct search *search)
 {
-    for (int i = 0; i < TRIES; i++) {
-        uint32_t at = random_below(random, cluster->count);
-
-        if (!is_ejected(cluster, at, since_ms))
-            return at;
-    }
-    return find_any(cluster, since_ms, random);
+    return index_at(cluster, random_below(search->random, turns(cluster)));
 }
 
-static uint32_t active_at(const struct cluster *cluster, uint32_t index)
+static uint32_t pick_at_random(const struct cluster *cluster, const struct search *search)
 {
-    return atomic_load_explicit(&cluster->endpoints[index]->active, memory_order_relaxed);
+    uint32_t at;
+
+    for (int i = 0; i < TRIES; i++) {
+        at = any_turn(cluster, search);
+        if (is_usable(cluster, at, search))
+            return at;
+    }
+    at = find_any(cluster, search);
+    return at < cluster->count ? at : any_turn(cluster, search);
+}
+
+/* By weight. */
+static bool is_less_busy(const struct cluster *cluster, uint32_t one, uint32_t other)
+{
+    const struct weighing *weighing = cluster->weighing;
+    uint64_t active[2] = {
+        atomic_load_explicit(&cluster->endpoints[one]->active, memory_order_relaxed),
+        atomic_load_explicit(&cluster->endpoints[other]->active, memory_order_relaxed),
+    };
+
+    if (!weighing)
+        return active[0] < active[1];
+    return active[0] * weighing->weights[other] < active[1] * weighing->weights[one];
+}
+
+/* Another endpoint than `one`; where weights differ it may be the same. */
+static uint32_t another_turn(const struct cluster *cluster, uint32_t one,
+                             const struct search *search)
+{
+    uint32_t count = cluster->count;
+
+    if (cluster->weighing)
+        return any_turn(cluster, search);
+    return (one + 1 + random_below(search->random, count - 1)) % count;
 }
 
 /* The less busy of two random ones. That is nearly as even as the least busy of all (Mitzenmacher,
  * "The Power of Two Choices in Randomized Load Balancing", 2001), costs the same for any number,
  * and does not send all workers to the same one at once. */
-static uint32_t pick_less_busy(const struct cluster *cluster, uint64_t since_ms, uint64_t *random)
+static uint32_t pick_less_busy(const struct cluster *cluster, const struct search *search)
 {
-    uint32_t count = cluster->count, one = pick_at_random(cluster, since_ms, random);
+    uint32_t one = pick_at_random(cluster, search);
 
-    if (one == count)
-        return random_below(random, count);
-    for (int i = 0; i < TRIES && count > 1; i++) {
-        uint32_t other = (one + 1 + random_below(random, count - 1)) % count;
+    for (int i = 0; i < TRIES && cluster->count > 1; i++) {
+        uint32_t other = another_turn(cluster, one, search);
 
-        if (!is_ejected(cluster, other, since_ms))
-            return active_at(cluster, other) < active_at(cluster, one) ? other : one;
+        if (other != one && is_usable(cluster, other, search))
+            return is_less_busy(cluster, other, one) ? other : one;
     }
     return one;
 }
 
+/* The next usable one on the ring: the same one for each that has this hash. */
+static uint32_t pick_by_hash(const struct cluster *cluster, const struct search *search)
+{
+    const struct places *ring = &cluster->weighing->places;
+    uint32_t first = places_from(ring, (uint32_t)(search->hash >> 32)), at;
+
+    for (uint32_t i = 0; i < RING_TRIES && i < ring->count; i++) {
+        at = places_at(ring, (uint32_t)(((uint64_t)first + i) % ring->count));
+        if (is_usable(cluster, at, search))
+            return at;
+    }
+    at = find_any(cluster, search);
+    return at < cluster->count ? at : places_at(ring, first % ring->count);
+}
+
+static uint32_t pick(struct cluster *cluster, const struct search *search)
+{
+    switch (cluster->balance) {
+    case DP_LEAST_CONNECTIONS:
+    case DP_LEAST_REQUESTS:
+        return pick_less_busy(cluster, search);
+    case DP_RANDOM:
+        return pick_at_random(cluster, search);
+    case DP_RING_HASH:
+        return pick_by_hash(cluster, search);
+    default:
+        return pick_by_turn(cluster, search);
+    }
+}
+
 uint32_t cluster_pick(struct cluster *cluster, uint64_t since_ms, uint64_t *random)
 {
-    if (cluster->balance == DP_LEAST_CONNECTIONS)
-        return pick_less_busy(cluster, since_ms, random);
-    return pick_by_turn(cluster, since_ms, random);
+    return pick(cluster, &(struct search){.since_ms = since_ms, .random = random});
+}
+
+bool cluster_search(struct cluster *cluster, const struct search *search, uint32_t *index)
+{
+    *index = pick(cluster, search);
+    return is_usable(cluster, *index, search);
 }
 
 void cluster_give_back(struct cluster *cluster)

@@ -1,4 +1,4 @@
-/* The endpoints of a route, and how one of them is picked. */
+/* The endpoints of a route or a service, and how one of them is picked. */
 #ifndef PYSIDECAR_UPSTREAM_CLUSTER_H
 #define PYSIDECAR_UPSTREAM_CLUSTER_H
 
@@ -8,6 +8,7 @@
 #include "base/terms.h"
 #include "upstream/endpoint.h"
 #include "upstream/shared.h"
+#include "upstream/weighing.h"
 
 /* What outlives route tables. The control thread's. */
 struct registry {
@@ -15,7 +16,8 @@ struct registry {
     struct map endpoints, clusters;
 };
 
-/* Immutable but for its turn. Referenced by tables, and by connections that use an endpoint. */
+/* Immutable but for its turn. Referenced by tables and services, and by connections that use an
+ * endpoint. */
 struct cluster {
     /* First what a pick needs: what all workers write to is in one cache line then. */
     struct shared shared;
@@ -23,32 +25,53 @@ struct cluster {
     uint32_t count;
     uint32_t balance; /* enum dp_balance */
     uint32_t scope;
-    uint64_t key; /* see struct dp_route */
+    uint64_t key;              /* see struct dp_route; of a service, its number */
+    struct weighing *weighing; /* NULL: all weigh the same, and there is no ring */
     struct map_entry entry;
-    /* As the route names them, one perhaps several times. Weights will stand beside them: they are
-     * the route's, not the endpoint's. */
-    struct endpoint *endpoints[];
+    struct endpoint *endpoints[]; /* as the route names them, one perhaps several times */
+};
+
+/* What a cluster is made of. */
+struct cluster_plan {
+    uint64_t key;
+    uint32_t scope; /* see endpoint_intern */
+    uint32_t balance;
+    uint32_t count;
+    /* One of both: */
+    const struct mosnhook_address *addresses;
+    const struct dp_endpoint *weighted;
 };
 
 void registry_init(struct registry *registry, int event);
 /* Nothing may be left of what others reference. */
 void registry_close(struct registry *registry);
 
-/* The cluster of a route, with one more reference: the same as in the table before if nothing has
- * changed. One that changed goes on with its turns. NULL when out of memory. `scope`: see
- * endpoint_intern. */
-struct cluster *cluster_intern(struct registry *registry, uint32_t scope,
-                               const struct dp_route *route,
-                               const struct mosnhook_address *endpoints);
+/* The cluster with that content, with one more reference: the same as before if nothing has
+ * changed. One that changed goes on with its turns. NULL when out of memory. */
+struct cluster *cluster_intern(struct registry *registry, const struct cluster_plan *plan);
 
 /* Whether it is what cluster_intern would find. */
-bool cluster_is(const struct cluster *cluster, uint32_t scope, const struct dp_route *route,
-                const struct mosnhook_address *endpoints);
+bool cluster_is(const struct cluster *cluster, const struct cluster_plan *plan);
 
 /* The index of the endpoint to try first: one that is not ejected, if there is one. It takes a few
  * tries, however many endpoints there are; more only where nearly all of them are ejected. `random`
  * is the state of the thread's random numbers. */
 uint32_t cluster_pick(struct cluster *cluster, uint64_t since_ms, uint64_t *random);
+
+/* The same for a request. */
+struct search {
+    uint64_t since_ms;
+    uint64_t *random;
+    uint64_t hash; /* for DP_RING_HASH */
+    /* Endpoints that are passed over, too. */
+    struct endpoint *const *tried;
+    uint32_t tried_count;
+};
+
+/* True: it is one that is neither ejected nor passed over. False: there is none, and the index is
+ * of any. */
+bool cluster_search(struct cluster *cluster, const struct search *search, uint32_t *index);
+
 /* After cluster_pick: its turn was not used. */
 void cluster_give_back(struct cluster *cluster);
 

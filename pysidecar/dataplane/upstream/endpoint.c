@@ -48,6 +48,7 @@ void endpoint_release(struct map *endpoints, struct endpoint *endpoint)
         return;
     assert(atomic_load(&endpoint->active) == 0);
     map_remove(endpoints, &endpoint->entry);
+    free(endpoint->tallies);
     free(endpoint);
 }
 

@@ -15,11 +15,21 @@
 /* What is counted of a service, for as long as we run. */
 struct standing {
     struct map_entry entry;
+    struct standing *next;  /* in no order */
+    struct service *newest; /* the control thread's, like the next one; NULL: there is none now */
+    uint64_t listed;        /* by whoever makes a table: the last one that names it */
     uint32_t number;
     char name[DP_SERVICE_BYTES]; /* NUL-padded; cut where it is too long */
     atomic_uint connections;     /* upstream connections, of all workers */
     atomic_uint pending;         /* requests that wait for one, of all workers */
     struct tally *tallies;       /* by worker */
+};
+
+/* Of all services that there ever were. The control thread's. */
+struct standings {
+    struct map map;
+    struct standing *first;
+    uint32_t workers;
 };
 
 struct service {
@@ -29,6 +39,14 @@ struct service {
     struct text name, hash_by;
     enum dp_protocol protocol;
     uint32_t timeout_ms, idle_ms, connections, pending; /* as in struct dp_service */
+    char texts[];
+};
+
+/* What a service is made of. */
+struct service_plan {
+    const struct dp_service *settings;
+    struct text name, hash_by;
+    const struct dp_endpoint *endpoints; /* of settings->endpoint_count */
 };
 
 /* The endpoint for a request: `hash` is of what DP_RING_HASH goes by. Those that are ejected or
@@ -37,5 +55,14 @@ struct service {
 struct endpoint *service_pick(const struct service *service, uint64_t hash, uint64_t since_ms,
                               struct endpoint *const *tried, uint32_t tried_count,
                               uint64_t *random);
+
+/* The following are for the control thread. */
+
+/* The service with that content, with one more reference: the same as before if nothing has
+ * changed. NULL with errno set: when out of memory, or EINVAL where the number had another name. */
+struct service *service_intern(struct registry *registry, struct standings *standings,
+                               const struct service_plan *plan);
+/* When there is no service any more. */
+void standings_close(struct standings *standings);
 
 #endif

@@ -50,15 +50,14 @@ struct making {
 };
 
 /* With one more reference; NULL: it is not there. */
-static struct cluster *cluster_before(struct making *making, const struct dp_route *route,
-                                      const struct mosnhook_address *endpoints)
+static struct cluster *cluster_before(struct making *making, const struct cluster_plan *plan)
 {
     size_t count = making->before ? making->before->route_count : 0;
 
     for (size_t at = making->at; at < count && at <= making->at + 1; at++) {
         struct cluster *cluster = making->before->routes[at].cluster;
 
-        if (cluster && cluster_is(cluster, making->scope, route, endpoints)) {
+        if (cluster && cluster_is(cluster, plan)) {
             making->at = at + 1;
             shared_reference(&cluster->shared);
             return cluster;
@@ -71,13 +70,19 @@ static struct cluster *cluster_before(struct making *making, const struct dp_rou
 static bool add_route(struct making *making, const struct dp_route *route,
                       const struct mosnhook_address *all_endpoints)
 {
-    const struct mosnhook_address *endpoints = &all_endpoints[route->first_endpoint];
+    struct cluster_plan plan = {
+        .key = route->key,
+        .scope = making->scope,
+        .balance = route->balance,
+        .count = route->endpoint_count,
+        .addresses = &all_endpoints[route->first_endpoint],
+    };
     struct cluster *cluster = NULL;
 
     if (route->endpoint_count > 0) {
-        cluster = cluster_before(making, route, endpoints);
+        cluster = cluster_before(making, &plan);
         if (!cluster)
-            cluster = cluster_intern(making->registry, making->scope, route, endpoints);
+            cluster = cluster_intern(making->registry, &plan);
         if (!cluster)
             return false;
     } else if (making->before && making->at < making->before->route_count &&

@@ -1,0 +1,208 @@
+#include "upstream/service.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/owner.h"
+#include "base/random.h"
+
+/* Of endpoints: behind those of the route tables. */
+enum { FIRST_SCOPE = 16 };
+
+/* ---- standings ---- */
+
+static void name_of(const struct service_plan *plan, char name[DP_SERVICE_BYTES])
+{
+    size_t size = plan->name.size < DP_SERVICE_BYTES ? plan->name.size : DP_SERVICE_BYTES;
+
+    memset(name, 0, DP_SERVICE_BYTES);
+    if (size)
+        memcpy(name, plan->name.at, size);
+}
+
+static struct standing *standing_create(struct standings *standings,
+                                        const struct service_plan *plan, uint64_t hash)
+{
+    struct standing *standing = calloc(1, sizeof *standing);
+
+    if (standing)
+        standing->tallies = calloc(standings->workers, sizeof *standing->tallies);
+    if (!standing || !standing->tallies || !map_add(&standings->map, &standing->entry, hash)) {
+        if (standing)
+            free(standing->tallies);
+        free(standing);
+        errno = ENOMEM;
+        return NULL;
+    }
+    standing->number = plan->settings->number;
+    name_of(plan, standing->name);
+    standing->next = standings->first;
+    standings->first = standing;
+    return standing;
+}
+
+static struct standing *standing_intern(struct standings *standings,
+                                        const struct service_plan *plan)
+{
+    uint64_t hash = random_mix(plan->settings->number);
+    char name[DP_SERVICE_BYTES];
+
+    for (struct map_entry *entry = map_first(&standings->map, hash); entry;
+         entry = map_next(entry)) {
+        struct standing *standing = OWNER(entry, struct standing, entry);
+
+        if (standing->number != plan->settings->number)
+            continue;
+        name_of(plan, name);
+        if (memcmp(name, standing->name, sizeof name) == 0)
+            return standing;
+        errno = EINVAL;
+        return NULL;
+    }
+    return standing_create(standings, plan, hash);
+}
+
+void standings_close(struct standings *standings)
+{
+    struct standing *next;
+
+    for (struct standing *standing = standings->first; standing; standing = next) {
+        next = standing->next;
+        map_remove(&standings->map, &standing->entry);
+        free(standing->tallies);
+        free(standing);
+    }
+    standings->first = NULL;
+    map_close(&standings->map);
+}
+
+/* ---- services ---- */
+
+static struct cluster_plan cluster_of(const struct service_plan *plan)
+{
+    return (struct cluster_plan){
+        .key = plan->settings->number,
+        .scope = FIRST_SCOPE + plan->settings->number,
+        .balance = plan->settings->balance,
+        .count = plan->settings->endpoint_count,
+        .weighted = plan->endpoints,
+    };
+}
+
+static bool service_is(const struct service *service, const struct service_plan *plan)
+{
+    const struct dp_service *settings = plan->settings;
+    struct cluster_plan cluster = cluster_of(plan);
+
+    return service->protocol == settings->protocol && service->timeout_ms == settings->timeout_ms &&
+           service->idle_ms == settings->idle_ms && service->connections == settings->connections &&
+           service->pending == settings->pending && text_equal(service->name, plan->name) &&
+           text_equal(service->hash_by, plan->hash_by) &&
+           (service->cluster ? cluster_is(service->cluster, &cluster) : cluster.count == 0);
+}
+
+static void service_destroy(struct shared *shared)
+{
+    struct service *service = OWNER(shared, struct service, shared);
+
+    if (service->standing->newest == service)
+        service->standing->newest = NULL;
+    if (service->cluster)
+        keeper_release(&service->cluster->shared);
+    free(service);
+}
+
+/* False when out of memory. */
+static bool set_endpoints(struct service *service, struct registry *registry, uint32_t workers,
+                          const struct service_plan *plan)
+{
+    struct cluster_plan cluster = cluster_of(plan);
+
+    if (cluster.count == 0)
+        return true;
+    service->cluster = cluster_intern(registry, &cluster);
+    for (uint32_t i = 0; service->cluster && i < cluster.count; i++) {
+        struct endpoint *endpoint = service->cluster->endpoints[i];
+
+        if (!endpoint->tallies)
+            endpoint->tallies = calloc(workers, sizeof *endpoint->tallies);
+        if (!endpoint->tallies)
+            return false;
+    }
+    return service->cluster != NULL;
+}
+
+static struct text copy(char **to, struct text text)
+{
+    struct text copied = {*to, text.size};
+
+    if (text.size)
+        memcpy(*to, text.at, text.size);
+    *to += text.size;
+    return copied;
+}
+
+static struct service *service_create(struct registry *registry, struct standing *standing,
+                                      uint32_t workers, const struct service_plan *plan)
+{
+    const struct dp_service *settings = plan->settings;
+    struct service *service =
+        calloc(1, sizeof *service + (size_t)plan->name.size + plan->hash_by.size);
+    char *texts;
+
+    if (!service)
+        return NULL;
+    shared_init(&service->shared, &registry->keeper, service_destroy);
+    service->standing = standing;
+    service->protocol = settings->protocol;
+    service->timeout_ms = settings->timeout_ms;
+    service->idle_ms = settings->idle_ms;
+    service->connections = settings->connections;
+    service->pending = settings->pending;
+    texts = service->texts;
+    service->name = copy(&texts, plan->name);
+    service->hash_by = copy(&texts, plan->hash_by);
+    if (set_endpoints(service, registry, workers, plan))
+        return service;
+    keeper_release(&service->shared);
+    return NULL;
+}
+
+struct service *service_intern(struct registry *registry, struct standings *standings,
+                               const struct service_plan *plan)
+{
+    struct standing *standing = standing_intern(standings, plan);
+    struct service *service;
+
+    if (!standing)
+        return NULL;
+    if (standing->newest && service_is(standing->newest, plan)) {
+        shared_reference(&standing->newest->shared);
+        return standing->newest;
+    }
+    service = service_create(registry, standing, standings->workers, plan);
+    if (!service) {
+        errno = ENOMEM;
+        return NULL;
+    }
+    standing->newest = service;
+    return service;
+}
+
+/* ---- picking ---- */
+
+struct endpoint *service_pick(const struct service *service, uint64_t hash, uint64_t since_ms,
+                              struct endpoint *const *tried, uint32_t tried_count, uint64_t *random)
+{
+    struct search search = {since_ms, random, hash, tried, tried_count};
+    struct cluster *cluster = service->cluster;
+    uint32_t index;
+
+    if (!cluster)
+        return NULL;
+    if (cluster_search(cluster, &search, &index) || tried_count == 0)
+        return cluster->endpoints[index];
+    search.since_ms = UINT64_MAX; /* one that is ejected, then */
+    return cluster_search(cluster, &search, &index) ? cluster->endpoints[index] : NULL;
+}
