@@ -126,6 +126,7 @@ struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts)
     dp->listeners.event = dp->event;
     dp->inboxes.reports.event = dp->event;
     routes_init(&dp->routes, dp->event);
+    directories_init(&dp->directories, &dp->routes.registry, workers);
     dp_set_timeouts(dp, timeouts);
     if (result == 0)
         result = create_workers(dp, workers);
@@ -148,6 +149,7 @@ void dp_destroy(struct dp *dp)
     parks_close(&dp->parks);
     accelerator_close(&dp->accelerator);
     close_fd(&dp->event);
+    directories_close(&dp->directories);
     routes_close(&dp->routes);
     foreign_release(dp->foreign);
     clients_free(&dp->clients);
@@ -251,6 +253,21 @@ int dp_set_routes(struct dp *dp, uint32_t which, const struct mosnhook_rules *ru
         tables_offer(dp->workers[i].tables, which, table);
     table_drop(dp->routes.tables[which]);
     dp->routes.tables[which] = table;
+    wake_workers(dp);
+    return 0;
+}
+
+int dp_set_services(struct dp *dp, const struct dp_services *services)
+{
+    struct directory *directory;
+
+    keeper_collect(&dp->routes.registry.keeper);
+    directory = directory_create(&dp->directories, services);
+    if (!directory)
+        return -errno;
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        router_offer(dp->workers[i].router, directory);
+    directories_set(&dp->directories, directory);
     wake_workers(dp);
     return 0;
 }

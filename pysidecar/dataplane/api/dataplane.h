@@ -154,6 +154,11 @@ int dp_set_routes(struct dp *dp, uint32_t which, const struct mosnhook_rules *ru
                   const struct dp_route *routes, size_t route_count,
                   const struct mosnhook_address *endpoints, size_t endpoint_count);
 
+/* Replaces the table of services; all arrays are copied. Requests that are under way keep the
+ * service they have. 0 or -errno (-EINVAL: inconsistent, or a service's number had another name
+ * before). */
+int dp_set_services(struct dp *dp, const struct dp_services *services);
+
 void dp_set_timeouts(struct dp *dp, const struct dp_timeouts *timeouts);
 
 /* 0 or -errno. */

@@ -9,6 +9,7 @@
 #include "intercept/listener.h"
 #include "intercept/park.h"
 #include "l4/accelerator.h"
+#include "l7/router.h"
 #include "net/budget.h"
 #include "upstream/routes.h"
 
@@ -24,6 +25,7 @@ struct dp {
     struct budget budget;
     struct foreign *foreign;
     struct routes routes;
+    struct directories directories;
     struct clients clients;
     struct parks parks;
     struct listeners listeners;

@@ -28,6 +28,8 @@ static void mail_ready(struct watch *watch, uint32_t events)
     /* Adopts new tables, so that old ones are freed. */
     for (uint32_t which = 0; which < TABLES; which++)
         tables_get(worker, which);
+    if (!router_adopt(worker))
+        worker_wake(worker); /* again in the next turn */
     direct_take_reused(worker);
     handover_take(worker);
 }
@@ -90,6 +92,7 @@ int thread_create(struct thread *thread, struct worker *workers, uint32_t worker
     worker->spares = &thread->spares;
     worker->tables = &thread->tables;
     tables_init(&thread->tables, index);
+    worker->router = &thread->router;
     worker->inbox = &thread->inbox;
     result = inbox_open(&thread->inbox, thread->inboxes, index);
     if (result < 0)
@@ -115,6 +118,7 @@ void thread_destroy(struct thread *thread)
     inbox_close(&thread->inbox);
     trace_free(&worker->trace);
     tables_close(&thread->tables);
+    router_close(&thread->router);
     pipes_close(worker);
     (void)spares_give_up(worker);
     assert(counter_read(&worker->counters.buffers) == 0);

@@ -5,6 +5,7 @@
 #include <pthread.h>
 
 #include "api/inbox.h"
+#include "l7/router.h"
 #include "loop/worker.h"
 #include "net/pipe.h"
 #include "net/spares.h"
@@ -22,6 +23,7 @@ struct thread {
     struct pipes pipes;
     struct spares spares;
     struct tables tables;
+    struct router router;
 };
 
 /* The worker's shared parts are set already. 0 or -errno. Destroy it after a failure, too. */

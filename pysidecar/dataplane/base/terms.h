@@ -245,6 +245,87 @@ struct dp_endpoint {
     uint32_t reserved;
 };
 
+/* A text is an index into these, and this is where it stands among their characters. The first one
+ * is empty: none. */
+struct dp_text {
+    uint32_t first, size;
+};
+
+/* What is compared. */
+enum dp_subject {
+    DP_SUBJECT_HOST = 0,    /* HTTP, without its port; without regard to case */
+    DP_SUBJECT_PATH,        /* HTTP, without its query */
+    DP_SUBJECT_PATH_PREFIX, /* HTTP; a whole number of segments */
+    DP_SUBJECT_METHOD,
+    DP_SUBJECT_HEADER,
+    /* Bolt, Dubbo: the service with its version, interface:version, or the interface alone. */
+    DP_SUBJECT_SERVICE,
+    DP_SUBJECT_VERSION, /* Bolt, Dubbo: of the service */
+    DP_SUBJECT_GROUP,   /* Dubbo */
+};
+
+enum dp_pattern {
+    DP_PATTERN_EXACT = 0,
+    DP_PATTERN_GLOB, /* each "*" stands for any characters, or none */
+    DP_PATTERN_ANY,  /* DP_SUBJECT_HEADER: it is there */
+};
+
+/* A condition of a rule. All must hold; of those that are alternatives one after the other, one. */
+struct dp_predicate {
+    uint32_t subject;     /* enum dp_subject */
+    uint32_t pattern;     /* enum dp_pattern */
+    uint32_t name;        /* DP_SUBJECT_HEADER: a text */
+    uint32_t value;       /* a text */
+    uint32_t alternative; /* to the one before it */
+};
+
+/* A service that a rule sends requests to. */
+struct dp_target {
+    uint32_t service; /* index into the services, or DP_NO_SERVICE */
+    uint32_t weight;  /* its share of the sum of all; at least 1 */
+};
+
+/* A header to be set. */
+struct dp_header {
+    uint32_t name, value; /* texts */
+};
+
+/* Which requests go to which services. The first one that matches counts. */
+struct dp_rule {
+    uint32_t protocol;   /* enum dp_protocol: it is for requests of that only */
+    uint32_t timeout_ms; /* for a request; 0: the service's */
+    uint32_t first_predicate, predicate_count;
+    uint32_t first_target, target_count; /* at least one */
+    /* How the request is changed. Texts; none: it is left alone. */
+    uint32_t host;
+    uint32_t path_prefix;          /* instead of the part of the path that was compared */
+    uint32_t original_destination; /* the name of a header */
+    uint32_t first_set, set_count;
+    uint32_t first_remove, remove_count; /* headers, of which only the name counts */
+};
+
+/* What a listener of services says: see struct dp_listener.number. */
+struct dp_entrance {
+    uint32_t protocol;              /* enum dp_protocol */
+    uint32_t detect_ms, undetected; /* as in struct dp_route */
+    uint32_t service;               /* index, or DP_NO_SERVICE: by the rules */
+};
+
+/* The table of services. */
+struct dp_services {
+    const struct dp_service *services;
+    const struct dp_endpoint *endpoints;
+    const struct dp_rule *rules;
+    const struct dp_predicate *predicates;
+    const struct dp_target *targets;
+    const struct dp_header *headers;
+    const struct dp_entrance *entrances;
+    const struct dp_text *texts;
+    const char *characters;
+    uint32_t service_count, endpoint_count, rule_count, predicate_count, target_count, header_count,
+        entrance_count, text_count, character_count;
+};
+
 enum {
     DP_SERVICE_BYTES = 64,
     DP_METHOD_BYTES = 32,

@@ -41,6 +41,7 @@
     X(expired, "time is over", TIMER, "timer", NONE, "")                                           \
     X(closed, "closed", END, "end", ERRNO, "errno")                                                \
     X(table_adopted, "new routes", TABLE, "table", NUMBER, "routes")                               \
+    X(services_adopted, "new services", NUMBER, "table", NUMBER, "services")                       \
     X(out_of_descriptors, "too few file descriptors", NUMBER, "used", NUMBER, "available")
 
 enum station {

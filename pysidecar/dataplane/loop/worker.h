@@ -51,6 +51,7 @@ struct worker {
     struct pipes *pipes;
     struct spares *spares;
     struct tables *tables;
+    struct router *router;
     struct acceptors *acceptors;
     struct handover *handover;
     struct direct *direct;

@@ -1,0 +1,628 @@
+#include "l7/rulebook.h"
+
+#include <stdlib.h>
+
+#include "base/random.h"
+
+enum {
+    MOST_LABELS = 8, /* of a domain that is in the index */
+    MOST_KEYS = 2 + 2 * MOST_LABELS,
+    MOST_NAME = 512, /* bytes of a service with its version */
+    NO_LENGTH = UINT32_MAX,
+};
+
+/* What is left of a path behind the part that is replaced: there must be one "/" between. */
+enum remainder {
+    NOT_A_PATH = 0, /* such as "*": nothing is replaced */
+    GOES_ON,        /* with a "/" */
+    ENDS,           /* or the query begins */
+    REMAINDERS,
+};
+
+/* ---- comparing ---- */
+
+/* How a request calls its service. */
+struct names {
+    struct text full;      /* with its version */
+    struct text interface; /* without */
+    struct text version, group;
+    char joined[MOST_NAME];
+};
+
+static struct text begin_of(struct text text, uint32_t size)
+{
+    return (struct text){text.at, size};
+}
+
+static struct text rest_of(struct text text, uint32_t from)
+{
+    return (struct text){text.at + from, text.size - from};
+}
+
+/* Where the character stands; `size`: nowhere. */
+static uint32_t find(struct text text, char character)
+{
+    const char *at = text.size ? memchr(text.at, character, text.size) : NULL;
+
+    return at ? (uint32_t)(at - text.at) : text.size;
+}
+
+static void join_version(struct names *names)
+{
+    uint32_t size = names->interface.size;
+
+    if (names->version.size == 0 || (size_t)size + 1 + names->version.size > sizeof names->joined)
+        return;
+    if (size)
+        memcpy(names->joined, names->interface.at, size);
+    names->joined[size++] = ':';
+    memcpy(names->joined + size, names->version.at, names->version.size);
+    names->full = (struct text){names->joined, size + names->version.size};
+}
+
+static void name(struct names *names, enum dp_protocol protocol, const struct message *request)
+{
+    uint32_t colon;
+
+    names->full = names->interface = request->service;
+    names->version = request->version;
+    names->group = request->group;
+    if (protocol == DP_DUBBO)
+        join_version(names);
+    if (protocol != DP_BOLT)
+        return;
+    colon = find(names->full, ':');
+    if (colon == names->full.size)
+        return;
+    names->interface = begin_of(names->full, colon);
+    names->version = rest_of(names->full, colon + 1);
+    names->version.size = find(names->version, ':');
+}
+
+static bool same(char one, char other, bool fold)
+{
+    return one == other || (fold && lower_case(one) == lower_case(other));
+}
+
+/* Goes back to the last "*" only, which is enough: what matched before it stays. */
+static bool glob_matches(struct text glob, struct text text, bool fold)
+{
+    uint32_t at = 0, star = NO_LENGTH, resume = 0;
+
+    for (uint32_t i = 0; i < text.size;) {
+        if (at < glob.size && glob.at[at] == '*') {
+            star = at++;
+            resume = i;
+        } else if (at < glob.size && same(glob.at[at], text.at[i], fold)) {
+            at++;
+            i++;
+        } else if (star != NO_LENGTH) {
+            at = star + 1;
+            i = ++resume;
+        } else {
+            return false;
+        }
+    }
+    while (at < glob.size && glob.at[at] == '*')
+        at++;
+    return at == glob.size;
+}
+
+static bool text_matches(const struct predicate *predicate, struct text text)
+{
+    bool fold = predicate->subject == DP_SUBJECT_HOST;
+
+    if (predicate->pattern == DP_PATTERN_GLOB)
+        return glob_matches(predicate->value, text, fold);
+    return fold ? text_equal_folded(predicate->value, text) : text_equal(predicate->value, text);
+}
+
+static bool path_matches(const struct predicate *predicate, struct text path)
+{
+    uint32_t size = predicate->value.size;
+
+    if (predicate->subject == DP_SUBJECT_PATH)
+        return text_equal(predicate->value, begin_of(path, find(path, '?')));
+    return path.size >= size && text_equal(predicate->value, begin_of(path, size)) &&
+           (path.size == size ? size > 0 : path.at[size] == '/' || path.at[size] == '?');
+}
+
+static bool header_matches(const struct predicate *predicate, const struct message *request)
+{
+    for (uint32_t i = 0; i < request->field_count; i++)
+        if (text_equal_folded(request->fields[i].name, predicate->name) &&
+            (predicate->pattern == DP_PATTERN_ANY ||
+             text_matches(predicate, request->fields[i].value)))
+            return true;
+    return false;
+}
+
+static bool predicate_matches(const struct predicate *predicate, const struct message *request,
+                              const struct names *names)
+{
+    switch (predicate->subject) {
+    case DP_SUBJECT_HOST:
+        return text_matches(predicate, request->service);
+    case DP_SUBJECT_PATH:
+    case DP_SUBJECT_PATH_PREFIX:
+        return path_matches(predicate, request->path);
+    case DP_SUBJECT_METHOD:
+        return text_matches(predicate, request->method);
+    case DP_SUBJECT_HEADER:
+        return header_matches(predicate, request);
+    case DP_SUBJECT_SERVICE:
+        return text_matches(predicate, names->full) || text_matches(predicate, names->interface);
+    case DP_SUBJECT_VERSION:
+        return text_matches(predicate, names->version);
+    case DP_SUBJECT_GROUP:
+        return text_matches(predicate, names->group);
+    }
+    return false;
+}
+
+/* `path`: the one of its predicates that says which part of the path is replaced. */
+static bool rule_matches(const struct rulebook *book, const struct rule *rule,
+                         const struct message *request, const struct names *names,
+                         const struct predicate **path)
+{
+    const struct predicate *predicate = &book->predicates[rule->first_predicate];
+    bool matches = true;
+
+    *path = NULL;
+    for (uint32_t i = 0; i < rule->predicate_count; i++, predicate++) {
+        if (predicate->alternative && matches)
+            continue;
+        if (!predicate->alternative && !matches)
+            return false;
+        matches = predicate_matches(predicate, request, names);
+        if (matches && predicate->rewrites != NO_RULE)
+            *path = predicate;
+    }
+    return matches;
+}
+
+/* ---- the index ---- */
+
+enum key { EXACT = 1, BEGINNING, END };
+
+static uint64_t key_begin(enum dp_protocol protocol, enum key key)
+{
+    return random_mix((uint64_t)protocol << 8 | key);
+}
+
+static uint64_t key_add(uint64_t hash, char character)
+{
+    return (hash ^ (uint8_t)lower_case(character)) * UINT64_C(0x100000001b3);
+}
+
+static uint32_t key_end(uint64_t hash)
+{
+    return (uint32_t)(random_mix(hash) >> 32);
+}
+
+static bool is_border(char character)
+{
+    return character == '.' || character == ':';
+}
+
+static uint32_t hash_forwards(enum dp_protocol protocol, enum key key, struct text text)
+{
+    uint64_t hash = key_begin(protocol, key);
+
+    for (uint32_t i = 0; i < text.size; i++)
+        hash = key_add(hash, text.at[i]);
+    return key_end(hash);
+}
+
+static uint32_t hash_backwards(enum dp_protocol protocol, struct text text)
+{
+    uint64_t hash = key_begin(protocol, END);
+
+    for (uint32_t i = text.size; i-- > 0;)
+        hash = key_add(hash, text.at[i]);
+    return key_end(hash);
+}
+
+static uint32_t count_borders(struct text text)
+{
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < text.size; i++)
+        count += is_border(text.at[i]);
+    return count;
+}
+
+/* Under which hash requests find a rule with that predicate. False: under none. Of services only
+ * beginnings are looked for, since they end with their version or without. */
+static bool key_of(enum dp_protocol protocol, const struct predicate *predicate, uint32_t *hash)
+{
+    bool is_host = predicate->subject == DP_SUBJECT_HOST;
+    struct text text = predicate->value;
+    uint32_t star = find(text, '*');
+
+    if (!is_host && predicate->subject != DP_SUBJECT_SERVICE)
+        return false;
+    if (predicate->pattern == DP_PATTERN_EXACT || star == text.size) {
+        *hash = hash_forwards(protocol, EXACT, text);
+        return true;
+    }
+    if (count_borders(text) > MOST_LABELS || text.size < 2)
+        return false;
+    if (star == text.size - 1 && is_border(text.at[star - 1])) {
+        *hash = hash_forwards(protocol, BEGINNING, begin_of(text, star));
+        return true;
+    }
+    if (!is_host || star != 0 || text.at[1] != '.' || find(rest_of(text, 1), '*') < text.size - 1)
+        return false;
+    *hash = hash_backwards(protocol, rest_of(text, 1));
+    return true;
+}
+
+/* Those that a request may have its rule under. */
+struct keys {
+    uint32_t each[MOST_KEYS];
+    uint32_t count;
+};
+
+static void add_key(struct keys *keys, uint64_t hash)
+{
+    keys->each[keys->count++] = key_end(hash);
+}
+
+/* All beginnings of a name, and itself with and without its version, in one go. */
+static void add_forwards(struct keys *keys, enum dp_protocol protocol, struct text text)
+{
+    uint64_t exact = key_begin(protocol, EXACT), begin = key_begin(protocol, BEGINNING);
+    bool versioned = protocol == DP_HTTP1;
+
+    for (uint32_t i = 0, labels = 0; i < text.size; i++) {
+        if (text.at[i] == ':' && !versioned) {
+            add_key(keys, exact);
+            versioned = true;
+        }
+        exact = key_add(exact, text.at[i]);
+        begin = key_add(begin, text.at[i]);
+        if (is_border(text.at[i]) && labels++ < MOST_LABELS)
+            add_key(keys, begin);
+    }
+    add_key(keys, exact);
+}
+
+static void add_backwards(struct keys *keys, enum dp_protocol protocol, struct text text)
+{
+    uint64_t hash = key_begin(protocol, END);
+
+    for (uint32_t i = text.size, labels = 0; i-- > 0 && labels < MOST_LABELS;) {
+        hash = key_add(hash, text.at[i]);
+        if (is_border(text.at[i]))
+            labels++;
+        if (text.at[i] == '.')
+            add_key(keys, hash);
+    }
+}
+
+/* ---- matching ---- */
+
+/* Rules in order, from one place of the index, or those that are not in it. */
+struct cursor {
+    const uint64_t *at, *end;
+    uint32_t hash;
+};
+
+struct candidates {
+    struct cursor each[MOST_KEYS + 1];
+    uint32_t count;
+};
+
+static bool is_over(const struct cursor *cursor)
+{
+    return cursor->at == cursor->end || *cursor->at >> 32 != cursor->hash;
+}
+
+static void add_cursor(struct candidates *candidates, struct cursor cursor)
+{
+    if (!is_over(&cursor))
+        candidates->each[candidates->count++] = cursor;
+}
+
+static void find_candidates(struct candidates *candidates, const struct rulebook *book,
+                            enum dp_protocol protocol, const struct names *names)
+{
+    const struct places *index = &book->index;
+    const uint64_t *others = book->others[protocol];
+    struct keys keys;
+
+    keys.count = candidates->count = 0;
+    add_cursor(candidates, (struct cursor){others, others + book->other_count[protocol], 0});
+    if (index->count == 0)
+        return;
+    add_forwards(&keys, protocol, names->full);
+    if (protocol == DP_HTTP1)
+        add_backwards(&keys, protocol, names->full);
+    for (uint32_t i = 0; i < keys.count; i++)
+        add_cursor(candidates, (struct cursor){index->each + places_from(index, keys.each[i]),
+                                               index->each + index->count, keys.each[i]});
+}
+
+/* The next rule, each once; NO_RULE: there is none. */
+static uint32_t next_candidate(struct candidates *candidates)
+{
+    uint32_t next = NO_RULE;
+
+    for (uint32_t i = 0; i < candidates->count; i++)
+        if ((uint32_t)*candidates->each[i].at < next)
+            next = (uint32_t)*candidates->each[i].at;
+    for (uint32_t i = candidates->count; i-- > 0;) {
+        struct cursor *cursor = &candidates->each[i];
+
+        while (!is_over(cursor) && (uint32_t)*cursor->at == next)
+            cursor->at++;
+        if (is_over(cursor))
+            *cursor = candidates->each[--candidates->count];
+    }
+    return next;
+}
+
+static const struct rewrite *rewrite_for(const struct rulebook *book, const struct rule *rule,
+                                         const struct predicate *path,
+                                         const struct message *request)
+{
+    const struct rewrite *rewrites;
+    uint32_t size;
+
+    if (rule->rewrites == NO_RULE)
+        return NULL;
+    rewrites = &book->rewrites[path ? path->rewrites : rule->rewrites];
+    size = rewrites[GOES_ON].path_prefix_size;
+    if (request->path.size == 0 || request->path.at[0] != '/')
+        return &rewrites[NOT_A_PATH];
+    if (request->path.size <= size || request->path.at[size] == '?')
+        return &rewrites[ENDS];
+    return &rewrites[GOES_ON];
+}
+
+struct matched rulebook_match(const struct rulebook *book, enum dp_protocol protocol,
+                              const struct message *request)
+{
+    struct matched matched = {.rule = NO_RULE};
+    struct candidates candidates;
+    const struct predicate *path;
+    struct names names;
+    uint32_t rule;
+
+    name(&names, protocol, request);
+    find_candidates(&candidates, book, protocol, &names);
+    while ((rule = next_candidate(&candidates)) != NO_RULE) {
+        if (!rule_matches(book, &book->rules[rule], request, &names, &path))
+            continue;
+        matched.rule = rule;
+        matched.rewrite = rewrite_for(book, &book->rules[rule], path, request);
+        break;
+    }
+    return matched;
+}
+
+/* ---- making ---- */
+
+static bool is_path(enum dp_subject subject)
+{
+    return subject == DP_SUBJECT_PATH || subject == DP_SUBJECT_PATH_PREFIX;
+}
+
+static bool rewrites_anything(const struct dp_rule *rule)
+{
+    return rule->host || rule->path_prefix || rule->original_destination || rule->set_count ||
+           rule->remove_count;
+}
+
+/* Without the slashes at the end of a prefix, which the remainder brings. */
+static struct text without_slashes(struct text text)
+{
+    while (text.size > 0 && text.at[text.size - 1] == '/')
+        text.size--;
+    return text;
+}
+
+/* What is known of a book before its arrays are there, and how far they are filled. */
+struct making {
+    struct rulebook *book;
+    const struct dp_services *from;
+    const char *characters;
+    uint32_t rewrite_count, set_count, remove_count;
+};
+
+static struct text text_at(const struct making *making, uint32_t text)
+{
+    return text_of(making->from, making->characters, text);
+}
+
+static void make_predicate(const struct making *making, const struct dp_predicate *from,
+                           struct predicate *predicate)
+{
+    *predicate = (struct predicate){
+        .subject = from->subject,
+        .pattern = from->pattern,
+        .alternative = from->alternative,
+        .name = text_at(making, from->name),
+        .value = text_at(making, from->value),
+        .rewrites = NO_RULE,
+    };
+    if (from->subject == DP_SUBJECT_PATH_PREFIX)
+        predicate->value = without_slashes(predicate->value);
+}
+
+/* Three, by enum remainder, for what is behind `replaced` bytes. Returns the index of the first. */
+static uint32_t add_rewrites(struct making *making, const struct rewrite *rewrite,
+                             const struct dp_rule *rule, uint32_t replaced)
+{
+    struct rewrite *each = &making->book->rewrites[making->rewrite_count];
+    struct text prefix = without_slashes(text_at(making, rule->path_prefix));
+
+    for (int i = 0; i < REMAINDERS; i++)
+        each[i] = *rewrite;
+    if (rule->path_prefix) {
+        each[GOES_ON].path_prefix_size = each[ENDS].path_prefix_size = replaced;
+        each[GOES_ON].path_prefix = each[ENDS].path_prefix = prefix;
+        if (prefix.size == 0)
+            each[ENDS].path_prefix = TEXT("/");
+    }
+    making->rewrite_count += REMAINDERS;
+    return making->rewrite_count - REMAINDERS;
+}
+
+/* But for the path. */
+static struct rewrite make_rewrite(struct making *making, const struct dp_rule *rule)
+{
+    const struct dp_header *headers = making->from->headers;
+    struct rewrite rewrite = {
+        .host = text_at(making, rule->host),
+        .set = &making->book->set[making->set_count],
+        .set_count = rule->set_count,
+        .remove = &making->book->remove[making->remove_count],
+        .remove_count = rule->remove_count,
+        .original_destination = text_at(making, rule->original_destination),
+    };
+
+    for (uint32_t i = 0; i < rule->set_count; i++)
+        making->book->set[making->set_count++] =
+            (struct field){text_at(making, headers[rule->first_set + i].name),
+                           text_at(making, headers[rule->first_set + i].value)};
+    for (uint32_t i = 0; i < rule->remove_count; i++)
+        making->book->remove[making->remove_count++] =
+            text_at(making, headers[rule->first_remove + i].name);
+    return rewrite;
+}
+
+static void make_rule(struct making *making, const struct dp_rule *from, struct rule *rule)
+{
+    struct predicate *predicates = &making->book->predicates[from->first_predicate];
+    struct rewrite rewrite;
+
+    *rule = (struct rule){from->first_predicate, from->predicate_count, NO_RULE};
+    for (uint32_t i = 0; i < from->predicate_count; i++)
+        make_predicate(making, &making->from->predicates[from->first_predicate + i],
+                       &predicates[i]);
+    if (!rewrites_anything(from))
+        return;
+    rewrite = make_rewrite(making, from);
+    rule->rewrites = add_rewrites(making, &rewrite, from, 0);
+    for (uint32_t i = 0; i < from->predicate_count; i++)
+        if (is_path(predicates[i].subject))
+            predicates[i].rewrites = add_rewrites(making, &rewrite, from, predicates[i].value.size);
+}
+
+/* Zeros at least once: a count may be 0. */
+static void *array(size_t count, size_t size)
+{
+    return calloc(count + 1, size);
+}
+
+static bool make_arrays(struct making *making)
+{
+    const struct dp_services *from = making->from;
+    struct rulebook *book = making->book;
+    size_t rewrites = 0, set = 0, remove = 0;
+
+    for (uint32_t i = 0; i < from->rule_count; i++) {
+        const struct dp_rule *rule = &from->rules[i];
+
+        set += rule->set_count;
+        remove += rule->remove_count;
+        if (rewrites_anything(rule))
+            rewrites += REMAINDERS * (1 + (size_t)rule->predicate_count);
+    }
+    book->rules = array(from->rule_count, sizeof *book->rules);
+    book->predicates = array(from->predicate_count, sizeof *book->predicates);
+    book->rewrites = array(rewrites, sizeof *book->rewrites);
+    book->set = array(set, sizeof *book->set);
+    book->remove = array(remove, sizeof *book->remove);
+    return book->rules && book->predicates && book->rewrites && book->set && book->remove;
+}
+
+/* The end of a row of alternatives. */
+static uint32_t row_end(const struct predicate *predicates, uint32_t at, uint32_t count)
+{
+    do
+        at++;
+    while (at < count && predicates[at].alternative);
+    return at;
+}
+
+/* Appends a rule to the index. All alternatives of a row must have keys. Returns how many were
+ * added; 0: it does not belong there. */
+static uint32_t index_rule(const struct rulebook *book, uint32_t number, enum dp_protocol protocol,
+                           uint64_t *entries)
+{
+    const struct rule *rule = &book->rules[number];
+    const struct predicate *predicates = &book->predicates[rule->first_predicate];
+    uint32_t end;
+
+    for (uint32_t first = 0; first < rule->predicate_count; first = end) {
+        uint32_t added = 0, hash;
+
+        end = row_end(predicates, first, rule->predicate_count);
+        while (first + added < end && key_of(protocol, &predicates[first + added], &hash))
+            entries[added++] = place_of(hash, number);
+        if (first + added == end)
+            return added;
+    }
+    return 0;
+}
+
+static bool make_others(struct rulebook *book, const struct dp_services *from)
+{
+    for (uint32_t protocol = 0; protocol < DP_PROTOCOLS; protocol++) {
+        book->others[protocol] = array(from->rule_count, sizeof *book->others[protocol]);
+        if (!book->others[protocol])
+            return false;
+    }
+    return true;
+}
+
+/* False when out of memory. */
+static bool make_index(struct rulebook *book, const struct dp_services *from)
+{
+    uint64_t *entries = array(from->predicate_count, sizeof *entries);
+    uint32_t count = 0;
+    bool done;
+
+    if (!entries || !make_others(book, from)) {
+        free(entries);
+        return false;
+    }
+    for (uint32_t i = 0; i < from->rule_count; i++) {
+        uint32_t protocol = from->rules[i].protocol;
+        uint32_t added = index_rule(book, i, protocol, &entries[count]);
+
+        count += added;
+        if (added == 0)
+            book->others[protocol][book->other_count[protocol]++] = place_of(0, i);
+    }
+    done = places_set(&book->index, entries, count);
+    free(entries);
+    return done;
+}
+
+bool rulebook_create(struct rulebook *book, const struct dp_services *from, const char *characters)
+{
+    struct making making = {.book = book, .from = from, .characters = characters};
+
+    *book = (struct rulebook){.rules = NULL};
+    if (!make_arrays(&making))
+        return false;
+    for (uint32_t i = 0; i < from->rule_count; i++)
+        make_rule(&making, &from->rules[i], &book->rules[i]);
+    return make_index(book, from);
+}
+
+void rulebook_free(struct rulebook *book)
+{
+    free(book->rules);
+    free(book->predicates);
+    free(book->rewrites);
+    free(book->set);
+    free(book->remove);
+    places_free(&book->index);
+    for (uint32_t protocol = 0; protocol < DP_PROTOCOLS; protocol++)
+        free(book->others[protocol]);
+}

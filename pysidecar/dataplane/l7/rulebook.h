@@ -1,0 +1,56 @@
+/* The rules by which requests are told apart. Immutable.
+ *
+ * A rule that asks for one host or service, or for all those in a domain, is found by a hash; only
+ * the other ones are gone through one by one. */
+#ifndef PYSIDECAR_L7_RULEBOOK_H
+#define PYSIDECAR_L7_RULEBOOK_H
+
+#include "base/places.h"
+#include "l7/codec.h"
+
+enum { NO_RULE = UINT32_MAX };
+
+struct predicate {
+    enum dp_subject subject;
+    enum dp_pattern pattern;
+    bool alternative;
+    struct text name, value;
+    uint32_t rewrites; /* of paths: the rewrites if this one is what matches; else NO_RULE */
+};
+
+struct rule {
+    uint32_t first_predicate, predicate_count;
+    uint32_t rewrites; /* index of three, by enum remainder; NO_RULE: there are none */
+};
+
+struct rulebook {
+    struct rule *rules;
+    struct predicate *predicates;
+    struct rewrite *rewrites;
+    struct field *set;
+    struct text *remove;
+    struct places index;            /* rules by hash */
+    uint64_t *others[DP_PROTOCOLS]; /* that have no place there, by protocol: as in struct places */
+    uint32_t other_count[DP_PROTOCOLS];
+};
+
+struct matched {
+    uint32_t rule;                 /* NO_RULE: none matches */
+    const struct rewrite *rewrite; /* NULL: none */
+};
+
+static inline struct text text_of(const struct dp_services *from, const char *characters,
+                                  uint32_t text)
+{
+    return (struct text){characters + from->texts[text].first, from->texts[text].size};
+}
+
+/* From a table that is consistent, whose characters stay at `characters`. False when out of memory:
+ * then it is to be freed, too. */
+bool rulebook_create(struct rulebook *book, const struct dp_services *from, const char *characters);
+void rulebook_free(struct rulebook *book);
+/* The first rule that matches a request of that protocol. */
+struct matched rulebook_match(const struct rulebook *book, enum dp_protocol protocol,
+                              const struct message *request);
+
+#endif
