@@ -54,17 +54,25 @@ test-foreign: ## run CPython's own network tests, hooked (MODULE=… MODE=… fo
 	@python3 scripts/set_up.py --foreign
 	@$(PYTHON) -m scripts.foreign $(FOREIGN_OPTIONS)
 
-BENCH_OPTIONS = $(if $(SCENARIO),--scenario "$(SCENARIO)") $(if $(SIDE),--side "$(SIDE)")
+BENCH_OPTIONS = $(if $(OF),--of $(OF)) $(if $(SCENARIO),--scenario "$(SCENARIO)") \
+	$(if $(SIDE),--side "$(SIDE)") $(if $(SHORT),--short)
 
 .PHONY: bench
 bench: ## measure the sidecar beside its peers (SCENARIO=… SIDE=… for some of it)
 	@python3 scripts/set_up.py --bench
 	@$(PYTHON) -m scripts.bench $(BENCH_OPTIONS)
 
+.PHONY: bench-connections
+bench-connections: ## that of connections only, half of the time (SHORT=1 for less certain numbers)
+	@$(MAKE) --no-print-directory bench OF=connections
+
+.PHONY: bench-requests
+bench-requests: ## that of requests only: HTTP/1.1, Bolt, Dubbo (SHORT=1 for less certain numbers)
+	@$(MAKE) --no-print-directory bench OF=requests
+
 .PHONY: bench-short
-bench-short: ## the same within three minutes, with less certain numbers
-	@python3 scripts/set_up.py --bench
-	@$(PYTHON) -m scripts.bench --short $(BENCH_OPTIONS)
+bench-short: ## both within three minutes each, with less certain numbers
+	@$(MAKE) --no-print-directory bench SHORT=1
 
 .PHONY: bench-reload
 bench-reload: setup ## measure reloads of 5,000 and of 50,000 routes

@@ -14,35 +14,44 @@ import click
 from rich.console import Console
 
 from scripts.bench import document, plot
-from scripts.bench import sides as sides_of
+from scripts.bench import side as side_of
 from scripts.bench.processes import BenchError
 from scripts.bench.report import RATIOS, goal_table, scenario_tables
 from scripts.bench.results import Results
 from scripts.bench.run import build_load, idle_connections, run
 from scripts.bench.scenarios import SCENARIOS, Settings
-from scripts.bench.sides import NOT_CAPTURED, SIDES, Kind, Side
+from scripts.bench.side import Kind, Side
+from scripts.bench.sides import NOT_CAPTURED, SIDES
+from scripts.bench.suites import DOCUMENT, SUITES, Suite
 
 _BUILD = Path(__file__).resolve().parents[2] / "build" / "bench"
 
 _FULL = Settings(rounds=5, seconds=0.5, warm_up=0.2, idle_connections=20_000, connect_batches=1500)
 _SHORT = Settings(rounds=2, seconds=0.2, warm_up=0.05, idle_connections=2_000, connect_batches=500)
 
+_SUITES = "\n\n".join(
+    "\n".join(
+        [
+            f"\b\nOf {suite.name}, scenarios:",
+            *(f"  {scenario.name:<19} {scenario.title}" for scenario in suite.scenarios),
+            "sides:",
+            *(f"  {side.name:<19} {side.what}" for side in suite.sides),
+        ]
+    )
+    for suite in SUITES
+)
 _HELP = f"""\
-Measures what a connection costs: direct, through the sidecar, and through its peers (HAProxy,
-nginx, redsocks, proxychains, torsocks), each with the best settings that its documentation names.
+Measures what a connection and what a request costs: direct, through the sidecar, and through its
+peers (HAProxy, nginx, Envoy, redsocks, proxychains, torsocks), each with the best settings that its
+documentation names. Connections and requests are a run each.
 
-All sides run in one go on this machine, in turns: round by round, scenario by scenario, another
-side first in each round. What to read is the ratio between sides; the absolute numbers are the
-machine's. Numbers are medians of the rounds, with the extremes. A side with a failed connection or
-request in any round gets no number at all, and where it is not a peer the run fails.
+All sides of a run are there in one go on this machine, in turns: round by round, scenario by
+scenario, another side first in each round. What to read is the ratio between sides; the absolute
+numbers are the machine's. Numbers are medians of the rounds, with the extremes. A side with a
+failed connection or request in any round gets no number at all, and where it is not a peer the run
+fails.
 
-\b
-Scenarios:
-{chr(10).join(f"  {scenario.name:<19} {scenario.title}" for scenario in SCENARIOS)}
-
-\b
-Sides:
-{chr(10).join(f"  {side.name:<19} {side.what}" for side in SIDES)}
+{_SUITES}
 
 Sides that cannot run here are left out, and it is said why: redsocks and torsocks need root for a
 network namespace, where an address that is not on loopback lives; everything else stays on
@@ -72,9 +81,15 @@ def _chosen(kind: str, known: Sequence[_T], patterns: str) -> list[_T]:
 
 
 @click.command(help=_HELP, context_settings={"max_content_width": 100})
+@click.option(
+    "--of",
+    "part",
+    type=click.Choice([suite.name for suite in SUITES]),
+    help="Connections only, or requests only.",
+)
 @click.option("--scenario", default="*", metavar="NAMES", help="Scenarios to run; default: all.")
 @click.option("--side", default="*", metavar="NAMES", help="Sides to run; default: all.")
-@click.option("--short", is_flag=True, help="Fewer and shorter rounds: three minutes in all.")
+@click.option("--short", is_flag=True, help="Fewer and shorter rounds: three minutes each.")
 @click.option(
     "--beside",
     type=click.Path(exists=True, dir_okay=False),
@@ -96,13 +111,15 @@ def _chosen(kind: str, known: Sequence[_T], patterns: str) -> list[_T]:
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Directory for results.json, results.png and results.svg. Default: docs/performance for a "
-    "complete run, which docs/performance.md then is about, else build/bench/results.",
+    help="Directory for results.json, results.png and results.svg, those of requests in a folder "
+    "of their own. Default: docs/performance for a complete run, which docs/performance.md then is "
+    "about, else build/bench/results.",
 )
 @click.option("--no-plot", is_flag=True, help="No picture, for which matplotlib is needed.")
 @click.option("--docs", is_flag=True, help="Measure nothing; write the tables of the page anew.")
 @click.option("--check", is_flag=True, help="Measure nothing; say whether the tables are right.")
 def main(
+    part: str | None,
     scenario: str,
     side: str,
     short: bool,
@@ -118,36 +135,59 @@ def main(
     if docs or check:
         sys.exit(_document(check))
     scenarios, sides = _chosen("scenario", SCENARIOS, scenario), _chosen("side", SIDES, side)
-    if beside:
-        sides = [each for side in sides for each in _with_beside(side, beside)]
     settings = _settings(_SHORT if short else _FULL, rounds, seconds, idle_connections)
-    all_of_it = len(scenarios) == len(SCENARIOS) and len(sides) == len(SIDES)
-    complete = all_of_it and not (short or beside or rounds or seconds or idle_connections)
-    directory = output or (document.RESULTS if complete else _BUILD / "results")
+    as_documented = not (short or beside or rounds or seconds or idle_connections)
     console, progress = Console(width=_width()), Console(stderr=True)
     if settings.idle_connections < (idle_connections or _FULL.idle_connections) and not short:
         progress.print(
             f"{settings.idle_connections:,} idle connections: "
             "a process here may not have descriptors for more"
         )
-    results = run(scenarios, sides, settings, build_load(_BUILD), progress)
-    _show(console, results)
+    load, good = build_load(_BUILD), True
+    for suite in SUITES:
+        of_suite = [each for each in scenarios if each in suite.scenarios]
+        if part not in (None, suite.name) or not of_suite:
+            continue
+        complete = of_suite == [*suite.scenarios] and set(sides) >= set(suite.sides)
+        directory = output / suite.folder if output else _BUILD / "results" / suite.folder
+        if complete and as_documented and not output:
+            directory = suite.documented
+        measured = _all_sides(sides, beside)
+        results = run(of_suite, measured, settings, load, progress)
+        _show(console, suite, results)
+        _write(console, suite, results, directory, plotted=not no_plot)
+        good = good and _only_peers_failed(results)
+    if not good:
+        sys.exit(1)
+
+
+def _write(
+    console: Console, suite: Suite, results: Results, directory: Path, *, plotted: bool
+) -> None:
     written = [results.write(directory)]
-    if not no_plot:
-        written += plot.draw(results, directory)
+    if plotted:
+        written += plot.draw(results, suite.panels, directory)
     for path in written:
         console.print(f"written: {path}", highlight=False)
-    if directory == document.RESULTS:
+    if directory == suite.documented:
         _document(check=False)
-    # A peer that fails is a finding.
+
+
+def _only_peers_failed(results: Results) -> bool:
+    """A peer that fails is a finding."""
     peers = {side.name for side in SIDES if side.kind is Kind.PEER}
-    if any(broken.side not in peers for broken in results.failures):
-        sys.exit(1)
+    return all(broken.side in peers for broken in results.failures)
+
+
+def _all_sides(sides: Sequence[Side], beside: str | None) -> list[Side]:
+    if beside is None:
+        return [*sides]
+    return [each for side in sides for each in _with_beside(side, beside)]
 
 
 def _with_beside(side: Side, python: str) -> list[Side]:
     ours = side.kind is Kind.OURS and side.name != NOT_CAPTURED
-    return [side, sides_of.beside(side, python)] if ours else [side]
+    return [side, side_of.beside(side, python)] if ours else [side]
 
 
 def _settings(
@@ -168,11 +208,11 @@ def _width() -> int | None:
     return None if sys.stdout.isatty() else 140
 
 
-def _show(console: Console, results: Results) -> None:
+def _show(console: Console, suite: Suite, results: Results) -> None:
     for table in scenario_tables(results):
         console.print(table)
     console.print(RATIOS, highlight=False)
-    console.print(goal_table(results))
+    console.print(goal_table(suite.goals(results)))
     for broken in results.failures:
         console.print(
             f"broken: {broken.scenario}, {broken.side}, round {broken.number + 1}: {broken.error}",
@@ -188,7 +228,7 @@ def _document(check: bool) -> int:
         print("docs/performance.md is not what its results say: run `make bench-docs`")
         return 1
     if not check:
-        document.DOCUMENT.write_text(generated)
+        DOCUMENT.write_text(generated)
     return 0
 
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
-from scripts.bench.goals import outcomes
 from scripts.bench.report import RATIOS, ratio, spread_text
 from scripts.bench.results import Results
-from scripts.bench.scenarios import SCENARIOS, Scenario
-from scripts.bench.sides import SIDES, Kind
+from scripts.bench.scenarios import Scenario
+from scripts.bench.side import Kind
+from scripts.bench.suites import DOCUMENT, SUITES, Suite
 
-__all__ = ["DOCUMENT", "RESULTS", "current_and_generated"]
-
-_DOCS = Path(__file__).resolve().parents[2] / "docs"
-DOCUMENT = _DOCS / "performance.md"
-RESULTS = _DOCS / "performance"
+__all__ = ["current_and_generated"]
 
 _NOTHING = ["No run is committed yet: `make bench` writes one."]
 _KINDS = {Kind.DIRECT: "the limit", Kind.OURS: "ours", Kind.PEER: "peer"}
@@ -24,13 +20,10 @@ _KINDS = {Kind.DIRECT: "the limit", Kind.OURS: "ours", Kind.PEER: "peer"}
 
 def current_and_generated() -> tuple[str, str]:
     """The page as it is, and as it ought to be by the committed results."""
-    results = Results.read(RESULTS)
-    parts: dict[str, Callable[[], Iterator[str]]] = {
-        "sides": _sides,
-        "scenarios": _scenarios,
-        "run": lambda: _run(results),
-        "results": lambda: _results(results),
-        "goals": lambda: _goals(results),
+    parts = {
+        f"{suite.name}-{name}": functools.partial(part, suite, Results.read(suite.documented))
+        for suite in SUITES
+        for name, part in _PARTS.items()
     }
     current = DOCUMENT.read_text()
 
@@ -39,7 +32,7 @@ def current_and_generated() -> tuple[str, str]:
         return f"{found['begin']}\n{lines}\n{found['end']}"
 
     pattern = (
-        r"(?P<begin><!-- bench: (?P<name>\w+) -->)\n.*?(?P<end><!-- bench: end of (?P=name) -->)"
+        r"(?P<begin><!-- bench: (?P<name>[\w-]+) -->)\n.*?(?P<end><!-- bench: end of (?P=name) -->)"
     )
     return current, re.sub(pattern, generated, current, flags=re.S)
 
@@ -51,24 +44,24 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[s
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
 
 
-def _sides() -> Iterator[str]:
-    rows = [(side.name, _KINDS[side.kind], side.what, side.settings or "-") for side in SIDES]
+def _sides(suite: Suite, results: Results | None) -> Iterator[str]:
+    rows = [(side.name, _KINDS[side.kind], side.what, side.settings or "-") for side in suite.sides]
     yield from _table(("side", "", "what it is", "settings beside the defaults"), rows)
 
 
-def _scenarios() -> Iterator[str]:
+def _scenarios(suite: Suite, results: Results | None) -> Iterator[str]:
     rows = [
         (
             f"`{scenario.name}`",
             scenario.title,
             ", ".join(f"{metric.name} ({metric.unit})" for metric in scenario.metrics),
         )
-        for scenario in SCENARIOS
+        for scenario in suite.scenarios
     ]
     yield from _table(("scenario", "load", "numbers"), rows)
 
 
-def _run(results: Results | None) -> Iterator[str]:
+def _run(suite: Suite, results: Results | None) -> Iterator[str]:
     if results is None:
         yield from _NOTHING
         return
@@ -89,7 +82,7 @@ def _run(results: Results | None) -> Iterator[str]:
         yield f"Without {name}: {reason}."
 
 
-def _results(results: Results | None) -> Iterator[str]:
+def _results(suite: Suite, results: Results | None) -> Iterator[str]:
     if results is None:
         yield from _NOTHING
         return
@@ -119,13 +112,22 @@ def _scenario_table(results: Results, scenario: Scenario) -> Iterator[str]:
     yield from _table(headings, rows)
 
 
-def _goals(results: Results | None) -> Iterator[str]:
+def _goals(suite: Suite, results: Results | None) -> Iterator[str]:
     if results is None:
         yield from _NOTHING
         return
     verdicts = {None: "not measured", True: "reached", False: "**missed**"}
     rows = [
         (each.goal, each.wanted, each.measured or "-", verdicts[each.reached])
-        for each in outcomes(results)
+        for each in suite.goals(results)
     ]
     yield from _table(("goal", "wanted", "measured", ""), rows)
+
+
+_PARTS: dict[str, Callable[[Suite, Results | None], Iterator[str]]] = {
+    "sides": _sides,
+    "scenarios": _scenarios,
+    "run": _run,
+    "results": _results,
+    "goals": _goals,
+}

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from scripts.bench.request_proxies import ACCELERATED, ENVOY, HOOKED, LISTENER, LOGGED
 from scripts.bench.results import Results
-from scripts.bench.scenarios import HOOK_COST, IDLE, SCENARIOS, Metric, Scenario
-from scripts.bench.sides import DIRECT, NOT_CAPTURED
+from scripts.bench.scenarios import HOOK_COST, HTTP_IDLE, IDLE, SCENARIOS, Metric, Scenario
+from scripts.bench.sides import DIRECT, NOT_CAPTURED, RELAY
 
-__all__ = ["Outcome", "outcomes"]
+__all__ = ["Outcome", "of_connections", "of_requests"]
 
-_UNPRIVILEGED = ("relay unix", "relay header")
+_UNPRIVILEGED = (RELAY, "relay header")
 _MAX_IDLE_BYTES = 1024
 _MAX_HOOK_COST = 1.02
+_IDLE_MEMORY = "user memory for an idle connection"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +32,12 @@ class Outcome:
 _Base = Callable[[Results, str, Metric], tuple[str, float] | None]
 
 
-def _direct(results: Results, scenario: str, metric: Metric) -> tuple[str, float] | None:
-    spread = results.spread(scenario, DIRECT, metric.name)
-    return (DIRECT, spread.median) if spread else None
+def _side(side: str, results: Results, scenario: str, metric: Metric) -> tuple[str, float] | None:
+    spread = results.spread(scenario, side, metric.name)
+    return (side, spread.median) if spread else None
+
+
+_direct = functools.partial(_side, DIRECT)
 
 
 def _best_peer(results: Results, scenario: str, metric: Metric) -> tuple[str, float] | None:
@@ -93,16 +99,64 @@ _GOALS = (
 )
 
 
-def outcomes(results: Results) -> Iterator[Outcome]:
-    """All goals, those included that the run has no numbers for."""
+_HTTP_AT_32 = ("http-100-32", "http-1024-32")
+_HTTP = (*_HTTP_AT_32, "http-100-256", "http-1024-256")
+_LONG = ("http-upload", "http-download")
+_NO_PRIVILEGE = (LISTENER, HOOKED)
+
+
+def _calls(in_flight: int, *protocols: str) -> tuple[str, ...]:
+    return tuple(f"{each}-{size}-32-{in_flight}" for each in protocols for size in (100, 1024))
+
+
+_REQUEST_GOALS = (
+    _Goal(_NO_PRIVILEGE, _HTTP, ("rate",), 1.05, _best_peer, "the best peer"),
+    _Goal(_NO_PRIVILEGE, _HTTP, ("rate",), 2, functools.partial(_side, ENVOY), "Envoy"),
+    _Goal((ACCELERATED,), _HTTP, ("rate",), 1.25, _best_peer, "the best peer"),
+    _Goal(_NO_PRIVILEGE, _calls(1, "bolt", "dubbo"), ("rate",), 0.5, _direct, "direct"),
+    _Goal(_NO_PRIVILEGE, _calls(8, "bolt", "dubbo"), ("rate",), 0.3, _direct, "direct"),
+    _Goal(
+        _NO_PRIVILEGE,
+        (*_HTTP_AT_32, *_calls(1, "dubbo"), *_calls(8, "dubbo")),
+        ("p99",),
+        1,
+        _best_peer,
+        "the best peer",
+    ),
+    # At most 0.8 of the CPU.
+    _Goal(_NO_PRIVILEGE, _HTTP_AT_32, ("CPU proxy",), 1.25, _best_peer, "the best peer"),
+    _Goal(_NO_PRIVILEGE, _LONG, ("rate",), 0.95, functools.partial(_side, RELAY), RELAY),
+    _Goal(
+        (LOGGED,),
+        (*_HTTP, *_calls(1, "bolt", "dubbo"), *_calls(8, "bolt", "dubbo")),
+        ("rate",),
+        0.95,
+        functools.partial(_side, LISTENER),
+        LISTENER,
+    ),
+)
+
+
+def of_connections(results: Results) -> Iterator[Outcome]:
+    """The goals of connections, those included that the run has no numbers for."""
+    yield from _all_compared(results, _GOALS)
+    yield _hook_cost(results)
+    yield from _idle_memory(results)
+
+
+def of_requests(results: Results) -> Iterator[Outcome]:
+    """The goals of requests, likewise."""
+    yield from _all_compared(results, _REQUEST_GOALS)
+    yield _at_most_idle_bytes(results, LISTENER, HTTP_IDLE)
+
+
+def _all_compared(results: Results, goals: Sequence[_Goal]) -> Iterator[Outcome]:
     scenarios = {scenario.name: scenario for scenario in SCENARIOS}
-    for goal in _GOALS:
+    for goal in goals:
         for side in goal.sides:
             for name in goal.scenarios:
                 for metric in goal.metrics:
                     yield _compared(results, goal, side, scenarios[name], metric)
-    yield _hook_cost(results)
-    yield from _idle_memory(results)
 
 
 def _compared(
@@ -130,16 +184,20 @@ def _hook_cost(results: Results) -> Outcome:
 def _idle_memory(results: Results) -> Iterator[Outcome]:
     metric = IDLE.metric("user")
     for side in _UNPRIVILEGED:
-        what = f"{side}: user memory for an idle connection"
+        yield _at_most_idle_bytes(results, side, IDLE)
+        what = f"{side}: {_IDLE_MEMORY}"
         own = results.spread(IDLE.name, side, metric.name)
         peer = results.best_peer(IDLE.name, metric)
-        wanted = f"≤ {_MAX_IDLE_BYTES:,} B"
-        if own is None:
-            yield Outcome(what, wanted)
-        else:
-            yield Outcome(what, wanted, f"{own.median:,.0f} B", own.median <= _MAX_IDLE_BYTES)
         if own is None or peer is None:
             yield Outcome(what, "below every peer")
         else:
             measured = f"{own.median:,.0f} B, {peer[0]} {peer[1]:,.0f} B"
             yield Outcome(what, "below every peer", measured, own.median < peer[1])
+
+
+def _at_most_idle_bytes(results: Results, side: str, scenario: Scenario) -> Outcome:
+    what, wanted = f"{side}: {_IDLE_MEMORY}", f"≤ {_MAX_IDLE_BYTES:,} B"
+    own = results.spread(scenario.name, side, scenario.metric("user").name)
+    if own is None:
+        return Outcome(what, wanted)
+    return Outcome(what, wanted, f"{own.median:,.0f} B", own.median <= _MAX_IDLE_BYTES)

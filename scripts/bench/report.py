@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from scripts.bench.goals import Outcome, outcomes
+from scripts.bench.goals import Outcome
 from scripts.bench.results import Results, Spread
 from scripts.bench.scenarios import Metric, Scenario
-from scripts.bench.sides import Kind, Side
+from scripts.bench.side import Kind, Side
 
 __all__ = ["RATIOS", "goal_table", "number", "ratio", "scenario_tables", "spread_text"]
 
@@ -79,12 +79,12 @@ def _row(
         yield number(spread.median, other) if spread else "-"
 
 
-def goal_table(results: Results) -> Table:
+def goal_table(outcomes: Iterable[Outcome]) -> Table:
     """All goals, and whether they were reached."""
     table = Table(title="Goals", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("goal", "wanted", "measured", ""):
         table.add_column(heading)
-    for outcome in outcomes(results):
+    for outcome in outcomes:
         table.add_row(
             escape(outcome.goal), outcome.wanted, outcome.measured or "-", _verdict(outcome)
         )

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench.scenarios import SCENARIOS, Metric, Scenario, Values
-from scripts.bench.sides import DIRECT, SIDES, Kind, Side
+from scripts.bench.side import Kind, Side
+from scripts.bench.sides import DIRECT, SIDES
 
 __all__ = ["Results", "Round", "Spread"]
 

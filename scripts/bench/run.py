@@ -26,7 +26,8 @@ from scripts.bench import machine
 from scripts.bench.processes import BenchError, find_program, wait_until_idle
 from scripts.bench.results import Results, Round
 from scripts.bench.scenarios import Scenario, Settings
-from scripts.bench.sides import SIDES, SPARE_FILES, Side, Site, Way
+from scripts.bench.side import SPARE_FILES, Side, Site, Way
+from scripts.bench.sides import SIDES
 
 __all__ = ["build_load", "idle_connections", "run"]
 
@@ -73,6 +74,7 @@ def run(
     console: Console,
 ) -> Results:
     """Measures, and shows what is going on and how long it will take."""
+    sides = [side for side in sides if any(scenario.takes(side) for scenario in scenarios)]
     others = [side for side in sides if side not in SIDES]
     results = Results(machine.describe(), asdict(settings), {}, others=others)
     results.machine["busy_before"] = _busy(console)
@@ -148,7 +150,7 @@ def _plan(scenarios: Sequence[Scenario], sides: Sequence[Side], settings: Settin
     plan: list[_Step] = []
     for number in range(settings.rounds):
         for scenario in scenarios:
-            mine = [side for side in sides if scenario.sides(side)]
+            mine = [side for side in sides if scenario.takes(side)]
             shift = number % len(mine) if mine else 0
             mine = mine[shift:] + mine[:shift]
             if scenario.measure_together is not None:

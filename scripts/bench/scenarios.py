@@ -7,13 +7,14 @@ the measured path.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import resource
 import statistics
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,21 @@ from scripts.bench.processes import (
     private_memory,
     wrapped,
 )
-from scripts.bench.sides import DIRECT, NOT_CAPTURED, Side, Way
+from scripts.bench.side import Load, Side, Way
+from scripts.bench.sides import DIRECT, NOT_CAPTURED
 
-__all__ = ["HOOK_COST", "IDLE", "SCENARIOS", "Metric", "Scenario", "Settings", "Values"]
+__all__ = [
+    "CONNECTIONS",
+    "HOOK_COST",
+    "HTTP_IDLE",
+    "IDLE",
+    "REQUESTS",
+    "SCENARIOS",
+    "Metric",
+    "Scenario",
+    "Settings",
+    "Values",
+]
 
 Values = dict[str, float]
 """By the names of the scenario's metrics; without those that make no sense for the side."""
@@ -78,7 +91,16 @@ class Scenario:
     measure_together: Callable[[Path, Mapping[str, Way], Settings], dict[str, Values]] | None = None
     fresh: bool = False
     """Whether sides are started anew for each round, since memory depends on what was before."""
+    load: Load = Load.BYTES
     sides: Callable[[Side], bool] = lambda side: side.name != NOT_CAPTURED
+    variations: bool = False
+    """Whether sides take part that differ from another one in a setting only."""
+
+    def takes(self, side: Side) -> bool:
+        """Whether a side is measured with it."""
+        return (
+            self.load in side.loads and self.sides(side) and (self.variations or not side.variation)
+        )
 
     def metric(self, name: str) -> Metric:
         """One of its metrics."""
@@ -88,8 +110,10 @@ class Scenario:
 # ---- The client ----
 
 
-def _command(load: Path, way: Way, mode: str, *words: object) -> list[str | Path]:
-    address = way.destination
+def _command(
+    load: Path, way: Way, mode: str, *words: object, of: Load = Load.BYTES
+) -> list[str | Path]:
+    address = way.address(of)
     command = [*way.wrapper, load, mode, address.host, str(address.port), *map(str, words)]
     return wrapped(command, netns=way.netns)
 
@@ -110,10 +134,10 @@ def _result(output: str, errors: str, status: int) -> dict[str, Any]:
 
 
 def _loaded(
-    load: Path, way: Way, settings: Settings, mode: str, *words: object
+    load: Path, way: Way, settings: Settings, mode: str, *words: object, of: Load = Load.BYTES
 ) -> tuple[dict[str, Any], float, float]:
     """Runs the client; its result, and the CPU seconds of the proxies and of all."""
-    command = _command(load, way, mode, settings.warm_up, settings.seconds, *words)
+    command = _command(load, way, mode, settings.warm_up, settings.seconds, *words, of=of)
     before = cpu_seconds(way.proxies), cpu_seconds([way.server]), _children_cpu()
     try:
         done = subprocess.run(
@@ -142,6 +166,8 @@ def _children_cpu() -> float:
 # ---- Bulk, requests and connections ----
 
 _GIB = float(1 << 30)
+_LONG_BODY = 100_000_000
+_NAMES = {Load.HTTP: "HTTP/1.1", Load.BOLT: "Bolt", Load.DUBBO: "Dubbo"}
 _CPU_BULK = (
     Metric("CPU proxy", "s/GiB", digits=2, compared=False),
     Metric("CPU all", "s/GiB", digits=2, compared=False),
@@ -157,20 +183,22 @@ def _with_cpu(values: Values, way: Way, proxies: float, everything: float) -> Va
     return {**values, **({"CPU proxy": proxies} if way.proxies else {}), "CPU all": everything}
 
 
-def _bulk(mode: str) -> Scenario:
+def _bulk(mode: str, name: str, title: str, *words: object, of: Load = Load.BYTES) -> Scenario:
     def measure(load: Path, way: Way, settings: Settings) -> Values:
-        result, proxies, everything = _loaded(load, way, settings, mode)
+        result, proxies, everything = _loaded(load, way, settings, mode, *words, of=of)
         gib = result["amount_with_warm_up"] / _GIB
         rate = result["amount"] * 8 / 1e9 / result["seconds"]
         return _with_cpu({"rate": rate}, way, proxies / gib, everything / gib)
 
     rate = Metric("rate", "Gbit/s", higher_is_better=True, digits=1)
-    return Scenario(f"bulk-{mode}", f"Bulk {mode}, one connection", (rate, *_CPU_BULK), measure)
+    return Scenario(name, title, (rate, *_CPU_BULK), measure, load=of)
 
 
-def _rate(mode: str, unit: str, name: str, title: str, *words: object) -> Scenario:
+def _rate(
+    mode: str, unit: str, name: str, title: str, *words: object, of: Load = Load.BYTES
+) -> Scenario:
     def measure(load: Path, way: Way, settings: Settings) -> Values:
-        result, proxies, everything = _loaded(load, way, settings, mode, *words)
+        result, proxies, everything = _loaded(load, way, settings, mode, *words, of=of)
         if not result["amount"]:
             raise BenchError("nothing was done in the time measured")
         done = result["amount_with_warm_up"]
@@ -182,7 +210,7 @@ def _rate(mode: str, unit: str, name: str, title: str, *words: object) -> Scenar
         return _with_cpu(values, way, 1e6 * proxies / done, 1e6 * everything / done)
 
     rate = Metric("rate", unit, higher_is_better=True)
-    return Scenario(name, title, (rate, *_LATENCIES, *_CPU_REQUESTS), measure)
+    return Scenario(name, title, (rate, *_LATENCIES, *_CPU_REQUESTS), measure, load=of)
 
 
 def _requests(size: int, connections: int) -> Scenario:
@@ -201,6 +229,26 @@ def _connects(clients: int) -> Scenario:
     return _rate("connects", "connections/s", f"connect-{clients}", title, clients, 64)
 
 
+def _calls(protocol: Load, size: int, connections: int, in_flight: int = 1) -> Scenario:
+    each = "" if protocol is Load.HTTP else f"-{in_flight}"
+    many = "" if protocol is Load.HTTP else f", {in_flight} in flight on each"
+    what = "answers" if protocol is Load.HTTP else "bodies both ways"
+    scenario = _rate(
+        str(protocol),
+        "requests/s",
+        f"{protocol}-{size}-{connections}{each}",
+        f"{_NAMES[protocol]}, {what} of {size:,} B, {_counted(connections, 'connection')}{many}",
+        *(connections, in_flight, size),
+        of=protocol,
+    )
+    return replace(scenario, variations=connections > 1 and in_flight <= 8)
+
+
+def _long_bodies(mode: str) -> Scenario:
+    title = f"HTTP/1.1, bodies of 100 MB, {mode}, one connection"
+    return _bulk(f"http-{mode}", f"http-{mode}", title, _LONG_BODY, of=Load.HTTP)
+
+
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' if count > 1 else ''}"
 
@@ -208,13 +256,13 @@ def _counted(count: int, what: str) -> str:
 # ---- Idle connections ----
 
 
-def _idle(load: Path, way: Way, settings: Settings) -> Values:
+def _idle(mode: str, of: Load, load: Path, way: Way, settings: Settings) -> Values:
     count = settings.idle_connections
-    with _client(_command(load, way, "idle", 100), way) as warming:  # what is allocated once
+    with _client(_command(load, way, mode, 100, of=of), way) as warming:  # what is allocated once
         _read_open(warming)
         _finish(warming)
     user, kernel = private_memory(way.proxies), kernel_memory()
-    with _client(_command(load, way, "idle", count), way) as client:
+    with _client(_command(load, way, mode, count, of=of), way) as client:
         _read_open(client)
         user_after, kernel_after = private_memory(way.proxies), kernel_memory()
         _finish(client)
@@ -296,12 +344,21 @@ def _one_batch(client: subprocess.Popen[str]) -> float:
     return float(line)
 
 
+_MEMORY = (Metric("user", "bytes"), Metric("kernel", "bytes"))
 IDLE = Scenario(
     "idle",
     "Idle connections: memory for each",
-    (Metric("user", "bytes"), Metric("kernel", "bytes")),
-    _idle,
+    _MEMORY,
+    functools.partial(_idle, "idle", Load.BYTES),
     fresh=True,
+)
+HTTP_IDLE = Scenario(
+    "http-idle",
+    "Idle connections of HTTP/1.1, each after a request: memory for each",
+    _MEMORY,
+    functools.partial(_idle, "http-idle", Load.HTTP),
+    fresh=True,
+    load=Load.HTTP,
 )
 HOOK_COST = Scenario(
     "hook-cost",
@@ -310,12 +367,26 @@ HOOK_COST = Scenario(
     measure_together=_connect_cost,
     sides=lambda side: side.name in (DIRECT, NOT_CAPTURED),
 )
-SCENARIOS: tuple[Scenario, ...] = (
-    _bulk("upload"),
-    _bulk("download"),
+CONNECTIONS: tuple[Scenario, ...] = (
+    _bulk("upload", "bulk-upload", "Bulk upload, one connection"),
+    _bulk("download", "bulk-download", "Bulk download, one connection"),
     *(_requests(size, connections) for size in (64, 4096) for connections in (1, 32, 512)),
     _connects(1),
     _connects(64),
     HOOK_COST,
     IDLE,
 )
+REQUESTS: tuple[Scenario, ...] = (
+    *(_calls(Load.HTTP, size, connections) for size in (100, 1024) for connections in (1, 32, 256)),
+    *(
+        _calls(protocol, size, connections, in_flight)
+        for protocol in (Load.BOLT, Load.DUBBO)
+        for size in (100, 1024)
+        for connections in (1, 32)
+        for in_flight in (1, 8, 32)
+    ),
+    _long_bodies("upload"),
+    _long_bodies("download"),
+    HTTP_IDLE,
+)
+SCENARIOS = (*CONNECTIONS, *REQUESTS)

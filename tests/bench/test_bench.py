@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scripts.bench.document import current_and_generated
-from scripts.bench.goals import outcomes
+from scripts.bench.goals import of_connections, of_requests
 from scripts.bench.results import Results, Round
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +63,46 @@ def test_a_short_run_gives_numbers(tmp_path: Path) -> None:
     assert "Goals" in done.stdout
 
 
+def test_a_short_run_of_requests_has_results_of_its_own(tmp_path: Path) -> None:
+    done = _bench(
+        *("--scenario", "http-100-32,bolt-100-1-8,dubbo-100-1-8,http-upload,http-idle"),
+        *("--side", "direct,relay unix,nginx*,HAProxy*", "--no-plot", "--output", tmp_path),
+        *("--rounds", "1", "--seconds", "0.05", "--idle-connections", "50"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = Results.read(tmp_path / "requests")
+    assert results is not None
+    assert results.failures == []
+    measured = {
+        scenario.name: [side.name for side in results.sides(scenario)]
+        for scenario in results.scenarios
+    }
+    of_http = ["direct", "relay unix", "nginx, HTTP", "HAProxy, HTTP"]
+    assert measured == {
+        "http-100-32": of_http,
+        "bolt-100-1-8": ["direct", "relay unix"],  # no peer knows it
+        "dubbo-100-1-8": ["direct", "relay unix"],
+        "http-upload": of_http,
+        "http-idle": of_http,
+    }
+    assert not (tmp_path / "results.json").exists()
+    assert "listener, log: http-100-32, rate" in done.stdout
+
+
+def test_the_cost_of_the_log_is_measured_by_the_same_side_without_one() -> None:
+    results = Results({}, {}, {})
+    results.rounds += [
+        Round(0, "http-100-32", "listener", {"rate": 60_000.0}),
+        Round(0, "http-100-32", "listener, log", {"rate": 54_000.0}),
+        Round(0, "http-100-32", "nginx, HTTP", {"rate": 55_000.0}),
+    ]
+    measured = {each.goal: each for each in of_requests(results) if each.measured}
+    logged = measured["listener, log: http-100-32, rate"]
+    assert (logged.measured, logged.reached) == ("0.90 × listener", False)
+    listener = measured["listener: http-100-32, rate"]
+    assert (listener.measured, listener.reached) == ("1.09 × nginx, HTTP", True)
+
+
 def test_a_scenario_that_does_not_exist_is_named() -> None:
     done = _bench("--scenario", "requests-65-32")
     assert done.returncode == 2
@@ -80,7 +120,9 @@ def test_a_broken_round_takes_the_number_away(broken: bool, reached: bool | None
         ]
     if broken:
         results.rounds.append(Round(3, "bulk-upload", "relay unix", error="1 reset"))
-    [outcome] = [each for each in outcomes(results) if each.goal == "relay unix: bulk-upload, rate"]
+    [outcome] = [
+        each for each in of_connections(results) if each.goal == "relay unix: bulk-upload, rate"
+    ]
     assert outcome.reached is reached
     assert outcome.measured == ("" if broken else "1.40 × HAProxy")
 
