@@ -1,8 +1,8 @@
-"""One JSON object for each connection, a line each.
+"""One JSON object for each connection and each request, a line each.
 
-The data plane makes the lines (``api/log_line.c``), and a thread of its own writes them: a disk or
-a pipe that stalls delays the log and nothing else, and what does not fit its bounded queue is
-counted and dropped.
+The data plane makes the lines (``api/log_line.c``, ``api/request_line.c``), and a thread of its own
+writes them: a disk or a pipe that stalls delays the log and nothing else, and what does not fit its
+bounded queue is counted and dropped.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pysidecar.dataplane import ConnectionRecord
+from pysidecar.dataplane import ConnectionRecord, RequestRecord
 from pysidecar.line_writer import LineWriter
 
-__all__ = ["AccessLog", "describe_connection"]
+__all__ = ["AccessLog", "describe_connection", "describe_request"]
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ def describe_connection(record: ConnectionRecord) -> dict[str, Any]:
     makes of this."""
     return {
         "time": _rfc3339(record.opened),
+        "type": "connection",
         "direction": record.direction.name.lower(),
         "transport": record.transport.name.lower(),
         "source": _text(record.source),
@@ -46,6 +47,31 @@ def describe_connection(record: ConnectionRecord) -> dict[str, Any]:
         "uid": record.uid,
         "process": record.process,
         "error": record.error,
+    }
+
+
+def describe_request(record: RequestRecord, *, query: bool) -> dict[str, Any]:
+    """The same for ``/requests``, and for lines of requests. With ``query``, HTTP's path has its
+    query."""
+    first_byte_ms = record.first_byte_ms
+    return {
+        "time": _rfc3339(record.began),
+        "type": "request",
+        "protocol": record.protocol.name.lower(),
+        "direction": record.direction.name.lower(),
+        "source": _text(record.source),
+        "connection": record.connection,
+        "service": record.service,
+        "method": record.method,
+        "path": record.path if query else record.path_without_query,
+        "status": record.status,
+        "upstream": _text(record.upstream),
+        "attempts": record.attempts,
+        "bytes_sent": record.bytes_sent,
+        "bytes_received": record.bytes_received,
+        "duration_ms": round(record.duration_ms, 3),
+        "first_byte_ms": None if first_byte_ms is None else round(first_byte_ms, 3),
+        "flags": [flag.name.lower() for flag in record.flags],
     }
 
 

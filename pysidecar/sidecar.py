@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 # a thread that competes with the workers.
 _REPORT_PAUSE, _BUSY_REPORT_PAUSE = 0.02, 0.1
 _BUSY_REPORTS = 16  # at a time
+_BUSY_BYTES = 8192  # of lines, at a time
 _RECENT_CLOSED = 1000  # connections that /connections?closed= can show
 _MOST_FDS = 1 << 20
 
@@ -223,7 +224,7 @@ class Sidecar:
         self._access_log = self._open_access_log()  # as a reload will open it
         stack.callback(self._access_log.close)
         self._access_log.start()
-        data_plane.log(config.access_log.mode == "on")
+        _set_log(data_plane, config)
         data_plane.start()
         stack.callback(self._stop_data_plane)
         asyncio.get_running_loop().add_reader(data_plane.event_fd, self._on_reports)
@@ -301,7 +302,7 @@ class Sidecar:
     async def _apply(self, config: Config, tables: _Tables) -> None:
         source = self._name
         try:
-            if config.access_log.mode == "on":
+            if config.access_log.writes:
                 self._access_log.reopen(config.access_log.path)
         except OSError as error:
             raise ConfigError(
@@ -315,7 +316,7 @@ class Sidecar:
             raise ConfigError(source, [Problem("", str(error))]) from None
         self._set_routes(*tables)
         self._data_plane.set_timeouts(_timeouts(config))
-        self._data_plane.log(config.access_log.mode == "on")
+        _set_log(self._data_plane, config)
         self.config = config
 
     @property
@@ -414,7 +415,7 @@ class Sidecar:
 
     def _open_access_log(self) -> AccessLog:
         settings = self.config.access_log
-        path = settings.path if settings.mode == "on" else None  # no file for what is not written
+        path = settings.path if settings.writes else None  # no file for what is not written
         try:
             return AccessLog(path)
         except OSError as error:
@@ -427,7 +428,7 @@ class Sidecar:
     def _on_reports(self) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._data_plane.event_fd)
-        pause = _BUSY_REPORT_PAUSE if self._take_reports() >= _BUSY_REPORTS else _REPORT_PAUSE
+        pause = _BUSY_REPORT_PAUSE if self._take_reports() else _REPORT_PAUSE
         loop.call_later(pause, self._await_reports)
 
     def _await_reports(self) -> None:
@@ -437,24 +438,27 @@ class Sidecar:
     def _ignore_reports(self) -> None:
         asyncio.get_running_loop().remove_reader(self._data_plane.event_fd)
 
-    def _take_reports(self) -> int:
-        """How many connections have closed since the last time."""
+    def _take_reports(self) -> bool:
+        """Whether there have been many since the last time."""
         self._data_plane.clear_event()
         closed_before, self._closed = self._closed, self._data_plane.counters().closed
         self._room.look()
+        size = 0
         while lines := self._data_plane.take_lines():
             self._access_log.write(lines)
+            size += len(lines)
         self._reported.set()
-        if self._closed - closed_before >= _BUSY_REPORTS:
+        busy = self._closed - closed_before >= _BUSY_REPORTS or size >= _BUSY_BYTES
+        if busy:
             self._tell_dropped()
-        return self._closed - closed_before
+        return busy
 
     def _tell_dropped(self) -> None:
         dropped_before, self._dropped = self._dropped, self._data_plane.tallies().lines_dropped
         if self._dropped > dropped_before:
             log.warning(
-                "%d connections that ended are counted, but not in the access log: the control "
-                "plane was stuck",
+                "%d connections and requests that ended are counted, but not in the access log: "
+                "the control plane was stuck",
                 self._dropped - dropped_before,
             )
 
@@ -498,6 +502,13 @@ def _route_tables(config: Config) -> _Tables:
         pack_routes(route_table(config.outbound.routes)),
         pack_routes(route_table(inbound)),
         pack_routes(excluded_table(config.outbound)),
+    )
+
+
+def _set_log(data_plane: DataPlane, config: Config) -> None:
+    settings = config.access_log
+    data_plane.log(
+        settings.writes_connections, requests=settings.writes_requests, queries=settings.query
     )
 
 

@@ -115,7 +115,7 @@ TARGETS = {
     for target in (
         Target("header", _DATA_PLANE, "pysidecar/dataplane/intercept/header.c", runs=200_000),
         Target("control", _DATA_PLANE, longest=256, runs=1000),
-        Target("log_line", longest=256, runs=50_000),
+        Target("log_line", longest=512, runs=50_000),
         Target("page", "hook/address.c", "hook/page.c", longest=4096, runs=5000),
         Target("rules", longest=512, runs=5000),
     )

@@ -127,8 +127,8 @@ class _ConnectionCollector(Collector):
         yield errors
         yield CounterMetricFamily(
             "pysidecar_reports_dropped",
-            "Connections that ended while the control plane was stuck: not in the access log, but "
-            "counted.",
+            "Connections and requests that ended while the control plane was stuck: not in the "
+            "access log, but counted.",
             value=tallies.lines_dropped,
             created=self._created,
         )

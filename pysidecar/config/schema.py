@@ -116,14 +116,42 @@ class _ModeSection(_Section):
 
 
 class AccessLog(_ModeSection):
-    """One JSON object for each connection, written when it closes."""
+    """One JSON object for each connection, written when it closes, and one for each request,
+    written when it ends. Their `type` tells them apart."""
 
     mode: Literal["on", "off"] = "on"
-    """`off` writes nothing. Metrics and `/connections` know of every connection nevertheless."""
+    """`off` writes nothing. Metrics, `/connections` and `/requests` know of everything
+    nevertheless."""
+
+    connections: Literal["on", "off"] = "on"
+    """Whether connections are written, `"type": "connection"`."""
+
+    requests: Literal["on", "off"] = "on"
+    """Whether requests are written, `"type": "request"`: those of services, and of routes whose
+    action is `requests`. See `docs/requests.md` for what is in them."""
+
+    query: Annotated[bool, Field(strict=True)] = False
+    """Whether the path of an HTTP request is written, and shown by `/requests`, with its query,
+    where secrets may be."""
 
     path: FilePath | None = None
     """File to append to, created with mode 0640; without it, standard output. Reopened at SIGHUP,
     as logrotate needs it."""
+
+    @property
+    def writes_connections(self) -> bool:
+        """Whether there are lines of them."""
+        return self.mode == self.connections == "on"
+
+    @property
+    def writes_requests(self) -> bool:
+        """Whether there are lines of them."""
+        return self.mode == self.requests == "on"
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is a log at all."""
+        return self.writes_connections or self.writes_requests
 
 
 class Match(_Section):

@@ -23,13 +23,28 @@ from typing import Any, NamedTuple
 from pysidecar.address import Address
 from pysidecar.dataplane._native import ffi, lib
 from pysidecar.dataplane.layout import layout
+from pysidecar.dataplane.requests import (
+    FAILURES,
+    REQUEST_BOUNDS,
+    STATUS_CLASSES,
+    Flag,
+    Protocol,
+    RequestRecord,
+    RequestTally,
+    decode_request,
+    read_tally,
+    unpack_requests,
+)
 from pysidecar.dataplane.trace import STATIONS, Station, TraceEvent, decode_events
 from pysidecar.direction import Direction
 
 __all__ = [
     "DURATION_BOUNDS",
+    "FAILURES",
     "LOG_TEXTS",
+    "REQUEST_BOUNDS",
     "STATIONS",
+    "STATUS_CLASSES",
     "Acceleration",
     "AccelerationError",
     "Action",
@@ -41,10 +56,13 @@ __all__ = [
     "Direction",
     "EjectedEndpoint",
     "End",
+    "Flag",
     "Kind",
     "Listener",
     "PackedRoutes",
     "Protocol",
+    "RequestRecord",
+    "RequestTally",
     "Route",
     "RouteTable",
     "Station",
@@ -68,6 +86,8 @@ TRACE_PIECE = 128
 """Most events that ``DataPlane.take_trace`` takes at a time: a millisecond's work to show them."""
 WALK_PIECE = 64
 """Most connections that ``DataPlane.walk`` reads at a time: a millisecond's work to show them."""
+MOST_REQUESTS = 1000
+"""That ``DataPlane.recent_requests`` and ``slowest_requests`` give."""
 _codes, _names = layout(ffi.typeof("struct dp_record"))
 _RECORD = struct.Struct(f"={_codes}")
 _Raw = namedtuple("_Raw", _names)  # type: ignore[misc]
@@ -94,16 +114,6 @@ class Action(enum.IntEnum):
     REFUSE = lib.DP_REFUSE
     DIRECT = lib.DP_DIRECT
     REQUESTS = lib.DP_REQUESTS
-
-
-class Protocol(enum.IntEnum):
-    """What a connection, a listener or a service speaks. ``AUTO``: its first bytes tell."""
-
-    TCP = lib.DP_TCP
-    HTTP = lib.DP_HTTP1
-    BOLT = lib.DP_BOLT
-    DUBBO = lib.DP_DUBBO
-    AUTO = lib.DP_AUTO
 
 
 class ConnectionPath(enum.IntEnum):
@@ -501,9 +511,17 @@ class DataPlane:
         ``start``."""
         _check(lib.dp_keep_closed(self._dp, count), "cannot keep closed connections")
 
-    def log(self, on: bool) -> None:
-        """Whether a line of the access log is made of each connection that closes; off at first."""
-        _check(lib.dp_log(self._dp, LOG_TEXTS if on else ffi.NULL), "cannot log")
+    def log(
+        self, connections: bool = True, *, requests: bool = False, queries: bool = False
+    ) -> None:
+        """Whether a line of the access log is made of each connection that closes, and of each
+        request that ends (with ``queries``, its path with its query); at first not."""
+        kinds = (
+            (lib.DP_LOG_CONNECTIONS if connections else 0)
+            | (lib.DP_LOG_REQUESTS if requests else 0)
+            | (lib.DP_LOG_QUERIES if queries else 0)
+        )
+        _check(lib.dp_log(self._dp, LOG_TEXTS, kinds), "cannot log")
 
     def take_lines(self) -> bytes:
         """Some of the lines that were made since the last call; none where that were all."""
@@ -553,6 +571,27 @@ class DataPlane:
                 yield _read_records(records, count)
         finally:
             lib.dp_walk_end(walk)
+
+    def recent_requests(self) -> Generator[list[RequestRecord], None, None]:
+        """The latest requests that ended, the latest first, in pieces; see ``walk``."""
+        return self._requests(lib.dp_recent_requests)
+
+    def slowest_requests(self) -> Generator[list[RequestRecord], None, None]:
+        """The slowest requests that ended in the last five minutes, the slowest first, in pieces;
+        without those that became tunnels."""
+        return self._requests(lib.dp_slowest_requests)
+
+    def _requests(self, read: Any) -> Generator[list[RequestRecord], None, None]:
+        requests = ffi.new("struct dp_request[]", MOST_REQUESTS)
+        raws = unpack_requests(requests, read(self._dp, requests, MOST_REQUESTS))
+        for start in range(0, len(raws), WALK_PIECE):
+            yield [decode_request(raw) for raw in raws[start : start + WALK_PIECE]]
+
+    def unserved(self) -> RequestTally:
+        """What the requests that reached no service add up to."""
+        raw = ffi.new("struct dp_tally *")
+        lib.dp_read_unserved(self._dp, raw)
+        return read_tally(raw[0])
 
     def trace(self, on: bool) -> None:
         """Whether workers note what happens to connections, for ``take_trace``; at first not."""
@@ -736,8 +775,11 @@ def _log_texts() -> Any:
             "transports": names(Transport),
             "actions": names(Action),
             "paths": names(ConnectionPath),
+            "protocols": names(Protocol),
         },
     )
+    for flag in Flag:
+        texts.flags[flag] = _text(flag.name.lower())
     for end, text in _END_TEXT.items():
         texts.ends[end] = _text(text)
     for number, name in errno.errorcode.items():

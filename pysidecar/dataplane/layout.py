@@ -8,7 +8,13 @@ from pysidecar.dataplane._native import ffi
 
 __all__ = ["layout"]
 
-_CODES = {"uint64_t": "Q", "uint32_t": "I", "int32_t": "i", "uint16_t": "H"}  # of struct
+_CODES = {  # of struct
+    "uint64_t": "Q",
+    "uint32_t": "I",
+    "int32_t": "i",
+    "uint16_t": "H",
+    "uint8_t": "B",
+}
 
 
 def layout(kind: Any, prefix: str = "") -> tuple[str, list[str]]:

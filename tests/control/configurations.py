@@ -2,7 +2,11 @@
 
 EVERYTHING = """
 admin: {listen: 127.0.0.1:15000}
-access_log: {path: access.jsonl}        # default: stdout
+access_log:
+  path: access.jsonl        # default: stdout
+  connections: off
+  requests: on
+  query: true
 outbound:
   listen: ["127.0.0.1:15001", "[::1]:15001"]
   control_socket: /run/pysidecar/hook.sock

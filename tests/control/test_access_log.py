@@ -43,6 +43,7 @@ def test_a_record_is_one_line_of_json(tmp_path: Path) -> None:
     log.close()
     assert json.loads((tmp_path / "log").read_text()) == {
         "time": "2024-02-03T04:05:06.789Z",
+        "type": "connection",
         "direction": "outbound",
         "transport": "unix",
         "source": "127.0.0.1:40000",

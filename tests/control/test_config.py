@@ -45,6 +45,11 @@ def test_every_key_is_read() -> None:
     outbound = config.outbound
     assert config.admin.listen == Address("127.0.0.1", 15000)
     assert config.access_log.path == Path("access.jsonl").absolute()
+    assert (config.access_log.writes_connections, config.access_log.writes_requests) == (
+        False,
+        True,
+    )
+    assert config.access_log.query
     assert outbound.listen == (Address("127.0.0.1", 15001), Address("::1", 15001))
     assert outbound.control_path == Path("/run/pysidecar/hook.sock")
     assert outbound.control_socket_mode == 0o660
@@ -125,15 +130,21 @@ def test_acceleration_is_a_mode_or_a_mapping(text: str, expected: tuple[object, 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", ("on", None)),
-        ("access_log: off", ("off", None)),
-        ("access_log: {mode: off, path: /a}", ("off", Path("/a"))),
-        ("access_log: {path: /a}", ("on", Path("/a"))),
+        ("", (True, True, None)),
+        ("access_log: on", (True, True, None)),
+        ("access_log: off", (False, False, None)),
+        ("access_log: {mode: off, path: /a, requests: on}", (False, False, Path("/a"))),
+        ("access_log: {path: /a}", (True, True, Path("/a"))),
+        ("access_log: {connections: off}", (False, True, None)),
+        ("access_log: {requests: off}", (True, False, None)),
+        ("access_log: {requests: off, connections: off}", (False, False, None)),
     ],
 )
 def test_access_log_is_a_mode_or_a_mapping(text: str, expected: tuple[object, ...]) -> None:
     found = parse(text).access_log
-    assert (found.mode, found.path) == expected
+    assert (found.writes_connections, found.writes_requests, found.path) == expected
+    assert found.writes == (found.writes_connections or found.writes_requests)
+    assert not found.query
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "outbound:\n  # routes: []\n"])
@@ -310,6 +321,8 @@ PORTS = "expected a port such as 5432 or a range such as 8000-8999"
         ("access_log: {path: ~/x}", "access_log.path: '~/x': expected a path without ~"),
         ("outbound: {control_socket: ~root/x}", "control_socket: '~root/x': expected a path"),
         ("access_log: maybe", "access_log: 'maybe': expected 'on' or 'off'"),
+        ("access_log: {requests: 1}", "access_log.requests: 1: expected 'on' or 'off'"),
+        ("access_log: {query: 1}", "access_log.query: 1: expected true or false"),
         (
             "acceleration: sometimes",
             "acceleration: 'sometimes': expected 'auto', 'off' or 'require'",

@@ -119,8 +119,8 @@ def test_states(query: str, open_: bool, closed: int) -> None:
     ("query", "expected"),
     [
         ("direction=sideways", "outbound or inbound"),
-        ("transport=", "unix, header, redirect or tproxy"),
-        ("action=RELAY", "relay, refuse or direct"),
+        ("transport=", "unix, header, redirect, tproxy or listener"),
+        ("action=RELAY", "relay, refuse, direct or requests"),
         ("path=x", "relay, local, full or direct"),
         ("source=10.0.0.1/8", "an address, a prefix"),
         ("destination=10.0.0.1:0", "an address, a prefix"),

@@ -342,7 +342,7 @@ def test_lines_that_nobody_takes_are_bounded_and_counted(make_plane: MakePlane) 
         for index in range(len(words)):
             words[index] = word
     plane = make_plane(workers=2)
-    assert lib.dp_log(plane.data._dp, texts) == 0
+    assert lib.dp_log(plane.data._dp, texts, lib.DP_LOG_CONNECTIONS) == 0
 
     def make_lines(count: int) -> None:
         before = plane.data.counters().closed
@@ -363,7 +363,7 @@ def test_lines_that_nobody_takes_are_bounded_and_counted(make_plane: MakePlane) 
     make_lines(2000)
     assert len(take_lines(plane)) == 2000
     assert len(taken) + plane.data.tallies().lines_dropped == count
-    lib.dp_log(plane.data._dp, ffi.NULL)
+    lib.dp_log(plane.data._dp, texts, 0)
 
 
 def _watched() -> list[int]:

@@ -6,20 +6,24 @@
 #include <stdbool.h>
 #include <time.h>
 
+#include "../../pysidecar/dataplane/api/json.c"
 #include "../../pysidecar/dataplane/api/log_line.c"
+#include "../../pysidecar/dataplane/api/request_line.c"
 
 #include "fuzz.h"
 
-enum { MAX_UNITS = 4 * MOSNHOOK_COMMAND_SIZE };
+enum { MAX_TEXT = DP_PATH_BYTES, MAX_UNITS = 4 * MAX_TEXT };
 
 static iconv_t utf16;
 static struct dp_log_texts texts = {
     .directions = {"outbound", "inbound"},
-    .transports = {"unix", "header", "redirect", "tproxy"},
-    .actions = {"relay", "refuse", "direct"},
+    .transports = {"unix", "header", "redirect", "tproxy", "listener"},
+    .actions = {"relay", "refuse", "direct", "requests"},
     .paths = {"relay", "local", "full", "direct"},
     .ends = {[2] = "refused", [31] = "the last"},
     .errnos = {[1] = "EPERM", [DP_ERRNOS - 1] = "ELAST"},
+    .protocols = {"tcp", "http", "bolt", "dubbo", "auto"},
+    .flags = {[DP_FLAG_TIMEOUT] = "timeout", [DP_FLAGS - 1] = "the last"},
 };
 
 int LLVMFuzzerInitialize(int *count, char ***arguments)
@@ -146,12 +150,13 @@ static size_t sequence(char *text, size_t left, uint16_t *units, size_t *count)
     return 0;
 }
 
-static size_t expected_units(const char *command, uint16_t *units)
+/* Of a text that ends with a NUL, or has `most` bytes. */
+static size_t expected_units(const char *padded, size_t most, uint16_t *units)
 {
-    char text[MOSNHOOK_COMMAND_SIZE + 1] = {0}, hex[5];
+    char text[MAX_TEXT + 1] = {0}, hex[5];
     size_t count = 0;
 
-    memcpy(text, command, MOSNHOOK_COMMAND_SIZE);
+    memcpy(text, padded, most);
     for (size_t i = 0, added; text[i]; count += added) {
         size_t length = sequence(text + i, strlen(text + i), units + count, &added);
 
@@ -166,11 +171,12 @@ static size_t expected_units(const char *command, uint16_t *units)
     return count;
 }
 
-static void check_command(const char **at, const char *command)
+static void check_text(const char **at, const char *key, const char *padded, size_t most)
 {
     uint16_t units[MAX_UNITS];
-    size_t count = expected_units(command, units);
+    size_t count = expected_units(padded, most, units);
 
+    expect(at, key);
     if (count == 0) {
         expect(at, "null");
         return;
@@ -232,6 +238,7 @@ static void check_who_and_where(const char **at, const struct dp_record *record)
     expect(at, "{\"time\": \"");
     check_time(at, record->opened_ns);
     expect(at, "\"");
+    expect_name(at, "type", "connection");
     expect_name(at, "direction", texts.directions[record->direction]);
     expect_name(at, "transport", texts.transports[record->transport]);
     expect(at, ", \"source\": ");
@@ -261,17 +268,83 @@ static void check_the_rest(const char **at, const struct dp_record *record)
     check_known(at, record->pid, record->pid != 0);
     expect(at, ", \"uid\": ");
     check_known(at, record->uid, record->uid != UINT32_MAX);
-    expect(at, ", \"process\": ");
-    check_command(at, record->command);
+    check_text(at, ", \"process\": ", record->command, sizeof record->command);
     expect(at, ", \"error\": ");
     check_error(at, record);
     expect(at, "}\n");
 }
 
-static void take_record(struct input *input, struct dp_record *record)
-{
-    uint8_t kind = take_u8(input);
+/* ---- the same of a request ---- */
 
+static void check_path(const char **at, const struct dp_request *request, bool query)
+{
+    char path[DP_PATH_BYTES + 1] = {0};
+
+    memcpy(path, request->path, DP_PATH_BYTES);
+    if (request->protocol == DP_HTTP1 && !query)
+        path[strcspn(path, "?")] = 0;
+    check_text(at, ", \"path\": ", path, DP_PATH_BYTES);
+}
+
+static void check_flags(const char **at, uint32_t flags)
+{
+    const char *before = "";
+
+    expect(at, ", \"flags\": [");
+    for (int flag = 0; flag < DP_FLAGS; flag++)
+        if (flags >> flag & 1 && texts.flags[flag]) {
+            expect(at, before);
+            expect(at, "\"");
+            expect(at, texts.flags[flag]);
+            expect(at, "\"");
+            before = ", ";
+        }
+    expect(at, "]");
+}
+
+static void check_whose(const char **at, const struct dp_request *request)
+{
+    expect(at, "{\"time\": \"");
+    check_time(at, request->began_ns);
+    expect(at, "\"");
+    expect_name(at, "type", "request");
+    expect_name(at, "protocol", texts.protocols[request->protocol]);
+    expect_name(at, "direction", texts.directions[request->direction]);
+    expect(at, ", \"source\": ");
+    check_address(at, &request->source);
+    expect(at, ", \"connection\": ");
+    CHECK(read_number(at) == request->connection);
+    check_text(at, ", \"service\": ", request->service, DP_SERVICE_BYTES);
+    check_text(at, ", \"method\": ", request->method, DP_METHOD_BYTES);
+}
+
+static void check_outcome(const char **at, const struct dp_request *request)
+{
+    expect(at, ", \"status\": ");
+    check_known(at, request->status, request->answered);
+    expect(at, ", \"upstream\": ");
+    check_address(at, &request->upstream);
+    expect(at, ", \"attempts\": ");
+    CHECK(read_number(at) == request->attempts);
+    expect(at, ", \"bytes_sent\": ");
+    CHECK(read_number(at) == request->bytes_sent);
+    expect(at, ", \"bytes_received\": ");
+    CHECK(read_number(at) == request->bytes_received);
+    expect(at, ", \"duration_ms\": ");
+    check_thousandths(at, request->duration_ns, 500, 1000);
+    expect(at, ", \"first_byte_ms\": ");
+    if (request->first_byte_ns)
+        check_thousandths(at, request->first_byte_ns, 500, 1000);
+    else
+        expect(at, "null");
+    check_flags(at, request->flags);
+    expect(at, "}\n");
+}
+
+/* ---- what is written ---- */
+
+static void take_record(struct input *input, uint8_t kind, struct dp_record *record)
+{
     take(input, record, sizeof *record);
     record->direction %= DP_DIRECTIONS;
     record->transport %= DP_TRANSPORTS;
@@ -286,24 +359,56 @@ static void take_record(struct input *input, struct dp_record *record)
         memset(record->upstream.ip + kind % 16, 0, 16 - kind % 16);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+/* The texts come last: an input that ends before them is a request without. */
+static void take_request(struct input *input, uint8_t kind, struct dp_request *request)
 {
-    struct input input = {data, size};
-    struct dp_record record;
-    char *line = malloc(DP_LOG_LINE_BYTES); /* so that ASan watches its end */
+    take(input, request, sizeof *request);
+    request->protocol %= DP_PROTOCOLS;
+    request->direction %= DP_DIRECTIONS;
+    request->flags &= (1u << DP_FLAGS) - 1;
+    if (kind & 2)
+        memcpy(request->source.ip, "\0\0\0\0\0\0\0\0\0\0\xff\xff", 12);
+    if (kind & 4)
+        request->protocol = DP_HTTP1;
+}
+
+static void check(struct input *input, char *line)
+{
+    uint8_t kind = take_u8(input);
     const char *at = line;
+    struct dp_record record;
+    struct dp_request request;
     size_t length;
 
-    CHECK(line);
-    take_record(&input, &record);
-    length = dp_log_line(&texts, &record, line);
+    if (kind & 8) {
+        take_request(input, kind, &request);
+        length = dp_request_line(&texts, &request, kind & 1, line);
+    } else {
+        take_record(input, kind, &record);
+        length = dp_log_line(&texts, &record, line);
+    }
     CHECK(length < DP_LOG_LINE_BYTES);
     line[length] = 0;
     for (size_t i = 0; i + 1 < length; i++)
         CHECK(line[i] >= ' ' && line[i] <= '~');
-    check_who_and_where(&at, &record);
-    check_the_rest(&at, &record);
+    if (kind & 8) {
+        check_whose(&at, &request);
+        check_path(&at, &request, kind & 1);
+        check_outcome(&at, &request);
+    } else {
+        check_who_and_where(&at, &record);
+        check_the_rest(&at, &record);
+    }
     CHECK(at == line + length);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct input input = {data, size};
+    char *line = malloc(DP_LOG_LINE_BYTES); /* so that ASan watches its end */
+
+    CHECK(line);
+    check(&input, line);
     free(line);
     return 0;
 }

@@ -70,6 +70,31 @@ static void test_the_oldest_are_overwritten_and_counted(void **state)
     ring_destroy(&ring);
 }
 
+static void test_the_latest_can_be_looked_at_without_taking_them(void **state)
+{
+    struct ring ring;
+    struct record records[KEPT];
+    uint64_t missed = 0;
+
+    (void)state;
+    assert_int_equal(ring_create(&ring, sizeof *records, KEPT), 0);
+    assert_int_equal(ring_latest(&ring, records, KEPT), 0);
+    write_up_to(&ring, 0, 3);
+    for (int again = 0; again < 2; again++) {
+        assert_int_equal(ring_latest(&ring, records, KEPT), 3);
+        assert_int_equal(records[0].number, 0);
+        assert_int_equal(records[2].number, 2);
+    }
+    assert_int_equal(ring_latest(&ring, records, 2), 2);
+    assert_int_equal(records[0].number, 1);
+    assert_int_equal(ring_take(&ring, records, KEPT, &missed), 3);
+    assert_int_equal(ring_latest(&ring, records, KEPT), 3);
+    write_up_to(&ring, 3, 2 * KEPT);
+    assert_int_equal(ring_latest(&ring, records, KEPT), KEPT - 1);
+    assert_int_equal(records[KEPT - 2].number, 2 * KEPT - 1);
+    ring_destroy(&ring);
+}
+
 static void *write_all(void *ring)
 {
     write_up_to(ring, 0, WRITTEN);
@@ -110,6 +135,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_each_record_is_taken_once_and_in_order),
         cmocka_unit_test(test_the_oldest_are_overwritten_and_counted),
+        cmocka_unit_test(test_the_latest_can_be_looked_at_without_taking_them),
         cmocka_unit_test(test_a_reader_beside_the_writer_sees_nothing_torn),
     };
 

@@ -37,6 +37,12 @@ static void closed(struct session *session)
     inbox_closed(session->worker->inbox, session);
 }
 
+static void request_ended(struct session *session, const struct dp_request *request,
+                          struct standing *standing, struct endpoint *endpoint)
+{
+    inbox_request_ended(session->worker->inbox, request, standing, endpoint);
+}
+
 /* Where the application cannot connect itself, `direct` is a relay, too. */
 static void arrived(struct session *session)
 {
@@ -60,6 +66,7 @@ static const struct session_handler handler = {
     .arrived = arrived,
     .asks = direct_ask,
     .let_go = sockmap_prepare,
+    .request_ended = request_ended,
     .flow_ops = sockmap_ops,
 };
 
@@ -425,19 +432,25 @@ void dp_read_tallies(struct dp *dp, struct dp_tallies *tallies)
     inboxes_read_tallies(&dp->inboxes, tallies);
 }
 
-static bool fits(const char *const *texts, size_t count)
+/* Whether all texts are shorter than `size`. */
+static bool fit(const char *const *texts, size_t count, size_t size)
 {
     for (size_t i = 0; i < count; i++)
-        if (texts[i] && strnlen(texts[i], DP_LOG_TEXT_BYTES) == DP_LOG_TEXT_BYTES)
+        if (texts[i] && strnlen(texts[i], size) == size)
             return false;
     return true;
 }
 
-int dp_log(struct dp *dp, const struct dp_log_texts *texts)
+int dp_log(struct dp *dp, const struct dp_log_texts *texts, uint32_t kinds)
 {
-    if (texts && !fits((const char *const *)texts, sizeof *texts / sizeof(char *)))
-        return -EINVAL; /* the struct consists of texts only */
-    atomic_store_explicit(&dp->inboxes.reports.texts, texts, memory_order_release);
+    struct reports *reports = &dp->inboxes.reports;
+
+    /* The struct consists of texts only. */
+    if (!fit((const char *const *)texts, sizeof *texts / sizeof(char *), DP_LOG_TEXT_BYTES) ||
+        !fit(texts->flags, DP_FLAGS, DP_LOG_FLAG_BYTES))
+        return -EINVAL;
+    atomic_store_explicit(&reports->texts, texts, memory_order_release);
+    atomic_store_explicit(&reports->kinds, kinds, memory_order_release);
     return 0;
 }
 
@@ -449,6 +462,71 @@ size_t dp_take_lines(struct dp *dp, char *buffer)
         taken += report_take_lines(&dp->threads[i].inbox.report, buffer + taken,
                                    DP_LOG_BLOCK_BYTES - taken);
     return taken;
+}
+
+/* ---- requests ---- */
+
+typedef int compare(const void *one, const void *other);
+
+static int by_end(const void *one, const void *other)
+{
+    const struct dp_request *a = one, *b = other;
+    uint64_t a_ended = a->began_ns + a->duration_ns, b_ended = b->began_ns + b->duration_ns;
+
+    return (a_ended < b_ended) - (a_ended > b_ended);
+}
+
+static int by_duration(const void *one, const void *other)
+{
+    const struct dp_request *a = one, *b = other;
+
+    return (a->duration_ns < b->duration_ns) - (a->duration_ns > b->duration_ns);
+}
+
+/* Stores the first of them, and frees all. */
+static size_t give_first(struct dp_request *found, size_t count, compare *order,
+                         struct dp_request *requests, size_t max)
+{
+    qsort(found, count, sizeof *found, order);
+    if (count > max)
+        count = max;
+    memcpy(requests, found, count * sizeof *found);
+    free(found);
+    return count;
+}
+
+size_t dp_recent_requests(struct dp *dp, struct dp_request *requests, size_t max)
+{
+    struct dp_request *found;
+    size_t of_each = max < RECENT_REQUESTS ? max : RECENT_REQUESTS, count = 0;
+
+    found = calloc(dp->worker_count * of_each + 1, sizeof *found);
+    if (!found)
+        return 0;
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        count += requests_recent(&dp->threads[i].inbox.requests, found + count, of_each);
+    return give_first(found, count, by_end, requests, max);
+}
+
+size_t dp_slowest_requests(struct dp *dp, struct dp_request *requests, size_t max)
+{
+    uint64_t since_ns = clock_ns(CLOCK_REALTIME) - SLOW_FOR_NS;
+    struct dp_request *found;
+    size_t count = 0;
+
+    found = calloc(dp->worker_count * SLOW_REQUESTS, sizeof *found);
+    if (!found)
+        return 0;
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        count += requests_slowest(&dp->threads[i].inbox.requests, since_ns, found + count);
+    return give_first(found, count, by_duration, requests, max);
+}
+
+void dp_read_unserved(struct dp *dp, struct dp_tally *tally)
+{
+    memset(tally, 0, sizeof *tally);
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        tally_add(&dp->threads[i].inbox.requests.unserved, tally);
 }
 
 /* ---- trace ---- */

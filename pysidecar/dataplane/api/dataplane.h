@@ -23,8 +23,10 @@ enum {
     DP_ENDS = 32, /* room for enum dp_end */
     DP_ERRNOS = 256,
     DP_DURATION_BOUNDS = 11,
+    DP_REQUEST_BOUNDS = 16,
     DP_LOG_TEXT_BYTES = 96,   /* of a text of struct dp_log_texts, with its NUL */
-    DP_LOG_LINE_BYTES = 2048, /* more than the longest line has */
+    DP_LOG_FLAG_BYTES = 32,   /* of its flags, of which a line may have several */
+    DP_LOG_LINE_BYTES = 4096, /* more than the longest line has */
     DP_LOG_BLOCK_BYTES = 256 * 1024,
 };
 
@@ -93,6 +95,25 @@ struct dp_tallies {
 
 extern const uint64_t dp_duration_bounds_ns[DP_DURATION_BOUNDS];
 
+/* Sums of requests that ended, unless it says otherwise. */
+struct dp_tally {
+    uint64_t active; /* under way now */
+    uint64_t statuses[DP_STATUS_CLASSES];
+    uint64_t flags[DP_FLAGS]; /* by enum dp_flag */
+    /* With a flag that is a failure, DP_FLAG_SERVICE_ERROR, or an answer of class 5. */
+    uint64_t failures;
+    uint64_t attempts; /* may be more than requests */
+    uint64_t bytes[2]; /* sent, received */
+    /* By status class: how many took no longer than each of dp_request_bounds_ns, but longer than
+     * the bound before; the last one counts those beyond all bounds. */
+    uint64_t durations[DP_STATUS_CLASSES][DP_REQUEST_BOUNDS + 1];
+    uint64_t duration_us[DP_STATUS_CLASSES]; /* sums of all durations */
+    uint64_t connections;                    /* upstream connections open now */
+    uint64_t pending;                        /* requests that wait for one now */
+};
+
+extern const uint64_t dp_request_bounds_ns[DP_REQUEST_BOUNDS];
+
 /* The words of the access log, escaped for a JSON string where necessary. */
 struct dp_log_texts {
     const char *directions[DP_DIRECTIONS];
@@ -101,6 +122,15 @@ struct dp_log_texts {
     const char *paths[DP_PATHS];
     const char *ends[DP_ENDS];     /* NULL: no error */
     const char *errnos[DP_ERRNOS]; /* NULL: it has no name */
+    const char *protocols[DP_PROTOCOLS];
+    const char *flags[DP_FLAGS];
+};
+
+/* What lines there are in the access log. */
+enum dp_log {
+    DP_LOG_CONNECTIONS = 1,
+    DP_LOG_REQUESTS = 2,
+    DP_LOG_QUERIES = 4, /* requests with the query of their path */
 };
 
 struct dp;
@@ -179,9 +209,10 @@ size_t dp_take_closed(struct dp *dp, struct dp_record *records, size_t max);
 
 void dp_read_tallies(struct dp *dp, struct dp_tallies *tallies);
 
-/* From here on a line is written for each connection that closes, or none if `texts` is NULL. The
- * texts must stay until dp_destroy. 0 or -errno (-EINVAL: one is too long). */
-int dp_log(struct dp *dp, const struct dp_log_texts *texts);
+/* From here on a line is written for each connection that closes and each request that ends, as
+ * `kinds` (of enum dp_log) says. The texts must stay until dp_destroy. 0 or -errno (-EINVAL: one is
+ * too long). */
+int dp_log(struct dp *dp, const struct dp_log_texts *texts, uint32_t kinds);
 
 /* Stores whole lines in a buffer of DP_LOG_BLOCK_BYTES. Returns the number of bytes; 0 when there
  * are no more. */
@@ -190,6 +221,19 @@ size_t dp_take_lines(struct dp *dp, char *buffer);
 /* Writes the line of one connection, with its newline, at most DP_LOG_LINE_BYTES. Returns its
  * length. */
 size_t dp_log_line(const struct dp_log_texts *texts, const struct dp_record *record, char *line);
+/* The same of one request; with `query`, its path has its query. */
+size_t dp_request_line(const struct dp_log_texts *texts, const struct dp_request *request,
+                       int query, char *line);
+
+/* Stores at most `max` of the latest requests that ended, the latest first: each worker keeps
+ * 1,023. Returns their number. */
+size_t dp_recent_requests(struct dp *dp, struct dp_request *requests, size_t max);
+/* Stores at most `max` of the slowest of the last five minutes, the slowest first: each worker
+ * keeps 32 of each minute. Those that became tunnels are left out. Returns their number. */
+size_t dp_slowest_requests(struct dp *dp, struct dp_request *requests, size_t max);
+
+/* Sums of the requests that reached no service. */
+void dp_read_unserved(struct dp *dp, struct dp_tally *tally);
 
 /* The stations of trace events. */
 extern const struct dp_trace_station dp_trace_stations[];

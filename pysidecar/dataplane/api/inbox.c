@@ -1,6 +1,7 @@
 #include "api/inbox.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -63,13 +64,16 @@ int inbox_open(struct inbox *inbox, struct inboxes *all, unsigned index)
     inbox->all = all;
     inbox->index = index;
     pthread_mutex_init(&inbox->lock, NULL);
-    return report_create(&inbox->report, &all->reports, KEPT_RECORDS);
+    return requests_create(&inbox->requests) == 0
+               ? report_create(&inbox->report, &all->reports, KEPT_RECORDS)
+               : -ENOMEM;
 }
 
 void inbox_close(struct inbox *inbox)
 {
     assert(!inbox->live);
     report_destroy(&inbox->report);
+    requests_destroy(&inbox->requests);
     pthread_mutex_destroy(&inbox->lock);
 }
 
@@ -98,6 +102,13 @@ void inbox_closed(struct inbox *inbox, const struct session *session)
 
     describe(session, SESSION_CLOSED, 0, &record);
     report_closed(&inbox->report, &record);
+}
+
+void inbox_request_ended(struct inbox *inbox, const struct dp_request *request,
+                         struct standing *standing, struct endpoint *endpoint)
+{
+    requests_ended(&inbox->requests, inbox->index, request, standing, endpoint);
+    report_request(&inbox->report, request);
 }
 
 /* The lock is taken. */

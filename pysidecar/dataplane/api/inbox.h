@@ -1,5 +1,5 @@
 /* What the control thread learns of a worker's sessions: those that are open, and reports of those
- * that closed.
+ * that closed, and of their requests.
  *
  * An opened session is pushed to a stack. Under the inbox's lock it moves from there to the list,
  * and leaves that when it is freed. The control thread waits for the lock; the worker never does,
@@ -10,6 +10,7 @@
 #include <pthread.h>
 
 #include "api/report.h"
+#include "api/requests.h"
 #include "intercept/session.h"
 
 /* A worker's. */
@@ -17,6 +18,7 @@ struct inbox {
     struct inboxes *all;
     unsigned index;
     struct report report;
+    struct requests requests;
     _Atomic(struct session *) opened;
     pthread_mutex_t lock;
     struct session *live; /* under the lock */
@@ -39,6 +41,8 @@ void inbox_close(struct inbox *inbox);
 void inbox_opened(struct inbox *inbox, struct session *session);
 void inbox_decided(struct inbox *inbox, struct session *session, enum dp_action action);
 void inbox_closed(struct inbox *inbox, const struct session *session);
+void inbox_request_ended(struct inbox *inbox, const struct dp_request *request,
+                         struct standing *standing, struct endpoint *endpoint);
 /* At the end of a turn: tells the control thread what is new, and frees what closed. */
 void inbox_end_turn(struct inbox *inbox, struct worker *worker);
 

@@ -1,307 +1,23 @@
 /* Writes a line of the access log: what json.dumps() makes of describe_connection() in
  * access_log.py. */
-#include <math.h>
-#include <stdbool.h>
-#include <string.h>
-
 #include "api/dataplane.h"
-
-static char *put(char *at, const char *text)
-{
-    return stpcpy(at, text);
-}
-
-static char *put_number(char *at, uint64_t number)
-{
-    char digits[20];
-    size_t count = 0;
-
-    do
-        digits[count++] = (char)('0' + number % 10);
-    while (number /= 10);
-    while (count > 0)
-        *at++ = digits[--count];
-    return at;
-}
-
-/* With leading zeros. */
-static char *put_digits(char *at, unsigned number, int digits)
-{
-    for (int i = digits - 1; i >= 0; i--, number /= 10)
-        at[i] = (char)('0' + number % 10);
-    return at + digits;
-}
-
-static char *put_hex(char *at, unsigned number, int digits)
-{
-    for (int i = digits - 1; i >= 0; i--, number /= 16)
-        at[i] = "0123456789abcdef"[number % 16];
-    return at + digits;
-}
-
-/* As Python writes a float: at least one digit after the point, and no trailing zeros. */
-static char *put_thousandths(char *at, uint64_t number)
-{
-    at = put_number(at, number / 1000);
-    *at++ = '.';
-    at = put_digits(at, (unsigned)(number % 1000), 3);
-    for (int i = 0; i < 2 && at[-1] == '0'; i++)
-        at--;
-    return at;
-}
-
-static char *put_name(char *at, const char *key, const char *name)
-{
-    at = put(put(put(at, key), "\""), name);
-    *at++ = '"';
-    return at;
-}
-
-/* ---- when ---- */
-
-/* Milliseconds since 1970, truncated, as Python has them: from a float of seconds, rounded to
- * microseconds, half to even. */
-static uint64_t milliseconds(uint64_t ns)
-{
-    double time = (double)ns / 1e9;
-    uint64_t seconds = (uint64_t)time;
-    double micros = (time - (double)seconds) * 1e6;
-    uint64_t whole = (uint64_t)micros;
-    double rest = micros - (double)whole;
-
-    if (rest > 0.5 || (rest == 0.5 && whole % 2 == 1))
-        whole++;
-    return seconds * 1000 + whole / 1000;
-}
-
-/* The date of a day since 1970. Counts years from March, so that the leap day is the last one. */
-static char *put_date(char *at, uint64_t days)
-{
-    uint64_t shifted = days + 719468, era = shifted / 146097; /* since March of the year 0 */
-    unsigned day = (unsigned)(shifted % 146097);
-    unsigned year = (day - day / 1460 + day / 36524 - day / 146096) / 365; /* of the era */
-    unsigned month;
-
-    day -= 365 * year + year / 4 - year / 100;
-    month = (5 * day + 2) / 153; /* 0: March */
-    at = put_digits(at, (unsigned)(era * 400) + year + (month >= 10), 4);
-    *at++ = '-';
-    at = put_digits(at, month < 10 ? month + 3 : month - 9, 2);
-    *at++ = '-';
-    return put_digits(at, day - (153 * month + 2) / 5 + 1, 2);
-}
-
-static char *put_time(char *at, uint64_t ns)
-{
-    uint64_t ms = milliseconds(ns), seconds = ms / 1000;
-    unsigned of_day = (unsigned)(seconds % 86400);
-
-    at = put_date(at, seconds / 86400);
-    *at++ = 'T';
-    at = put_digits(at, of_day / 3600, 2);
-    *at++ = ':';
-    at = put_digits(at, of_day / 60 % 60, 2);
-    *at++ = ':';
-    at = put_digits(at, of_day % 60, 2);
-    *at++ = '.';
-    at = put_digits(at, (unsigned)(ms % 1000), 3);
-    *at++ = 'Z';
-    return at;
-}
-
-/* As Python rounds a float of milliseconds to three digits, half to even: with the nanoseconds
- * right in the middle, it depends on which side of it the float is. */
-static uint64_t microseconds(uint64_t ns)
-{
-    double off;
-
-    if (ns % 1000 != 500)
-        return ns / 1000 + (ns % 1000 > 500);
-    off = fma((double)ns / 1e6, 1e6, -(double)ns);
-    return ns / 1000 + (off > 0 || (off == 0 && ns / 1000 % 2 == 1));
-}
-
-/* ---- where ---- */
-
-static char *put_ipv4(char *at, const uint8_t *ip)
-{
-    for (int i = 0; i < 4; i++) {
-        if (i > 0)
-            *at++ = '.';
-        at = put_number(at, ip[i]);
-    }
-    return at;
-}
-
-/* Finds the first of the longest runs of more than one zero group. Returns its length. */
-static int longest_zeros(const unsigned *groups, int *start)
-{
-    int longest = 1;
-
-    for (int i = 0, run = 0; i < 8; i++) {
-        run = groups[i] == 0 ? run + 1 : 0;
-        if (run > longest) {
-            longest = run;
-            *start = i - run + 1;
-        }
-    }
-    return longest > 1 ? longest : 0;
-}
-
-/* By RFC 5952, never with the dotted quad at the end that inet_ntop() makes of some. */
-static char *put_ipv6(char *at, const uint8_t *ip)
-{
-    unsigned groups[8];
-    int start = 8, zeros;
-
-    for (int i = 0; i < 8; i++)
-        groups[i] = (unsigned)ip[2 * i] << 8 | ip[2 * i + 1];
-    zeros = longest_zeros(groups, &start);
-    for (int i = 0; i < 8; i++) {
-        if (i == start) {
-            at = put(at, "::");
-            i += zeros - 1;
-            continue;
-        }
-        if (i > 0 && i != start + zeros)
-            *at++ = ':';
-        at = put_hex(at, groups[i],
-                     groups[i] > 0xfff  ? 4
-                     : groups[i] > 0xff ? 3
-                     : groups[i] > 0xf  ? 2
-                                        : 1);
-    }
-    return at;
-}
-
-static char *put_host(char *at, const struct mosnhook_address *address)
-{
-    static const uint8_t v4_mapped[12] = {[10] = 0xff, [11] = 0xff};
-
-    if (memcmp(address->ip, v4_mapped, sizeof v4_mapped) == 0)
-        return put_ipv4(at, address->ip + sizeof v4_mapped);
-    *at++ = '[';
-    at = put_ipv6(at, address->ip);
-    if (address->scope_id) {
-        *at++ = '%';
-        at = put_number(at, address->scope_id);
-    }
-    *at++ = ']';
-    return at;
-}
-
-static char *put_address(char *at, const char *key, const struct mosnhook_address *address)
-{
-    static const uint8_t none[16];
-
-    at = put(at, key);
-    if (address->port == 0 && memcmp(address->ip, none, sizeof none) == 0)
-        return put(at, "null");
-    *at++ = '"';
-    at = put_host(at, address);
-    *at++ = ':';
-    at = put_number(at, address->port);
-    *at++ = '"';
-    return at;
-}
-
-/* ---- who ---- */
-
-/* The length of the UTF-8 sequence at `text`, and its code point. 0 if it is none. */
-static size_t decode(const uint8_t *text, size_t left, uint32_t *code)
-{
-    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000}; /* by length */
-    size_t length = text[0] < 0x80         ? 1
-                    : text[0] >> 5 == 0x06 ? 2
-                    : text[0] >> 4 == 0x0e ? 3
-                    : text[0] >> 3 == 0x1e ? 4
-                                           : 0;
-
-    if (length == 0 || length > left)
-        return 0;
-    *code = length == 1 ? text[0] : text[0] & 0x7fu >> length;
-    for (size_t i = 1; i < length; i++) {
-        if (text[i] >> 6 != 2)
-            return 0;
-        *code = *code << 6 | (text[i] & 0x3fu);
-    }
-    if (*code < least[length] || *code > 0x10ffff || *code >> 11 == 0xd800 >> 11)
-        return 0;
-    return length;
-}
-
-static char *put_unit(char *at, uint32_t unit)
-{
-    return put_hex(put(at, "\\u"), unit, 4);
-}
-
-/* In ASCII: controls and changes of the direction of writing reach no terminal. */
-static char *put_escaped(char *at, uint32_t code)
-{
-    static const char plain[] = "\"\\\b\f\n\r\t", escaped[] = "\"\\bfnrt";
-    const char *found = code > 0 && code < 0x80 ? strchr(plain, (int)code) : NULL;
-
-    if (found) {
-        *at++ = '\\';
-        *at++ = escaped[found - plain];
-        return at;
-    }
-    if (code >= 0x20 && code < 0x7f) {
-        *at++ = (char)code;
-        return at;
-    }
-    if (code < 0x10000)
-        return put_unit(at, code);
-    code -= 0x10000;
-    return put_unit(put_unit(at, 0xd800 | code >> 10), 0xdc00 | (code & 0x3ff));
-}
-
-/* What is no UTF-8 becomes the text \xNN. */
-static char *put_command(char *at, const char *command)
-{
-    size_t length = strnlen(command, MOSNHOOK_COMMAND_SIZE);
-
-    if (length == 0)
-        return put(at, "null");
-    *at++ = '"';
-    for (size_t i = 0, size; i < length; i += size) {
-        uint32_t code;
-
-        size = decode((const uint8_t *)command + i, length - i, &code);
-        if (size > 0) {
-            at = put_escaped(at, code);
-            continue;
-        }
-        size = 1;
-        at = put_hex(put(at, "\\\\x"), (uint8_t)command[i], 2);
-    }
-    *at++ = '"';
-    return at;
-}
-
-static char *put_known(char *at, const char *key, uint64_t number, bool known)
-{
-    at = put(at, key);
-    return known ? put_number(at, number) : put(at, "null");
-}
-
-/* ---- why it ended ---- */
+#include "api/json.h"
 
 static char *put_error(char *at, const struct dp_log_texts *texts, const struct dp_record *record)
 {
     int32_t error = record->error;
 
     if (!texts->ends[record->end])
-        return put(at, "null");
-    at = put_name(at, "", texts->ends[record->end]);
+        return json_put(at, "null");
+    at = json_name(at, "", texts->ends[record->end]);
     if (error == 0)
         return at;
-    at = put(at - 1, ": ");
+    at = json_put(at - 1, ": ");
     if (error > 0 && error < DP_ERRNOS && texts->errnos[error])
-        at = put(at, texts->errnos[error]);
+        at = json_put(at, texts->errnos[error]);
     else
-        at = put_number(error < 0 ? put(at, "-") : at,
-                        error < 0 ? -(uint64_t)error : (uint64_t)error);
+        at = json_number(error < 0 ? json_put(at, "-") : at,
+                         error < 0 ? -(uint64_t)error : (uint64_t)error);
     *at++ = '"';
     return at;
 }
@@ -310,23 +26,25 @@ size_t dp_log_line(const struct dp_log_texts *texts, const struct dp_record *rec
 {
     char *at = line;
 
-    at = put_time(put(at, "{\"time\": \""), record->opened_ns);
-    at = put_name(at, "\", \"direction\": ", texts->directions[record->direction]);
-    at = put_name(at, ", \"transport\": ", texts->transports[record->transport]);
-    at = put_address(at, ", \"source\": ", &record->source);
-    at = put_address(at, ", \"original_destination\": ", &record->original_destination);
-    at = put_address(at, ", \"upstream\": ", &record->upstream);
-    at = put_name(at, ", \"action\": ", texts->actions[record->action]);
-    at = put_name(at, ", \"path\": ", texts->paths[record->path]);
-    at = put_number(put(at, ", \"bytes_sent\": "), record->bytes_sent);
-    at = put_number(put(at, ", \"bytes_received\": "), record->bytes_received);
-    at = put(at, ", \"rtt_ms\": ");
-    at = record->rtt_us ? put_thousandths(at, record->rtt_us) : put(at, "null");
-    at = put_thousandths(put(at, ", \"duration_ms\": "), microseconds(record->duration_ns));
-    at = put_known(at, ", \"pid\": ", record->pid, record->pid != 0);
-    at = put_known(at, ", \"uid\": ", record->uid, record->uid != UINT32_MAX);
-    at = put_command(put(at, ", \"process\": "), record->command);
-    at = put_error(put(at, ", \"error\": "), texts, record);
-    at = put(at, "}\n");
+    at = json_time(json_put(at, "{\"time\": \""), record->opened_ns);
+    at = json_put(at, "\", \"type\": \"connection\"");
+    at = json_name(at, ", \"direction\": ", texts->directions[record->direction]);
+    at = json_name(at, ", \"transport\": ", texts->transports[record->transport]);
+    at = json_address(at, ", \"source\": ", &record->source);
+    at = json_address(at, ", \"original_destination\": ", &record->original_destination);
+    at = json_address(at, ", \"upstream\": ", &record->upstream);
+    at = json_name(at, ", \"action\": ", texts->actions[record->action]);
+    at = json_name(at, ", \"path\": ", texts->paths[record->path]);
+    at = json_number(json_put(at, ", \"bytes_sent\": "), record->bytes_sent);
+    at = json_number(json_put(at, ", \"bytes_received\": "), record->bytes_received);
+    at = json_put(at, ", \"rtt_ms\": ");
+    at = record->rtt_us ? json_thousandths(at, record->rtt_us) : json_put(at, "null");
+    at = json_milliseconds(json_put(at, ", \"duration_ms\": "), record->duration_ns);
+    at = json_known(at, ", \"pid\": ", record->pid, record->pid != 0);
+    at = json_known(at, ", \"uid\": ", record->uid, record->uid != UINT32_MAX);
+    at = json_text(at, ", \"process\": ", record->command,
+                   strnlen(record->command, sizeof record->command));
+    at = put_error(json_put(at, ", \"error\": "), texts, record);
+    at = json_put(at, "}\n");
     return (size_t)(at - line);
 }

@@ -149,19 +149,43 @@ static struct log_chunk *chunk_with_room(struct report *report)
     return chunk;
 }
 
-static void write_line(struct report *report, const struct dp_log_texts *texts,
-                       const struct dp_record *record)
+/* Where a line may be written; NULL: there is no room, and it is dropped. */
+static char *begin_line(struct report *report)
 {
     struct log_chunk *chunk = chunk_with_room(report);
-    size_t filled;
 
     if (!chunk) {
         counter_add(&report->tallies.lines_dropped, 1);
-        return;
+        return NULL;
     }
-    filled = atomic_load_explicit(&chunk->filled, memory_order_relaxed);
-    filled += dp_log_line(texts, record, chunk->lines + filled);
-    atomic_store_explicit(&chunk->filled, filled, memory_order_release);
+    return chunk->lines + atomic_load_explicit(&chunk->filled, memory_order_relaxed);
+}
+
+static void end_line(struct report *report, size_t size)
+{
+    atomic_size_t *filled = &report->newest->filled;
+
+    atomic_store_explicit(filled, atomic_load_explicit(filled, memory_order_relaxed) + size,
+                          memory_order_release);
+    report->news = true;
+}
+
+/* NULL: there are no lines of that kind. */
+static const struct dp_log_texts *texts_for(struct reports *reports, enum dp_log kind)
+{
+    if (!(atomic_load_explicit(&reports->kinds, memory_order_acquire) & kind))
+        return NULL;
+    return atomic_load_explicit(&reports->texts, memory_order_acquire);
+}
+
+void report_request(struct report *report, const struct dp_request *request)
+{
+    const struct dp_log_texts *texts = texts_for(report->shared, DP_LOG_REQUESTS);
+    char *line = texts ? begin_line(report) : NULL;
+
+    if (line)
+        end_line(report, dp_request_line(texts, request,
+                                         texts_for(report->shared, DP_LOG_QUERIES) != NULL, line));
 }
 
 size_t report_take_lines(struct report *report, char *buffer, size_t size)
@@ -193,12 +217,12 @@ size_t report_take_lines(struct report *report, char *buffer, size_t size)
 
 void report_closed(struct report *report, const struct dp_record *record)
 {
-    const struct dp_log_texts *texts =
-        atomic_load_explicit(&report->shared->texts, memory_order_acquire);
+    const struct dp_log_texts *texts = texts_for(report->shared, DP_LOG_CONNECTIONS);
+    char *line = texts ? begin_line(report) : NULL;
 
     count_closed(&report->tallies, record);
-    if (texts)
-        write_line(report, texts, record);
+    if (line)
+        end_line(report, dp_log_line(texts, record, line));
     ring_write(&report->records, record);
     report->news = true;
 }

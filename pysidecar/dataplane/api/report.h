@@ -1,5 +1,5 @@
 /* What workers tell the control thread of their connections: sums for the metrics, the latest
- * records, and the lines of the access log.
+ * records, and the lines of the access log. (Of requests: the lines; see api/requests.h.)
  *
  * Each worker writes its own report and reads nobody else's; the control thread reads all of them.
  * Neither waits for the other. What the control thread does not fetch in time is bounded: the
@@ -29,7 +29,8 @@ struct log_chunk;
 
 /* What the reports of all workers share. */
 struct reports {
-    _Atomic(const struct dp_log_texts *) texts; /* NULL: no log is written */
+    _Atomic(const struct dp_log_texts *) texts; /* once there is a kind */
+    atomic_uint kinds;                          /* of lines that are written: enum dp_log */
     atomic_uint chunks;                         /* of lines, in all reports */
     atomic_bool announced;                      /* the control thread knows that there is news */
     int event;                                  /* eventfd */
@@ -62,6 +63,8 @@ void report_action(struct report *report, uint32_t direction, uint32_t transport
                    enum dp_action before, enum dp_action now);
 /* A connection ended. Whoever sees it counted in report_count_closed can take its record. */
 void report_closed(struct report *report, const struct dp_record *record);
+/* Writes the line of a request, if there are such lines. */
+void report_request(struct report *report, const struct dp_request *request);
 /* Wakes the control thread if there is news since the last call. */
 void report_announce(struct report *report);
 

@@ -86,3 +86,18 @@ size_t ring_take(struct ring *ring, void *records, size_t max, uint64_t *missed)
             ++*missed;
     return stored;
 }
+
+size_t ring_latest(const struct ring *ring, void *records, size_t max)
+{
+    size_t size = ring->record_words * sizeof(uint64_t), stored = 0;
+    uint64_t written = ring_written(ring), count = written;
+
+    if (count > ring->mask)
+        count = ring->mask; /* the writer may be about to write where the oldest one is */
+    if (count > max)
+        count = max;
+    for (uint64_t number = written - count; number < written; number++)
+        if (read_record(ring, number, (char *)records + stored * size))
+            stored++;
+    return stored;
+}

@@ -29,5 +29,8 @@ void ring_skip(struct ring *ring);
 /* Stores records that were not taken yet, at most `max`. Returns how many; adds the number of
  * overwritten ones to `*missed`. */
 size_t ring_take(struct ring *ring, void *records, size_t max, uint64_t *missed);
+/* Stores the latest records, at most `max`, taken or not, the oldest first. Returns how many. For
+ * any thread. */
+size_t ring_latest(const struct ring *ring, void *records, size_t max);
 
 #endif
