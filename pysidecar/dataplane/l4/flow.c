@@ -186,15 +186,27 @@ static void set_splicing(struct tunnel *tunnel, int from, bool on)
     flow->streak = 0;
 }
 
+uint8_t *flow_hold(struct tunnel *tunnel, int from, size_t size)
+{
+    struct chunk *chunk = malloc(sizeof *chunk + size);
+
+    if (!chunk)
+        return NULL;
+    counter_add(&tunnel_worker(tunnel)->counters.buffers, 1);
+    *chunk = (struct chunk){.end = (uint32_t)size};
+    tunnel->flow[from].chunk = chunk;
+    return chunk->data;
+}
+
 /* Sends what was read to the scratch memory, and keeps the rest. False when the flow cannot go on.
  */
 static bool pass_on(struct tunnel *tunnel, int from, size_t count, int flags,
                     enum progress *progress)
 {
     struct worker *worker = tunnel_worker(tunnel);
-    struct flow *flow = &tunnel->flow[from];
     struct channel *to = tunnel_side(tunnel, !from);
     ssize_t sent = to->transport->write(to, worker->scratch, count, flags);
+    uint8_t *kept;
     size_t left;
 
     if (sent < 0 && errno != EAGAIN && errno != EINTR) {
@@ -208,16 +220,13 @@ static bool pass_on(struct tunnel *tunnel, int from, size_t count, int flags,
     left = count - (size_t)sent;
     if (left == 0)
         return true;
-    flow->chunk = malloc(sizeof *flow->chunk + left);
-    if (!flow->chunk) {
+    kept = flow_hold(tunnel, from, left);
+    if (!kept) {
         *progress = PROGRESS_LOST;
         return false;
     }
-    counter_add(&worker->counters.buffers, 1);
-    flow->chunk->start = 0;
-    flow->chunk->end = (uint32_t)left;
-    flow->chunk->flags = flags;
-    memcpy(flow->chunk->data, worker->scratch + sent, left);
+    tunnel->flow[from].chunk->flags = flags;
+    memcpy(kept, worker->scratch + sent, left);
     hold_back(tunnel, from, left);
     *progress = PROGRESS_BLOCKED;
     return false;

@@ -76,6 +76,8 @@ enum progress flow_run(struct tunnel *tunnel, int from, bool pass_end);
 enum progress flow_side_failed(struct tunnel *tunnel, int side, int error);
 /* Accounts bytes that were forwarded. */
 void flow_count(struct tunnel *tunnel, int from, size_t bytes);
+/* Room for bytes that the flow passes on before it reads, once. NULL when out of memory. */
+uint8_t *flow_hold(struct tunnel *tunnel, int from, size_t size);
 /* Frees the flow's buffers. */
 void flow_release(struct tunnel *tunnel, int from);
 

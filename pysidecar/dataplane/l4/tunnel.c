@@ -129,7 +129,8 @@ static void tunnel_completed(struct session *session)
     session->downstream.changed = downstream_changed;
     tunnel->upstream.changed = upstream_changed;
     tunnel_tick_in(tunnel, timeout_of(&worker->timeouts->idle_ms));
-    session_enter(session, SESSION_SERVED);
+    if (session_state(session) != SESSION_SERVED)
+        session_enter(session, SESSION_SERVED);
     tunnel_run(tunnel);
 }
 
@@ -168,6 +169,15 @@ static const struct serving tunnel_serving = {
     .close = tunnel_close,
 };
 
+/* An application whose connect has succeeded finds its connection reset. */
+static void give_up(struct session *session, enum dp_end end, int error)
+{
+    if (session_state(session) == SESSION_SERVED)
+        session_close(session, end, error);
+    else
+        session_refuse(session, end, error);
+}
+
 /* `fd`: see struct connector. */
 static void connector_done(struct connector *connector, int fd)
 {
@@ -184,15 +194,49 @@ static void connector_done(struct connector *connector, int fd)
         if (channel_watch(&session->worker->loop, &tunnel->upstream) < 0)
             fd = -ENOMEM;
     }
-    if (fd >= 0)
-        session->ops->complete(session);
+    if (fd < 0)
+        give_up(session, connector_end(-fd), -fd);
+    else if (session_state(session) == SESSION_SERVED)
+        tunnel_completed(session);
     else
-        session_refuse(session, connector_end(-fd), -fd);
+        session->ops->complete(session);
+}
+
+struct tunnel *tunnel_create(struct session *session)
+{
+    struct tunnel *tunnel = calloc(1, sizeof *tunnel);
+
+    if (!tunnel)
+        return NULL;
+    tunnel->session = session;
+    channel_init(&tunnel->upstream);
+    return tunnel;
+}
+
+void tunnel_free(struct tunnel *tunnel)
+{
+    flow_release(tunnel, DOWNSTREAM);
+    flow_release(tunnel, UPSTREAM);
+    free(tunnel);
+}
+
+void tunnel_adopt(struct tunnel *tunnel, int fd)
+{
+    struct session *session = tunnel->session;
+
+    session->served = tunnel;
+    session->serving = &tunnel_serving;
+    tunnel->upstream.watch.fd = fd;
+    tunnel->upstream.writable = true;
+    if (channel_watch(&session->worker->loop, &tunnel->upstream) < 0)
+        session_close(session, DP_END_NO_RESOURCES, ENOMEM);
+    else
+        tunnel_completed(session);
 }
 
 void tunnel_start(struct session *session, const struct choice *choice)
 {
-    struct tunnel *tunnel = calloc(1, sizeof *tunnel);
+    struct tunnel *tunnel = tunnel_create(session);
     struct attempt *attempt = calloc(1, sizeof *attempt);
 
     if (!tunnel || !attempt) {
@@ -201,12 +245,13 @@ void tunnel_start(struct session *session, const struct choice *choice)
         free(tunnel);
         free(attempt);
         choice_release(&unused);
-        session_refuse(session, DP_END_NO_RESOURCES, ENOMEM);
+        session->serving = NULL;
+        give_up(session, DP_END_NO_RESOURCES, ENOMEM);
         return;
     }
-    tunnel->session = session;
+    if (session_state(session) == SESSION_SERVED)
+        session_downstream_waits(session);
     tunnel->attempt = attempt;
-    channel_init(&tunnel->upstream);
     session->served = tunnel;
     session->serving = &tunnel_serving;
     attempt->tunnel = tunnel;

@@ -25,8 +25,15 @@ struct tunnel {
     uint8_t last_read; /* the side: DOWNSTREAM or UPSTREAM */
 };
 
-/* Connects the upstream of a session that has arrived. */
+/* Connects the upstream of a session that has arrived, or is served already. */
 void tunnel_start(struct session *session, const struct choice *choice);
+/* For a session that is served, and has its upstream: one that is not its own yet. NULL when out of
+ * memory. The caller may give its flows what they pass on first, see flow_hold. */
+struct tunnel *tunnel_create(struct session *session);
+/* Such a one serves the session from here on. Takes over the descriptor of the upstream. */
+void tunnel_adopt(struct tunnel *tunnel, int fd);
+/* Or it does not. */
+void tunnel_free(struct tunnel *tunnel);
 /* Calls ops->tick in so many ms. */
 void tunnel_tick_in(struct tunnel *tunnel, uint64_t ms);
 /* Runs the flows again, in this turn of the loop or the next. */
