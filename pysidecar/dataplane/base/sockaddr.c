@@ -1,6 +1,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/sockaddr.h"
@@ -53,6 +54,19 @@ void address_from_socket(struct mosnhook_address *address,
         address->port = ntohs(v6->sin6_port);
         address->scope_id = v6->sin6_scope_id;
     }
+}
+
+size_t address_format(const struct mosnhook_address *address, char text[ADDRESS_TEXT_BYTES])
+{
+    char host[INET6_ADDRSTRLEN];
+    bool ipv4 = address_is_ipv4(address);
+    int length;
+
+    if (!inet_ntop(ipv4 ? AF_INET : AF_INET6, ipv4 ? address->ip + 12 : address->ip, host,
+                   sizeof host))
+        return 0;
+    length = snprintf(text, ADDRESS_TEXT_BYTES, ipv4 ? "%s:%u" : "[%s]:%u", host, address->port);
+    return length < 0 ? 0 : (size_t)length;
 }
 
 int address_of_local(int fd, struct mosnhook_address *address)

@@ -8,8 +8,7 @@
 
 enum { MAX_POSTPONED = 64 }; /* attempts: the bits of choice->postponed */
 
-/* Where a connection goes without an endpoint of its route. */
-static struct mosnhook_address default_upstream(const struct origin *origin)
+struct mosnhook_address choice_default_upstream(const struct origin *origin)
 {
     struct mosnhook_address upstream = origin->listener->application;
 
@@ -32,15 +31,19 @@ static bool is_excluded(struct worker *worker, const struct origin *origin)
 enum dp_end choice_begin(struct choice *choice, struct worker *worker, const struct origin *origin)
 {
     struct table *table = tables_get(worker, origin->listener->direction);
-    struct mosnhook_address upstream = default_upstream(origin);
+    struct mosnhook_address upstream = choice_default_upstream(origin);
     const struct route *route = NULL;
 
     memset(choice, 0, sizeof *choice);
     choice->route = table_match(table, &origin->original_destination);
     if (choice->route != MOSNHOOK_NO_RULE)
         route = &table->routes[choice->route];
-    if (route)
+    if (route) {
         choice->action = route->action;
+        choice->protocol = route->protocol;
+        choice->detect_ms = route->detect_ms;
+        choice->undetected = route->undetected;
+    }
     if (is_excluded(worker, origin)) {
         choice->action = DP_RELAY;
         return DP_END_EXCLUDED;
@@ -91,7 +94,8 @@ bool choice_next(struct choice *choice, struct worker *worker, const struct orig
 {
     leave_endpoint(choice);
     if (!choice->cluster) {
-        choice->upstream = default_upstream(origin);
+        if (!choice->fixed)
+            choice->upstream = choice_default_upstream(origin);
         return choice->attempts++ == 0;
     }
     choice->endpoint = next_endpoint(choice, ejected_since(worker->timeouts, worker->loop.now_ms));

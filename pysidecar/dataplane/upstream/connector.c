@@ -121,8 +121,7 @@ enum dp_end connector_end(int error)
                                     : DP_END_UPSTREAM_CONNECT;
 }
 
-/* Whether the endpoint, not this host or the network, is at fault. */
-static bool is_endpoints_doing(int error)
+bool connector_is_endpoints_doing(int error)
 {
     return error == ECONNREFUSED || error == ECONNRESET || error == ETIMEDOUT ||
            error == EHOSTUNREACH;
@@ -144,7 +143,7 @@ static void failed(struct connector *connector, int error)
     trace(connector->worker, connector->session, connect_failed, error, connector->choice.attempts);
     connector->error = error;
     counter_add(&connector->worker->counters.connect_failures, 1);
-    if (is_endpoints_doing(error))
+    if (connector_is_endpoints_doing(error))
         endpoint_failed(connector->choice.endpoint, connector->worker->loop.now_ms);
 }
 

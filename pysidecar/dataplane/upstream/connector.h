@@ -6,7 +6,8 @@
 
 struct connector {
     struct worker *worker;
-    uint64_t session; /* its id, for trace points */
+    void *owner;      /* the caller's own */
+    uint64_t session; /* its id, for trace points; 0: none */
     const struct origin *origin;
     struct choice choice; /* begun; the caller's again when it is done */
     struct watch watch;   /* the socket that is being connected */
@@ -24,5 +25,7 @@ void connector_start(struct connector *connector);
 void connector_cancel(struct connector *connector);
 /* Why a connection ends for which there is no upstream, by the (positive) errno. */
 enum dp_end connector_end(int error);
+/* Whether the endpoint, not this host or the network, is at fault. */
+bool connector_is_endpoints_doing(int error);
 
 #endif

@@ -89,7 +89,13 @@ static bool add_route(struct making *making, const struct dp_route *route,
                !making->before->routes[making->at].cluster) {
         making->at++;
     }
-    making->table->routes[making->table->route_count++] = (struct route){route->action, cluster};
+    making->table->routes[making->table->route_count++] = (struct route){
+        .action = route->action,
+        .protocol = route->protocol,
+        .detect_ms = route->detect_ms,
+        .undetected = route->undetected,
+        .cluster = cluster,
+    };
     return true;
 }
 

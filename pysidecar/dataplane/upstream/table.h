@@ -6,7 +6,8 @@
 
 struct route {
     enum dp_action action;
-    struct cluster *cluster; /* NULL: the original destination */
+    uint32_t protocol, detect_ms, undetected; /* see struct dp_route */
+    struct cluster *cluster;                  /* NULL: the original destination */
 };
 
 /* Immutable. Referenced by workers. */
