@@ -158,6 +158,7 @@ class End(enum.IntEnum):
     EXCLUDED = lib.DP_END_EXCLUDED
     OTHER_NAMESPACE = lib.DP_END_OTHER_NAMESPACE
     TOO_MANY_FDS = lib.DP_END_TOO_MANY_FDS
+    UNDETECTED = lib.DP_END_UNDETECTED
 
 
 _END_TEXT: dict[End, str] = {
@@ -181,6 +182,7 @@ _END_TEXT: dict[End, str] = {
     End.EXCLUDED: "the destination is on loopback and excluded (outbound.exclude)",
     End.OTHER_NAMESPACE: "the application is in another network namespace",
     End.TOO_MANY_FDS: "connections of the user have all file descriptors that others can spare",
+    End.UNDETECTED: "the first bytes are of no protocol that is understood",
     End.LEFT: "still open when the sidecar stopped; it goes on",
 }
 

@@ -16,7 +16,11 @@
 #include "l4/direct.h"
 #include "l4/sockmap.h"
 #include "l4/tunnel.h"
+#include "l7/downstream.h"
+#include "l7/streams.h"
+#include "l7/router.h"
 #include "net/foreign.h"
+#include "rules.h"
 
 enum { FDS_SPARE = 64 + DP_ADMIN_CONNECTIONS }; /* left for the control plane */
 
@@ -43,14 +47,48 @@ static void request_ended(struct session *session, const struct dp_request *requ
     inbox_request_ended(session->worker->inbox, request, standing, endpoint);
 }
 
+/* At a listener of ours, which says what it is for; no route is asked. */
+static void arrived_by_itself(struct session *session)
+{
+    struct worker *worker = session->worker;
+    struct entrance entrance = router_entrance(worker, session->origin.listener->number);
+    struct choice choice = {.route = MOSNHOOK_NO_RULE};
+
+    session->route = MOSNHOOK_NO_RULE;
+    if (entrance.protocol != DP_TCP) {
+        downstream_start(session, &choice, entrance.protocol, entrance.detect_ms,
+                         entrance.undetected);
+        return;
+    }
+    if (!entrance.service || !entrance.service->cluster) {
+        session_refuse(session, DP_END_UPSTREAM_CONNECT, ECONNREFUSED);
+        return;
+    }
+    choice.cluster = entrance.service->cluster;
+    shared_reference(&choice.cluster->shared);
+    choice.first =
+        cluster_pick(choice.cluster, ejected_since(worker->timeouts, worker->loop.now_ms),
+                     &worker->tables->random);
+    tunnel_start(session, &choice);
+}
+
 /* Where the application cannot connect itself, `direct` is a relay, too. */
 static void arrived(struct session *session)
 {
     struct choice choice;
-    enum dp_end end = choice_begin(&choice, session->worker, &session->origin);
+    enum dp_end end;
 
+    if (session->origin.listener->transport == DP_TRANSPORT_LISTENER) {
+        arrived_by_itself(session);
+        return;
+    }
+    end = choice_begin(&choice, session->worker, &session->origin);
     session->route = choice.route;
     trace(session->worker, session->id, routed, choice.route, choice.action);
+    if (end == DP_END_NONE && choice.action == DP_REQUESTS) {
+        downstream_start(session, &choice, choice.protocol, choice.detect_ms, choice.undetected);
+        return;
+    }
     if (end == DP_END_NONE) {
         tunnel_start(session, &choice);
         return;
@@ -82,6 +120,7 @@ static void share(struct dp *dp, struct worker *worker)
     worker->parks = &dp->parks;
     worker->listeners = &dp->listeners;
     worker->accelerator = &dp->accelerator;
+    worker->limits = &dp->limits;
     worker->handler = &handler;
 }
 
@@ -135,6 +174,8 @@ struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts)
     routes_init(&dp->routes, dp->event);
     directories_init(&dp->directories, &dp->routes.registry, workers);
     dp_set_timeouts(dp, timeouts);
+    dp->limits = (struct limits){
+        .line_bytes = 8 * 1024, .head_bytes = 64 * 1024, .fields = 100, .frame_bytes = 16 << 20};
     if (result == 0)
         result = create_workers(dp, workers);
     if (result < 0) {

@@ -22,6 +22,7 @@ struct dp {
     int event;
 
     struct timeouts timeouts;
+    struct limits limits;
     struct budget budget;
     struct foreign *foreign;
     struct routes routes;

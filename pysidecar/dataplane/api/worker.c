@@ -14,6 +14,7 @@
 #include "intercept/listener.h"
 #include "l4/direct.h"
 #include "l4/sockmap.h"
+#include "l7/streams.h"
 #include "net/budget.h"
 #include "net/diag.h"
 
@@ -32,6 +33,7 @@ static void mail_ready(struct watch *watch, uint32_t events)
         worker_wake(worker); /* again in the next turn */
     direct_take_reused(worker);
     handover_take(worker);
+    streams_look(worker);
 }
 
 /* The sidecar is alive while any worker is: they share the listeners, so whichever is not stuck
@@ -103,7 +105,7 @@ int thread_create(struct thread *thread, struct worker *workers, uint32_t worker
     worker->direct = direct_create(worker, workers, worker_count);
     worker->sockmap = sockmap_create(worker);
     if (!worker->direct || !worker->sockmap || !handover_open(worker) ||
-        !timers_reserve(&worker->loop.timers, 1))
+        !streams_open(worker, worker->limits) || !timers_reserve(&worker->loop.timers, 1))
         return -ENOMEM;
     loop_add_each_turn(&worker->loop, &thread->turn_ends);
     return 0;
@@ -115,6 +117,7 @@ void thread_destroy(struct thread *thread)
 
     inbox_end_turn(&thread->inbox, worker);
     assert(!worker->closed);
+    streams_close(worker);
     inbox_close(&thread->inbox);
     trace_free(&worker->trace);
     tables_close(&thread->tables);

@@ -119,6 +119,7 @@ enum dp_end {
     DP_END_EXCLUDED,        /* a destination on our loopback that is not to be captured */
     DP_END_OTHER_NAMESPACE, /* the application's loopback is another one than ours */
     DP_END_TOO_MANY_FDS,    /* its user has too many of the descriptors: the rest is for others */
+    DP_END_UNDETECTED,      /* its first bytes are of no protocol that is understood */
 };
 
 /* A side of a connection. */

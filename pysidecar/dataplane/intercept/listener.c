@@ -11,6 +11,7 @@
 #include "intercept/handover.h"
 #include "intercept/header.h"
 #include "intercept/netfilter.h"
+#include "intercept/plain.h"
 #include "intercept/session.h"
 #include "net/budget.h"
 #include "net/foreign.h"
@@ -27,10 +28,9 @@ enum {
 
 /* The ways in which connections come to us. A new one is registered here. */
 static const struct intercept *const intercepts[] = {
-    [DP_TRANSPORT_UNIX] = &intercept_control,
-    [DP_TRANSPORT_HEADER] = &intercept_header,
-    [DP_TRANSPORT_REDIRECT] = &intercept_redirect,
-    [DP_TRANSPORT_TPROXY] = &intercept_tproxy,
+    [DP_TRANSPORT_UNIX] = &intercept_control,      [DP_TRANSPORT_HEADER] = &intercept_header,
+    [DP_TRANSPORT_REDIRECT] = &intercept_redirect, [DP_TRANSPORT_TPROXY] = &intercept_tproxy,
+    [DP_TRANSPORT_LISTENER] = &intercept_plain,
 };
 
 enum { INTERCEPTS = sizeof intercepts / sizeof *intercepts };

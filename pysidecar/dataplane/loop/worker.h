@@ -35,7 +35,8 @@ struct worker {
 
     /* Shared by all workers. */
     const struct timeouts *timeouts;
-    struct mosnhook_page *page; /* NULL: there is none */
+    const struct limits *limits; /* of messages, see l7/codec.h */
+    struct mosnhook_page *page;  /* NULL: there is none */
 
     /* Each belongs to the module of its name, and is known here by name only. Shared: */
     struct budget *budget;
@@ -56,6 +57,7 @@ struct worker {
     struct handover *handover;
     struct direct *direct;
     struct sockmap *sockmap;
+    struct streams *streams;
     struct session *closed; /* in this turn; the control thread gets them at its end */
 
     uint8_t scratch[SCRATCH_SIZE];

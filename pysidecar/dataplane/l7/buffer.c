@@ -1,0 +1,122 @@
+#include "l7/buffer.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { KEPT_BLOCKS = 64 };
+
+struct block {
+    struct block *next;
+    uint8_t rest[BLOCK_BYTES - sizeof(struct block *)];
+};
+
+_Static_assert(sizeof(struct block) == BLOCK_BYTES, "a free block is linked by its own memory");
+
+static uint8_t *take(struct blocks *blocks, size_t size)
+{
+    struct block *block = blocks->free;
+
+    if (blocks->used + size > blocks->most)
+        return NULL;
+    if (size == BLOCK_BYTES && block) {
+        blocks->free = block->next;
+        blocks->count--;
+    } else {
+        block = malloc(size);
+    }
+    if (block)
+        blocks->used += size;
+    return (uint8_t *)block;
+}
+
+static void give_back(struct blocks *blocks, uint8_t *data, size_t size)
+{
+    struct block *block = (void *)data;
+
+    blocks->used -= size;
+    if (size != BLOCK_BYTES || blocks->count == KEPT_BLOCKS) {
+        free(block);
+        return;
+    }
+    block->next = blocks->free;
+    blocks->free = block;
+    blocks->count++;
+}
+
+/* A power of two of blocks. */
+static size_t capacity_for(size_t size)
+{
+    size_t capacity = BLOCK_BYTES;
+
+    while (capacity < size)
+        capacity *= 2;
+    return capacity;
+}
+
+uint8_t *buffer_room(struct blocks *blocks, struct buffer *buffer, size_t size)
+{
+    uint32_t held = buffer_held(buffer);
+    size_t capacity;
+    uint8_t *data;
+
+    if (buffer->data && size <= buffer->capacity - buffer->end)
+        return buffer->data + buffer->end;
+    if (buffer->data && size <= buffer->capacity - held) {
+        memmove(buffer->data, buffer->data + buffer->start, held);
+    } else {
+        if (size > UINT32_MAX / 4 - held)
+            return NULL;
+        capacity = capacity_for(held + size);
+        data = take(blocks, capacity);
+        if (!data)
+            return NULL;
+        if (buffer->data) {
+            memcpy(data, buffer->data + buffer->start, held);
+            give_back(blocks, buffer->data, buffer->capacity);
+        }
+        buffer->data = data;
+        buffer->capacity = (uint32_t)capacity;
+    }
+    buffer->start = 0;
+    buffer->end = held;
+    return buffer->data + held;
+}
+
+bool buffer_add(struct blocks *blocks, struct buffer *buffer, const void *data, size_t size)
+{
+    uint8_t *to = buffer_room(blocks, buffer, size);
+
+    if (!to)
+        return false;
+    memcpy(to, data, size);
+    buffer->end += (uint32_t)size;
+    return true;
+}
+
+void buffer_drop(struct blocks *blocks, struct buffer *buffer, size_t size)
+{
+    assert(size <= buffer_held(buffer));
+    buffer->start += (uint32_t)size;
+    if (buffer->start == buffer->end)
+        buffer_release(blocks, buffer);
+}
+
+void buffer_release(struct blocks *blocks, struct buffer *buffer)
+{
+    if (buffer->data)
+        give_back(blocks, buffer->data, buffer->capacity);
+    *buffer = (struct buffer){0};
+}
+
+void blocks_close(struct blocks *blocks)
+{
+    assert(blocks->used == 0);
+    while (blocks->free) {
+        struct block *block = blocks->free;
+
+        blocks->free = block->next;
+        free(block);
+    }
+    blocks->count = 0;
+}

@@ -1,0 +1,527 @@
+#include "l7/downstream.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/owner.h"
+#include "intercept/listener.h"
+#include "l4/tunnel.h"
+#include "l7/detect.h"
+#include "l7/streams.h"
+#include "l7/uplink.h"
+#include "net/budget.h"
+#include "net/socket.h"
+
+enum {
+    MOST_STREAMS = 1024, /* of a client at a time, where requests are multiplexed */
+    LINGER_MS = 2000,    /* for the client to close, after its last answer */
+    LINGER_READS = 16,   /* before others get their turn */
+};
+
+static struct worker *worker_of(const struct downstream *downstream)
+{
+    return downstream->session->worker;
+}
+
+static bool multiplexes(const struct downstream *downstream)
+{
+    return downstream->wire.codec->multiplexes;
+}
+
+bool downstream_is_draining(const struct downstream *downstream)
+{
+    return atomic_load_explicit(&worker_of(downstream)->listeners->draining, memory_order_relaxed);
+}
+
+/* ---- its bytes ---- */
+
+static void count_side(struct downstream *downstream, int from, uint64_t total)
+{
+    struct session *session = downstream->session;
+    int64_t more = (int64_t)(total - downstream->counted[from]);
+
+    if (more == 0)
+        return;
+    downstream->counted[from] = total;
+    counter_add(&session->bytes[from], more);
+    counter_add(&session->worker->counters.bytes[from], more);
+}
+
+static void count_bytes(struct downstream *downstream)
+{
+    count_side(downstream, DOWNSTREAM, downstream->wire.read);
+    count_side(downstream, UPSTREAM, downstream->wire.written);
+}
+
+/* ---- its timer ---- */
+
+static void expired(struct timer *timer);
+
+static void set_timer(struct downstream *downstream, uint64_t ms)
+{
+    loop_set_timer(&worker_of(downstream)->loop, &downstream->session->timer, ms, expired);
+}
+
+static void head_expired(struct downstream *downstream)
+{
+    static const struct message late = {.http_status = 408, .problem = "incomplete request"};
+
+    wire_pause(&downstream->wire);
+    stream_refuse(downstream, &late);
+}
+
+/* An idle connection, or a head that does not come to its end. */
+static void expired(struct timer *timer)
+{
+    struct session *session = OWNER(timer, struct session, timer);
+    struct downstream *downstream = session->served;
+    const struct timeouts *timeouts = session->worker->timeouts;
+    uint64_t now_ms = session->worker->loop.now_ms;
+    uint64_t idle_at = downstream->wire.last_active_ms + timeout_of(&timeouts->idle_ms);
+    uint64_t head_at = downstream->head_since_ms + timeout_of(&timeouts->header_ms);
+
+    if (downstream->lingering || idle_at <= now_ms) {
+        session_close(session, downstream->lingering ? DP_END_EOF : DP_END_IDLE_TIMEOUT, 0);
+        return;
+    }
+    if (downstream->head_since_ms && head_at <= now_ms) {
+        downstream->head_since_ms = 0;
+        set_timer(downstream, idle_at - now_ms);
+        head_expired(downstream);
+        return;
+    }
+    if (downstream->head_since_ms && head_at < idle_at)
+        idle_at = head_at;
+    set_timer(downstream, idle_at - now_ms);
+}
+
+/* Notes whether a head (or frame) has begun and is not complete. */
+static void note_head(struct downstream *downstream)
+{
+    struct worker *worker = worker_of(downstream);
+    bool begun = buffer_held(&downstream->wire.in) > 0 && !downstream->wire.paused;
+
+    if (!begun || (!multiplexes(downstream) && downstream->streams)) {
+        downstream->head_since_ms = 0;
+    } else if (!downstream->head_since_ms) {
+        downstream->head_since_ms = worker->loop.now_ms;
+        set_timer(downstream, timeout_of(&worker->timeouts->header_ms));
+    }
+}
+
+/* ---- its end ---- */
+
+/* Drops what still comes, so that the last answer is not lost by a reset. */
+static void linger(struct downstream *downstream)
+{
+    struct session *session = downstream->session;
+    struct channel *channel = &session->downstream;
+    ssize_t count = 1;
+
+    for (int i = 0; i < LINGER_READS && count > 0; i++)
+        count = channel_read(channel, session->worker->scratch, SCRATCH_SIZE);
+    if (count == 0 || (count < 0 && errno != EAGAIN && errno != EINTR))
+        session_close(session, DP_END_EOF, 0);
+    else if (count > 0)
+        task_schedule(&session->worker->loop.tasks, &downstream->task);
+}
+
+static void lingering_changed(struct channel *channel, uint32_t events)
+{
+    (void)events;
+    linger(OWNER(channel, struct session, downstream)->served);
+}
+
+/* Everything is sent: tells the client that there is no more. */
+static void begin_to_linger(struct downstream *downstream)
+{
+    struct session *session = downstream->session;
+
+    downstream->lingering = true;
+    if (session->downstream.transport->shut(&session->downstream) < 0) {
+        session_close(session, DP_END_EOF, 0);
+        return;
+    }
+    session->downstream.changed = lingering_changed;
+    set_timer(downstream, LINGER_MS);
+    linger(downstream);
+}
+
+static bool is_done(const struct downstream *downstream)
+{
+    return (downstream->closing || downstream->wire.told_end) && !downstream->streams &&
+           !downstream->lingering && !downstream->upgrading;
+}
+
+/* ---- going on as a tunnel ---- */
+
+static void release(struct downstream *downstream)
+{
+    struct streams *streams = worker_of(downstream)->streams;
+
+    count_bytes(downstream);
+    task_cancel(&streams->worker->loop.tasks, &downstream->task);
+    timer_cancel(&streams->worker->loop.timers, &downstream->session->timer);
+    wire_close(&downstream->wire);
+    choice_release(&downstream->choice);
+    *downstream->previous = downstream->next;
+    if (downstream->next)
+        downstream->next->previous = downstream->previous;
+    downstream->next = streams->ended_downstreams;
+    streams->ended_downstreams = downstream;
+}
+
+/* What one has still to send, and what the other has read already. */
+static bool hold(struct tunnel *tunnel, int from, const struct buffer *unsent,
+                 const struct buffer *unread)
+{
+    uint32_t size = buffer_held(unsent), more = buffer_held(unread);
+    uint8_t *to;
+
+    if (size + more == 0)
+        return true;
+    to = flow_hold(tunnel, from, size + more);
+    if (!to)
+        return false;
+    if (size)
+        memcpy(to, unsent->data + unsent->start, size);
+    if (more)
+        memcpy(to + size, unread->data + unread->start, more);
+    return true;
+}
+
+static void become_tunnel(struct downstream *downstream)
+{
+    struct session *session = downstream->session;
+    struct stream *stream = downstream->streams;
+    struct wire *down = &downstream->wire, *up = &stream->uplink->wire;
+    struct tunnel *tunnel = tunnel_create(session);
+    struct mosnhook_address upstream = stream->uplink->pool->address;
+    int fd;
+
+    if (!tunnel || !hold(tunnel, DOWNSTREAM, &up->out, &down->in) ||
+        !hold(tunnel, UPSTREAM, &down->out, &up->in)) {
+        if (tunnel)
+            tunnel_free(tunnel);
+        downstream_cut(downstream, DP_END_NO_RESOURCES);
+        return;
+    }
+    fd = uplink_take_fd(stream->uplink);
+    stream_upgraded(stream);
+    session->upstream = upstream;
+    release(downstream);
+    tunnel_adopt(tunnel, fd);
+}
+
+void downstream_upgrade(struct downstream *downstream, struct stream *stream)
+{
+    wire_pause(&downstream->wire);
+    wire_pause(&stream->uplink->wire);
+    downstream->upgrading = true;
+    task_schedule(&worker_of(downstream)->loop.tasks, &downstream->task);
+}
+
+static void relay(struct downstream *downstream)
+{
+    struct session *session = downstream->session;
+    struct choice choice = downstream->choice;
+
+    downstream->choice.cluster = NULL;
+    downstream->choice.endpoint = NULL;
+    release(downstream);
+    session->worker->handler->decided(session, DP_RELAY);
+    tunnel_start(session, &choice);
+}
+
+static void task_run(struct task *task)
+{
+    struct downstream *downstream = OWNER(task, struct downstream, task);
+
+    if (downstream->lingering)
+        linger(downstream);
+    else if (downstream->upgrading)
+        become_tunnel(downstream);
+    else if (is_done(downstream) && buffer_held(&downstream->wire.out) == 0)
+        begin_to_linger(downstream);
+}
+
+/* ---- its streams ---- */
+
+static bool may_read(struct downstream *downstream)
+{
+    struct stream *stream = downstream->streams;
+
+    if (downstream->closing || downstream->upgrading)
+        return false;
+    if (multiplexes(downstream))
+        return downstream->stream_count < MOST_STREAMS && !wire_is_behind(&downstream->wire);
+    if (!stream)
+        return true;
+    /* A request that has no body is complete at once; with one, it first needs where to go. */
+    return !stream->complete && stream->uplink && !wire_is_behind(&stream->uplink->wire);
+}
+
+void downstream_update(struct downstream *downstream)
+{
+    struct wire *wire = &downstream->wire;
+
+    if (wire->closed)
+        return;
+    if (!may_read(downstream))
+        wire_pause(wire);
+    else if (wire->paused)
+        wire_resume(wire);
+}
+
+void downstream_answered(struct downstream *downstream)
+{
+    if (downstream->wire.closed)
+        return;
+    if (!downstream->streams && multiplexes(downstream) && downstream_is_draining(downstream))
+        downstream->closing = true;
+    downstream_update(downstream);
+    if (is_done(downstream))
+        task_schedule(&worker_of(downstream)->loop.tasks, &downstream->task);
+}
+
+void downstream_cut(struct downstream *downstream, enum dp_end end)
+{
+    if (!downstream->wire.closed)
+        session_close(downstream->session, end, end == DP_END_NO_RESOURCES ? ENOMEM : ECONNRESET);
+}
+
+void downstream_drain(struct downstream *downstream)
+{
+    if (downstream->protocol == DP_AUTO || downstream->streams || downstream->upgrading ||
+        buffer_held(&downstream->wire.in) > 0 || downstream->wire.channel->readable)
+        return;
+    downstream->closing = true;
+    downstream_answered(downstream);
+}
+
+/* ---- what it brings ---- */
+
+static void answer_heartbeat(struct downstream *downstream, const struct message *message)
+{
+    struct wire *wire = &downstream->wire;
+    size_t room = message->frame.size + ENCODING_ROOM;
+    uint8_t *to = wire_room(wire, room);
+
+    if (to)
+        wire_wrote(wire, wire->codec->answer_heartbeat(message, to, room));
+}
+
+static void decoded_head(struct downstream *downstream, const struct message *message,
+                         size_t consumed)
+{
+    switch (message->kind) {
+    case MESSAGE_REQUEST:
+    case MESSAGE_ONEWAY:
+        stream_begin(downstream, message, consumed);
+        if (!downstream->wire.closed && multiplexes(downstream))
+            downstream_update(downstream);
+        break;
+    case MESSAGE_HEARTBEAT:
+        answer_heartbeat(downstream, message);
+        break;
+    default: /* answers to what we did not ask */
+        break;
+    }
+}
+
+static void decoded(struct wire *wire, enum codec_event event, const struct message *message,
+                    size_t consumed)
+{
+    struct downstream *downstream = OWNER(wire, struct downstream, wire);
+    struct stream *stream = downstream->streams;
+
+    downstream->head_since_ms = 0;
+    if (event == CODEC_HEAD)
+        decoded_head(downstream, message, consumed);
+    else if (event == CODEC_ERROR && stream && !multiplexes(downstream))
+        stream_request_malformed(stream, message);
+    else if (event == CODEC_ERROR)
+        stream_refuse(downstream, message);
+    else if (stream && event == CODEC_DATA)
+        stream_request_data(stream, message, consumed);
+    else if (stream)
+        stream_request_end(stream, message, consumed);
+}
+
+static void ended(struct wire *wire)
+{
+    downstream_answered(OWNER(wire, struct downstream, wire));
+}
+
+static void failed(struct wire *wire, int error)
+{
+    struct downstream *downstream = OWNER(wire, struct downstream, wire);
+
+    session_close(downstream->session,
+                  error == ENOMEM ? DP_END_NO_RESOURCES : DP_END_DOWNSTREAM_RESET, error);
+}
+
+static void sent(struct wire *wire)
+{
+    struct downstream *downstream = OWNER(wire, struct downstream, wire);
+
+    count_bytes(downstream);
+    if (downstream->streams && !multiplexes(downstream))
+        stream_downstream_sent(downstream->streams);
+    downstream_update(downstream);
+    note_head(downstream);
+    if (is_done(downstream) && buffer_held(&wire->out) == 0)
+        task_schedule(&wire->worker->loop.tasks, &downstream->task);
+}
+
+static void spliced(struct wire *wire, size_t bytes)
+{
+    struct downstream *downstream = OWNER(wire, struct downstream, wire);
+
+    if (downstream->streams)
+        downstream->streams->record.bytes_sent += bytes;
+}
+
+static const struct wire_ops downstream_ops = {
+    .decoded = decoded,
+    .ended = ended,
+    .failed = failed,
+    .sent = sent,
+    .spliced = spliced,
+};
+
+static void changed(struct channel *channel, uint32_t events)
+{
+    struct downstream *downstream = OWNER(channel, struct session, downstream)->served;
+
+    wire_changed(&downstream->wire, events);
+}
+
+static void begin(struct downstream *downstream)
+{
+    struct session *session = downstream->session;
+    struct worker *worker = session->worker;
+
+    wire_open(&downstream->wire, worker, &session->downstream, codec_of(downstream->protocol),
+              &downstream_ops);
+    session->downstream.changed = changed;
+    set_timer(downstream, timeout_of(&worker->timeouts->idle_ms));
+    wire_changed(&downstream->wire, 0);
+}
+
+/* ---- which protocol it is ---- */
+
+static void undetected(struct downstream *downstream)
+{
+    if (downstream->undetected == DP_RELAY)
+        relay(downstream);
+    else
+        session_close(downstream->session, DP_END_UNDETECTED, 0);
+}
+
+static void detect_expired(struct timer *timer)
+{
+    struct session *session = OWNER(timer, struct session, timer);
+
+    trace(session->worker, session->id, expired, DP_TIMER_DETECT, 0);
+    undetected(session->served);
+}
+
+/* Looks at the bytes without taking them: whoever serves the session reads them. */
+static void detect(struct downstream *downstream)
+{
+    struct session *session = downstream->session;
+    struct channel *channel = &session->downstream;
+    uint8_t bytes[DETECT_BYTES];
+    ssize_t count = recv(channel->watch.fd, bytes, sizeof bytes, MSG_PEEK);
+    enum detection found = DETECT_MORE;
+
+    if (count < 0 && errno != EAGAIN && errno != EINTR) {
+        session_close(session, DP_END_DOWNSTREAM_RESET, errno);
+        return;
+    }
+    if (count > 0)
+        found = detect_protocol(bytes, (size_t)count, &downstream->protocol);
+    if (found == DETECT_YES)
+        begin(downstream);
+    else if (found == DETECT_NO || count == 0 || channel->hung_up)
+        undetected(downstream);
+}
+
+static void detecting_changed(struct channel *channel, uint32_t events)
+{
+    struct session *session = OWNER(channel, struct session, downstream);
+
+    if (events & EPOLLERR)
+        session_close(session, DP_END_DOWNSTREAM_RESET, ECONNRESET);
+    else
+        detect(session->served);
+}
+
+/* ---- life ---- */
+
+static void completed(struct session *session)
+{
+    struct downstream *downstream = session->served;
+
+    session_enter(session, SESSION_SERVED);
+    if (downstream->protocol != DP_AUTO) {
+        begin(downstream);
+        return;
+    }
+    session->downstream.changed = detecting_changed;
+    loop_set_timer(&session->worker->loop, &session->timer, downstream->detect_ms, detect_expired);
+    detect(downstream);
+}
+
+static void close_session(struct session *session, bool reset)
+{
+    struct downstream *downstream = session->served;
+    enum dp_flag why =
+        session->end == DP_END_DRAIN_LIMIT ? DP_FLAG_DRAIN_LIMIT : DP_FLAG_DOWNSTREAM_CLOSED;
+
+    (void)reset;
+    wire_close(&downstream->wire);
+    while (downstream->streams)
+        stream_abandon(downstream->streams, why);
+    session->served = NULL;
+    release(downstream);
+}
+
+static const struct serving requests_serving = {
+    .completed = completed,
+    .close = close_session,
+};
+
+void downstream_start(struct session *session, const struct choice *choice,
+                      enum dp_protocol protocol, uint32_t detect_ms, uint32_t undetected)
+{
+    struct streams *streams = session->worker->streams;
+    struct downstream *downstream = calloc(1, sizeof *downstream);
+
+    if (!downstream) {
+        struct choice unused = *choice;
+
+        choice_release(&unused);
+        session_refuse(session, DP_END_NO_RESOURCES, ENOMEM);
+        return;
+    }
+    downstream->session = session;
+    downstream->choice = *choice;
+    downstream->protocol = protocol;
+    downstream->detect_ms = detect_ms;
+    downstream->undetected = undetected;
+    downstream->task.run = task_run;
+    downstream->next = streams->downstreams;
+    downstream->previous = &streams->downstreams;
+    if (downstream->next)
+        downstream->next->previous = &downstream->next;
+    streams->downstreams = downstream;
+    session->served = downstream;
+    session->serving = &requests_serving;
+    session->worker->handler->decided(session, DP_REQUESTS);
+    session->ops->complete(session);
+}

@@ -1,0 +1,43 @@
+/* Serves a session by understanding its requests: each becomes a stream. */
+#ifndef PYSIDECAR_L7_DOWNSTREAM_H
+#define PYSIDECAR_L7_DOWNSTREAM_H
+
+#include "intercept/session.h"
+#include "l7/stream.h"
+#include "l7/wire.h"
+#include "upstream/choice.h"
+
+struct downstream {
+    struct session *session;
+    struct downstream *next, **previous; /* in the worker's list, or those that ended */
+    struct wire wire;
+    struct task task;               /* to end, or to go on as a tunnel */
+    struct choice choice;           /* of the session: where requests go without a service */
+    enum dp_protocol protocol;      /* DP_AUTO: still to be found out */
+    uint32_t detect_ms, undetected; /* as in struct dp_route */
+    struct stream *streams;
+    uint32_t stream_count;
+    uint64_t counted[2];    /* bytes that the session was told of, by the side that is read */
+    uint64_t head_since_ms; /* when a head began that is not complete; 0: there is none */
+    bool closing;           /* no further request: it ends when what waits is sent */
+    bool lingering;         /* its write side is shut; what still comes is dropped */
+    bool upgrading;
+};
+
+/* Serves a session that has arrived. Takes over the choice. */
+void downstream_start(struct session *session, const struct choice *choice,
+                      enum dp_protocol protocol, uint32_t detect_ms, uint32_t undetected);
+/* A stream has ended, and was answered (or gets no answer). */
+void downstream_answered(struct downstream *downstream);
+/* An answer cannot be completed: the client has to see that. */
+void downstream_cut(struct downstream *downstream, enum dp_end end);
+/* Reads on, or no longer, as its streams now are. */
+void downstream_update(struct downstream *downstream);
+/* The stream's answer, which was passed on, says that the connection goes on as another protocol.
+ */
+void downstream_upgrade(struct downstream *downstream, struct stream *stream);
+/* The worker drains: what is idle ends. */
+void downstream_drain(struct downstream *downstream);
+bool downstream_is_draining(const struct downstream *downstream);
+
+#endif

@@ -1,0 +1,60 @@
+/* The upstream connections of a worker to one endpoint, for one protocol: bounded, kept for the
+ * next request, and closed when idle for long. */
+#ifndef PYSIDECAR_L7_POOL_H
+#define PYSIDECAR_L7_POOL_H
+
+#include "l7/codec.h"
+#include "l7/stream.h"
+#include "loop/task.h"
+#include "upstream/origin.h"
+#include "upstream/service.h"
+
+struct uplink;
+
+struct pool {
+    struct map_entry entry;
+    struct worker *worker;
+    const struct codec *codec;
+    struct service *service;   /* as it was when a request came last; NULL: none */
+    struct cluster *cluster;   /* of a route's endpoint; NULL: none. Both are referenced */
+    struct endpoint *endpoint; /* NULL: the address is an original destination */
+    struct mosnhook_address address;
+    struct dp_listener settings; /* of the sockets */
+    struct origin origin;        /* for the connector */
+    struct uplink *ready; /* those that may take a request, the one that was used last first */
+    struct uplink *busy;  /* those that are being connected, or have a request (and no room for
+                           * another one) */
+    uint32_t uplink_count, connecting;
+    struct stream *waiting, **last_waiting;
+    uint32_t waiting_count;
+    struct task serve;  /* those that wait */
+    struct timer timer; /* to look at what is idle */
+};
+
+/* Where a request goes. */
+struct pool_key {
+    struct service *service;
+    struct cluster *cluster;
+    struct endpoint *endpoint;
+    struct mosnhook_address address;
+    const struct dp_listener *listener;
+    const struct codec *codec;
+};
+
+/* The worker's pool for it; NULL when out of memory. */
+struct pool *pool_find(struct worker *worker, const struct pool_key *key);
+/* Gives the stream an uplink, now or later: see stream_assigned and stream_unassigned. */
+void pool_request(struct pool *pool, struct stream *stream);
+/* The stream does not want one any more. */
+void pool_leave(struct pool *pool, struct stream *stream);
+/* An uplink can take a request (again), or is gone: those that wait get their turn. */
+void pool_serve(struct pool *pool);
+/* The connect of an uplink failed. */
+void pool_connect_failed(struct pool *pool, int error);
+/* Closes idle uplinks: they may be dead, as another one was. */
+void pool_renew(struct pool *pool);
+/* Closes what is idle and not wanted: all of it, with `all`. Frees the pool where nothing is left.
+ */
+void pool_look(struct pool *pool, bool all);
+
+#endif

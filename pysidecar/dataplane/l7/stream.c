@@ -1,0 +1,833 @@
+#include "l7/stream.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/owner.h"
+#include "base/random.h"
+#include "base/sockaddr.h"
+#include "l7/downstream.h"
+#include "l7/pool.h"
+#include "l7/streams.h"
+#include "l7/router.h"
+#include "l7/uplink.h"
+#include "upstream/routes.h"
+
+enum {
+    KEPT_BYTES = BLOCK_BYTES,       /* of a request that may be sent again */
+    MOST_UNSENT = 16 * 1024 * 1024, /* answers that wait for one client that does not read them */
+    SPARE_STREAMS = 256,
+};
+
+static struct worker *worker_of(const struct stream *stream)
+{
+    return stream->downstream->session->worker;
+}
+
+static const struct codec *codec_used(const struct stream *stream)
+{
+    return stream->downstream->wire.codec;
+}
+
+/* ---- life ---- */
+
+static struct stream *take_stream(struct streams *streams)
+{
+    struct stream *stream = streams->spare_streams;
+
+    if (!stream)
+        return calloc(1, sizeof *stream);
+    streams->spare_streams = stream->next;
+    streams->spare_count--;
+    memset(stream, 0, sizeof *stream);
+    return stream;
+}
+
+void stream_free(struct streams *streams, struct stream *stream)
+{
+    assert(stream->ended && !stream->uplink && !stream->waiting);
+    if (streams->spare_count >= SPARE_STREAMS) {
+        free(stream);
+        return;
+    }
+    stream->next = streams->spare_streams;
+    streams->spare_streams = stream;
+    streams->spare_count++;
+}
+
+static void link_stream(struct downstream *downstream, struct stream *stream)
+{
+    stream->next = downstream->streams;
+    stream->previous = &downstream->streams;
+    if (stream->next)
+        stream->next->previous = &stream->next;
+    downstream->streams = stream;
+    downstream->stream_count++;
+}
+
+static void unlink_stream(struct stream *stream)
+{
+    *stream->previous = stream->next;
+    if (stream->next)
+        stream->next->previous = stream->previous;
+    stream->downstream->stream_count--;
+}
+
+static void copy_text(char *to, size_t size, struct text from)
+{
+    memcpy(to, from.at ? from.at : "", from.size < size ? from.size : size);
+}
+
+/* NULL when out of memory. */
+static struct stream *stream_create(struct downstream *downstream, const struct message *request)
+{
+    struct session *session = downstream->session;
+    struct stream *stream = take_stream(session->worker->streams);
+
+    if (!stream)
+        return NULL;
+    stream->downstream = downstream;
+    stream->id = request->id;
+    stream->facts = request->facts;
+    stream->idempotent = request->idempotent;
+    stream->oneway = request->kind == MESSAGE_ONEWAY;
+    stream->timer.index = TIMER_OFF;
+    stream->began_ns = clock_ns(CLOCK_MONOTONIC);
+    stream->record.began_ns = clock_ns(CLOCK_REALTIME);
+    stream->record.connection = session->id;
+    stream->record.source = session->origin.source;
+    stream->record.protocol = (uint8_t)downstream->protocol;
+    stream->record.direction = (uint8_t)session->origin.listener->direction;
+    copy_text(stream->record.service, sizeof stream->record.service, request->service);
+    copy_text(stream->record.method, sizeof stream->record.method, request->method);
+    copy_text(stream->record.path, sizeof stream->record.path,
+              request->path.size ? request->path : request->service);
+    link_stream(downstream, stream);
+    return stream;
+}
+
+/* ---- its place upstream ---- */
+
+static void count_active(const struct stream *stream, int change)
+{
+    struct endpoint *endpoint = stream->pool->endpoint;
+    unsigned index = worker_of(stream)->index;
+
+    if (!endpoint)
+        return;
+    atomic_fetch_add_explicit(&endpoint->active, (unsigned)change, memory_order_relaxed);
+    if (endpoint->tallies)
+        counter_add(&endpoint->tallies[index].active, change);
+}
+
+static void count_service(const struct stream *stream, int change)
+{
+    if (stream->service)
+        counter_add(&stream->service->standing->tallies[worker_of(stream)->index].active, change);
+}
+
+static void enter_pool(struct stream *stream, struct pool *pool)
+{
+    stream->pool = pool;
+    count_active(stream, 1);
+}
+
+/* `complete`: the uplink has nothing more of it, and can go on. */
+static void leave_pool(struct stream *stream, bool complete)
+{
+    if (!stream->pool)
+        return;
+    pool_leave(stream->pool, stream);
+    if (stream->uplink) {
+        wire_stop_splicing(&stream->downstream->wire);
+        uplink_leave(stream->uplink, stream, complete);
+    }
+    count_active(stream, -1);
+    stream->pool = NULL;
+}
+
+/* ---- its end ---- */
+
+static void set_flag(struct stream *stream, enum dp_flag flag)
+{
+    stream->record.flags |= 1u << flag;
+}
+
+static void report(struct stream *stream)
+{
+    struct session *session = stream->downstream->session;
+    struct dp_request *record = &stream->record;
+
+    record->duration_ns = clock_ns(CLOCK_MONOTONIC) - stream->began_ns;
+    session->worker->handler->request_ended(
+        session, record, stream->service ? stream->service->standing : NULL,
+        stream->tried_count ? stream->tried[stream->tried_count - 1] : NULL);
+}
+
+/* Nothing more of it is to come, in either direction. The downstream does not know it any more. */
+static void end(struct stream *stream, bool complete)
+{
+    struct worker *worker = worker_of(stream);
+    struct streams *streams = worker->streams;
+
+    stream->ended = true;
+    timer_cancel(&worker->loop.timers, &stream->timer);
+    if (stream->timed)
+        timers_release(&worker->loop.timers, 1);
+    leave_pool(stream, complete);
+    report(stream);
+    count_service(stream, -1);
+    if (stream->service)
+        shared_release(&stream->service->shared);
+    buffer_release(&streams->blocks, &stream->request);
+    unlink_stream(stream);
+    stream->next = streams->ended_streams;
+    streams->ended_streams = stream;
+}
+
+static uint64_t total_written(const struct wire *wire)
+{
+    return wire->written + buffer_held(&wire->out);
+}
+
+/* Adds what was written to the client since `before`. */
+static void count_received(struct stream *stream, uint64_t before)
+{
+    uint64_t now = total_written(&stream->downstream->wire);
+
+    if (now > before)
+        stream->record.bytes_received += now - before;
+}
+
+static uint8_t class_of(const struct stream *stream, uint32_t status, bool succeeded)
+{
+    if (codec_used(stream)->protocol == DP_HTTP1)
+        return (uint8_t)(status / 100 < DP_STATUS_CLASSES ? status / 100 : 0);
+    return succeeded ? 2 : 5;
+}
+
+/* Answers it ourselves. */
+static void write_rejection(struct stream *stream, enum dp_flag why, const struct message *problem)
+{
+    struct downstream *downstream = stream->downstream;
+    struct wire *wire = &downstream->wire;
+    uint64_t before = total_written(wire);
+    uint32_t status = 0;
+    struct rejection rejection = {
+        .flag = why,
+        .http_status = problem ? problem->http_status : 0,
+        .close = !stream->complete || !stream->facts.keep_alive || downstream->closing ||
+                 downstream_is_draining(downstream),
+        .status = &status,
+    };
+    uint8_t *to = wire_room(wire, ENCODING_ROOM);
+    size_t size;
+
+    if (problem && problem->problem)
+        rejection.reason = (struct text){problem->problem, (uint32_t)strlen(problem->problem)};
+    size = to ? wire->codec->reject(&stream->facts, stream->id, &rejection, to, ENCODING_ROOM) : 0;
+    if (size == 0)
+        return;
+    wire_wrote(wire, size);
+    count_received(stream, before);
+    stream->record.status = status;
+    stream->record.answered = 1;
+    stream->record.status_class = class_of(stream, status, false);
+    stream->record.first_byte_ns = clock_ns(CLOCK_MONOTONIC) - stream->began_ns;
+    if (rejection.close)
+        downstream->closing = true;
+}
+
+/* It gets no answer of the service, or no complete one. */
+static void fail(struct stream *stream, enum dp_flag why, const struct message *problem)
+{
+    struct downstream *downstream = stream->downstream;
+    bool cut = stream->answering;
+
+    set_flag(stream, why);
+    if (!cut && !stream->oneway)
+        write_rejection(stream, why, problem);
+    if (!stream->complete)
+        downstream->closing = true;
+    end(stream, false);
+    if (cut)
+        downstream_cut(downstream,
+                       why == DP_FLAG_TIMEOUT ? DP_END_UPSTREAM_TIMEOUT : DP_END_UPSTREAM_RESET);
+    else
+        downstream_answered(downstream);
+}
+
+static void answer_expired(struct timer *timer)
+{
+    struct stream *stream = OWNER(timer, struct stream, timer);
+
+    trace(worker_of(stream), stream->record.connection, expired, DP_TIMER_ANSWER, 0);
+    fail(stream, DP_FLAG_TIMEOUT, NULL);
+}
+
+static void set_timeout(struct stream *stream, uint32_t ms)
+{
+    struct loop *loop = &worker_of(stream)->loop;
+
+    if (ms == 0 || !timers_reserve(&loop->timers, 1))
+        return;
+    stream->timed = true;
+    loop_set_timer(loop, &stream->timer, ms, answer_expired);
+}
+
+/* ---- finding an upstream ---- */
+
+static void try_next(struct stream *stream, enum dp_flag otherwise);
+
+/* Picks an endpoint of what the connection's route names. False: all were tried. */
+static bool pick_of_route(struct stream *stream, struct pool_key *key)
+{
+    struct worker *worker = worker_of(stream);
+    struct choice *choice = &stream->downstream->choice;
+    struct cluster *cluster = choice->cluster;
+    uint32_t at;
+
+    if (!cluster) {
+        key->address = choice_default_upstream(&stream->downstream->session->origin);
+        return stream->record.attempts == 0 || stream->retried;
+    }
+    at = cluster_pick(cluster, ejected_since(worker->timeouts, worker->loop.now_ms),
+                      &worker->tables->random);
+    if (stream->tried_count >= cluster->count)
+        return false;
+    key->cluster = cluster;
+    key->endpoint = cluster->endpoints[at];
+    for (uint32_t i = 0; i < stream->tried_count; i++)
+        if (stream->tried[i] == key->endpoint)
+            key->endpoint = cluster->endpoints[(at + i + 1) % cluster->count];
+    key->address = key->endpoint->address;
+    return true;
+}
+
+static bool pick(struct stream *stream, struct pool_key *key)
+{
+    struct worker *worker = worker_of(stream);
+
+    if (!stream->service)
+        return pick_of_route(stream, key);
+    key->service = stream->service;
+    key->endpoint = service_pick(stream->service, stream->hash,
+                                 ejected_since(worker->timeouts, worker->loop.now_ms),
+                                 stream->tried, stream->tried_count, &worker->tables->random);
+    if (!key->endpoint)
+        return false;
+    key->address = key->endpoint->address;
+    return true;
+}
+
+static void try_pool(struct stream *stream, const struct pool_key *key)
+{
+    struct pool *pool;
+
+    stream->record.attempts++;
+    stream->record.upstream = key->address;
+    if (key->endpoint)
+        stream->tried[stream->tried_count++] = key->endpoint;
+    if (routes_is_own(worker_of(stream)->routes, &key->address)) {
+        fail(stream, DP_FLAG_LOOP, NULL);
+        return;
+    }
+    pool = pool_find(worker_of(stream), key);
+    if (!pool) {
+        fail(stream, DP_FLAG_OVERLOAD, NULL);
+        return;
+    }
+    enter_pool(stream, pool);
+    pool_request(pool, stream);
+}
+
+/* The next endpoint; where there is none, it fails for the reason `otherwise`. */
+static void try_next(struct stream *stream, enum dp_flag otherwise)
+{
+    struct pool_key key = {
+        .listener = stream->downstream->session->origin.listener,
+        .codec = codec_used(stream),
+    };
+
+    if (stream->tried_count < MOST_ATTEMPTS && pick(stream, &key))
+        try_pool(stream, &key);
+    else
+        fail(stream, otherwise, NULL);
+}
+
+void stream_unassigned(struct stream *stream, enum dp_flag why, int error)
+{
+    bool connecting = why == DP_FLAG_CONNECT_FAILED || why == DP_FLAG_CONNECT_TIMEOUT;
+
+    trace(worker_of(stream), stream->record.connection, connect_failed, error,
+          stream->record.attempts);
+    leave_pool(stream, false);
+    if (connecting)
+        try_next(stream, why);
+    else
+        fail(stream, why, NULL);
+}
+
+/* ---- sending the request ---- */
+
+/* A frame that was kept, with its id on the uplink. */
+static size_t encode_kept(struct stream *stream, uint8_t *to, size_t room)
+{
+    const struct codec *codec = codec_used(stream);
+    struct decoder decoder = {.limits = worker_of(stream)->streams->limits};
+    struct adjustment adjustment = {.id = stream->upstream_id};
+    struct message message = {0};
+    size_t consumed;
+
+    if (codec->decode(&decoder, stream->request.data + stream->request.start,
+                      buffer_held(&stream->request), &consumed, &message) != CODEC_HEAD)
+        return 0;
+    return codec->encode(&stream->encoder, &message, &adjustment, to, room);
+}
+
+static bool write_request(struct stream *stream, struct uplink *uplink)
+{
+    struct wire *wire = &uplink->wire;
+    uint32_t held = buffer_held(&stream->request);
+    size_t size = held;
+    uint8_t *to;
+
+    if (stream->fresh) {
+        size = stream->fresh_room;
+        to = wire_room(wire, size);
+        stream->adjustment->id = stream->upstream_id;
+        size = to ? uplink->pool->codec->encode(&stream->encoder, stream->fresh, stream->adjustment,
+                                                to, size)
+                  : 0;
+    } else if (uplink->pool->codec->multiplexes) {
+        to = wire_room(wire, held + ENCODING_ROOM);
+        size = to ? encode_kept(stream, to, held + ENCODING_ROOM) : 0;
+    } else {
+        to = wire_room(wire, size);
+        if (to)
+            memcpy(to, stream->request.data + stream->request.start, size);
+    }
+    if (!to || size == 0)
+        return false;
+    wire_wrote(wire, size);
+    return true;
+}
+
+void stream_assigned(struct stream *stream, struct uplink *uplink)
+{
+    struct downstream *downstream = stream->downstream;
+
+    if (!uplink_begin(uplink, stream)) {
+        leave_pool(stream, false);
+        fail(stream, DP_FLAG_OVERLOAD, NULL);
+        return;
+    }
+    if (!write_request(stream, uplink)) {
+        fail(stream, DP_FLAG_OVERLOAD, NULL);
+        return;
+    }
+    if (stream->oneway) {
+        end(stream, true);
+        downstream_answered(downstream);
+        return;
+    }
+    if (uplink->pool->codec->multiplexes)
+        stream->keeps = false;
+    if (!stream->keeps)
+        buffer_release(&worker_of(stream)->streams->blocks, &stream->request);
+    downstream_update(downstream);
+}
+
+/* ---- the request ---- */
+
+/* How much longer the request may become, see ENCODING_ROOM. */
+static size_t rewriting_room(const struct adjustment *adjustment)
+{
+    const struct rewrite *rewrite = adjustment->rewrite;
+    size_t room = ENCODING_ROOM;
+
+    if (!rewrite)
+        return room;
+    room += rewrite->host.size + rewrite->path_prefix.size + rewrite->original_destination.size +
+            adjustment->original_destination.size;
+    for (uint32_t i = 0; i < rewrite->set_count; i++)
+        room += rewrite->set[i].name.size + rewrite->set[i].value.size + 8;
+    return room;
+}
+
+/* As it is to be sent, for an uplink that is not there yet, or for another attempt. */
+static bool keep_request(struct stream *stream, const struct message *request,
+                         const struct adjustment *adjustment, size_t room)
+{
+    struct blocks *blocks = &worker_of(stream)->streams->blocks;
+    uint8_t *to = buffer_room(blocks, &stream->request, room);
+    size_t size =
+        to ? codec_used(stream)->encode(&stream->encoder, request, adjustment, to, room) : 0;
+
+    if (size == 0) {
+        buffer_release(blocks, &stream->request);
+        return false;
+    }
+    stream->request.end += (uint32_t)size;
+    stream->keeps = true;
+    return true;
+}
+
+static bool is_connect(const struct stream *stream, const struct message *request)
+{
+    return codec_used(stream)->protocol == DP_HTTP1 && text_equal(request->method, TEXT("CONNECT"));
+}
+
+/* Finds its service. False: it is over. */
+static bool route(struct stream *stream, const struct message *request, struct routed *routed)
+{
+    struct downstream *downstream = stream->downstream;
+    const struct dp_listener *listener = downstream->session->origin.listener;
+    struct worker *worker = worker_of(stream);
+    struct service *fixed = NULL;
+
+    if (listener->transport == DP_TRANSPORT_LISTENER)
+        fixed = router_entrance(worker, listener->number).service;
+    router_route(worker, downstream->protocol, request, fixed, routed);
+    trace(worker, stream->record.connection, routed, routed->rule, DP_REQUESTS);
+    stream->service = routed->service;
+    stream->hash = routed->hash;
+    if (stream->service) {
+        shared_reference(&stream->service->shared);
+        memset(stream->record.service, 0, sizeof stream->record.service);
+        copy_text(stream->record.service, sizeof stream->record.service, stream->service->name);
+        count_service(stream, 1);
+    }
+    if (is_connect(stream, request)) {
+        fail(stream, DP_FLAG_REFUSED, NULL);
+        return false;
+    }
+    if (!stream->service && listener->transport == DP_TRANSPORT_LISTENER) {
+        fail(stream, DP_FLAG_NO_ROUTE, NULL);
+        return false;
+    }
+    return true;
+}
+
+static uint32_t timeout_for(const struct routed *routed, const struct message *request)
+{
+    if (routed->timeout_ms == 0)
+        return request->timeout_ms;
+    if (request->timeout_ms == 0)
+        return routed->timeout_ms;
+    return routed->timeout_ms < request->timeout_ms ? routed->timeout_ms : request->timeout_ms;
+}
+
+/* Sends it at once where it can be, and keeps it where it has to wait, or may be sent again. */
+static void send_request(struct stream *stream, const struct message *request,
+                         struct adjustment *adjustment, size_t size)
+{
+    bool multiplexes = codec_used(stream)->multiplexes;
+    size_t room = size + rewriting_room(adjustment);
+
+    if (!multiplexes && !keep_request(stream, request, adjustment, room)) {
+        fail(stream, DP_FLAG_OVERLOAD, NULL);
+        return;
+    }
+    if (multiplexes) {
+        stream->fresh = request;
+        stream->fresh_room = room;
+        stream->adjustment = adjustment;
+    }
+    try_next(stream, DP_FLAG_NO_ENDPOINT);
+    stream->fresh = NULL;
+}
+
+bool stream_keep(struct stream *stream)
+{
+    const struct message *fresh = stream->fresh;
+
+    stream->fresh = NULL;
+    if (!fresh)
+        return true;
+    stream->adjustment->id = 0;
+    return keep_request(stream, fresh, stream->adjustment, stream->fresh_room);
+}
+
+void stream_begin(struct downstream *downstream, const struct message *request, size_t consumed)
+{
+    struct stream *stream = stream_create(downstream, request);
+    struct adjustment adjustment = {0};
+    struct routed routed = {0};
+    char destination[ADDRESS_TEXT_BYTES];
+
+    if (!stream) {
+        downstream_cut(downstream, DP_END_NO_RESOURCES);
+        return;
+    }
+    stream->record.bytes_sent = consumed;
+    stream->complete = codec_used(stream)->multiplexes;
+    if (!route(stream, request, &routed))
+        return;
+    set_timeout(stream, timeout_for(&routed, request));
+    adjustment.rewrite = routed.rewrite;
+    adjustment.facts = request->facts;
+    if (routed.rewrite && routed.rewrite->original_destination.size)
+        adjustment.original_destination = (struct text){
+            destination, (uint32_t)address_format(&downstream->session->origin.original_destination,
+                                                  destination)};
+    send_request(stream, request, &adjustment, consumed);
+}
+
+void stream_refuse(struct downstream *downstream, const struct message *problem)
+{
+    static const struct message nothing = {0};
+    struct stream *stream = stream_create(downstream, &nothing);
+
+    downstream->closing = true;
+    if (!stream) {
+        downstream_cut(downstream, DP_END_NO_RESOURCES);
+        return;
+    }
+    stream->oneway = codec_used(stream)->multiplexes; /* no id to answer to */
+    fail(stream, DP_FLAG_MALFORMED_REQUEST, problem);
+}
+
+/* Also for another attempt, while that is possible. */
+static void keep_more(struct stream *stream, const void *data, size_t size)
+{
+    struct blocks *blocks = &worker_of(stream)->streams->blocks;
+
+    if (!stream->keeps)
+        return;
+    if (!stream->encoder.chunked && buffer_held(&stream->request) + size <= KEPT_BYTES &&
+        buffer_add(blocks, &stream->request, data, size))
+        return;
+    stream->keeps = false;
+    if (stream->uplink)
+        buffer_release(blocks, &stream->request);
+}
+
+void stream_request_data(struct stream *stream, const struct message *message, size_t consumed)
+{
+    struct uplink *uplink = stream->uplink;
+
+    stream->record.bytes_sent += consumed;
+    assert(uplink); /* nothing is read before */
+    keep_more(stream, message->data.at, message->data.size);
+    if (!wire_send_body(&uplink->wire, message->data.at, message->data.size)) {
+        fail(stream, DP_FLAG_OVERLOAD, NULL);
+        return;
+    }
+    wire_splice_to(&stream->downstream->wire, &uplink->wire);
+    downstream_update(stream->downstream);
+}
+
+void stream_request_end(struct stream *stream, const struct message *message, size_t consumed)
+{
+    const struct codec *codec = codec_used(stream);
+    size_t room = consumed + ENCODING_ROOM, size;
+    uint8_t *to;
+
+    stream->record.bytes_sent += consumed;
+    stream->complete = true;
+    if (stream->encoder.chunked) {
+        assert(stream->uplink);
+        stream->keeps = false;
+        to = wire_room(&stream->uplink->wire, room);
+        if (!to) {
+            fail(stream, DP_FLAG_OVERLOAD, NULL);
+            return;
+        }
+        size = codec->end(&stream->encoder, message, to, room);
+        wire_wrote(&stream->uplink->wire, size);
+    }
+    downstream_update(stream->downstream);
+}
+
+void stream_request_malformed(struct stream *stream, const struct message *message)
+{
+    stream->downstream->closing = true;
+    fail(stream,
+         stream->downstream->wire.told_end ? DP_FLAG_DOWNSTREAM_CLOSED : DP_FLAG_MALFORMED_REQUEST,
+         message);
+}
+
+void stream_upgraded(struct stream *stream)
+{
+    set_flag(stream, DP_FLAG_UPGRADED);
+    end(stream, false);
+}
+
+void stream_abandon(struct stream *stream, enum dp_flag why)
+{
+    set_flag(stream, why);
+    end(stream, false);
+}
+
+/* ---- the answer ---- */
+
+static void note_status(struct stream *stream, const struct message *message)
+{
+    struct dp_request *record = &stream->record;
+
+    record->status = message->status;
+    record->answered = 1;
+    record->status_class = class_of(stream, message->status, message->succeeded);
+    record->first_byte_ns = clock_ns(CLOCK_MONOTONIC) - stream->began_ns;
+    if (message->service_failed)
+        set_flag(stream, DP_FLAG_SERVICE_ERROR);
+}
+
+/* False: it failed. */
+static bool pass_head(struct stream *stream, const struct message *message, size_t size)
+{
+    struct downstream *downstream = stream->downstream;
+    struct wire *wire = &downstream->wire;
+    size_t room = size + ENCODING_ROOM;
+    struct adjustment adjustment = {
+        .id = stream->id,
+        .facts = stream->facts,
+        .close = downstream->closing || downstream_is_draining(downstream) || !stream->complete,
+    };
+    uint8_t *to = wire_room(wire, room);
+    size_t wrote;
+
+    wire->encoder = (struct encoder){0};
+    wrote = to ? wire->codec->encode(&wire->encoder, message, &adjustment, to, room) : 0;
+    if (wrote == 0) {
+        fail(stream, to ? DP_FLAG_MALFORMED_RESPONSE : DP_FLAG_OVERLOAD, NULL);
+        return false;
+    }
+    wire_wrote(wire, wrote);
+    return true;
+}
+
+static void finish(struct stream *stream)
+{
+    struct downstream *downstream = stream->downstream;
+
+    if (downstream->wire.encoder.close || !stream->complete)
+        downstream->closing = true;
+    end(stream, stream->complete);
+    downstream_answered(downstream);
+}
+
+static void response_head(struct stream *stream, const struct message *message, size_t size)
+{
+    struct downstream *downstream = stream->downstream;
+    uint64_t before = total_written(&downstream->wire);
+
+    if (message->kind == MESSAGE_INTERIM) {
+        if (!stream->facts.http10 && pass_head(stream, message, size))
+            count_received(stream, before);
+        return;
+    }
+    note_status(stream, message);
+    if (!pass_head(stream, message, size))
+        return;
+    stream->answering = true;
+    count_received(stream, before);
+    buffer_release(&worker_of(stream)->streams->blocks, &stream->request);
+    stream->keeps = false;
+    if (!codec_used(stream)->multiplexes) {
+        if (message->upgraded)
+            downstream_upgrade(downstream, stream);
+        return;
+    }
+    end(stream, true);
+    if (buffer_held(&downstream->wire.out) > MOST_UNSENT)
+        downstream_cut(downstream, DP_END_NO_RESOURCES);
+    else
+        downstream_answered(downstream);
+}
+
+static void response_data(struct stream *stream, const struct message *message)
+{
+    struct wire *wire = &stream->downstream->wire;
+    uint64_t before = total_written(wire);
+
+    if (!wire_send_body(wire, message->data.at, message->data.size)) {
+        fail(stream, DP_FLAG_OVERLOAD, NULL);
+        return;
+    }
+    count_received(stream, before);
+    if (wire_is_behind(wire))
+        wire_pause(&stream->uplink->wire);
+    else
+        wire_splice_to(&stream->uplink->wire, wire);
+}
+
+static void response_end(struct stream *stream, const struct message *message, size_t size)
+{
+    struct wire *wire = &stream->downstream->wire;
+    size_t room = size + ENCODING_ROOM;
+    uint64_t before = total_written(wire);
+    uint8_t *to;
+
+    if (!stream->answering)
+        return; /* of an interim answer */
+    if (wire->encoder.chunked) {
+        to = wire_room(wire, room);
+        if (!to) {
+            fail(stream, DP_FLAG_OVERLOAD, NULL);
+            return;
+        }
+        wire_wrote(wire, wire->codec->end(&wire->encoder, message, to, room));
+        count_received(stream, before);
+    }
+    finish(stream);
+}
+
+void stream_response(struct stream *stream, enum codec_event event, const struct message *message,
+                     size_t size)
+{
+    if (event == CODEC_HEAD)
+        response_head(stream, message, size);
+    else if (event == CODEC_DATA)
+        response_data(stream, message);
+    else
+        response_end(stream, message, size);
+}
+
+void stream_response_spliced(struct stream *stream, size_t bytes)
+{
+    stream->record.bytes_received += bytes;
+}
+
+/* Whether the request may be sent again: it was kept, nothing of an answer came, and either nothing
+ * of it was sent, or the connection had been idle, which the upstream closed then. */
+static bool may_be_sent_again(const struct stream *stream, enum dp_flag why)
+{
+    bool untouched = stream->uplink->wire.written == stream->written_before;
+
+    return why == DP_FLAG_UPSTREAM_RESET && stream->keeps && stream->complete &&
+           !stream->answering && stream->reused && !stream->retried &&
+           (untouched || stream->idempotent) && stream->uplink->wire.read == stream->read_before;
+}
+
+void stream_uplink_lost(struct stream *stream, enum dp_flag why)
+{
+    struct pool *pool = stream->pool;
+
+    if (!may_be_sent_again(stream, why)) {
+        fail(stream, why, NULL);
+        return;
+    }
+    set_flag(stream, DP_FLAG_RETRIED);
+    stream->retried = true;
+    leave_pool(stream, false);
+    pool_renew(pool);
+    if (stream->tried_count > 0)
+        stream->tried_count--; /* the endpoint is not to blame */
+    try_next(stream, why);
+}
+
+void stream_uplink_sent(struct stream *stream)
+{
+    downstream_update(stream->downstream);
+}
+
+void stream_downstream_sent(struct stream *stream)
+{
+    if (stream->uplink && !codec_used(stream)->multiplexes)
+        wire_resume(&stream->uplink->wire);
+}

@@ -1,0 +1,89 @@
+/* A stream: one request, from its head to the end of its answer.
+ *
+ * It is told what comes from both sides, and owns neither: the downstream has it in its list, and
+ * the uplink that it is sent on knows it until the answer is complete. However it ends, it is
+ * answered once, reported once, and leaves both. */
+#ifndef PYSIDECAR_L7_STREAM_H
+#define PYSIDECAR_L7_STREAM_H
+
+#include "l7/buffer.h"
+#include "l7/codec.h"
+#include "loop/timer.h"
+
+struct downstream;
+struct endpoint;
+struct pool;
+struct streams;
+struct service;
+struct uplink;
+
+enum { MOST_ATTEMPTS = 4 }; /* endpoints that are tried for a request */
+
+struct stream {
+    struct stream *next, **previous; /* in the downstream's list, or those that are spare */
+    struct stream *next_waiting,
+        **waiting; /* in the pool's queue; waiting == NULL: it is in none */
+    struct downstream *downstream;
+    struct pool *pool;       /* where it waits, or was sent; NULL: nowhere yet */
+    struct uplink *uplink;   /* NULL: it was not sent, or does not wait for an answer any more */
+    struct service *service; /* referenced; NULL: it goes to the original destination */
+    struct endpoint *tried[MOST_ATTEMPTS]; /* the last one is the pool's */
+    uint32_t tried_count;
+    uint64_t id, upstream_id; /* of frames */
+    uint64_t hash;            /* see service_pick */
+    uint64_t began_ns;        /* CLOCK_MONOTONIC */
+    struct timer timer;       /* for the answer */
+    struct facts facts;
+    struct encoder encoder;               /* of the request */
+    struct buffer request;                /* as it is sent, to be sent later or again */
+    uint64_t written_before, read_before; /* on the uplink, when the request was given to it */
+    /* Only within stream_begin, for frames: the request as it came, to be encoded where it goes. */
+    const struct message *fresh;
+    struct adjustment *adjustment;
+    size_t fresh_room;
+    bool idempotent, oneway;
+    bool reused; /* the uplink had carried other requests before */
+    bool retried;
+    bool complete;  /* the request was read to its end */
+    bool keeps;     /* `request` has all that was read so far */
+    bool answering; /* the head of an answer was passed on */
+    bool timed;     /* a place for its timer is reserved */
+    bool ended;
+    struct dp_request record;
+};
+
+/* Begins a request, whose head this is, of `consumed` bytes. It may be over when this returns. */
+void stream_begin(struct downstream *downstream, const struct message *request, size_t consumed);
+/* What follows of the request: DATA, END. */
+void stream_request_data(struct stream *stream, const struct message *message, size_t consumed);
+void stream_request_end(struct stream *stream, const struct message *message, size_t consumed);
+/* The request cannot be understood any more. */
+void stream_request_malformed(struct stream *stream, const struct message *message);
+/* The head of a request that cannot be understood. */
+void stream_refuse(struct downstream *downstream, const struct message *problem);
+/* The downstream is being closed. */
+void stream_abandon(struct stream *stream, enum dp_flag why);
+
+/* It has to wait in the pool: what it is to send is kept. False when out of memory. */
+bool stream_keep(struct stream *stream);
+/* The pool has an uplink for it: sends the request. */
+void stream_assigned(struct stream *stream, struct uplink *uplink);
+/* The pool has none. `error`: a positive errno of the connect, or 0. */
+void stream_unassigned(struct stream *stream, enum dp_flag why, int error);
+
+/* What the uplink brings of the answer. */
+void stream_response(struct stream *stream, enum codec_event event, const struct message *message,
+                     size_t size);
+void stream_response_spliced(struct stream *stream, size_t bytes);
+/* The uplink is gone before the answer was complete. */
+void stream_uplink_lost(struct stream *stream, enum dp_flag why);
+/* The uplink takes more of the request again; the downstream takes more of the answer. */
+void stream_uplink_sent(struct stream *stream);
+void stream_downstream_sent(struct stream *stream);
+
+/* It goes on as a tunnel, which has its uplink's descriptor. */
+void stream_upgraded(struct stream *stream);
+/* At the end of the turn in which it ended. */
+void stream_free(struct streams *streams, struct stream *stream);
+
+#endif

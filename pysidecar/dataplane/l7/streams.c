@@ -1,0 +1,103 @@
+#include "l7/streams.h"
+
+#include <stdlib.h>
+
+#include "base/owner.h"
+#include "intercept/listener.h"
+#include "l7/downstream.h"
+#include "l7/pool.h"
+#include "l7/router.h"
+#include "l7/uplink.h"
+
+enum { MOST_BUFFERED = 256 * 1024 * 1024 }; /* bytes, of a worker */
+
+static void free_ended(struct streams *streams)
+{
+    while (streams->ended_streams) {
+        struct stream *stream = streams->ended_streams;
+
+        streams->ended_streams = stream->next;
+        stream_free(streams, stream);
+    }
+    while (streams->ended_uplinks) {
+        struct uplink *uplink = streams->ended_uplinks;
+
+        streams->ended_uplinks = uplink->next;
+        uplink_free(uplink);
+    }
+    while (streams->ended_downstreams) {
+        struct downstream *downstream = streams->ended_downstreams;
+
+        streams->ended_downstreams = downstream->next;
+        free(downstream);
+    }
+}
+
+static void turn_ends(struct task *task)
+{
+    free_ended(OWNER(task, struct streams, turn_ends));
+}
+
+bool streams_open(struct worker *worker, const struct limits *limits)
+{
+    struct streams *streams = calloc(1, sizeof *streams);
+
+    if (!streams)
+        return false;
+    streams->worker = worker;
+    streams->limits = limits;
+    streams->blocks.most = MOST_BUFFERED;
+    streams->turn_ends.run = turn_ends;
+    worker->streams = streams;
+    loop_add_each_turn(&worker->loop, &streams->turn_ends);
+    return true;
+}
+
+static void look_at_pools(struct streams *streams, bool all)
+{
+    struct map *pools = &streams->pools;
+
+    for (size_t i = 0; i < pools->bucket_count; i++)
+        for (struct map_entry *entry = pools->buckets[i], *next; entry; entry = next) {
+            next = entry->next;
+            pool_look(OWNER(entry, struct pool, entry), all);
+        }
+}
+
+void streams_look(struct worker *worker)
+{
+    struct streams *streams = worker->streams;
+    uint64_t generation = router_generation(worker);
+
+    if (generation != streams->generation) {
+        streams->generation = generation;
+        look_at_pools(streams, false);
+    }
+    if (!atomic_load_explicit(&worker->listeners->draining, memory_order_relaxed))
+        return;
+    for (struct downstream *downstream = streams->downstreams, *next; downstream;
+         downstream = next) {
+        next = downstream->next;
+        downstream_drain(downstream);
+    }
+}
+
+void streams_close(struct worker *worker)
+{
+    struct streams *streams = worker->streams;
+
+    if (!streams)
+        return;
+    look_at_pools(streams, true);
+    free_ended(streams);
+    while (streams->spare_streams) {
+        struct stream *stream = streams->spare_streams;
+
+        streams->spare_streams = stream->next;
+        free(stream);
+    }
+    blocks_close(&streams->blocks);
+    map_close(&streams->pools);
+    free(streams);
+    worker->streams = NULL;
+}

@@ -1,0 +1,36 @@
+/* What a worker has for requests. */
+#ifndef PYSIDECAR_L7_STREAMS_H
+#define PYSIDECAR_L7_STREAMS_H
+
+#include "base/map.h"
+#include "l7/buffer.h"
+#include "l7/codec.h"
+#include "loop/worker.h"
+
+struct downstream;
+struct stream;
+struct uplink;
+
+struct streams {
+    struct worker *worker;
+    const struct limits *limits;
+    struct blocks blocks;
+    struct map pools;
+    uint64_t generation;            /* of the table that pools were compared with last */
+    struct downstream *downstreams; /* open ones */
+    struct stream *spare_streams;
+    unsigned spare_count;
+    struct stream *ended_streams; /* in this turn: freed at its end */
+    struct uplink *ended_uplinks; /* likewise */
+    struct downstream *ended_downstreams;
+    struct task turn_ends;
+};
+
+/* False when out of memory. */
+bool streams_open(struct worker *worker, const struct limits *limits);
+/* When all sessions are closed. */
+void streams_close(struct worker *worker);
+/* Something may have changed that is not the worker's: the table, or it is to drain. */
+void streams_look(struct worker *worker);
+
+#endif

@@ -1,0 +1,413 @@
+#include "l7/uplink.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/owner.h"
+#include "l7/streams.h"
+#include "net/budget.h"
+
+enum {
+    FIRST_SLOTS = 16,
+    MOST_SLOTS = 4096,        /* requests under way on one uplink */
+    ID_MASK = 0x7fffffff,     /* ids of Bolt are signed */
+    HEARTBEAT_MS = 15 * 1000, /* without a byte: SOFABolt's own interval */
+};
+
+static struct worker *worker_of(const struct uplink *uplink)
+{
+    return uplink->pool->worker;
+}
+
+/* ---- lists ---- */
+
+static void unlink_it(struct uplink *uplink)
+{
+    if (!uplink->previous)
+        return;
+    *uplink->previous = uplink->next;
+    if (uplink->next)
+        uplink->next->previous = uplink->previous;
+    uplink->previous = NULL;
+}
+
+static void link_to(struct uplink **list, struct uplink *uplink)
+{
+    unlink_it(uplink);
+    uplink->next = *list;
+    uplink->previous = list;
+    if (*list)
+        (*list)->previous = &uplink->next;
+    *list = uplink;
+}
+
+/* ---- those under way ---- */
+
+static struct stream **slot_of(const struct uplink *uplink, uint64_t id)
+{
+    return &uplink->streams[id & (uplink->slots - 1)];
+}
+
+static struct stream *find(const struct uplink *uplink, uint64_t id)
+{
+    struct stream *stream = uplink->slots ? *slot_of(uplink, id) : NULL;
+
+    return stream && stream->upstream_id == id ? stream : NULL;
+}
+
+/* Twice as many slots: ids whose low bits differ still differ with one bit more. */
+static bool grow(struct uplink *uplink)
+{
+    uint32_t slots = uplink->slots ? 2 * uplink->slots : FIRST_SLOTS;
+    struct stream **streams, **old = uplink->streams;
+
+    if (slots > MOST_SLOTS)
+        return false;
+    streams = calloc(slots, sizeof *streams);
+    if (!streams)
+        return false;
+    for (uint32_t i = 0; i < uplink->slots; i++)
+        if (old[i])
+            streams[old[i]->upstream_id & (slots - 1)] = old[i];
+    uplink->streams = streams;
+    uplink->slots = slots;
+    free(old);
+    return true;
+}
+
+static bool begin_multiplexed(struct uplink *uplink, struct stream *stream)
+{
+    if (uplink->busy >= uplink->slots / 2 && !grow(uplink) && uplink->busy == uplink->slots)
+        return false;
+    do
+        uplink->next_id = (uplink->next_id + 1) & ID_MASK;
+    while (*slot_of(uplink, uplink->next_id));
+    stream->upstream_id = uplink->next_id;
+    *slot_of(uplink, stream->upstream_id) = stream;
+    return true;
+}
+
+bool uplink_begin(struct uplink *uplink, struct stream *stream)
+{
+    const struct codec *codec = uplink->pool->codec;
+
+    if (codec->multiplexes) {
+        if (!begin_multiplexed(uplink, stream))
+            return false;
+    } else {
+        assert(!uplink->stream);
+        uplink->stream = stream;
+        uplink->wire.encoder = stream->encoder;
+        if (codec->expect)
+            codec->expect(&uplink->wire.decoder, &stream->facts);
+        link_to(&uplink->pool->busy, uplink);
+    }
+    uplink->busy++;
+    stream->uplink = uplink;
+    stream->reused = uplink->used;
+    stream->written_before = uplink->wire.written;
+    stream->read_before = uplink->wire.read;
+    uplink->used = true;
+    return true;
+}
+
+/* Whether the answer was all that it sent. */
+static bool is_clean(const struct uplink *uplink)
+{
+    const struct wire *wire = &uplink->wire;
+
+    return !wire->broken && !wire->paused && !wire->error && !wire->channel->ended;
+}
+
+void uplink_leave(struct uplink *uplink, struct stream *stream, bool complete)
+{
+    struct pool *pool = uplink->pool;
+
+    stream->uplink = NULL;
+    uplink->busy--;
+    uplink->used_ms = pool->worker->loop.now_ms;
+    if (pool->codec->multiplexes) {
+        *slot_of(uplink, stream->upstream_id) = NULL;
+        if (uplink->leaving && uplink->busy == 0)
+            uplink_close(uplink, false);
+    } else {
+        uplink->stream = NULL;
+        if (!complete || uplink->leaving || !is_clean(uplink))
+            uplink_close(uplink, !complete);
+        else
+            link_to(&pool->ready, uplink);
+    }
+    if (pool->waiting)
+        task_schedule(&pool->worker->loop.tasks, &pool->serve);
+}
+
+bool uplink_is_ready(const struct uplink *uplink)
+{
+    const struct wire *wire = &uplink->wire;
+
+    if (uplink->closed || uplink->leaving || uplink->connector || wire->error || wire->broken)
+        return false;
+    if (uplink->pool->codec->multiplexes)
+        return buffer_held(&wire->out) < UPLINK_BEHIND_BYTES && uplink->busy < MOST_SLOTS;
+    /* What it sends now would be taken for the answer to the next request. */
+    return !uplink->stream && buffer_held(&wire->in) == 0 && wire->decoder.state == 0 &&
+           !wire->channel->readable;
+}
+
+/* ---- what it brings ---- */
+
+/* Everything under way on it fails. */
+static void lose(struct uplink *uplink, enum dp_flag why)
+{
+    uplink->leaving = true;
+    if (uplink->stream)
+        stream_uplink_lost(uplink->stream, why);
+    for (uint32_t i = 0; i < uplink->slots && uplink->busy > 0; i++)
+        if (uplink->streams[i])
+            stream_uplink_lost(uplink->streams[i], why);
+    uplink_close(uplink, true);
+}
+
+static void write_heartbeat(struct uplink *uplink, const struct message *asked)
+{
+    const struct codec *codec = uplink->pool->codec;
+    static const struct facts facts = {.heartbeat = true, .version = 0};
+    uint8_t *to = wire_room(&uplink->wire, (asked ? asked->frame.size : 0) + ENCODING_ROOM);
+    size_t size;
+
+    if (!to)
+        return;
+    if (asked) {
+        size = codec->answer_heartbeat(asked, to, asked->frame.size + ENCODING_ROOM);
+    } else {
+        uplink->next_id = (uplink->next_id + 1) & ID_MASK;
+        size = codec->heartbeat(&facts, uplink->next_id, to, ENCODING_ROOM);
+    }
+    wire_wrote(&uplink->wire, size);
+}
+
+static void decoded_frame(struct uplink *uplink, const struct message *message)
+{
+    struct stream *stream;
+
+    switch (message->kind) {
+    case MESSAGE_RESPONSE:
+        stream = find(uplink, message->id);
+        if (stream) /* else it came too late */
+            stream_response(stream, CODEC_HEAD, message, message->frame.size);
+        break;
+    case MESSAGE_HEARTBEAT:
+        write_heartbeat(uplink, message);
+        break;
+    case MESSAGE_HEARTBEAT_ANSWER:
+        uplink->heartbeat_ms = 0;
+        break;
+    default: /* requests of the upstream go nowhere */
+        break;
+    }
+}
+
+static void decoded(struct wire *wire, enum codec_event event, const struct message *message,
+                    size_t consumed)
+{
+    struct uplink *uplink = OWNER(wire, struct uplink, wire);
+
+    if (event == CODEC_ERROR) {
+        lose(uplink, wire->told_end ? DP_FLAG_UPSTREAM_RESET : DP_FLAG_MALFORMED_RESPONSE);
+    } else if (uplink->pool->codec->multiplexes) {
+        decoded_frame(uplink, message);
+    } else if (!uplink->stream) {
+        uplink_close(uplink, true); /* an answer that nobody has asked for */
+    } else {
+        if (event == CODEC_HEAD && message->last)
+            uplink->leaving = true;
+        stream_response(uplink->stream, event, message, consumed);
+    }
+}
+
+static void ended(struct wire *wire)
+{
+    lose(OWNER(wire, struct uplink, wire), DP_FLAG_UPSTREAM_RESET);
+}
+
+static void failed(struct wire *wire, int error)
+{
+    lose(OWNER(wire, struct uplink, wire),
+         error == ENOMEM ? DP_FLAG_OVERLOAD : DP_FLAG_UPSTREAM_RESET);
+}
+
+static void sent(struct wire *wire)
+{
+    struct uplink *uplink = OWNER(wire, struct uplink, wire);
+
+    if (uplink->stream)
+        stream_uplink_sent(uplink->stream);
+    if (uplink->pool->waiting && uplink_is_ready(uplink))
+        task_schedule(&uplink->pool->worker->loop.tasks, &uplink->pool->serve);
+}
+
+static void spliced(struct wire *wire, size_t bytes)
+{
+    struct uplink *uplink = OWNER(wire, struct uplink, wire);
+
+    if (uplink->stream)
+        stream_response_spliced(uplink->stream, bytes);
+}
+
+static const struct wire_ops uplink_ops = {
+    .decoded = decoded,
+    .ended = ended,
+    .failed = failed,
+    .sent = sent,
+    .spliced = spliced,
+};
+
+static void changed(struct channel *channel, uint32_t events)
+{
+    wire_changed(&OWNER(channel, struct uplink, channel)->wire, events);
+}
+
+void uplink_look(struct uplink *uplink)
+{
+    uint64_t now_ms = worker_of(uplink)->loop.now_ms;
+
+    if (uplink->connector || !uplink->pool->codec->heartbeat ||
+        now_ms - uplink->wire.last_active_ms < HEARTBEAT_MS)
+        return;
+    if (uplink->heartbeat_ms) {
+        wire_fail(&uplink->wire, ETIMEDOUT);
+        return;
+    }
+    uplink->heartbeat_ms = now_ms;
+    write_heartbeat(uplink, NULL);
+}
+
+/* ---- life ---- */
+
+static void count(struct uplink *uplink, int change)
+{
+    struct pool *pool = uplink->pool;
+    struct endpoint *endpoint = pool->endpoint;
+    struct service *service = pool->service;
+    unsigned index = pool->worker->index;
+
+    pool->uplink_count += (uint32_t)change;
+    if (endpoint && endpoint->tallies)
+        counter_add(&endpoint->tallies[index].connections, change);
+    if (!service)
+        return;
+    atomic_fetch_add_explicit(&service->standing->connections, (unsigned)change,
+                              memory_order_relaxed);
+    counter_add(&service->standing->tallies[index].connections, change);
+}
+
+static void connected(struct uplink *uplink, int fd)
+{
+    struct worker *worker = worker_of(uplink);
+
+    uplink->channel.watch.fd = fd;
+    uplink->channel.writable = true;
+    uplink->channel.changed = changed;
+    wire_open(&uplink->wire, worker, &uplink->channel, uplink->pool->codec, &uplink_ops);
+    uplink->wire.decoder.response = true;
+    endpoint_succeeded(uplink->pool->endpoint, UINT64_MAX);
+    if (channel_watch(&worker->loop, &uplink->channel) < 0)
+        uplink_close(uplink, true);
+    else
+        link_to(&uplink->pool->ready, uplink);
+    uplink->used_ms = worker->loop.now_ms;
+}
+
+static void connector_done(struct connector *connector, int fd)
+{
+    struct uplink *uplink = connector->owner;
+    struct pool *pool = uplink->pool;
+
+    free(uplink->connector);
+    uplink->connector = NULL;
+    pool->connecting--;
+    if (fd >= 0) {
+        connected(uplink, fd);
+        pool_serve(pool);
+        return;
+    }
+    if (connector_is_endpoints_doing(-fd))
+        endpoint_failed(pool->endpoint, pool->worker->loop.now_ms);
+    uplink_close(uplink, true);
+    pool_connect_failed(pool, -fd);
+}
+
+bool uplink_open(struct pool *pool)
+{
+    struct worker *worker = pool->worker;
+    struct uplink *uplink = calloc(1, sizeof *uplink);
+    struct connector *connector = calloc(1, sizeof *connector);
+
+    if (!uplink || !connector || !budget_reserve(worker->budget, 1)) {
+        free(uplink);
+        free(connector);
+        return false;
+    }
+    uplink->pool = pool;
+    uplink->connector = connector;
+    channel_init(&uplink->channel);
+    link_to(&pool->busy, uplink);
+    count(uplink, 1);
+    pool->connecting++;
+    *connector = (struct connector){
+        .worker = worker,
+        .owner = uplink,
+        .origin = &pool->origin,
+        .choice = {.fixed = true, .upstream = pool->address},
+        .done = connector_done,
+    };
+    connector_start(connector);
+    return true;
+}
+
+/* The descriptor is closed, or another's. */
+static void end(struct uplink *uplink)
+{
+    struct worker *worker = worker_of(uplink);
+
+    uplink->closed = true;
+    wire_close(&uplink->wire);
+    budget_release(worker->budget, 1);
+    count(uplink, -1);
+    link_to(&worker->streams->ended_uplinks, uplink);
+}
+
+void uplink_close(struct uplink *uplink, bool reset)
+{
+    struct worker *worker = worker_of(uplink);
+
+    if (uplink->closed)
+        return;
+    assert(!uplink->stream);
+    if (uplink->connector) {
+        connector_cancel(uplink->connector);
+        free(uplink->connector);
+        uplink->connector = NULL;
+        uplink->pool->connecting--;
+    }
+    channel_close(&worker->loop, &uplink->channel, reset);
+    end(uplink);
+}
+
+int uplink_take_fd(struct uplink *uplink)
+{
+    int fd = uplink->channel.watch.fd;
+
+    loop_unwatch(&worker_of(uplink)->loop, &uplink->channel.watch);
+    uplink->channel.watch.fd = -1;
+    end(uplink);
+    return fd;
+}
+
+void uplink_free(struct uplink *uplink)
+{
+    assert(uplink->closed && !uplink->stream && uplink->busy == 0);
+    free(uplink->streams);
+    free(uplink);
+}

@@ -1,0 +1,45 @@
+/* An upstream connection of a pool. */
+#ifndef PYSIDECAR_L7_UPLINK_H
+#define PYSIDECAR_L7_UPLINK_H
+
+#include "l7/pool.h"
+#include "l7/wire.h"
+#include "upstream/connector.h"
+
+enum { UPLINK_BEHIND_BYTES = 256 * 1024 }; /* that wait to be sent: it takes no further request */
+
+struct uplink {
+    struct uplink *next, **previous; /* in the pool's list, or those that ended */
+    struct pool *pool;
+    struct connector *connector; /* while it is being connected */
+    struct channel channel;
+    struct wire wire;
+    struct stream *stream;   /* the one under way, where the codec does not multiplex */
+    struct stream **streams; /* those under way, where it does; by the low bits of their ids */
+    uint32_t slots, busy;
+    uint32_t next_id;
+    uint64_t used_ms;      /* when it had a request last */
+    uint64_t heartbeat_ms; /* when one was sent that is not answered; 0: none */
+    bool used;             /* a request was sent on it */
+    bool leaving;          /* gets no further request */
+    bool closed;
+};
+
+/* Begins to connect. False when out of memory or descriptors. */
+bool uplink_open(struct pool *pool);
+/* Nothing may be under way. With a reset, or in order. */
+void uplink_close(struct uplink *uplink, bool reset);
+/* Whether it can take a request. */
+bool uplink_is_ready(const struct uplink *uplink);
+/* The stream's request is about to be written; its id is upstream_id. False when out of memory. */
+bool uplink_begin(struct uplink *uplink, struct stream *stream);
+/* The stream does not wait for an answer any more, which was complete or not. */
+void uplink_leave(struct uplink *uplink, struct stream *stream, bool complete);
+/* Gives its descriptor away, which nobody watches, and is closed. */
+int uplink_take_fd(struct uplink *uplink);
+/* At the end of the turn in which it was closed. */
+void uplink_free(struct uplink *uplink);
+/* Sends a heartbeat where one is due; closes it where the last one was not answered. */
+void uplink_look(struct uplink *uplink);
+
+#endif
