@@ -823,7 +823,11 @@ void stream_uplink_lost(struct stream *stream, enum dp_flag why)
 
 void stream_uplink_sent(struct stream *stream)
 {
+    struct wire *wire = &stream->downstream->wire;
+
     downstream_update(stream->downstream);
+    if (wire->spliced_to && !wire->paused)
+        wire_resume(wire); /* its pipe waited, or the next piece for it */
 }
 
 void stream_downstream_sent(struct stream *stream)
