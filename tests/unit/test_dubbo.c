@@ -479,6 +479,10 @@ static void test_answers_of_our_own(void **state)
         assert_memory_equal(bytes->data + 16, "\x30\x0bno endpoint", 13);
         assert_int_equal(bytes->size, 29);
         assert_int_equal(codec_dubbo.reject(&facts, ID, &rejection, bytes->data, 28), 0);
+        rejection.reason = TEXT("");
+        bytes->size = codec_dubbo.reject(&facts, ID, &rejection, bytes->data, sizeof bytes->data);
+        assert_memory_equal(bytes->data + 18, "sidecar: ", 9);
+        assert_in_range(bytes->data[17], 12, bytes->size - 18);
         free(bytes);
     }
 }

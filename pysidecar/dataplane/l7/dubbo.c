@@ -304,28 +304,25 @@ static void put_head(struct output *output, uint8_t flags, uint8_t status, uint6
     put_u32(output, body_size);
 }
 
-/* What Dubbo makes of them: docs/requests.md. 31 is a timeout to it, after which the call may have
- * had its effect; the others are failures of the way. */
-static uint8_t status_for(enum dp_flag flag)
-{
-    switch (flag) {
-    case DP_FLAG_NO_ROUTE:
-        return STATUS_SERVICE_NOT_FOUND;
-    case DP_FLAG_TIMEOUT:
-        return STATUS_SERVER_TIMEOUT;
-    case DP_FLAG_UPSTREAM_RESET:
-        return STATUS_CHANNEL_INACTIVE;
-    case DP_FLAG_OVERLOAD:
-        return STATUS_EXHAUSTED;
-    case DP_FLAG_MALFORMED_REQUEST:
-    case DP_FLAG_REFUSED:
-        return STATUS_BAD_REQUEST;
-    case DP_FLAG_MALFORMED_RESPONSE:
-        return STATUS_BAD_RESPONSE;
-    default:
-        return STATUS_SERVER_ERROR;
-    }
-}
+/* By enum dp_flag. What Dubbo makes of them: docs/requests.md. 31 is a timeout to it, after which
+ * the call may have had its effect; the others are failures of the way. */
+static const struct {
+    uint8_t status;
+    struct text reason;
+} failures[DP_FLAGS] = {
+    [DP_FLAG_NO_ROUTE] = {STATUS_SERVICE_NOT_FOUND, TEXT("sidecar: no_route")},
+    [DP_FLAG_NO_ENDPOINT] = {STATUS_SERVER_ERROR, TEXT("sidecar: no_endpoint")},
+    [DP_FLAG_CONNECT_FAILED] = {STATUS_SERVER_ERROR, TEXT("sidecar: connect_failed")},
+    [DP_FLAG_CONNECT_TIMEOUT] = {STATUS_SERVER_ERROR, TEXT("sidecar: connect_timeout")},
+    [DP_FLAG_TIMEOUT] = {STATUS_SERVER_TIMEOUT, TEXT("sidecar: timeout")},
+    [DP_FLAG_UPSTREAM_RESET] = {STATUS_CHANNEL_INACTIVE, TEXT("sidecar: upstream_reset")},
+    [DP_FLAG_OVERLOAD] = {STATUS_EXHAUSTED, TEXT("sidecar: overload")},
+    [DP_FLAG_MALFORMED_REQUEST] = {STATUS_BAD_REQUEST, TEXT("sidecar: malformed_request")},
+    [DP_FLAG_MALFORMED_RESPONSE] = {STATUS_BAD_RESPONSE, TEXT("sidecar: malformed_response")},
+    [DP_FLAG_REFUSED] = {STATUS_BAD_REQUEST, TEXT("sidecar: refused")},
+    [DP_FLAG_LOOP] = {STATUS_SERVER_ERROR, TEXT("sidecar: loop")},
+    [DP_FLAG_DRAIN_LIMIT] = {STATUS_SERVER_ERROR, TEXT("sidecar: drain_limit")},
+};
 
 /* In Hessian 2, whatever the request was in: an answer says by itself what it is in, and Dubbo
  * reads each that it knows. */
@@ -333,10 +330,13 @@ static size_t dubbo_reject(const struct facts *facts, uint64_t id,
                            const struct rejection *rejection, uint8_t *to, size_t room)
 {
     struct output output = output_to(to, room);
-    struct text reason = rejection->reason;
-    uint8_t status = status_for(rejection->flag);
+    uint8_t status = failures[rejection->flag].status;
+    struct text reason =
+        rejection->reason.size ? rejection->reason : failures[rejection->flag].reason;
 
     (void)facts;
+    if (status == 0)
+        status = STATUS_SERVER_ERROR;
     if (rejection->status)
         *rejection->status = status;
     if (reason.size > INT8_MAX)

@@ -219,8 +219,10 @@ static void write_rejection(struct stream *stream, enum dp_flag why, const struc
     struct rejection rejection = {
         .flag = why,
         .http_status = problem ? problem->http_status : 0,
-        .close = !stream->complete || !stream->facts.keep_alive || downstream->closing ||
-                 downstream_is_draining(downstream),
+        /* Where requests are multiplexed, the others on the connection go on. */
+        .close = !wire->codec->multiplexes &&
+                 (!stream->complete || !stream->facts.keep_alive || downstream->closing ||
+                  downstream_is_draining(downstream)),
         .status = &status,
     };
     uint8_t *to = wire_room(wire, ENCODING_ROOM);
