@@ -232,6 +232,7 @@ struct dp_service {
     uint32_t balance;        /* enum dp_balance, but not DP_LEAST_CONNECTIONS */
     uint32_t hash_by;        /* DP_RING_HASH: a text, the name of the header, in lower case */
     uint32_t timeout_ms;     /* for a request; 0: none */
+    uint32_t silent_ms;      /* for an endpoint without a byte while a request is there; 0: none */
     uint32_t idle_ms;        /* an upstream connection without a request is closed after that */
     uint32_t connections;    /* upstream connections at most, all workers together */
     uint32_t pending;        /* requests that wait for one at most, all workers together */

@@ -262,22 +262,64 @@ static void fail(struct stream *stream, enum dp_flag why, const struct message *
         downstream_answered(downstream);
 }
 
+/* ---- its time ---- */
+
+/* When the endpoint has been silent for too long. A request that is not complete waits for the
+ * client. */
+static uint64_t silent_at_ms(const struct stream *stream)
+{
+    uint32_t silent_ms = stream->service ? stream->service->silent_ms : 0;
+    uint64_t since_ms = stream->complete_ms;
+
+    if (silent_ms == 0)
+        return UINT64_MAX;
+    if (!stream->complete)
+        return worker_of(stream)->loop.now_ms + silent_ms;
+    if (stream->uplink && !codec_used(stream)->multiplexes &&
+        stream->uplink->wire.last_active_ms > since_ms)
+        since_ms = stream->uplink->wire.last_active_ms;
+    return since_ms + silent_ms;
+}
+
+static void answer_expired(struct timer *timer);
+
+static void set_timer(struct stream *stream)
+{
+    struct loop *loop = &worker_of(stream)->loop;
+    uint64_t at_ms = silent_at_ms(stream);
+
+    if (stream->answer_at_ms < at_ms)
+        at_ms = stream->answer_at_ms;
+    if (at_ms != UINT64_MAX)
+        loop_set_timer(loop, &stream->timer, at_ms - loop->now_ms, answer_expired);
+}
+
 static void answer_expired(struct timer *timer)
 {
     struct stream *stream = OWNER(timer, struct stream, timer);
+    uint64_t now_ms = worker_of(stream)->loop.now_ms;
 
+    if (stream->answer_at_ms > now_ms && silent_at_ms(stream) > now_ms) {
+        set_timer(stream);
+        return;
+    }
     trace(worker_of(stream), stream->record.connection, expired, DP_TIMER_ANSWER, 0);
     fail(stream, DP_FLAG_TIMEOUT, NULL);
 }
 
-static void set_timeout(struct stream *stream, uint32_t ms)
+/* `ms`: for all of the answer; 0: there is no such limit. */
+static void begin_timer(struct stream *stream, uint32_t ms)
 {
     struct loop *loop = &worker_of(stream)->loop;
 
-    if (ms == 0 || !timers_reserve(&loop->timers, 1))
+    stream->answer_at_ms = ms ? loop->now_ms + ms : UINT64_MAX;
+    stream->complete_ms = loop->now_ms;
+    if (stream->answer_at_ms == UINT64_MAX && silent_at_ms(stream) == UINT64_MAX)
+        return;
+    if (!timers_reserve(&loop->timers, 1))
         return;
     stream->timed = true;
-    loop_set_timer(loop, &stream->timer, ms, answer_expired);
+    set_timer(stream);
 }
 
 /* ---- finding an upstream ---- */
@@ -436,6 +478,7 @@ void stream_assigned(struct stream *stream, struct uplink *uplink)
         downstream_answered(downstream);
         return;
     }
+    uplink->leaving |= stream->binds;
     if (uplink->pool->codec->multiplexes)
         stream->keeps = false;
     if (!stream->keeps)
@@ -476,6 +519,26 @@ static bool keep_request(struct stream *stream, const struct message *request,
     stream->request.end += (uint32_t)size;
     stream->keeps = true;
     return true;
+}
+
+static bool begins_with(struct text text, struct text beginning)
+{
+    text.size = text.size < beginning.size ? text.size : beginning.size;
+    return text_equal_folded(text, beginning);
+}
+
+/* NTLM and Negotiate authenticate a connection, not a request (RFC 4559, 6): the next request on it
+ * would be the same user's, whoever sends it. `name`: of the header. */
+static bool binds_connection(const struct message *message, struct text name)
+{
+    for (uint32_t i = 0; i < message->field_count; i++) {
+        const struct field *field = &message->fields[i];
+
+        if (text_equal_folded(field->name, name) && (begins_with(field->value, TEXT("negotiate")) ||
+                                                     begins_with(field->value, TEXT("ntlm"))))
+            return true;
+    }
+    return false;
 }
 
 static bool is_connect(const struct stream *stream, const struct message *request)
@@ -534,6 +597,7 @@ static void send_request(struct stream *stream, const struct message *request,
         fail(stream, DP_FLAG_OVERLOAD, NULL);
         return;
     }
+    stream->binds = !multiplexes && binds_connection(request, TEXT("authorization"));
     if (multiplexes) {
         stream->fresh = request;
         stream->fresh_room = room;
@@ -569,7 +633,7 @@ void stream_begin(struct downstream *downstream, const struct message *request, 
     stream->complete = codec_used(stream)->multiplexes;
     if (!route(stream, request, &routed))
         return;
-    set_timeout(stream, timeout_for(&routed, request));
+    begin_timer(stream, timeout_for(&routed, request));
     adjustment.rewrite = routed.rewrite;
     adjustment.facts = request->facts;
     if (routed.rewrite && routed.rewrite->original_destination.size)
@@ -631,6 +695,7 @@ void stream_request_end(struct stream *stream, const struct message *message, si
 
     stream->record.bytes_sent += consumed;
     stream->complete = true;
+    stream->complete_ms = worker_of(stream)->loop.now_ms;
     if (stream->encoder.chunked) {
         assert(stream->uplink);
         stream->keeps = false;
@@ -731,6 +796,7 @@ static void response_head(struct stream *stream, const struct message *message, 
     buffer_release(&worker_of(stream)->streams->blocks, &stream->request);
     stream->keeps = false;
     if (!codec_used(stream)->multiplexes) {
+        stream->uplink->leaving |= binds_connection(message, TEXT("www-authenticate"));
         if (message->upgraded)
             downstream_upgrade(downstream, stream);
         return;

@@ -33,6 +33,8 @@ struct stream {
     uint64_t hash;            /* see service_pick */
     uint64_t began_ns;        /* CLOCK_MONOTONIC */
     struct timer timer;       /* for the answer */
+    uint64_t answer_at_ms;    /* when all of it has to be there; UINT64_MAX: whenever */
+    uint64_t complete_ms;     /* when the request was read to its end */
     struct facts facts;
     struct encoder encoder;               /* of the request */
     struct buffer request;                /* as it is sent, to be sent later or again */
@@ -44,6 +46,7 @@ struct stream {
     bool idempotent, oneway;
     bool reused; /* the uplink had carried other requests before */
     bool retried;
+    bool binds;     /* its uplink may be its user's afterwards: nobody else gets it */
     bool complete;  /* the request was read to its end */
     bool keeps;     /* `request` has all that was read so far */
     bool answering; /* the head of an answer was passed on */
