@@ -96,9 +96,9 @@ static bool service_is(const struct service *service, const struct service_plan 
     struct cluster_plan cluster = cluster_of(plan);
 
     return service->protocol == settings->protocol && service->timeout_ms == settings->timeout_ms &&
-           service->silent_ms == settings->silent_ms && service->idle_ms == settings->idle_ms && service->connections == settings->connections &&
-           service->pending == settings->pending && text_equal(service->name, plan->name) &&
-           text_equal(service->hash_by, plan->hash_by) &&
+           service->silent_ms == settings->silent_ms && service->idle_ms == settings->idle_ms &&
+           service->connections == settings->connections && service->pending == settings->pending &&
+           text_equal(service->name, plan->name) && text_equal(service->hash_by, plan->hash_by) &&
            (service->cluster ? cluster_is(service->cluster, &cluster) : cluster.count == 0);
 }
 
