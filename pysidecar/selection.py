@@ -1,24 +1,36 @@
-"""Which connections somebody asks for: the parameters of ``/connections``, and the options of
-``pysidecar connections``, which are the same."""
+"""Which connections and which requests somebody asks for: the parameters of ``/connections`` and
+``/requests``, and the options of ``pysidecar connections`` and ``requests``, which are the same."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pysidecar.address import Address
-from pysidecar.config.values import parse_endpoint, parse_network
+from pysidecar.config.values import parse_duration, parse_endpoint, parse_network
 from pysidecar.destinations import Network
 from pysidecar.text import printable
 
-if TYPE_CHECKING:  # the command line answers before the data plane is loaded
-    from pysidecar.dataplane import ConnectionRecord
+# The command line answers before the data plane is loaded, whose words some filters need.
 
-__all__ = ["FILTERS", "STATES", "Filter", "Predicate", "Selection", "SelectionError", "select"]
+__all__ = [
+    "FILTERS",
+    "ORDERS",
+    "REQUEST_FILTERS",
+    "STATES",
+    "Filter",
+    "Predicate",
+    "RequestSelection",
+    "Selection",
+    "SelectionError",
+    "select",
+    "select_requests",
+]
 
-Predicate = Callable[["ConnectionRecord"], bool]
+Predicate = Callable[[Any], bool]
+"""Of a ConnectionRecord, or of a RequestRecord."""
 
 _MOST_DIGITS = 10  # a uid has as many
 _COMMAND_BYTES = 15  # of a process's name, all that the kernel keeps
@@ -37,8 +49,8 @@ class SelectionError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A parameter that leaves connections out. Given more than once, one of its values has to
-    fit.
+    """A parameter that leaves connections or requests out. Given more than once, one of its values
+    has to fit.
 
     ``parse`` raises ValueError with what was expected. ``metavar`` stands for its value in a help.
     """
@@ -55,13 +67,23 @@ def _number(text: str) -> int:
     return int(text)
 
 
+def _names(enumeration: str) -> list[str]:
+    """The words for the members of one of the data plane's enumerations."""
+    from pysidecar import dataplane
+
+    return [name.lower() for name in getattr(dataplane, enumeration).__members__]
+
+
+def _cut(text: str, most: int) -> str:
+    """As the data plane cuts it, and Python reads it."""
+    return text.encode(errors="surrogatepass")[:most].decode(errors="backslashreplace")
+
+
 def _named(key: str, help_: str, enumeration: str) -> Filter:
-    """By the name of a member of one of the data plane's enumerations."""
+    """By the name of a member."""
 
     def names() -> list[str]:
-        from pysidecar import dataplane
-
-        return [name.lower() for name in getattr(dataplane, enumeration).__members__]
+        return _names(enumeration)
 
     def parse(text: str) -> Predicate:
         if text not in (choices := names()):
@@ -97,7 +119,7 @@ def _addressed(key: str, attribute: str, whose: str) -> Filter:
                 "[fd00::9]:5432 or :5432"
             ) from None
 
-        def fits(record: ConnectionRecord) -> bool:
+        def fits(record: Any) -> bool:
             address: Address | None = getattr(record, attribute)
             return (
                 address is not None
@@ -127,7 +149,7 @@ def _numbered(key: str, help_: str, *, may_be_none: bool = False) -> Filter:
 def _parse_process(text: str) -> Predicate:
     if not text:
         raise ValueError("expected the name of a process")
-    name = text.encode()[:_COMMAND_BYTES].decode(errors="backslashreplace")
+    name = _cut(text, _COMMAND_BYTES)
     return lambda record: record.process == name
 
 
@@ -155,45 +177,175 @@ FILTERS = (
 )
 """Those that look at the connection alone."""
 
+_MOST_ID_DIGITS = 20  # of 64 bits
+_SERVICE_BYTES, _METHOD_BYTES = 64, 32  # all that the data plane keeps
+_CLASSES = ("none", "1xx", "2xx", "3xx", "4xx", "5xx")  # as the data plane's STATUS_CLASSES
+_FAILED = "failed"
+
+
+def _exactly(key: str, help_: str, most: int) -> Filter:
+    """A text, of which the record has so many bytes."""
+
+    def parse(text: str) -> Predicate:
+        if not text:
+            raise ValueError("expected a text")
+        cut = _cut(text, most)
+        return lambda record: bool(getattr(record, key) == cut)
+
+    return Filter(key, help_, parse, lambda: "NAME")
+
+
+def _parse_path(text: str) -> Predicate:
+    if not text:
+        raise ValueError("expected what the path begins with")
+    return lambda record: (record.path_without_query or "").startswith(text)
+
+
+def _parse_status(text: str) -> Predicate:
+    if text == "none":
+        return lambda record: record.status is None
+    if text in _CLASSES:
+        number = _CLASSES.index(text)
+        return lambda record: bool(record.status_class == number)
+    try:
+        number = _number(text)
+    except ValueError:
+        raise ValueError("expected a status, a class such as 5xx, or none") from None
+    return lambda record: bool(record.status == number)
+
+
+def _parse_flag(text: str) -> Predicate:
+    if text == _FAILED:
+        return lambda record: bool(record.failed)
+    if text not in (choices := _names("Flag")):
+        raise ValueError(f"expected {_alternatives([_FAILED, *choices])}")
+    name = text.upper()
+    return lambda record: any(flag.name == name for flag in record.flags)
+
+
+def _parse_connection(text: str) -> Predicate:
+    if not (text.isascii() and text.isdigit()) or len(text) > _MOST_ID_DIGITS:
+        raise ValueError("expected the id of a connection, as /connections gives it")
+    number = int(text)
+    return lambda record: bool(record.connection == number)
+
+
+def _parse_slower(text: str) -> Predicate:
+    least_ms = parse_duration(text) * 1000
+    return lambda record: bool(record.duration_ms >= least_ms)
+
+
+REQUEST_FILTERS = (
+    _exactly("service", "Its service, or what it asks for where it reached none.", _SERVICE_BYTES),
+    _named("protocol", "What it speaks.", "Protocol"),
+    _named("direction", "Which side opened its connection.", "Direction"),
+    _exactly("method", "Its method, such as GET.", _METHOD_BYTES),
+    Filter("path", "What its path begins with.", _parse_path, lambda: "PREFIX"),
+    Filter(
+        "status",
+        "What the client got: a number, a class such as 5xx, or none.",
+        _parse_status,
+        lambda: "STATUS",
+    ),
+    Filter(
+        "flag",
+        "What happened to it, such as timeout; failed is any failure.",
+        _parse_flag,
+        lambda: "FLAG",
+    ),
+    _addressed("source", "source", "Whence it came"),
+    _addressed("upstream", "upstream", "Where it went"),
+    Filter("connection", "The id of its connection.", _parse_connection, lambda: "ID"),
+    Filter("slower", "It took at least so long, such as 100ms.", _parse_slower, lambda: "DURATION"),
+)
+"""Those that look at the request alone."""
+
 STATES = ("open", "closed")
 _MORE_KEYS = ("state", "closed", "limit", "format")
+ORDERS = ("newest", "slowest")
+_MORE_REQUEST_KEYS = ("order", "limit", "format")
+
+_Filters = tuple[tuple[Predicate, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What is asked for. ``closed`` is how many of those that closed are looked at, the latest;
-    ``limit`` how many connections are wanted, None being all."""
+    """Which connections are asked for. ``closed`` is how many of those that closed are looked at,
+    the latest; ``limit`` how many connections are wanted, None being all."""
 
-    filters: tuple[tuple[Predicate, ...], ...] = ()
+    filters: _Filters = ()
     open: bool = True
     closed: int = 0
     limit: int | None = None
 
-    def fits(self, record: ConnectionRecord) -> bool:
+    def fits(self, record: Any) -> bool:
         """Whether it is among those that are asked for."""
-        return all(any(one(record) for one in alternatives) for alternatives in self.filters)
+        return _fits(self.filters, record)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSelection:
+    """Which requests are asked for: the newest or the slowest, of which ``limit`` are wanted, None
+    being all."""
+
+    filters: _Filters = ()
+    slowest: bool = False
+    limit: int | None = None
+
+    def fits(self, record: Any) -> bool:
+        """Whether it is among those that are asked for."""
+        return _fits(self.filters, record)
+
+
+def _fits(filters: _Filters, record: Any) -> bool:
+    return all(any(one(record) for one in alternatives) for alternatives in filters)
 
 
 def select(parameters: Iterable[tuple[str, str]]) -> Selection:
-    """From the parameters of a request, in which ``format`` is somebody else's. Raises
+    """Connections, from the parameters of a request, in which ``format`` is somebody else's. Raises
     SelectionError."""
-    filters = {each.key: each for each in FILTERS}
-    values: dict[str, list[str]] = {}
-    for key, value in parameters:
-        if key not in filters and key not in _MORE_KEYS:
-            known = ", ".join([*filters, *_MORE_KEYS])
-            raise SelectionError(printable(key[:_SHOWN]), f"unknown key: expected one of {known}")
-        values.setdefault(key, []).append(value)
+    values = _collect(parameters, FILTERS, _MORE_KEYS)
     states = _states(values)
     return Selection(
-        filters=tuple(
-            tuple(_parsed(each, value) for value in values[key])
-            for key, each in filters.items()
-            if key in values
-        ),
+        filters=_predicates(values, FILTERS),
         open="open" in states,
         closed=_closed(values, states),
         limit=_only_number(values, "limit", least=1),
+    )
+
+
+def select_requests(parameters: Iterable[tuple[str, str]]) -> RequestSelection:
+    """Requests, likewise."""
+    values = _collect(parameters, REQUEST_FILTERS, _MORE_REQUEST_KEYS)
+    order = values.get("order", ["newest"])
+    if len(order) != 1 or order[0] not in ORDERS:
+        raise SelectionError("order", f"expected {_alternatives(ORDERS)}, once")
+    return RequestSelection(
+        filters=_predicates(values, REQUEST_FILTERS),
+        slowest=order == ["slowest"],
+        limit=_only_number(values, "limit", least=1),
+    )
+
+
+def _collect(
+    parameters: Iterable[tuple[str, str]], filters: Sequence[Filter], more: Sequence[str]
+) -> dict[str, list[str]]:
+    """The values of each key."""
+    keys = [*(each.key for each in filters), *more]
+    values: dict[str, list[str]] = {}
+    for key, value in parameters:
+        if key not in keys:
+            known = ", ".join(keys)
+            raise SelectionError(printable(key[:_SHOWN]), f"unknown key: expected one of {known}")
+        values.setdefault(key, []).append(value)
+    return values
+
+
+def _predicates(values: dict[str, list[str]], filters: Sequence[Filter]) -> _Filters:
+    return tuple(
+        tuple(_parsed(each, value) for value in values[each.key])
+        for each in filters
+        if each.key in values
     )
 
 

@@ -31,7 +31,11 @@ from pysidecar.dataplane import (
     ConnectionRecord,
     DataPlane,
     Direction,
+    EndpointSums,
     PackedRoutes,
+    RequestRecord,
+    RequestTally,
+    ServiceSums,
     Timeouts,
     TraceEvent,
     pack_routes,
@@ -183,6 +187,26 @@ class Sidecar:
         """The latest that closed, newest last; at most 1,000 are kept."""
         self._recent.extend(self._data_plane.take_closed())
         return list(islice(self._recent, max(0, len(self._recent) - limit), None))
+
+    def services(self) -> Iterator[Sequence[ServiceSums]]:
+        """What their requests add up to, in pieces, between which others may work."""
+        return self._data_plane.services()
+
+    def endpoints(self) -> Iterator[Sequence[EndpointSums]]:
+        """Those of all services, likewise."""
+        return self._data_plane.endpoints()
+
+    def unserved(self) -> RequestTally:
+        """What requests add up to that reached no service."""
+        return self._data_plane.unserved()
+
+    def recent_requests(self) -> Iterator[Sequence[RequestRecord]]:
+        """The latest that ended, newest first, in pieces; at most 1,000."""
+        return self._data_plane.recent_requests()
+
+    def slowest_requests(self) -> Iterator[Sequence[RequestRecord]]:
+        """The slowest of the last five minutes, slowest first, in pieces; at most 1,000."""
+        return self._data_plane.slowest_requests()
 
     def trace(self, on: bool) -> None:
         """Whether what happens to connections is noted, for ``take_trace``."""

@@ -15,19 +15,21 @@ from pysidecar.address import Address
 from pysidecar.admin.connections import Connections, ConnectionsPage
 from pysidecar.admin.gate import BadRequestFilter, Gate, current_connection
 from pysidecar.admin.metrics import CONTENT_TYPE_LATEST, Metrics
+from pysidecar.admin.pieces import Turns
+from pysidecar.admin.request_metrics import metrics_of_requests
+from pysidecar.admin.requests import Requests, RequestsPage
+from pysidecar.admin.services import Services, ServicesPage
 from pysidecar.admin.trace import Traced, TracePage
 from pysidecar.background import in_background
-from pysidecar.config import Config
 
 __all__ = ["AdminServer", "Observed"]
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Observed(Connections, Traced, Protocol):
+class Observed(Connections, Requests, Services, Traced, Protocol):
     """What the admin interface shows of a sidecar."""
 
-    config: Config
     metrics: Metrics
 
     @property
@@ -53,11 +55,15 @@ class AdminServer:
         self._observed = observed
         self.address = Address(*listener.getsockname()[:2])
         self.gate = Gate(listener)
+        self._turns = Turns()
+        self._services = ServicesPage(observed, self._turns)
         self._trace = TracePage(observed)
         application = web.Application(middlewares=[_one_request, _only_addressed_to_us])
         application.router.add_get("/", self._index)
         application.router.add_get("/ready", self._ready)
-        application.router.add_get("/connections", ConnectionsPage(observed).answer)
+        application.router.add_get("/connections", ConnectionsPage(observed, self._turns).answer)
+        application.router.add_get("/services", self._services.answer)
+        application.router.add_get("/requests", RequestsPage(observed, self._turns).answer)
         application.router.add_get("/config", self._config)
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/debug/trace", self._trace.answer)
@@ -73,6 +79,7 @@ class AdminServer:
         await self._runner.setup()
         assert self._runner.server is not None
         self.gate.open(self._runner.server)
+        self._services.start()
 
     @property
     def trace_readers(self) -> int:
@@ -81,6 +88,7 @@ class AdminServer:
 
     async def stop(self) -> None:
         """Ends at once, also when a client is slow."""
+        self._services.stop()
         self._trace.close()
         self.gate.close()
         await self._runner.cleanup()
@@ -92,6 +100,10 @@ class AdminServer:
             "  /connections  live connections; ?closed=N adds the N latest that closed;\n"
             "                limit=N, format=ndjson and filters such as destination=10.0.0.0/8:\n"
             "                see pysidecar connections --help\n"
+            "  /services     services and their endpoints, and how they do; service=NAME\n"
+            "  /requests     those that ended lately; order=slowest: the slowest of the last\n"
+            "                five minutes; limit=N, format=ndjson and filters such as\n"
+            "                service=NAME, status=5xx: see pysidecar requests --help\n"
             "  /config       the configuration in effect, and the rules in the kernel\n"
             "  /metrics      for Prometheus\n"
             "  /debug/trace  what happens to connections, as it happens; session=ID,\n"
@@ -117,9 +129,11 @@ class AdminServer:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         await self._observed.refresh()
-        return web.Response(
-            body=self._observed.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST}
-        )
+        texts = [self._observed.metrics.render()]
+        pieces = metrics_of_requests(self._observed)
+        while (piece := await self._turns.next(pieces)) is not None:
+            texts.append(piece.encode())
+        return web.Response(body=b"".join(texts), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 @web.middleware

@@ -20,7 +20,7 @@ from pysidecar.config import Config, ConfigError, json_schema, load
 from pysidecar.direction import Direction
 from pysidecar.errors import StartError
 from pysidecar.modes import INBOUND, OUTBOUND
-from pysidecar.selection import FILTERS, STATES, Filter
+from pysidecar.selection import FILTERS, ORDERS, REQUEST_FILTERS, STATES, Filter
 
 __all__ = ["main"]
 
@@ -29,6 +29,7 @@ __all__ = ["main"]
 
 _NOT_FOUND = 127  # exit statuses of a shell for a command that cannot be run
 _NOT_EXECUTABLE = 126
+_WATCHED = 100  # requests: more than a terminal has lines
 
 
 class _Paragraphs(click.Group):
@@ -255,11 +256,11 @@ class _FilterOption(click.Option):
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def _filter_options(*keys: str) -> Callable[[_Command], _Command]:
+def _filter_options(filters: Sequence[Filter], *keys: str) -> Callable[[_Command], _Command]:
     """An option for each filter, or for some of them, in their order."""
 
     def add(command: _Command) -> _Command:
-        for each in reversed(FILTERS):
+        for each in reversed(filters):
             if not keys or each.key in keys:
                 command = click.option(f"--{each.key}", cls=_FilterOption, chosen=each)(command)
         return command
@@ -275,16 +276,20 @@ _admin_option = click.option(
 )
 
 
-@main.command()
-@_config_option
-@click.option("-w", "--watch", is_flag=True, help="Refresh until interrupted.")
-@click.option(
+_watch_option = click.option("-w", "--watch", is_flag=True, help="Refresh until interrupted.")
+_interval_option = click.option(
     "--interval",
     type=click.FloatRange(min=0.1),
     default=1.0,
     show_default=True,
     help="Seconds between two looks.",
 )
+
+
+@main.command()
+@_config_option
+@_watch_option
+@_interval_option
 @click.option(
     "--closed",
     type=click.IntRange(0, 1000),
@@ -297,7 +302,7 @@ _admin_option = click.option(
     type=click.Choice(STATES),
     help="Show only these. Without --closed, closed is the latest 1,000.",
 )
-@_filter_options()
+@_filter_options(FILTERS)
 @_json_option
 @_admin_option
 def connections(
@@ -323,11 +328,128 @@ def connections(
     The admin API takes the same names as parameters:
     curl 'http://127.0.0.1:15000/connections?uid=33&limit=20&format=ndjson'
     """
-    from pysidecar.cli.connections import show_connections
+    from pysidecar.cli.connections import CONNECTIONS
+    from pysidecar.cli.views import show
 
     with _showing():
-        show_connections(
+        show(
             _admin_address(admin, config_file),
+            CONNECTIONS,
+            _parameters(selection),
+            as_json=as_json,
+            interval=interval if watch else None,
+        )
+
+
+@main.command()
+@_config_option
+@_watch_option
+@_interval_option
+@click.option(
+    "--service", multiple=True, metavar="NAME", help="Only this service; may be given repeatedly."
+)
+@_json_option
+@_admin_option
+def services(
+    config_file: Path | None,
+    watch: bool,
+    interval: float,
+    as_json: bool,
+    admin: str | None,
+    **selection: Any,
+) -> None:
+    """Show the services of a running sidecar, and how they do.
+
+    A table on a terminal, plain lines in a pipe: a row for each service, in which all of its
+    endpoints are counted, and one for each endpoint.
+
+    \b
+    state        an endpoint is ejected after a connect that failed: it gets no request for now
+    requests     that ended since the sidecar started; of an endpoint, since the service has it
+    failures     of these: timeouts, resets, 5xx, exceptions, no endpoint, ... (--json: flags)
+    rate         requests a second in the last minute
+    p50, p99     half of the requests, and 99 of 100, took no longer; of the last minute, estimated
+    connections  upstream connections that are open
+    active       requests that are under way
+    pending      requests that wait for an upstream connection
+
+    \b
+    pysidecar services --watch
+    pysidecar services --service orders --json
+
+    \b
+    The admin API: curl 'http://127.0.0.1:15000/services?service=orders'
+    """
+    from pysidecar.cli.services import SERVICES
+    from pysidecar.cli.views import show
+
+    with _showing():
+        show(
+            _admin_address(admin, config_file),
+            SERVICES,
+            _parameters(selection),
+            as_json=as_json,
+            interval=interval if watch else None,
+        )
+
+
+@main.command()
+@_config_option
+@_watch_option
+@_interval_option
+@click.option(
+    "--order",
+    type=click.Choice(ORDERS),
+    default="newest",
+    show_default=True,
+    help="The latest that ended, or the slowest of the last five minutes; at most 1,000.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Show at most N requests; with --watch, 100 unless it is given.",
+)
+@_filter_options(REQUEST_FILTERS)
+@_json_option
+@_admin_option
+def requests(
+    config_file: Path | None,
+    watch: bool,
+    interval: float,
+    as_json: bool,
+    admin: str | None,
+    **selection: Any,
+) -> None:
+    """Show requests that a running sidecar has passed on, or answered itself.
+
+    A table on a terminal, plain lines in a pipe; with --watch as many rows as the terminal has
+    room for. Options that choose requests are combined: all of them have to fit; of one that is
+    given more than once, any. They choose among the 1,000 latest requests, or with --order slowest
+    among the slowest of the last five minutes (of each minute and worker the slowest 32).
+
+    The path of HTTP requests is shown without its query, unless the configuration says
+    access_log: {query: true}. docs/requests.md says what the columns and the flags mean.
+
+    \b
+    pysidecar requests --watch
+    pysidecar requests --watch --flag failed
+    pysidecar requests --service orders --status 5xx --limit 20
+    pysidecar requests --order slowest --path /v2/ --slower 100ms --json
+
+    \b
+    The admin API takes the same names as parameters:
+    curl 'http://127.0.0.1:15000/requests?service=orders&status=5xx&format=ndjson'
+    """
+    from pysidecar.cli.requests import REQUESTS
+    from pysidecar.cli.views import show
+
+    if watch:
+        selection["limit"] = selection["limit"] or _WATCHED
+    with _showing():
+        show(
+            _admin_address(admin, config_file),
+            REQUESTS,
             _parameters(selection),
             as_json=as_json,
             interval=interval if watch else None,
@@ -386,7 +508,7 @@ def debug_group() -> None:
     metavar="ID",
     help="Only this connection: its id in pysidecar connections.",
 )
-@_filter_options("process", "pid", "destination")
+@_filter_options(FILTERS, "process", "pid", "destination")
 @click.option(
     "--seconds",
     type=click.FloatRange(0, min_open=True),

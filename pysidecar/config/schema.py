@@ -92,9 +92,9 @@ class Admin(_Section):
     """The HTTP interface for people and monitoring."""
 
     listen: Annotated[AddressText, Field(json_schema_extra=_AT_START)] = Address("127.0.0.1", 15000)
-    """Where `/ready`, `/connections`, `/config` and `/metrics` are served. There is no login: bind
-    it to another address than loopback only where everyone who reaches it may read it. With port 0
-    the kernel picks one; the log says which."""
+    """Where `/ready`, `/connections`, `/services`, `/requests`, `/config` and `/metrics` are
+    served. There is no login: bind it to another address than loopback only where everyone who
+    reaches it may read it. With port 0 the kernel picks one; the log says which."""
 
 
 class _ModeSection(_Section):

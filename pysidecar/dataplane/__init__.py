@@ -27,11 +27,15 @@ from pysidecar.dataplane.requests import (
     FAILURES,
     REQUEST_BOUNDS,
     STATUS_CLASSES,
+    EndpointSums,
     Flag,
     Protocol,
     RequestRecord,
     RequestTally,
+    ServiceSums,
     decode_request,
+    read_endpoint,
+    read_service,
     read_tally,
     unpack_requests,
 )
@@ -56,6 +60,7 @@ __all__ = [
     "Direction",
     "EjectedEndpoint",
     "End",
+    "EndpointSums",
     "Flag",
     "Kind",
     "Listener",
@@ -65,6 +70,7 @@ __all__ = [
     "RequestTally",
     "Route",
     "RouteTable",
+    "ServiceSums",
     "Station",
     "Tallies",
     "Timeouts",
@@ -594,6 +600,22 @@ class DataPlane:
         raw = ffi.new("struct dp_tally *")
         lib.dp_read_unserved(self._dp, raw)
         return read_tally(raw[0])
+
+    def services(self) -> Generator[list[ServiceSums], None, None]:
+        """Services in the order of their table, in pieces; see ``walk``. One that a reload puts
+        elsewhere meanwhile may come twice or not at all."""
+        sums = ffi.new("struct dp_service_sums[]", WALK_PIECE)
+        first = 0
+        while count := lib.dp_read_services(self._dp, first, sums, WALK_PIECE):
+            yield [read_service(each) for each in sums[0:count]]
+            first += count
+
+    def endpoints(self) -> Generator[list[EndpointSums], None, None]:
+        """The endpoints of the services, likewise."""
+        sums = ffi.new("struct dp_endpoint_sums[]", WALK_PIECE)
+        place = ffi.new("struct dp_place *")
+        while count := lib.dp_read_endpoints(self._dp, place, sums, WALK_PIECE):
+            yield [read_endpoint(each) for each in sums[0:count]]
 
     def trace(self, on: bool) -> None:
         """Whether workers note what happens to connections, for ``take_trace``; at first not."""

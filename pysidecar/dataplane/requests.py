@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import operator
 import struct
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
@@ -18,11 +19,15 @@ __all__ = [
     "FAILURES",
     "REQUEST_BOUNDS",
     "STATUS_CLASSES",
+    "EndpointSums",
     "Flag",
     "Protocol",
     "RequestRecord",
     "RequestTally",
+    "ServiceSums",
     "decode_request",
+    "read_endpoint",
+    "read_service",
     "read_tally",
     "unpack_requests",
 ]
@@ -71,7 +76,7 @@ FAILURES = tuple(flag for flag in Flag if flag <= Flag.DOWNSTREAM_CLOSED)
 STATUS_CLASSES = ("none", *(f"{hundreds}xx" for hundreds in range(1, lib.DP_STATUS_CLASSES)))
 """The words for ``RequestRecord.status_class``; ``none``: no answer was sent."""
 
-REQUEST_BOUNDS = tuple(bound / 1e9 for bound in lib.dp_request_bounds_ns)
+REQUEST_BOUNDS: tuple[float, ...] = tuple(bound / 1e9 for bound in lib.dp_request_bounds_ns)
 """Seconds: from an answer on loopback to one that keeps people waiting."""
 
 
@@ -139,6 +144,51 @@ class RequestTally(NamedTuple):
         """All that ended."""
         return sum(self.statuses)
 
+    def plus(self, other: RequestTally) -> RequestTally:
+        """Of both together."""
+        return RequestTally(
+            active=self.active + other.active,
+            statuses=_sum(self.statuses, other.statuses),
+            flags={
+                flag: self.flags.get(flag, 0) + other.flags.get(flag, 0)
+                for flag in Flag
+                if flag in self.flags or flag in other.flags
+            },
+            failures=self.failures + other.failures,
+            attempts=self.attempts + other.attempts,
+            bytes_sent=self.bytes_sent + other.bytes_sent,
+            bytes_received=self.bytes_received + other.bytes_received,
+            durations=tuple(map(_sum, self.durations, other.durations)),
+            duration=tuple(map(operator.add, self.duration, other.duration)),
+            connections=self.connections + other.connections,
+            pending=self.pending + other.pending,
+        )
+
+
+def _sum(one: Sequence[int], other: Sequence[int]) -> Sequence[int]:
+    return tuple(map(operator.add, one, other))
+
+
+class ServiceSums(NamedTuple):
+    """A service, and what its requests add up to since the start. ``number`` names it for as long
+    as the data plane runs."""
+
+    number: int
+    name: str
+    protocol: Protocol
+    tally: RequestTally
+
+
+class EndpointSums(NamedTuple):
+    """An endpoint of the service with that number, and what its requests add up to for as long as
+    the service has it. ``weight`` is 1 where all of the service weigh the same."""
+
+    service: int
+    address: Address
+    weight: int
+    ejected: bool
+    tally: RequestTally
+
 
 _PROTOCOLS = tuple(Protocol)
 _DIRECTIONS = tuple(Direction)
@@ -172,6 +222,23 @@ def read_tally(raw: Any) -> RequestTally:
         connections=words[_AT["connections"]],
         pending=words[_AT["pending"]],
     )
+
+
+def read_service(raw: Any) -> ServiceSums:
+    """From a ``struct dp_service_sums``."""
+    return ServiceSums(
+        raw.number,
+        ffi.unpack(raw.name, raw.name_size).decode("utf-8", "backslashreplace"),
+        _PROTOCOLS[raw.protocol],
+        read_tally(raw.tally),
+    )
+
+
+def read_endpoint(raw: Any) -> EndpointSums:
+    """From a ``struct dp_endpoint_sums``."""
+    address = Address.from_native(raw.address)
+    assert address is not None
+    return EndpointSums(raw.service, address, raw.weight, bool(raw.ejected), read_tally(raw.tally))
 
 
 def unpack_requests(requests: Any, count: int) -> list[Any]:

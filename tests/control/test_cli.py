@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from pysidecar import hook_path
 from pysidecar.address import Address
 from pysidecar.cli import main
-from pysidecar.cli.connections import format_age, format_bytes
+from pysidecar.cli.formats import format_age, format_bytes, format_count, format_ms
 from pysidecar.text import printable
 from tests.control.conftest import RunningSidecar, exchange
 from tests.launching import PYSIDECAR
@@ -41,7 +41,18 @@ def run(
 
 @pytest.mark.parametrize(
     "command",
-    ["", "run", "exec", "check", "hook-path", "connections", "rules", "rules apply"],
+    [
+        "",
+        "run",
+        "exec",
+        "check",
+        "hook-path",
+        "connections",
+        "services",
+        "requests",
+        "rules",
+        "rules apply",
+    ],
 )
 def test_every_command_explains_itself(command: str) -> None:
     result = invoke(*command.split(), "--help")
@@ -279,6 +290,21 @@ def test_bytes_for_people(count: int, text: str) -> None:
 )
 def test_ages_for_people(seconds: float, text: str) -> None:
     assert format_age(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [(None, "-"), (0.254, "0.25ms"), (2.54, "2.5ms"), (254.4, "254ms"), (2540, "2.5s")],
+)
+def test_durations_for_people(milliseconds: float | None, text: str) -> None:
+    assert format_ms(milliseconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0"), (0.254, "0.25"), (7, "7"), (12.3, "12"), (56000, "56,000")]
+)
+def test_counts_for_people(count: float, text: str) -> None:
+    assert format_count(count) == text
 
 
 def test_rules_show_what_a_configuration_asks_for(tmp_path: Path) -> None:

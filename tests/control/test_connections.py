@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import http.client
 import json
@@ -11,13 +10,10 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
-import uvloop
 
 from pysidecar.address import Address
-from pysidecar.admin import AdminServer
 from pysidecar.dataplane import (
     Action,
     ConnectionPath,
@@ -28,6 +24,7 @@ from pysidecar.dataplane import (
 )
 from pysidecar.selection import SelectionError, select
 from tests.control.conftest import RunningSidecar, exchange
+from tests.control.observed import Shown, answers
 from tests.launching import PYSIDECAR
 from tests.waiting import PATIENCE, eventually
 
@@ -260,80 +257,26 @@ def test_the_command_says_what_is_wrong_before_it_asks() -> None:
 # ---- the loop meanwhile ----
 
 
-class Many:
-    """Very many connections, and in which turn of the loop each piece of them was asked for."""
-
-    state = "serving"
-
-    def __init__(self, pieces: int) -> None:
-        self.pieces = pieces
-        self.turn = 0
-        self.asked: list[int] = []
-
-    def descriptors(self) -> dict[str, str]:
-        return {"state": "enough"}
-
-    def walk_connections(self) -> Iterator[Sequence[ConnectionRecord]]:
-        for _ in range(self.pieces):
-            self.asked.append(self.turn)
-            yield [RECORD] * 10
-
-    def closed_connections(self, limit: int) -> Sequence[ConnectionRecord]:
-        return [RECORD] * limit
-
-    async def count_turns(self) -> None:
-        while True:
-            self.turn += 1
-            await asyncio.sleep(0)
-
-
-async def ask(address: tuple[str, int], query: str) -> bytes:
-    reader, writer = await asyncio.open_connection(*address)
-    with contextlib.closing(writer):
-        writer.write(b"GET /connections?%s HTTP/1.0\r\nHost: localhost\r\n\r\n" % query.encode())
-        return (await reader.read()).partition(b"\r\n\r\n")[2]
-
-
-def answers(many: Many, *queries: str) -> list[bytes]:
-    """Those to queries that are made at once."""
-
-    async def converse() -> list[bytes]:
-        observed: Any = many
-        listener = socket.create_server(("127.0.0.1", 0))
-        server = AdminServer(observed, listener)
-        address = listener.getsockname()
-        await server.start()
-        turns = asyncio.ensure_future(many.count_turns())
-        try:
-            async with asyncio.timeout(PATIENCE):
-                return await asyncio.gather(*(ask(address, query) for query in queries))
-        finally:
-            turns.cancel()
-            await server.stop()
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(converse())
-
-
 @pytest.mark.parametrize("query", ["", "format=ndjson", "uid=0"])
 def test_however_many_ask_a_turn_of_the_loop_makes_one_piece(query: str) -> None:
-    many = Many(pieces=20)
-    bodies = answers(many, query, query, query)
-    assert len(set(many.asked)) == len(many.asked) == 60
-    assert len(set(bodies)) == 1
+    shown = Shown(connections=[RECORD] * 200)
+    path = f"/connections?{query}"
+    bodies = {body for _, body in answers(shown, path, path, path)}
+    assert len(set(shown.asked)) == len(shown.asked) == 60
+    [body] = bodies
     count = 0 if query == "uid=0" else 200
     if query == "format=ndjson":
-        assert len([json.loads(line) for line in bodies[0].splitlines()]) == count
+        assert len([json.loads(line) for line in body.splitlines()]) == count
     else:
-        assert len(json.loads(bodies[0])) == count
+        assert len(json.loads(body)) == count
 
 
 def test_no_more_is_looked_at_than_is_asked_for() -> None:
-    many = Many(pieces=20)
-    [body] = answers(many, "limit=15&closed=5")
+    shown = Shown(connections=[RECORD] * 200, closed=[RECORD] * 9)
+    [(_, body)] = answers(shown, "/connections?limit=15&closed=5")
     assert len(json.loads(body)) == 15
-    assert len(many.asked) == 2
-    [body] = answers(many, "limit=203&closed=5")
+    assert len(shown.asked) == 2
+    [(_, body)] = answers(shown, "/connections?limit=203&closed=5")
     assert len(json.loads(body)) == 203
 
 

@@ -114,6 +114,29 @@ struct dp_tally {
 
 extern const uint64_t dp_request_bounds_ns[DP_REQUEST_BOUNDS];
 
+/* Of a service, since the start. */
+struct dp_service_sums {
+    uint32_t number, protocol; /* as in struct dp_service */
+    const char *name;          /* without a NUL; valid until the next dp_set_services */
+    uint64_t name_size;
+    struct dp_tally tally;
+};
+
+/* Of an endpoint, since a service has it without interruption. */
+struct dp_endpoint_sums {
+    struct mosnhook_address address;
+    uint32_t service; /* its number */
+    uint32_t weight;  /* 1 where all of the service weigh the same */
+    uint32_t ejected; /* 1: it gets no requests for now, unless all of the service are */
+    uint32_t reserved;
+    struct dp_tally tally;
+};
+
+/* Where dp_read_endpoints goes on; zero at the beginning. */
+struct dp_place {
+    uint32_t service, endpoint; /* indices */
+};
+
 /* The words of the access log, escaped for a JSON string where necessary. */
 struct dp_log_texts {
     const char *directions[DP_DIRECTIONS];
@@ -234,6 +257,14 @@ size_t dp_slowest_requests(struct dp *dp, struct dp_request *requests, size_t ma
 
 /* Sums of the requests that reached no service. */
 void dp_read_unserved(struct dp *dp, struct dp_tally *tally);
+
+/* Stores at most `max` services of the newest table, in its order, from the one at `first`.
+ * Returns their number. */
+size_t dp_read_services(struct dp *dp, size_t first, struct dp_service_sums *services, size_t max);
+/* Stores at most `max` endpoints of the services of the newest table, in its order, from `place`
+ * on, and moves that behind them. Returns their number, 0 at the end. */
+size_t dp_read_endpoints(struct dp *dp, struct dp_place *place, struct dp_endpoint_sums *endpoints,
+                         size_t max);
 
 /* The stations of trace events. */
 extern const struct dp_trace_station dp_trace_stations[];

@@ -1,0 +1,58 @@
+"""``/requests``: those that ended lately, and the slowest of the last minutes, as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from aiohttp import web
+
+from pysidecar.access_log import describe_request
+from pysidecar.admin.pieces import Turns, answer, encode
+from pysidecar.config import Config
+from pysidecar.dataplane import RequestRecord
+from pysidecar.selection import RequestSelection, SelectionError, select_requests
+
+__all__ = ["Requests", "RequestsPage"]
+
+
+class Requests(Protocol):
+    """Whose requests are shown."""
+
+    config: Config
+
+    def recent_requests(self) -> Iterator[Sequence[RequestRecord]]:
+        """The latest ones, newest first, in pieces."""
+
+    def slowest_requests(self) -> Iterator[Sequence[RequestRecord]]:
+        """The slowest of the last minutes, slowest first, in pieces."""
+
+
+class RequestsPage:
+    """Answers requests for requests."""
+
+    def __init__(self, requests: Requests, turns: Turns) -> None:
+        self._requests = requests
+        self._turns = turns
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """A JSON array, or an object a line where the client asks for it."""
+        try:
+            selection = select_requests(request.query.items())
+        except SelectionError as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from None
+        return await answer(request, self._turns, self._entries(selection))
+
+    def _entries(self, selection: RequestSelection) -> Iterator[list[str]]:
+        query = self._requests.config.access_log.query
+        left = selection.limit
+        read = (
+            self._requests.slowest_requests if selection.slowest else self._requests.recent_requests
+        )
+        for records in read():
+            found = [record for record in records if selection.fits(record)][:left]
+            yield [encode(describe_request(record, query=query)) for record in found]
+            if left is not None:
+                left -= len(found)
+                if left == 0:
+                    return

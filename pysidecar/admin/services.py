@@ -1,0 +1,131 @@
+"""``/services``: services and their endpoints, and how they do, as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import Generator, Iterable
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from pysidecar.address import Address
+from pysidecar.admin.lately import PERIOD, Lately, LookedAt, Pace
+from pysidecar.admin.pieces import Turns, answer, encode
+from pysidecar.dataplane import STATUS_CLASSES, EndpointSums, RequestTally, ServiceSums
+from pysidecar.text import printable
+
+__all__ = ["Services", "ServicesPage"]
+
+_SHOWN = 40  # characters of an unknown key
+
+
+class Services(LookedAt, Protocol):
+    """Whose services are shown."""
+
+    def unserved(self) -> RequestTally:
+        """What requests add up to that reached none."""
+
+
+class ServicesPage:
+    """Answers requests for services. From ``start`` on it looks at them now and then."""
+
+    def __init__(self, services: Services, turns: Turns) -> None:
+        self._services = services
+        self._turns = turns
+        self._lately = Lately(services)
+        self._watch: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to look."""
+        self._watch = asyncio.get_running_loop().create_task(self._look())
+
+    def stop(self) -> None:
+        """Looks no more."""
+        if self._watch is not None:
+            self._watch.cancel()
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(PERIOD)
+            for _ in self._lately.look():
+                await asyncio.sleep(0)
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """A JSON array, or an object a line where the client asks for it."""
+        for key in request.query:
+            if key not in ("service", "format"):
+                raise web.HTTPBadRequest(
+                    text=f"{printable(key[:_SHOWN])}: unknown key: expected service or format\n"
+                )
+        wanted = frozenset(request.query.getall("service", []))
+        with contextlib.closing(self._entries(wanted)) as entries:
+            return await answer(request, self._turns, entries)
+
+    def _entries(self, wanted: frozenset[str]) -> Generator[list[str], None, None]:
+        """Those with such a name, or all; a piece may have none."""
+        # A reload meanwhile may put some elsewhere, so that they come twice.
+        endpoints: defaultdict[int, dict[Address, EndpointSums]] = defaultdict(dict)
+        for found in self._services.endpoints():
+            for endpoint in found:
+                endpoints[endpoint.service][endpoint.address] = endpoint
+            yield []
+        seen: set[int] = set()
+        for services in self._services.services():
+            entries = []
+            for each in services:
+                if each.number not in seen and (not wanted or each.name in wanted):
+                    entries.append(encode(self._describe(each, endpoints[each.number].values())))
+                seen.add(each.number)
+            yield entries
+        unserved = self._services.unserved()
+        if unserved.requests and not wanted:
+            yield [encode({"service": None, "protocol": None, **_sums(unserved), "endpoints": []})]
+
+    def _describe(self, service: ServiceSums, endpoints: Iterable[EndpointSums]) -> dict[str, Any]:
+        tally = service.tally
+        return {
+            "service": service.name,
+            "protocol": service.protocol.name.lower(),
+            "active": tally.active,
+            "pending": tally.pending,
+            **_sums(tally),
+            **_pace(self._lately.pace(service.number, tally)),
+            "endpoints": [
+                {
+                    "address": str(each.address),
+                    "weight": each.weight,
+                    "ejected": each.ejected,
+                    "active": each.tally.active,
+                    "connections": each.tally.connections,
+                    "requests": each.tally.requests,
+                    "failures": each.tally.failures,
+                    **_pace(self._lately.pace((service.number, each.address), each.tally)),
+                }
+                for each in endpoints
+            ],
+        }
+
+
+def _sums(tally: RequestTally) -> dict[str, Any]:
+    return {
+        "connections": tally.connections,
+        "requests": tally.requests,
+        "failures": tally.failures,
+        "attempts": tally.attempts,
+        "bytes_sent": tally.bytes_sent,
+        "bytes_received": tally.bytes_received,
+        "statuses": {
+            name: count for name, count in zip(STATUS_CLASSES, tally.statuses, strict=True) if count
+        },
+        "flags": {flag.name.lower(): count for flag, count in tally.flags.items()},
+    }
+
+
+def _pace(pace: Pace) -> dict[str, float | None]:
+    return {
+        "rate": round(pace.rate, 2),
+        "p50_ms": None if pace.p50 is None else round(pace.p50 * 1000, 3),
+        "p99_ms": None if pace.p99 is None else round(pace.p99 * 1000, 3),
+    }

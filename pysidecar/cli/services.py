@@ -1,0 +1,80 @@
+"""``pysidecar services``: what the admin interface says, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pysidecar.cli.formats import format_count, format_ms
+from pysidecar.cli.views import Entries, Row, View
+
+__all__ = ["SERVICES"]
+
+
+def _title(entries: Entries) -> str:
+    return f"{sum(entry['service'] is not None for entry in entries)} services"
+
+
+def _rows(entries: Entries) -> Iterator[Row]:
+    for entry in entries:
+        yield _service(entry), "bold"
+        for endpoint in entry["endpoints"]:
+            yield _endpoint(entry, endpoint), "red" if endpoint["ejected"] else ""
+
+
+def _service(entry: dict[str, Any]) -> list[str]:
+    if entry["service"] is None:
+        name, state = "(no service)", "-"
+    else:
+        name = entry["service"]
+        ejected = sum(endpoint["ejected"] for endpoint in entry["endpoints"])
+        state = f"{ejected} ejected" if ejected else "-" if entry["endpoints"] else "no endpoint"
+    return [
+        name,
+        entry["protocol"] or "-",
+        "-",
+        "-",
+        state,
+        *_numbers(entry),
+        format_count(entry.get("pending", 0)),
+    ]
+
+
+def _endpoint(entry: dict[str, Any], endpoint: dict[str, Any]) -> list[str]:
+    return [
+        entry["service"],
+        entry["protocol"],
+        endpoint["address"],
+        str(endpoint["weight"]),
+        "ejected" if endpoint["ejected"] else "-",
+        *_numbers(endpoint),
+        "-",
+    ]
+
+
+def _numbers(entry: dict[str, Any]) -> list[str]:
+    return [
+        format_count(entry["requests"]),
+        format_count(entry["failures"]),
+        format_count(entry["rate"]) if "rate" in entry else "-",
+        format_ms(entry.get("p50_ms")),
+        format_ms(entry.get("p99_ms")),
+        format_count(entry["connections"]),
+        format_count(entry.get("active", 0)),
+    ]
+
+
+SERVICES = View(
+    path="/services",
+    columns=(
+        *("service", "protocol", "endpoint", "weight", "state", "requests", "failures", "rate"),
+        *("p50", "p99", "connections", "active", "pending"),
+    ),
+    numbers=(
+        *("weight", "requests", "failures", "rate", "p50", "p99", "connections", "active"),
+        "pending",
+    ),
+    title=_title,
+    rows=_rows,
+)
+"""A row for each service, and one for each of its endpoints."""

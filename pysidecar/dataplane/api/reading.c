@@ -1,0 +1,132 @@
+/* What the control thread reads of requests, services and endpoints: see dataplane.h. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/plane.h"
+#include "base/clock.h"
+
+/* ---- requests ---- */
+
+typedef int compare(const void *one, const void *other);
+
+static int by_end(const void *one, const void *other)
+{
+    const struct dp_request *a = one, *b = other;
+    uint64_t a_ended = a->began_ns + a->duration_ns, b_ended = b->began_ns + b->duration_ns;
+
+    return (a_ended < b_ended) - (a_ended > b_ended);
+}
+
+static int by_duration(const void *one, const void *other)
+{
+    const struct dp_request *a = one, *b = other;
+
+    return (a->duration_ns < b->duration_ns) - (a->duration_ns > b->duration_ns);
+}
+
+/* Stores the first of them, and frees all. */
+static size_t give_first(struct dp_request *found, size_t count, compare *order,
+                         struct dp_request *requests, size_t max)
+{
+    qsort(found, count, sizeof *found, order);
+    if (count > max)
+        count = max;
+    memcpy(requests, found, count * sizeof *found);
+    free(found);
+    return count;
+}
+
+size_t dp_recent_requests(struct dp *dp, struct dp_request *requests, size_t max)
+{
+    struct dp_request *found;
+    size_t of_each = max < RECENT_REQUESTS ? max : RECENT_REQUESTS, count = 0;
+
+    found = calloc(dp->worker_count * of_each + 1, sizeof *found);
+    if (!found)
+        return 0;
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        count += requests_recent(&dp->threads[i].inbox.requests, found + count, of_each);
+    return give_first(found, count, by_end, requests, max);
+}
+
+size_t dp_slowest_requests(struct dp *dp, struct dp_request *requests, size_t max)
+{
+    uint64_t since_ns = clock_ns(CLOCK_REALTIME) - SLOW_FOR_NS;
+    struct dp_request *found;
+    size_t count = 0;
+
+    found = calloc(dp->worker_count * SLOW_REQUESTS, sizeof *found);
+    if (!found)
+        return 0;
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        count += requests_slowest(&dp->threads[i].inbox.requests, since_ns, found + count);
+    return give_first(found, count, by_duration, requests, max);
+}
+
+void dp_read_unserved(struct dp *dp, struct dp_tally *tally)
+{
+    memset(tally, 0, sizeof *tally);
+    for (uint32_t i = 0; i < dp->worker_count; i++)
+        tally_add(&dp->threads[i].inbox.requests.unserved, tally);
+}
+
+/* ---- services and their endpoints ---- */
+
+static void add_all(const struct dp *dp, const struct tally *tallies, struct dp_tally *sum)
+{
+    for (uint32_t i = 0; tallies && i < dp->worker_count; i++)
+        tally_add(&tallies[i], sum);
+}
+
+size_t dp_read_services(struct dp *dp, size_t first, struct dp_service_sums *services, size_t max)
+{
+    const struct directory *directory = dp->directories.newest;
+    size_t stored = 0;
+
+    for (; directory && first < directory->service_count && stored < max; first++) {
+        const struct service *service = directory->services[first];
+        struct dp_service_sums *sums = &services[stored++];
+
+        memset(sums, 0, sizeof *sums);
+        sums->number = service->standing->number;
+        sums->protocol = service->protocol;
+        sums->name = service->name.at;
+        sums->name_size = service->name.size;
+        add_all(dp, service->standing->tallies, &sums->tally);
+    }
+    return stored;
+}
+
+static void read_endpoint(const struct dp *dp, const struct service *service, uint32_t index,
+                          struct dp_endpoint_sums *sums)
+{
+    const struct cluster *cluster = service->cluster;
+    const struct endpoint *endpoint = cluster->endpoints[index];
+    uint64_t now_ms = clock_ns(CLOCK_MONOTONIC) / NS_PER_MS;
+
+    memset(sums, 0, sizeof *sums);
+    sums->service = service->standing->number;
+    sums->address = endpoint->address;
+    sums->weight = cluster->weighing ? cluster->weighing->weights[index] : 1;
+    sums->ejected = endpoint_is_ejected(endpoint, ejected_since(&dp->timeouts, now_ms));
+    add_all(dp, endpoint->tallies, &sums->tally);
+}
+
+size_t dp_read_endpoints(struct dp *dp, struct dp_place *place, struct dp_endpoint_sums *endpoints,
+                         size_t max)
+{
+    const struct directory *directory = dp->directories.newest;
+    size_t stored = 0;
+
+    while (directory && place->service < directory->service_count && stored < max) {
+        const struct service *service = directory->services[place->service];
+
+        if (service->cluster && place->endpoint < service->cluster->count) {
+            read_endpoint(dp, service, place->endpoint++, &endpoints[stored++]);
+            continue;
+        }
+        place->service++;
+        place->endpoint = 0;
+    }
+    return stored;
+}
