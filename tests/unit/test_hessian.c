@@ -136,6 +136,7 @@ static void test_objects(void **state)
                  "C\x01u\x90\x7a\x60\x61\x61");
     ASSERT_VALUE("HC\x01t\x90\x60NZ");
     ASSERT_NO_VALUE("HNC\x01t\x90Z");
+    ASSERT_NO_VALUE("HC\x01t\x90Z");
     ASSERT_NO_VALUE("C\x01t\x8fN");
     ASSERT_NO_VALUE("C\x01t\x91\x90N");
     ASSERT_NO_VALUE("C\x01t\x90\x61");

@@ -2,6 +2,8 @@
 
 #include "l7/bytes.h"
 
+#define EACH_BYTE UINT64_C(0x0101010101010101)
+
 void hessian_begin(struct hessian *hessian, const uint8_t *data, size_t size)
 {
     hessian->at = data;
@@ -112,12 +114,14 @@ static bool count(struct hessian *hessian, uint32_t *counted)
 
 /* ---- strings and binary data ---- */
 
+enum { NOT_ASCII = 0x80 };
+
 /* One character, of up to two UTF-16 units (in UTF-8 proper; Java writes surrogates). Returns how
  * many; 0: none. */
 static uint32_t skip_character(struct hessian *hessian)
 {
     const uint8_t *at = hessian->at;
-    uint8_t first = *at;
+    uint8_t first = at < hessian->end ? *at : NOT_ASCII;
     size_t more = first < 0x80 ? 0 : first < 0xe0 ? 1 : first < 0xf0 ? 2 : 3;
 
     if ((first >= 0x80 && first < 0xc0) || first >= 0xf8 || !skip_bytes(hessian, 1 + more))
@@ -128,18 +132,41 @@ static uint32_t skip_character(struct hessian *hessian)
     return more == 3 ? 2 : 1;
 }
 
+static bool are_ascii(const uint8_t *at, size_t words)
+{
+    uint64_t word, all = 0;
+
+    for (size_t i = 0; i < words; i++) {
+        memcpy(&word, at + sizeof word * i, sizeof word);
+        all |= word;
+    }
+    return (all & NOT_ASCII * EACH_BYTE) == 0;
+}
+
+/* How many of the next characters are ASCII, as far as one look tells. */
+static uint32_t ascii_count(const struct hessian *hessian, uint32_t units)
+{
+    size_t left = (size_t)(hessian->end - hessian->at);
+    uint64_t word;
+
+    if (units >= 32 && left >= 32 && are_ascii(hessian->at, 4))
+        return 32;
+    if (left < sizeof word)
+        return 0;
+    if (units > sizeof word)
+        units = sizeof word;
+    memcpy(&word, hessian->at, sizeof word);
+    word = le64toh(word) << 8 * (sizeof word - units); /* so many of them matter */
+    return (word & NOT_ASCII * EACH_BYTE) == 0 ? units : 0;
+}
+
 static bool skip_units(struct hessian *hessian, uint32_t units)
 {
     while (units > 0) {
-        uint64_t eight;
-        uint32_t skipped = 8;
+        uint32_t skipped = ascii_count(hessian, units);
 
-        if (hessian->at == hessian->end)
-            return false;
-        if (units >= 8 && hessian->end - hessian->at >= 8 &&
-            (memcpy(&eight, hessian->at, 8), (eight & 0x8080808080808080) == 0))
-            hessian->at += 8;
-        else
+        hessian->at += skipped;
+        if (skipped == 0)
             skipped = skip_character(hessian);
         if (skipped == 0 || skipped > units)
             return false;
@@ -367,11 +394,15 @@ static bool skip_shallow(struct hessian *hessian, uint8_t tag, uint32_t *inner)
 /* The tag of the next value, behind the definitions of classes that stand before it. */
 static bool next_value(struct hessian *hessian, uint8_t *tag)
 {
+    if (!next(hessian, tag))
+        return false;
+    if (*tag != 'C')
+        return true;
     do
-        if (!next(hessian, tag))
+        if (!define_class(hessian) || !next(hessian, tag))
             return false;
-    while (*tag == 'C' && define_class(hessian));
-    return *tag != 'C';
+    while (*tag == 'C');
+    return *tag != 'Z'; /* they stand before a value */
 }
 
 /* One value less is to come. False: 'Z' instead of it, where none may be. */

@@ -1,6 +1,6 @@
 /* Hessian 2 as Dubbo writes it (the final grammar; SOFA's is an older draft): strings are read, and
- * values of any kind are skipped. Nothing is allocated, input drives no recursion, and no byte is
- * looked at more than twice.
+ * values of any kind are skipped. Nothing is allocated, input drives no recursion, and the work is
+ * linear.
  *
  * Each function returns false where the bytes are no such thing, or end too early. Then, what has
  * been read until there is of no use any more. */
