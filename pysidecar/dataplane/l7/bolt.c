@@ -372,8 +372,9 @@ static bool is_changed(const struct adjustment *adjustment, struct text name)
 {
     const struct rewrite *rewrite = adjustment->rewrite;
 
-    if (text_equal_folded(name, rewrite->original_destination))
-        return rewrite->original_destination.size > 0;
+    if (rewrite->original_destination.size > 0 &&
+        text_equal_folded(name, rewrite->original_destination))
+        return true;
     for (uint32_t i = 0; i < rewrite->set_count; i++)
         if (text_equal_folded(name, rewrite->set[i].name))
             return true;

@@ -25,18 +25,23 @@ __attribute__((constructor)) static void fill_contributions(void)
         }
 }
 
+static uint32_t contribution_of(uint32_t word, int bytes_behind)
+{
+    return contribution[bytes_behind + 3][word & 0xff] ^
+           contribution[bytes_behind + 2][word >> 8 & 0xff] ^
+           contribution[bytes_behind + 1][word >> 16 & 0xff] ^
+           contribution[bytes_behind][word >> 24];
+}
+
 uint32_t crc32_of(const uint8_t *data, size_t size)
 {
     uint32_t crc = UINT32_MAX;
 
     for (; size >= AT_ONCE; data += AT_ONCE, size -= AT_ONCE) {
-        uint64_t bytes;
+        uint32_t words[2];
 
-        memcpy(&bytes, data, sizeof bytes);
-        bytes = le64toh(bytes) ^ crc;
-        crc = 0;
-        for (int i = 0; i < AT_ONCE; i++)
-            crc ^= contribution[AT_ONCE - 1 - i][bytes >> 8 * i & 0xff];
+        memcpy(words, data, sizeof words);
+        crc = contribution_of(le32toh(words[0]) ^ crc, 4) ^ contribution_of(le32toh(words[1]), 0);
     }
     for (; size > 0; data++, size--)
         crc = crc >> 8 ^ contribution[0][(crc ^ *data) & 0xff];
