@@ -40,6 +40,7 @@ class Target:
     includes: str = ""
     longest: int = 1024  # bytes of an input
     runs: int = 10000  # of the short run that the tests make: about two seconds
+    counters: bool = True  # how often a line is reached is a reason to keep an input
 
     @property
     def program(self) -> Path:
@@ -103,6 +104,7 @@ class Target:
         shutil.rmtree(smallest, ignore_errors=True)
         smallest.mkdir()
         merge = ["setarch", "--addr-no-randomize", str(self.program), "-set_cover_merge=1"]
+        merge.append(f"-use_counters={int(self.counters)}")
         subprocess.run([*merge, str(smallest), str(self.found_corpus)], cwd=ROOT, check=True)
         with zipfile.ZipFile(self.stored_corpus, "w", zipfile.ZIP_DEFLATED) as archive:
             for path in sorted(smallest.iterdir()):
@@ -116,6 +118,8 @@ TARGETS = {
         Target("header", _DATA_PLANE, "pysidecar/dataplane/intercept/header.c", runs=200_000),
         Target("control", _DATA_PLANE, longest=256, runs=1000),
         Target("log_line", longest=512, runs=50_000),
+        Target("bolt", longest=384, runs=20_000, counters=False),
+        Target("dubbo", longest=384, runs=20_000, counters=False),
         Target("page", "hook/address.c", "hook/page.c", longest=4096, runs=5000),
         Target("rules", longest=512, runs=5000),
     )
