@@ -17,7 +17,14 @@ public final class Dubbo {
     private Dubbo() {}
 
     public static void main(String[] arguments) throws Exception {
-        Calls.commands(new DubboClient()::call).on("serve", Dubbo::serve).serve();
+        Calls.commands(new DubboClient()::call)
+                .on("serve", Dubbo::serve)
+                .on("values", DubboFrames::values)
+                .on("skips", DubboFrames::skips)
+                .on("requests", DubboFrames::requests)
+                .on("responses", DubboFrames::responses)
+                .on("read", DubboFrames::read)
+                .serve();
     }
 
     private static Map<String, String> serve(Map<String, String> command) {

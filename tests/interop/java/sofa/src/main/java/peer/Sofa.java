@@ -22,6 +22,8 @@ public final class Sofa {
         BoltClient bolt = new BoltClient();
         Calls.commands(command -> isBolt(command) ? bolt.call(command) : sofa.call(command))
                 .on("serve", Sofa::serve)
+                .on("frames", BoltFrames::frames)
+                .on("read", BoltFrames::read)
                 .serve();
     }
 
