@@ -243,11 +243,24 @@ static void write_rejection(struct stream *stream, enum dp_flag why, const struc
         downstream->closing = true;
 }
 
+/* Takes back an answer of which nothing has left yet. False: some of it has. */
+static bool take_back(struct stream *stream)
+{
+    struct wire *wire = &stream->downstream->wire;
+    uint64_t size = total_written(wire) - stream->answer_at;
+
+    if (wire->error || wire->written > stream->answer_at)
+        return false;
+    wire->out.end -= (uint32_t)size;
+    stream->record.bytes_received -= size;
+    return true;
+}
+
 /* It gets no answer of the service, or no complete one. */
 static void fail(struct stream *stream, enum dp_flag why, const struct message *problem)
 {
     struct downstream *downstream = stream->downstream;
-    bool cut = stream->answering;
+    bool cut = stream->answering && !take_back(stream);
 
     set_flag(stream, why);
     if (!cut && !stream->oneway)
@@ -792,6 +805,7 @@ static void response_head(struct stream *stream, const struct message *message, 
     if (!pass_head(stream, message, size))
         return;
     stream->answering = true;
+    stream->answer_at = before;
     count_received(stream, before);
     buffer_release(&worker_of(stream)->streams->blocks, &stream->request);
     stream->keeps = false;

@@ -39,6 +39,7 @@ struct stream {
     struct encoder encoder;               /* of the request */
     struct buffer request;                /* as it is sent, to be sent later or again */
     uint64_t written_before, read_before; /* on the uplink, when the request was given to it */
+    uint64_t answer_at; /* where the answer begins among what was written to the downstream */
     /* Only within stream_begin, for frames: the request as it came, to be encoded where it goes. */
     const struct message *fresh;
     struct adjustment *adjustment;
