@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from scripts.scale import connections, endpoints, metrics, reports, sharing
+from scripts.scale import connections, endpoints, metrics, reports, rules, sharing
 
 MEASUREMENTS: dict[str, Callable[[], None]] = {
     "connections": connections.measure,
     "endpoints": endpoints.measure,
     "metrics": metrics.measure,
     "reports": reports.measure,
+    "rules": rules.measure,
     "sharing": sharing.measure,
 }

@@ -115,7 +115,8 @@ static bool text_matches(const struct predicate *predicate, struct text text)
 
     if (predicate->pattern == DP_PATTERN_GLOB)
         return glob_matches(predicate->value, text, fold);
-    return fold ? text_equal_folded(predicate->value, text) : text_equal(predicate->value, text);
+    return text_equal(predicate->value, text) ||
+           (fold && text_equal_folded(predicate->value, text));
 }
 
 static bool path_matches(const struct predicate *predicate, struct text path)
@@ -184,11 +185,11 @@ static bool rule_matches(const struct rulebook *book, const struct rule *rule,
 
 /* ---- the index ---- */
 
-enum key { EXACT = 1, BEGINNING, END };
+enum key_kind { EXACT = 1, BEGINNING, END };
 
-static uint64_t key_begin(enum dp_protocol protocol, enum key key)
+static uint64_t key_begin(enum dp_protocol protocol, enum key_kind kind)
 {
-    return random_mix((uint64_t)protocol << 8 | key);
+    return random_mix((uint64_t)protocol << 8 | kind);
 }
 
 static uint64_t key_add(uint64_t hash, char character)
@@ -206,9 +207,9 @@ static bool is_border(char character)
     return character == '.' || character == ':';
 }
 
-static uint32_t hash_forwards(enum dp_protocol protocol, enum key key, struct text text)
+static uint32_t hash_forwards(enum dp_protocol protocol, enum key_kind kind, struct text text)
 {
-    uint64_t hash = key_begin(protocol, key);
+    uint64_t hash = key_begin(protocol, kind);
 
     for (uint32_t i = 0; i < text.size; i++)
         hash = key_add(hash, text.at[i]);
@@ -233,9 +234,16 @@ static uint32_t count_borders(struct text text)
     return count;
 }
 
-/* Under which hash requests find a rule with that predicate. False: under none. Of services only
- * beginnings are looked for, since they end with their version or without. */
-static bool key_of(enum dp_protocol protocol, const struct predicate *predicate, uint32_t *hash)
+/* Under which hash requests find a rule. */
+struct key {
+    enum key_kind kind;
+    uint32_t hash;
+    uint32_t labels; /* of a domain */
+};
+
+/* False: a rule with that predicate has none. Of services only beginnings are looked for, since
+ * they end with their version or without. */
+static bool key_of(enum dp_protocol protocol, const struct predicate *predicate, struct key *key)
 {
     bool is_host = predicate->subject == DP_SUBJECT_HOST;
     struct text text = predicate->value;
@@ -244,18 +252,21 @@ static bool key_of(enum dp_protocol protocol, const struct predicate *predicate,
     if (!is_host && predicate->subject != DP_SUBJECT_SERVICE)
         return false;
     if (predicate->pattern == DP_PATTERN_EXACT || star == text.size) {
-        *hash = hash_forwards(protocol, EXACT, text);
+        *key = (struct key){EXACT, hash_forwards(protocol, EXACT, text), 0};
         return true;
     }
-    if (count_borders(text) > MOST_LABELS || text.size < 2)
+    key->labels = count_borders(text);
+    if (key->labels > MOST_LABELS || text.size < 2)
         return false;
     if (star == text.size - 1 && is_border(text.at[star - 1])) {
-        *hash = hash_forwards(protocol, BEGINNING, begin_of(text, star));
+        key->kind = BEGINNING;
+        key->hash = hash_forwards(protocol, BEGINNING, begin_of(text, star));
         return true;
     }
     if (!is_host || star != 0 || text.at[1] != '.' || find(rest_of(text, 1), '*') < text.size - 1)
         return false;
-    *hash = hash_backwards(protocol, rest_of(text, 1));
+    key->kind = END;
+    key->hash = hash_backwards(protocol, rest_of(text, 1));
     return true;
 }
 
@@ -270,8 +281,10 @@ static void add_key(struct keys *keys, uint64_t hash)
     keys->each[keys->count++] = key_end(hash);
 }
 
-/* All beginnings of a name, and itself with and without its version, in one go. */
-static void add_forwards(struct keys *keys, enum dp_protocol protocol, struct text text)
+/* The beginnings of a name with so many labels (as bits), and itself with and without its version.
+ */
+static void add_forwards(struct keys *keys, enum dp_protocol protocol, uint32_t wanted,
+                         struct text text)
 {
     uint64_t exact = key_begin(protocol, EXACT), begin = key_begin(protocol, BEGINNING);
     bool versioned = protocol == DP_HTTP1;
@@ -283,21 +296,20 @@ static void add_forwards(struct keys *keys, enum dp_protocol protocol, struct te
         }
         exact = key_add(exact, text.at[i]);
         begin = key_add(begin, text.at[i]);
-        if (is_border(text.at[i]) && labels++ < MOST_LABELS)
+        if (is_border(text.at[i]) && labels < MOST_LABELS && wanted >> ++labels & 1)
             add_key(keys, begin);
     }
     add_key(keys, exact);
 }
 
-static void add_backwards(struct keys *keys, enum dp_protocol protocol, struct text text)
+static void add_backwards(struct keys *keys, enum dp_protocol protocol, uint32_t wanted,
+                          struct text text)
 {
     uint64_t hash = key_begin(protocol, END);
 
     for (uint32_t i = text.size, labels = 0; i-- > 0 && labels < MOST_LABELS;) {
         hash = key_add(hash, text.at[i]);
-        if (is_border(text.at[i]))
-            labels++;
-        if (text.at[i] == '.')
+        if (is_border(text.at[i]) && wanted >> ++labels & 1)
             add_key(keys, hash);
     }
 }
@@ -337,9 +349,9 @@ static void find_candidates(struct candidates *candidates, const struct rulebook
     add_cursor(candidates, (struct cursor){others, others + book->other_count[protocol], 0});
     if (index->count == 0)
         return;
-    add_forwards(&keys, protocol, names->full);
-    if (protocol == DP_HTTP1)
-        add_backwards(&keys, protocol, names->full);
+    add_forwards(&keys, protocol, book->beginnings[protocol], names->full);
+    if (book->ends[protocol])
+        add_backwards(&keys, protocol, book->ends[protocol], names->full);
     for (uint32_t i = 0; i < keys.count; i++)
         add_cursor(candidates, (struct cursor){index->each + places_from(index, keys.each[i]),
                                                index->each + index->count, keys.each[i]});
@@ -549,9 +561,17 @@ static uint32_t row_end(const struct predicate *predicates, uint32_t at, uint32_
     return at;
 }
 
+static void note_labels(struct rulebook *book, enum dp_protocol protocol, const struct key *key)
+{
+    if (key->kind == BEGINNING)
+        book->beginnings[protocol] |= UINT32_C(1) << key->labels;
+    if (key->kind == END)
+        book->ends[protocol] |= UINT32_C(1) << key->labels;
+}
+
 /* Appends a rule to the index. All alternatives of a row must have keys. Returns how many were
  * added; 0: it does not belong there. */
-static uint32_t index_rule(const struct rulebook *book, uint32_t number, enum dp_protocol protocol,
+static uint32_t index_rule(struct rulebook *book, uint32_t number, enum dp_protocol protocol,
                            uint64_t *entries)
 {
     const struct rule *rule = &book->rules[number];
@@ -559,11 +579,14 @@ static uint32_t index_rule(const struct rulebook *book, uint32_t number, enum dp
     uint32_t end;
 
     for (uint32_t first = 0; first < rule->predicate_count; first = end) {
-        uint32_t added = 0, hash;
+        struct key key;
+        uint32_t added = 0;
 
         end = row_end(predicates, first, rule->predicate_count);
-        while (first + added < end && key_of(protocol, &predicates[first + added], &hash))
-            entries[added++] = place_of(hash, number);
+        while (first + added < end && key_of(protocol, &predicates[first + added], &key)) {
+            note_labels(book, protocol, &key);
+            entries[added++] = place_of(key.hash, number);
+        }
         if (first + added == end)
             return added;
     }

@@ -32,6 +32,8 @@ struct rulebook {
     struct places index;            /* rules by hash */
     uint64_t *others[DP_PROTOCOLS]; /* that have no place there, by protocol: as in struct places */
     uint32_t other_count[DP_PROTOCOLS];
+    /* How many labels the domains in the index have, as bits: only those are looked for. */
+    uint32_t beginnings[DP_PROTOCOLS], ends[DP_PROTOCOLS];
 };
 
 struct matched {
