@@ -289,6 +289,12 @@ static void test_how_a_response_went(void **state)
     assert_true(message.succeeded);
     assert_true(message.service_failed);
     free(bytes);
+    frame.timeout_or_status = 2;
+    bytes = make(frame);
+    message = decode_one(&codec_bolt, true, bytes);
+    assert_false(message.succeeded);
+    assert_true(message.service_failed);
+    free(bytes);
     frame.timeout_or_status = 0x10;
     bytes = make_with(frame, SECTION("sofa_head_response_error", "true"));
     message = decode_one(&codec_bolt, true, bytes);

@@ -36,6 +36,7 @@ enum {
     MAX_SECTION = INT16_MAX,
 
     STATUS_SUCCESS = 0,
+    STATUS_EXCEPTION = 2, /* of the service itself, where that is bare SOFABolt */
     STATUS_BUSY = 4,
     STATUS_NO_PROCESSOR = 6,
     STATUS_TIMEOUT = 7,
@@ -304,6 +305,7 @@ static enum codec_event tell_frame(const struct decoder *decoder, const struct h
     if (!read_fields(section_of(head, data), message))
         return fail(message, "malformed header section");
     message->service_failed &= message->succeeded;
+    message->service_failed |= message->status == STATUS_EXCEPTION;
     return CODEC_HEAD;
 }
 
