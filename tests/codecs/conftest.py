@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from cffi import FFI
 
 from pysidecar.dataplane.build_native import CONTRACT
 from tests.codecs.frames import Frames
-from tests.codecs.http1 import Http1
+from tests.requests import java
+from tests.requests.java import Java
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA_PLANE = ROOT / "pysidecar" / "dataplane"
@@ -57,6 +59,14 @@ def frames(codecs: tuple[Any, Any]) -> Frames:
 
 
 @pytest.fixture(scope="session")
-def http1(codecs: tuple[Any, Any]) -> Http1:
-    """The codec of HTTP/1.1."""
-    return Http1(*codecs)
+def sofa() -> Iterator[Java]:
+    """SOFARPC and SOFABolt."""
+    with java.sofa() as program:
+        yield program
+
+
+@pytest.fixture(scope="session")
+def dubbo() -> Iterator[Java]:
+    """Dubbo."""
+    with java.dubbo() as program:
+        yield program

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import random
 from base64 import b64decode, b64encode
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.codecs.frames import BOLT, DUBBO, Frame, Frames
-from tests.requests import java
-from tests.requests.java import Java
+from tests.requests.java import Answer, Java
 
-pytestmark = pytest.mark.timeout(300)
+# One process of each Java program for all of these tests.
+pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("frames-java")]
 
 SEED = 4711
 STATUSES = (*range(10), *range(0x10, 0x13))
 V1, V2_WITHOUT_CRC, V2 = 1, 0x21, 0x22
 
 
-@pytest.fixture(scope="module")
-def sofa() -> Iterator[Java]:
-    with java.sofa() as program:
-        yield program
-
-
-@pytest.fixture(scope="module")
-def dubbo() -> Iterator[Java]:
-    with java.dubbo() as program:
-        yield program
+def asked(program: Java, op: str, **values: str | int) -> Answer:
+    answer = program.ask(op, **values)
+    assert "error" not in answer, answer
+    return answer
 
 
 def decoded(text: str) -> str:
@@ -51,7 +44,7 @@ def bolt_line(frame: Frame) -> str:
 
 
 def bolt_frames(sofa: Java, seed: int, count: int) -> list[tuple[bytes, list[str]]]:
-    answer = sofa.ask("frames", seed=seed, count=count)
+    answer = asked(sofa, "frames", seed=seed, count=count)
     frames = map(b64decode, answer["frames"].split(","))
     return list(zip(frames, (line.split(" ") for line in answer["lines"].split("\n")), strict=True))
 
@@ -59,7 +52,7 @@ def bolt_frames(sofa: Java, seed: int, count: int) -> list[tuple[bytes, list[str
 def read_by_java(program: Java, frames: list[bytes]) -> list[str]:
     """A line for each frame."""
     joined = ",".join(b64encode(frame).decode() for frame in frames)
-    return program.ask("read", frames=joined)["lines"].split("\n")
+    return asked(program, "read", frames=joined)["lines"].split("\n")
 
 
 KINDS = {
@@ -155,7 +148,7 @@ def test_what_java_refuses_or_waits_for_is_not_passed_on(sofa: Java, frames: Fra
 
 def test_values_of_java_end_where_they_are_said_to(dubbo: Java, frames: Frames) -> None:
     """Objects of all kinds, in each other, as Dubbo's own serializer writes them."""
-    answer = dubbo.ask("values", seed=SEED, count=1500)
+    answer = asked(dubbo, "values", seed=SEED, count=1500)
     for entry in answer["streams"].split(","):
         stream, *ends = entry.split(":")
         assert frames.skip(b64decode(stream), len(ends)) == [int(end) for end in ends]
@@ -166,7 +159,7 @@ def test_what_is_skipped_ends_where_java_ends_it(dubbo: Java, frames: Frames) ->
     lenient about malformed text; where both take it, it has one end."""
     chance = random.Random(SEED)
     streams = []
-    for entry in dubbo.ask("values", seed=SEED + 1, count=600)["streams"].split(","):
+    for entry in asked(dubbo, "values", seed=SEED + 1, count=600)["streams"].split(","):
         data = bytearray(b64decode(entry.split(":")[0]))
         if len(data) > 2000:
             continue
@@ -176,7 +169,7 @@ def test_what_is_skipped_ends_where_java_ends_it(dubbo: Java, frames: Frames) ->
             )
         streams.append(bytes(data))
     joined = ",".join(b64encode(stream).decode() for stream in streams)
-    ends = dubbo.ask("skips", streams=joined)["ends"].split(",")
+    ends = asked(dubbo, "skips", streams=joined)["ends"].split(",")
     both = 0
     for stream, end in zip(streams, map(int, ends), strict=True):
         skipped = frames.skip(stream)
@@ -187,7 +180,7 @@ def test_what_is_skipped_ends_where_java_ends_it(dubbo: Java, frames: Frames) ->
 
 
 def dubbo_frames(dubbo: Java, op: str, seed: int, count: int) -> list[tuple[bytes, list[str]]]:
-    answer = dubbo.ask(op, seed=seed, count=count)
+    answer = asked(dubbo, op, seed=seed, count=count)
     frames = map(b64decode, answer["frames"].split(","))
     return list(zip(frames, (line.split(" ") for line in answer["lines"].split("\n")), strict=True))
 

@@ -11,7 +11,6 @@ import com.alipay.remoting.rpc.ResponseCommand;
 import com.alipay.remoting.rpc.RpcCommand;
 import com.alipay.remoting.rpc.RpcCommandType;
 import com.alipay.remoting.rpc.RpcCodec;
-import com.alipay.remoting.rpc.protocol.RpcProtocolManager;
 import com.alipay.remoting.rpc.protocol.RpcRequestCommand;
 import com.alipay.remoting.rpc.protocol.RpcResponseCommand;
 import com.alipay.sofa.rpc.codec.bolt.SimpleMapSerializer;
@@ -43,7 +42,11 @@ final class BoltFrames {
     private static final int[] CRC = {ProtocolSwitch.CRC_SWITCH_INDEX};
 
     static {
-        RpcProtocolManager.initProtocols();
+        try {
+            Class.forName("com.alipay.remoting.rpc.RpcRemoting"); // registers the protocols, once
+        } catch (ClassNotFoundException error) {
+            throw new IllegalStateException(error);
+        }
     }
 
     private BoltFrames() {}
