@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pysidecar.access_log import AccessLog
 from pysidecar.address import Address
@@ -33,6 +33,8 @@ from pysidecar.dataplane import (
     Direction,
     EndpointSums,
     PackedRoutes,
+    PackedServices,
+    RequestLimits,
     RequestRecord,
     RequestTally,
     ServiceSums,
@@ -45,9 +47,11 @@ from pysidecar.interception import Interception, rules
 from pysidecar.interception.hook import ConnectHook
 from pysidecar.interception.kernel import interceptions, remove_leftovers
 from pysidecar.interception.preload import without_hook
+from pysidecar.interception.services import ServiceListeners
 from pysidecar.listeners import open_listener
 from pysidecar.log import lost_lines
 from pysidecar.room import Room
+from pysidecar.routing.services import ServiceNumbers, pack_services
 from pysidecar.routing.table import excluded_table, route_table
 
 __all__ = ["Sidecar", "prepare_process"]
@@ -62,7 +66,12 @@ _BUSY_BYTES = 8192  # of lines, at a time
 _RECENT_CLOSED = 1000  # connections that /connections?closed= can show
 _MOST_FDS = 1 << 20
 
-_Tables = tuple[PackedRoutes, PackedRoutes, PackedRoutes]
+
+class _Tables(NamedTuple):
+    outbound: PackedRoutes
+    inbound: PackedRoutes
+    excluded: PackedRoutes
+    services: PackedServices
 
 
 class Sidecar:
@@ -93,7 +102,10 @@ class Sidecar:
         self._applying = False  # part of a reload that is not given up in the middle
         self._hook = ConnectHook(config)
         self._kernel = interceptions(config)
-        self._ways: Sequence[Interception] = [self._hook, *self._kernel]
+        self._services = ServiceListeners(config)
+        self._service_numbers = ServiceNumbers()
+        self._listeners_at_start = [listener.listen for listener in config.listeners]
+        self._ways: Sequence[Interception] = [self._hook, *self._kernel, self._services]
         self._rule_counters: RuleCounters = {}
         self._data_plane: DataPlane
         self._access_log: AccessLog
@@ -127,7 +139,7 @@ class Sidecar:
         file = f" -c {shlex.quote(str(self._source))}" if self._source else ""
         return [
             *self._hook.description,
-            *(line for way in self._kernel for line in way.description),
+            *(line for way in (*self._kernel, self._services) for line in way.description),
             f"or: pysidecar exec{file} -- ./app",
             f"admin: http://{self.admin_address}/",
         ]
@@ -243,7 +255,8 @@ class Sidecar:
         data_plane.set_own_addresses(
             [self.admin_address, *(own for way in self._ways for own in way.own_addresses)]
         )
-        self._set_routes(*_route_tables(config))
+        data_plane.set_request_limits(_request_limits(config))
+        self._set_tables(self._make_tables(config))
         self._settle()
         self._access_log = self._open_access_log()  # as a reload will open it
         stack.callback(self._access_log.close)
@@ -259,7 +272,7 @@ class Sidecar:
         if config.manage_rules:
             remove_leftovers(self._kernel)
         for way in self._ways:
-            way.serve(also_own=[self.admin_address])
+            way.serve(also_own=[self.admin_address, *self._services.own_addresses])
         self.state = "serving"
 
     def _accelerate(self, data_plane: DataPlane) -> None:
@@ -301,7 +314,7 @@ class Sidecar:
         await in_background(lambda: release(old))
 
     async def _read_and_apply(self) -> list[object]:
-        """Returns the routes that were, for ``release``."""
+        """Returns what there was very much of, for ``release``."""
         config, tables = await in_background(self._read)
         if self.state != "serving":
             return []
@@ -311,7 +324,12 @@ class Sidecar:
             await self._apply(config, tables)
         finally:
             self._applying = False
-        return [*before.outbound.routes, *(before.inbound.routes if before.inbound else ())]
+        return [
+            *before.outbound.routes,
+            *(before.inbound.routes if before.inbound else ()),
+            *before.services.values(),
+            *before.requests,
+        ]
 
     def _read(self) -> tuple[Config, _Tables]:
         """All of a reload that takes time. In any thread."""
@@ -321,7 +339,7 @@ class Sidecar:
                 reason = "expected no change: it takes effect at a restart"
                 raise ConfigError(self._name, [Problem(key, reason) for key in keys])
             self._check(config)
-            return config, _route_tables(config)
+            return config, self._make_tables(config)
 
     async def _apply(self, config: Config, tables: _Tables) -> None:
         source = self._name
@@ -338,7 +356,7 @@ class Sidecar:
                 await way.apply(config)
         except StartError as error:
             raise ConfigError(source, [Problem("", str(error))]) from None
-        self._set_routes(*tables)
+        self._set_tables(tables)
         self._data_plane.set_timeouts(_timeouts(config))
         _set_log(self._data_plane, config)
         self.config = config
@@ -348,12 +366,16 @@ class Sidecar:
         """Of the configuration, in errors."""
         return str(self._source or "configuration")
 
-    def _set_routes(
-        self, outbound: PackedRoutes, inbound: PackedRoutes, excluded: PackedRoutes
-    ) -> None:
-        self._data_plane.set_excluded(excluded)
-        self._data_plane.set_routes(outbound, Direction.OUTBOUND)
-        self._data_plane.set_routes(inbound, Direction.INBOUND)
+    def _make_tables(self, config: Config) -> _Tables:
+        """In any thread, but one at a time."""
+        return make_tables(config, self._service_numbers, self._listeners_at_start)
+
+    def _set_tables(self, tables: _Tables) -> None:
+        """The services first: routes with ``requests`` need them."""
+        self._data_plane.set_services(tables.services)
+        self._data_plane.set_excluded(tables.excluded)
+        self._data_plane.set_routes(tables.outbound, Direction.OUTBOUND)
+        self._data_plane.set_routes(tables.inbound, Direction.INBOUND)
 
     def begin_drain(self) -> None:
         """No new connections from here on."""
@@ -519,13 +541,16 @@ def _reason(error: OSError) -> str:
     return str(error.strerror)
 
 
-def _route_tables(config: Config) -> _Tables:
-    """Outbound, inbound and excluded."""
+def make_tables(
+    config: Config, numbers: ServiceNumbers, listeners: Sequence[Address] = ()
+) -> _Tables:
+    """All that the data plane decides by; for the last two see ``pack_services``."""
     inbound = config.inbound.routes if config.inbound is not None else ()
-    return (
+    return _Tables(
         pack_routes(route_table(config.outbound.routes)),
         pack_routes(route_table(inbound)),
         pack_routes(excluded_table(config.outbound)),
+        pack_services(config, numbers, listeners),
     )
 
 
@@ -534,6 +559,11 @@ def _set_log(data_plane: DataPlane, config: Config) -> None:
     data_plane.log(
         settings.writes_connections, requests=settings.writes_requests, queries=settings.query
     )
+
+
+def _request_limits(config: Config) -> RequestLimits:
+    limits = config.request_limits
+    return RequestLimits(limits.line_bytes, limits.head_bytes, limits.fields, limits.frame_bytes)
 
 
 def _timeouts(config: Config) -> Timeouts:

@@ -117,6 +117,7 @@ TARGETS = {
     for target in (
         Target("header", _DATA_PLANE, "pysidecar/dataplane/intercept/header.c", runs=200_000),
         Target("control", _DATA_PLANE, longest=256, runs=1000),
+        Target("http1", "pysidecar/dataplane/l7/http1*.c", longest=2048, runs=8000),
         Target("log_line", longest=512, runs=50_000),
         Target("bolt", longest=384, runs=20_000, counters=False),
         Target("dubbo", longest=384, runs=20_000, counters=False),

@@ -36,6 +36,8 @@ outbound:
       balance: least_connections
     - match: {destination: 192.0.2.0/24}
       action: refuse
+    - match: {destination: 10.0.0.0/8, ports: 8080}
+      action: requests
 inbound:
   mode: tproxy
   ports: [8080, 9000-9099]
@@ -44,6 +46,22 @@ inbound:
   routes:
     - match: {destination: 10.0.0.7, ports: 8080}
       endpoints: [127.0.0.1:8081]
+services:
+  orders:
+    protocol: http
+    endpoints: [10.0.0.7:8080, {address: 10.0.0.8:8080, weight: 2}]
+    balance: least_requests
+    timeout: 3s
+  orders-v2: {protocol: http, endpoints: [10.0.0.9:8080], balance: {ring_hash: {header: x-user}}}
+requests:
+  - match: {host: "orders.*", path_prefix: /v2/, method: POST, headers: {x-env: canary}}
+    services: {orders-v2: 10, orders: 90}
+    rewrite: {path_prefix: /, set_headers: {x-by: pysidecar}, remove_headers: [x-env]}
+    timeout: 1s
+  - match: {host: "orders.*"}
+    services: orders
+listeners:
+  - {listen: "127.0.0.1:12221", service: orders}
 manage_rules: true
 drain_timeout: 30s
 """
@@ -70,7 +88,8 @@ IPv4 or IPv6 CIDR, or a single address. An address is `127.0.0.1:8080` or `[::1]
 numbers or ranges such as `8000-8999`. Relative paths start from the directory that the sidecar is
 started in. Only `true` and `false` are booleans, and numbers are decimal, as in YAML 1.2.
 
-A key such as `routes[].action` is in each entry of a list.
+A key such as `routes[].action` is in each entry of a list, one such as `services.NAME.protocol` in
+each mapping whose name you choose.
 
 | key | type | default | change |
 | --- | --- | --- | --- |
@@ -119,9 +138,9 @@ def document() -> str:
 
 def walk(section: dict[str, Any], definitions: dict[str, Any], prefix: str) -> Iterator[Key]:
     """Every key below a section of the schema, in its order."""
-    for name, schema in section["properties"].items():
+    for name, schema in section.get("properties", {}).items():
         inner = section_of(schema, definitions)
-        entry = resolve(schema.get("items", {}), definitions)
+        entry = section_of(schema.get("items", {}), definitions)
         path = f"{prefix}{name}"
         is_section = "properties" in inner
         description = {"description": inner.get("description", "")}
@@ -130,6 +149,9 @@ def walk(section: dict[str, Any], definitions: dict[str, Any], prefix: str) -> I
             yield from walk(inner, definitions, f"{path}.")
         elif "properties" in entry:
             yield from walk(entry, definitions, f"{path}[].")
+        elif "additionalProperties" in inner:
+            named = section_of(inner["additionalProperties"], definitions)
+            yield from walk(named, definitions, f"{path}.NAME.")
 
 
 def section_of(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
@@ -155,29 +177,37 @@ def anchor(path: str) -> str:
     return re.sub(r"[^a-z0-9_-]", "", path.lower())
 
 
+_KINDS = {"Exclude": "network or mapping", "ServiceEndpoint": "address or mapping"}
+
+
 def kind(schema: dict[str, Any]) -> str:
     """The type as a reader thinks of it."""
     if "kind" in schema:
         return str(schema["kind"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
     if "enum" in schema:
         return " or ".join(f"`{value}`" for value in schema["enum"])
     if "anyOf" in schema:
         choices = [kind(choice) for choice in schema["anyOf"] if choice.get("type") != "null"]
         return " or ".join(choices)
     if "$ref" in schema:
-        return {"Exclude": "network or mapping", "RouteEntry": "mapping"}[
-            schema["$ref"].rsplit("/", 1)[1]
-        ]
+        return _KINDS.get(schema["$ref"].rsplit("/", 1)[1], "mapping")
     if schema["type"] == "array":
         return f"list of: {kind(schema['items'])}"
-    return {"integer": "whole number", "boolean": "`true` or `false`"}[schema["type"]]
+    return {
+        "integer": "whole number",
+        "boolean": "`true` or `false`",
+        "string": "text",
+        "object": "mapping",
+    }[schema["type"]]
 
 
 def default(schema: dict[str, Any]) -> str:
     """As it would be written in a file."""
-    value = schema["default"]
-    if value is None or value == []:
-        return "-"
+    value = schema.get("default")
+    if value is None or value in ([], {}):
+        return "-" if "default" in schema else "required"
     text = yaml.safe_dump(simplify(value), default_flow_style=True, width=1000)
     return f"`{text.removesuffix(chr(10)).removesuffix('...').strip()}`"
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pydantic import BaseModel
 
 from pysidecar.config.loading import ConfigError, Problem, load, parse
+from pysidecar.config.requests import (
+    RequestMatch,
+    RequestRule,
+    Rewrite,
+    ServiceEntry,
+    ServiceListener,
+)
 from pysidecar.config.schema import (
     Config,
     Exclude,
@@ -29,7 +36,12 @@ __all__ = [
     "Outbound",
     "Problem",
     "Redirect",
+    "RequestMatch",
+    "RequestRule",
+    "Rewrite",
     "RouteEntry",
+    "ServiceEntry",
+    "ServiceListener",
     "default_control_socket",
     "json_schema",
     "load",
@@ -50,3 +62,10 @@ def _restart_keys(old: BaseModel, new: BaseModel, prefix: str) -> Iterator[str]:
             yield from _restart_keys(before, after, f"{prefix}{name}.")
         elif needs_restart(field) and before != after:
             yield f"{prefix}{name}"
+        elif name == "listeners" and _addresses(before) != _addresses(after):
+            yield f"{prefix}{name}[].listen"
+
+
+def _addresses(listeners: Iterable[ServiceListener]) -> list[str]:
+    """In no order: they are told apart by their addresses."""
+    return sorted(str(listener.listen) for listener in listeners)

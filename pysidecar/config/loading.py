@@ -9,11 +9,12 @@ import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pysidecar.config.references import misfits
 from pysidecar.config.schema import Config, section_of
 
 __all__ = ["ConfigError", "Problem", "load", "parse"]
@@ -90,9 +91,19 @@ def parse(data: bytes | str, *, source: str = "configuration") -> Config:
             if detail["type"] == "too_short" and detail["input"]:
                 continue  # its entries are there, and reported by themselves
             problems.append(_problem(detail, plain, lines))
+    else:
+        problems.extend(_misfits(config, plain, data))
     if problems:
         raise ConfigError(source, problems)
     return config
+
+
+def _misfits(config: Config, plain: Any, data: bytes | str) -> Iterator[Problem]:
+    found = list(misfits(config))
+    lines = _read_lines(data) if found else {}
+    for misfit in found:
+        path = _written_path(misfit.location, plain, keep_last=False)
+        yield Problem(_spell(path), misfit.message, _line_of(path, lines))
 
 
 # ---- YAML ----
@@ -353,8 +364,12 @@ def _shown(text: str) -> str:
 
 def _problem(detail: Any, plain: Any, lines: dict[KeyPath, int]) -> Problem:
     path = _written_path(detail["loc"], plain, keep_last=detail["type"] == "missing")
-    line = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), None)
-    return Problem(_spell(path), _message(detail, path), line)
+    return Problem(_spell(path), _message(detail, path), _line_of(path, lines))
+
+
+def _line_of(path: KeyPath, lines: dict[KeyPath, int]) -> int | None:
+    """Of the key itself, or the nearest one around it."""
+    return next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), None)
 
 
 def _written_path(loc: tuple[str | int, ...], plain: Any, *, keep_last: bool) -> KeyPath:
@@ -412,10 +427,14 @@ def _message(detail: Any, path: KeyPath) -> str:
 
 def _section(path: KeyPath) -> type[BaseModel] | None:
     section: type[BaseModel] | None = Config
+    is_name = False  # that the user chose
     for part in path:
-        if isinstance(part, str) and section is not None:
+        if is_name:
+            is_name = False
+        elif isinstance(part, str) and section is not None:
             field = section.model_fields.get(part)
             section = section_of(field.annotation) if field else None
+            is_name = field is not None and get_origin(field.annotation) is dict
     return section
 
 

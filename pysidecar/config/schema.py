@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     GetJsonSchemaHandler,
+    PlainValidator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -26,6 +26,20 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from pysidecar.address import Address
+from pysidecar.config.requests import (
+    MAX_SERVICE_LISTENERS,
+    RequestLimits,
+    RequestMatch,
+    RequestRule,
+    Rewrite,
+    ServiceEndpoint,
+    ServiceEntry,
+    ServiceListener,
+    parse_name,
+)
+from pysidecar.config.section import AT_START as _AT_START
+from pysidecar.config.section import Section as _Section
+from pysidecar.config.section import one_or_many as _one_or_many
 from pysidecar.config.values import (
     AddressText,
     CgroupPath,
@@ -64,24 +78,6 @@ __all__ = [
 ]
 
 MAX_LISTENERS = 16  # MOSNHOOK_MAX_LISTENERS of hook/contract.h
-
-# In a field's json_schema_extra: a change takes effect at the next start, not at a reload.
-_AT_START: dict[str, Any] = {"restart": True}
-
-
-def _one_or_many(value: Any) -> Any:
-    return value if value is None or isinstance(value, list | tuple) else [value]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=False, use_attribute_docstrings=True
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_is_default(cls, value: Any) -> Any:
-        return {} if value is None else value  # a key whose lines are all commented out
 
 
 def _false_is_none(value: Any) -> Any:
@@ -195,12 +191,15 @@ class RouteEntry(_Section):
     match: Match = Match()
     """Which connections; without it, all."""
 
-    action: Literal["relay", "direct", "refuse"] = "relay"
+    action: Literal["relay", "direct", "refuse", "requests"] = "relay"
     """`relay` connects to an endpoint, and passes the bytes on. `direct` lets the application
     connect itself to the endpoint that is chosen for it, so that nothing is in the way of its
     bytes; the connection is shown and logged all the same (see `docs/paths/direct.md`). Only with
     transport `unix`; connections that come another way are relayed. `refuse` lets the application's
-    connect fail with ECONNREFUSED."""
+    connect fail with ECONNREFUSED. `requests` reads what the connection carries request by request:
+    each goes to the service that `requests` names for it, and where no rule there matches, to the
+    original destination (see `docs/requests.md`). The application's connect succeeds at once
+    then."""
 
     endpoints: Annotated[tuple[EndpointText, ...], Field(min_length=1)] | None = None
     """Where to connect; when one refuses, the next is tried (`direct` leaves that to the
@@ -212,10 +211,30 @@ class RouteEntry(_Section):
     the next; `least_connections` takes the one of two random ones that has fewer connections,
     whichever route of the direction they came by."""
 
+    protocol: Literal["auto", "http", "bolt", "dubbo"] = "auto"
+    """With `requests`: what the connections speak. `auto` finds out by the first bytes, for which
+    it has to wait: of a protocol in which the server speaks first nothing passes until
+    `detect_timeout`."""
+
+    detect_timeout: Duration = 5.0
+    """With `auto`: how long the first bytes may take to tell the protocol."""
+
+    undetected: Literal["relay", "refuse"] = "relay"
+    """With `auto`: what becomes of a connection whose protocol is not found out. `relay` passes its
+    bytes on to the original destination, `refuse` closes it."""
+
     @model_validator(mode="after")
     def _consistent(self) -> RouteEntry:
         if self.action == "refuse" and self.endpoints:
             raise ValueError("expected no endpoints in a route that refuses")
+        if self.action == "requests" and self.endpoints:
+            raise ValueError(
+                "expected no endpoints beside action: requests: those of services are meant"
+            )
+        for key in ("protocol", "detect_timeout", "undetected"):
+            is_default = getattr(self, key) == type(self).model_fields[key].default
+            if not is_default and self.action != "requests":
+                raise ValueError(f"expected action: requests beside {key}")
         return self
 
 
@@ -442,8 +461,13 @@ class Inbound(_Section):
         for index, route in enumerate(self.routes):
             if route.action == "direct":
                 raise ValueError(
-                    f"expected relay or refuse in routes[{index}]: direct is for outbound "
-                    "connections"
+                    f"expected relay, refuse or requests in routes[{index}]: direct is for "
+                    "outbound connections"
+                )
+            if route.action == "requests" and self.preserve_source:
+                raise ValueError(
+                    f"expected no action: requests in routes[{index}] beside preserve_source: "
+                    "requests of several clients share a connection to the application"
                 )
         _check_endpoints(self.routes, list(self.addresses))
         return self
@@ -539,6 +563,9 @@ class Acceleration(_ModeSection):
         return self.mode != "off" and self.receive
 
 
+_ServiceName = Annotated[str, PlainValidator(parse_name)]
+
+
 class Config(_Section):
     """The whole configuration."""
 
@@ -555,6 +582,21 @@ class Config(_Section):
     inbound: Annotated[Inbound | None, Field(json_schema_extra=_AT_START)] = None
     """The connections that others open to the application, brought here by rules in the kernel (see
     `docs/interception.md`). Without this section there are none."""
+
+    services: dict[_ServiceName, ServiceEntry] = {}  # noqa: RUF012
+    """Where requests go, by a name of your choice, which logs and metrics show (see
+    `docs/requests.md`)."""
+
+    requests: tuple[RequestRule, ...] = ()
+    """Which requests go to which services: those of routes with `action: requests`, and of
+    `listeners` without a `service`. The first that matches decides."""
+
+    listeners: Annotated[tuple[ServiceListener, ...], Field(max_length=MAX_SERVICE_LISTENERS)] = ()
+    """Addresses where clients connect by themselves: a proxy without interception. One is added or
+    taken away by a restart only; what else is in an entry changes at a reload."""
+
+    request_limits: RequestLimits = RequestLimits()
+    """What a request or an answer may have at most."""
 
     acceleration: Acceleration = Acceleration()
     """A shorter path through the kernel for the connections of hooked applications (see
@@ -592,6 +634,10 @@ class Config(_Section):
             ("outbound.listen", self.outbound.listen),
             ("outbound.redirect.listen", self.outbound.redirect and self.outbound.redirect.listen),
             ("inbound.listen", self.inbound and self.inbound.addresses),
+            *(
+                (f"listeners[{index}].listen", [listener.listen])
+                for index, listener in enumerate(self.listeners)
+            ),
         ):
             for address in addresses or ():
                 if address.port and listeners.setdefault(address, key) != key:
@@ -619,6 +665,8 @@ class Config(_Section):
 _NAMED_SECTIONS: list[type[BaseModel]] = [
     *(Admin, AccessLog, Outbound, Inbound, Acceleration),
     *(RouteEntry, Match, Exclude, Redirect),
+    *(ServiceEntry, ServiceEndpoint, RequestRule, RequestMatch, Rewrite),
+    *(ServiceListener, RequestLimits),
 ]
 
 

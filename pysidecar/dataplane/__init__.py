@@ -39,6 +39,7 @@ from pysidecar.dataplane.requests import (
     read_tally,
     unpack_requests,
 )
+from pysidecar.dataplane.services import PackedServices
 from pysidecar.dataplane.trace import STATIONS, Station, TraceEvent, decode_events
 from pysidecar.direction import Direction
 
@@ -65,7 +66,9 @@ __all__ = [
     "Kind",
     "Listener",
     "PackedRoutes",
+    "PackedServices",
     "Protocol",
+    "RequestLimits",
     "RequestRecord",
     "RequestTally",
     "Route",
@@ -132,10 +135,13 @@ class ConnectionPath(enum.IntEnum):
 
 
 class Balance(enum.IntEnum):
-    """How a route picks among its endpoints."""
+    """How a route or a service picks among its endpoints."""
 
     ROUND_ROBIN = lib.DP_ROUND_ROBIN
     LEAST_CONNECTIONS = lib.DP_LEAST_CONNECTIONS
+    RANDOM = lib.DP_RANDOM
+    LEAST_REQUESTS = lib.DP_LEAST_REQUESTS
+    RING_HASH = lib.DP_RING_HASH
 
 
 class End(enum.IntEnum):
@@ -208,6 +214,17 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What a message may have at most: bytes of an HTTP request line, of a head with its line, its
+    fields, and bytes of a frame of Bolt or Dubbo."""
+
+    line_bytes: int = 8 * 1024
+    head_bytes: int = 64 * 1024
+    fields: int = 100
+    frame_bytes: int = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
 class Listener:
     """What is true of all connections of a listener.
 
@@ -215,7 +232,8 @@ class Listener:
     Connections to the application, that is on loopback or at the original destination's address,
     come from the client's address with ``preserve_source``, or else from ``application_sources``
     (IPv4, IPv6), and then have the ``application_mark`` instead; both need CAP_NET_ADMIN too.
-    ``application`` replaces the address, not the port, of original destinations.
+    ``application`` replaces the address, not the port, of original destinations. ``number``, with
+    ``Transport.LISTENER``: its place among the entrances of the table of services.
     """
 
     transport: Transport
@@ -225,6 +243,7 @@ class Listener:
     application_mark: int = 0
     application_sources: tuple[str | None, str | None] = (None, None)
     application: str | None = None
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,6 +434,7 @@ class DataPlane:
             "application_mark": settings.application_mark,
             "application_source": [_host(source) for source in settings.application_sources],
             "application": _host(settings.application),
+            "number": settings.number,
         }
         _check(
             lib.dp_add_listener(self._dp, listener.detach(), ffi.new("struct dp_listener *", raw)),
@@ -495,6 +515,20 @@ class DataPlane:
             ),
             "cannot set the route table",
         )
+
+    def set_services(self, table: PackedServices) -> None:
+        """Replaces the table of services; requests under way keep the service they have."""
+        raw, kept = table.to_native()
+        _check(lib.dp_set_services(self._dp, raw), "cannot set the services")
+        del kept
+
+    def set_request_limits(self, limits: RequestLimits) -> None:
+        """Before ``start``."""
+        raw = ffi.new(
+            "struct dp_request_limits *",
+            (limits.line_bytes, limits.head_bytes, limits.fields, limits.frame_bytes),
+        )
+        _check(lib.dp_set_request_limits(self._dp, raw), "request limits")
 
     def set_timeouts(self, timeouts: Timeouts) -> None:
         """For all timers that start from now on."""

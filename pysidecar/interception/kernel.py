@@ -50,9 +50,11 @@ def _present(listen: Sequence[Address], asked_for: bool, netns: str | None) -> S
 
 
 def _reachable_own_ports(config: Config) -> list[int]:
-    """The admin interface, where others are meant to reach it: it is not the application's."""
-    admin = config.admin.listen
-    return [admin.port] if admin.port and not ip_address(admin.host).is_loopback else []
+    """The admin interface and listeners for services, where others are meant to reach them: they
+    are not the application's."""
+    own = [config.admin.listen, *(listener.listen for listener in config.listeners)]
+    reachable = (each.port for each in own if not ip_address(each.host).is_loopback)
+    return sorted({port for port in reachable if port})
 
 
 def upstream_mark(config: Config) -> int:

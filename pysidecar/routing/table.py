@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pysidecar.config import Match, Outbound, RouteEntry
-from pysidecar.dataplane import Action, Balance, Route, RouteTable, lib
+from pysidecar.dataplane import Action, Balance, Protocol, Route, RouteTable, lib
 from pysidecar.routing.rules import Rule, compile_rules
 
 __all__ = ["excluded_table", "hook_rules", "route_table"]
 
 
 _ACTIONS = {action.name.lower(): action for action in Action}
+_PROTOCOLS = {protocol.name.lower(): protocol for protocol in Protocol}
 _BALANCES = {balance.name.lower(): balance for balance in Balance}
 
 
@@ -28,6 +29,9 @@ def route_table(routes: Sequence[RouteEntry]) -> RouteTable:
                 balance=_BALANCES[route.balance],
                 endpoints=route.endpoints or (),
                 key=_key(route.match),
+                protocol=_PROTOCOLS[route.protocol],
+                detect=route.detect_timeout,
+                undetected=_ACTIONS[route.undetected],
             )
             for route in routes
         ),

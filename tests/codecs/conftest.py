@@ -14,6 +14,7 @@ from cffi import FFI
 
 from pysidecar.dataplane.build_native import CONTRACT
 from tests.codecs.frames import Frames
+from tests.codecs.http1 import Http1
 from tests.requests import java
 from tests.requests.java import Java
 
@@ -56,6 +57,12 @@ def codecs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 def frames(codecs: tuple[Any, Any]) -> Frames:
     """The codecs of frames."""
     return Frames(*codecs)
+
+
+@pytest.fixture(scope="session")
+def http1(codecs: tuple[Any, Any]) -> Http1:
+    """The codec of HTTP/1.1."""
+    return Http1(*codecs)
 
 
 @pytest.fixture(scope="session")

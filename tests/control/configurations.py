@@ -25,6 +25,11 @@ outbound:
       balance: least_connections
     - match: {destination: [192.0.2.0/24, "2001:db8::/32"]}
       action: refuse
+    - match: {destination: 10.1.0.0/16}
+      action: requests
+      protocol: auto
+      detect_timeout: 2s
+      undetected: refuse
   redirect: {listen: ['127.0.0.1:15002'], mark: null, uids: 1337, gids: [1, 2], cgroup: /a/b/}
 inbound:
   mode: tproxy
@@ -36,6 +41,45 @@ inbound:
   routes:
     - match: {ports: 25}
       endpoints: ["127.0.0.1:2525"]
+services:
+  orders:
+    protocol: http
+    endpoints: [10.0.0.7:8080, {address: "[fd00::8]:8080", weight: 2}]
+    balance: least_requests
+    timeout: 3s
+    read_timeout: 4s
+    idle_timeout: 5s
+    connections: 10
+    pending: 0
+  orders-v2: {protocol: http, endpoints: [10.0.0.9:8080], balance: {ring_hash: {header: X-User}}}
+  "com.example.Orders:1.0": {protocol: bolt, balance: random}
+  inventory: {protocol: dubbo, timeout: 0s}
+  database: {protocol: tcp, endpoints: [10.0.0.5:5432]}
+requests:
+  - match:
+      host: ["orders.*", "*.Example.com"]
+      path_prefix: /v2/
+      method: POST
+      headers: {x-env: canary, x-debug: true, x-stage: [a, b]}
+    services: {orders-v2: 10, orders: 90}
+    rewrite:
+      host: inner:81
+      path_prefix: /
+      set_headers: {x-by: "1"}
+      remove_headers: cookie
+      original_destination_header: x-original
+    timeout: 1s
+  - match: {path: /health}
+    services: orders
+  - match: {service: "com.example.Orders:1.0", method: create}
+    services: "com.example.Orders:1.0"
+  - match: {service: com.example.*, version: "1.0", group: [blue, green]}
+    services: inventory
+listeners:
+  - {listen: "127.0.0.1:12221", protocol: http, service: orders}
+  - {listen: "127.0.0.1:12220", detect_timeout: 1s}
+  - {listen: "[::1]:12219", protocol: tcp, service: database}
+request_limits: {line_bytes: 4096, head_bytes: 16384, fields: 50, frame_bytes: 1048576}
 manage_rules: true
 rules_backend: iptables
 workers: 3

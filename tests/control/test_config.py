@@ -225,7 +225,7 @@ PORTS = "expected a port such as 5432 or a range such as 8000-8999"
         ),
         (
             "outbound: {routes: [{action: drop}]}",
-            "outbound.routes[0].action: 'drop': expected 'relay', 'direct' or 'refuse'",
+            "outbound.routes[0].action: 'drop': expected 'relay', 'direct', 'refuse' or 'requests'",
         ),
         (
             "outbound: {routes: [{endpoints: [127.0.0.1:0]}]}",

@@ -17,7 +17,8 @@ from pysidecar.background import in_background, release, without_collector
 from pysidecar.config import load
 from pysidecar.destinations import PortRange, without
 from pysidecar.interception.hook import ConnectHook
-from pysidecar.sidecar import _route_tables
+from pysidecar.routing.services import ServiceNumbers
+from pysidecar.sidecar import make_tables
 from tests.control.conftest import RunningSidecar, exchange
 from tests.waiting import PATIENCE, eventually
 
@@ -106,7 +107,7 @@ def test_reading_very_many_routes_leaves_others_their_turns(tmp_path: Path) -> N
         with without_collector():
             config = load(path)
             ConnectHook(config).check(config)
-            _route_tables(config)
+            make_tables(config, ServiceNumbers())
         routes: list[object] = [*config.outbound.routes]
         del config
         release(routes)

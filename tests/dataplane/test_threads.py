@@ -44,7 +44,7 @@ def routes(endpoint: Address, closed: Address) -> list[RouteTable]:
                 Route(Action.REFUSE),
             ),
         )
-        for balance in Balance
+        for balance in (Balance.ROUND_ROBIN, Balance.LEAST_CONNECTIONS)
         for passing in ((), (Address("127.0.0.2", closed.port),), (closed, endpoint))
     ]
 

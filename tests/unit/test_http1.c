@@ -223,6 +223,14 @@ static void test_one_request_follows_the_other(void **state)
                     "GET /3 @x @x 0 {Host=x}\nend\n");
 }
 
+static void test_nothing_is_read_behind_the_last_request(void **state)
+{
+    (void)state;
+    expect_requests("POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1\r\n\r\n1"
+                    "GET / HTTP/1.1\r\nHost: x\r\n\r\n\n",
+                    "POST / @x @x 1 last {Host=x, Connection=close, Content-Length=1}\n'1'\nend\n");
+}
+
 static void test_one_empty_line_may_come_before_a_request(void **state)
 {
     (void)state;
@@ -261,7 +269,7 @@ static void test_the_target_may_have_other_forms(void **state)
                     "OPTIONS * @a @a 0 {Host=c}\nend\n");
     expect_requests("OPTIONS * HTTP/1.1\r\nHost: c\r\n\r\n", "OPTIONS * @c @c 0 {Host=c}\nend\n");
     expect_requests("CONNECT a:1 HTTP/1.1\r\nHost: c\r\n\r\n",
-                    "CONNECT * @a:1 @a 0 {Host=c}\nend\n");
+                    "CONNECT * @a:1 @a 0 last {Host=c}\nend\n");
 }
 
 static void test_what_a_client_asks_of_the_connection_is_told(void **state)
@@ -339,6 +347,7 @@ static const struct {
     {"CONNECT / HTTP/1.1\r\nHost: x\r\n\r\n", 400},
     {"CONNECT a/b HTTP/1.1\r\nHost: x\r\n\r\n", 400},
     {"TRACE / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n", 400},
+    {"CONNECT a:1 HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n", 400},
     {BEFORE "Expect: 200-ok\r\n\r\n", 417},
     {BEFORE "Content-Length: 1\r\nContent-Length: 1\r\n\r\n", 400},
     {BEFORE "Content-Length: 1, 1\r\n\r\n", 400},
@@ -1044,6 +1053,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_request_is_told_by_its_parts),
         cmocka_unit_test(test_one_request_follows_the_other),
+        cmocka_unit_test(test_nothing_is_read_behind_the_last_request),
         cmocka_unit_test(test_one_empty_line_may_come_before_a_request),
         cmocka_unit_test(test_what_a_connection_cuts_off_is_told),
         cmocka_unit_test(test_http_1_0_ends_the_connection_unless_asked_not_to),

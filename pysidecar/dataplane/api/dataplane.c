@@ -276,6 +276,19 @@ void dp_set_timeouts(struct dp *dp, const struct dp_timeouts *timeouts)
     atomic_store(&dp->timeouts.ejection_ms, timeouts->ejection_ms);
 }
 
+int dp_set_request_limits(struct dp *dp, const struct dp_request_limits *limits)
+{
+    if (limits->fields > MAX_FIELDS)
+        return -EINVAL;
+    dp->limits = (struct limits){
+        .line_bytes = limits->line_bytes,
+        .head_bytes = limits->head_bytes,
+        .fields = limits->fields,
+        .frame_bytes = limits->frame_bytes,
+    };
+    return 0;
+}
+
 /* ---- routes ---- */
 
 static void wake_workers(struct dp *dp)

@@ -361,6 +361,14 @@ struct dp_request {
     char path[DP_PATH_BYTES]; /* HTTP: with its query; Bolt, Dubbo: the service that it asks for */
 };
 
+/* What a request or an answer may have at most. */
+struct dp_request_limits {
+    uint32_t line_bytes;  /* of an HTTP request line */
+    uint32_t head_bytes;  /* of an HTTP head with its line */
+    uint32_t fields;      /* of an HTTP head */
+    uint32_t frame_bytes; /* of a frame of Bolt or Dubbo */
+};
+
 /* When a connection's bytes take a shorter path, and which. */
 struct dp_acceleration {
     uint32_t path;             /* DP_PATH_FULL or DP_PATH_LOCAL */

@@ -109,6 +109,7 @@ struct decoder {
     bool response;    /* it reads answers */
     uint8_t state;    /* the codec's; 0: between two messages */
     bool plain;       /* `left` is of a body that needs no decoding */
+    bool last;        /* nothing is read behind the message that is under way */
     uint32_t scanned; /* bytes of the input that the codec need not look at again */
     uint64_t left; /* bytes of the body, or of the chunk, that are still to come; UINT64_MAX: until
                     * the end of the connection */

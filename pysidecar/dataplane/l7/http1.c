@@ -20,6 +20,7 @@ enum state {
     STATE_CHUNK_END,
     STATE_TRAILERS,
     STATE_END,    /* nothing more of the message */
+    STATE_LAST,   /* nothing more of the connection, whatever comes */
     STATE_TUNNEL, /* another protocol */
     STATE_FAILED,
     STATES,
@@ -184,6 +185,7 @@ static int find_fields(struct reading *reading, bool is_new)
         return refuse_or_wait(reading, is_new, found, most);
     if (!http1_read_head(&in, decoder, reading->message))
         return failed(reading);
+    decoder->last = reading->message->last;
     consume(reading, size, state_behind_head(decoder, reading->message));
     if (reading->message->upgraded)
         decoder->state = STATE_TUNNEL;
@@ -234,7 +236,7 @@ static int give_end(struct reading *reading)
 
     decoder->plain = false;
     decoder->left = 0;
-    decoder->state = STATE_IDLE;
+    decoder->state = decoder->last ? STATE_LAST : STATE_IDLE;
     return CODEC_END;
 }
 
@@ -358,6 +360,13 @@ static int step_trailers(struct reading *reading)
     }
 }
 
+/* RFC 9112, 9.6: what follows the last message is not one. */
+static int step_last(struct reading *reading)
+{
+    consume(reading, unread_size(reading), STATE_LAST);
+    return CODEC_MORE;
+}
+
 /* The head said that another protocol follows. */
 static int step_tunnel(struct reading *reading)
 {
@@ -386,6 +395,7 @@ static enum codec_event decode(struct decoder *decoder, const uint8_t *data, siz
         [STATE_CHUNK_END] = step_chunk_end,
         [STATE_TRAILERS] = step_trailers,
         [STATE_END] = give_end,
+        [STATE_LAST] = step_last,
         [STATE_TUNNEL] = step_tunnel,
         [STATE_FAILED] = step_failed,
     };
@@ -420,6 +430,8 @@ static enum codec_event finish(struct decoder *decoder, struct message *message)
         if (decoder->left == 0 || decoder->left == UINT64_MAX)
             return (enum codec_event)give_end(&reading);
         break;
+    case STATE_LAST:
+        return CODEC_MORE;
     case STATE_END:
         return (enum codec_event)give_end(&reading);
     case STATE_TUNNEL:

@@ -322,6 +322,7 @@ static bool conclude_request(struct decoder *decoder, const struct seen *seen,
                              struct message *message)
 {
     struct facts *facts = &message->facts;
+    bool connects = text_equal(message->method, TEXT("CONNECT"));
 
     if (!check_framing(seen, message))
         return false;
@@ -330,13 +331,15 @@ static bool conclude_request(struct decoder *decoder, const struct seen *seen,
     if (!split_target(seen, message))
         return false;
     frame(decoder, message, seen->is_chunked, seen->has_length ? seen->length : 0);
-    if (message->has_body && text_equal(message->method, TEXT("TRACE")))
-        return http1_refuse(message, 400, "TRACE with a body");
+    if (message->has_body && (connects || text_equal(message->method, TEXT("TRACE"))))
+        return http1_refuse(message, 400, "a body where there is none");
     if (seen->expects_other && !facts->http10)
         return http1_refuse(message, 417, "an Expect other than 100-continue");
     facts->head = text_equal(message->method, TEXT("HEAD"));
-    facts->keep_alive = !seen->close && (!facts->http10 || seen->keep_alive);
-    facts->upgrade = seen->upgrade && seen->upgrade_option && !facts->http10;
+    /* Behind CONNECT comes what is for the tunnel, even if there will be none. */
+    facts->keep_alive = !seen->close && !connects && (!facts->http10 || seen->keep_alive);
+    /* With a body it is none: some servers (llhttp) take that for what is said in the tunnel. */
+    facts->upgrade = seen->upgrade && seen->upgrade_option && !facts->http10 && !message->has_body;
     message->last = !facts->keep_alive;
     message->idempotent = is_idempotent(message->method);
     message->expects_continue = seen->expects_continue && message->has_body && !facts->http10;

@@ -71,6 +71,7 @@ static void name(struct names *names, enum dp_protocol protocol, const struct me
         join_version(names);
     if (protocol != DP_BOLT)
         return;
+    names->version.size = 0;
     colon = find(names->full, ':');
     if (colon == names->full.size)
         return;

@@ -209,6 +209,12 @@ static uint8_t class_of(const struct stream *stream, uint32_t status, bool succe
     return succeeded ? 2 : 5;
 }
 
+/* The client is still to send some of it. */
+static bool awaits_body(const struct stream *stream)
+{
+    return stream->has_body && !stream->complete;
+}
+
 /* Answers it ourselves. */
 static void write_rejection(struct stream *stream, enum dp_flag why, const struct message *problem)
 {
@@ -221,7 +227,7 @@ static void write_rejection(struct stream *stream, enum dp_flag why, const struc
         .http_status = problem ? problem->http_status : 0,
         /* Where requests are multiplexed, the others on the connection go on. */
         .close = !wire->codec->multiplexes &&
-                 (!stream->complete || !stream->facts.keep_alive || downstream->closing ||
+                 (awaits_body(stream) || !stream->facts.keep_alive || downstream->closing ||
                   downstream_is_draining(downstream)),
         .status = &status,
     };
@@ -265,7 +271,7 @@ static void fail(struct stream *stream, enum dp_flag why, const struct message *
     set_flag(stream, why);
     if (!cut && !stream->oneway)
         write_rejection(stream, why, problem);
-    if (!stream->complete)
+    if (awaits_body(stream))
         downstream->closing = true;
     end(stream, false);
     if (cut)
@@ -644,6 +650,7 @@ void stream_begin(struct downstream *downstream, const struct message *request, 
     }
     stream->record.bytes_sent = consumed;
     stream->complete = codec_used(stream)->multiplexes;
+    stream->has_body = request->has_body;
     if (!route(stream, request, &routed))
         return;
     begin_timer(stream, timeout_for(&routed, request));

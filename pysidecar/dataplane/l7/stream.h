@@ -47,7 +47,8 @@ struct stream {
     bool idempotent, oneway;
     bool reused; /* the uplink had carried other requests before */
     bool retried;
-    bool binds;     /* its uplink may be its user's afterwards: nobody else gets it */
+    bool binds; /* its uplink may be its user's afterwards: nobody else gets it */
+    bool has_body;
     bool complete;  /* the request was read to its end */
     bool keeps;     /* `request` has all that was read so far */
     bool answering; /* the head of an answer was passed on */
