@@ -65,13 +65,7 @@ static void use(struct pool *pool, const struct pool_key *key)
     pool->cluster = key->cluster;
 }
 
-static void look_expired(struct timer *timer)
-{
-    struct pool *pool = OWNER(timer, struct pool, timer);
-
-    loop_set_timer(&pool->worker->loop, timer, LOOK_MS, look_expired);
-    pool_look(pool, false);
-}
+static void look_expired(struct timer *timer);
 
 static void serve_task(struct task *task)
 {
@@ -286,9 +280,9 @@ static void pool_free(struct pool *pool)
     free(pool);
 }
 
-void pool_look(struct pool *pool, bool all)
+void pool_look(struct pool *pool)
 {
-    bool close = all || is_removed(pool);
+    bool close = is_removed(pool);
 
     for (struct uplink *uplink = pool->ready, *next; uplink; uplink = next) {
         next = uplink->next;
@@ -297,8 +291,25 @@ void pool_look(struct pool *pool, bool all)
     if (close)
         for (struct uplink *uplink = pool->busy; uplink; uplink = uplink->next)
             uplink->leaving = true;
+}
+
+static void look_expired(struct timer *timer)
+{
+    struct pool *pool = OWNER(timer, struct pool, timer);
+
+    loop_set_timer(&pool->worker->loop, timer, LOOK_MS, look_expired);
+    pool_look(pool);
     if (pool->uplink_count == 0 && !pool->waiting)
         pool_free(pool);
+}
+
+void pool_close(struct pool *pool)
+{
+    while (pool->ready)
+        uplink_close(pool->ready, false);
+    while (pool->busy)
+        uplink_close(pool->busy, true);
+    pool_free(pool);
 }
 
 void pool_renew(struct pool *pool)

@@ -53,8 +53,9 @@ void pool_serve(struct pool *pool);
 void pool_connect_failed(struct pool *pool, int error);
 /* Closes idle uplinks: they may be dead, as another one was. */
 void pool_renew(struct pool *pool);
-/* Closes what is idle and not wanted: all of it, with `all`. Frees the pool where nothing is left.
- */
-void pool_look(struct pool *pool, bool all);
+/* Closes what is idle for long, or not wanted any more. */
+void pool_look(struct pool *pool);
+/* Closes and frees all of it, with no request under way. */
+void pool_close(struct pool *pool);
 
 #endif

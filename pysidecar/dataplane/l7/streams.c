@@ -53,15 +53,22 @@ bool streams_open(struct worker *worker, const struct limits *limits)
     return true;
 }
 
-static void look_at_pools(struct streams *streams, bool all)
+static void look_at_pools(struct map *pools)
 {
-    struct map *pools = &streams->pools;
-
     for (size_t i = 0; i < pools->bucket_count; i++)
-        for (struct map_entry *entry = pools->buckets[i], *next; entry; entry = next) {
-            next = entry->next;
-            pool_look(OWNER(entry, struct pool, entry), all);
-        }
+        for (struct map_entry *entry = pools->buckets[i]; entry; entry = entry->next)
+            pool_look(OWNER(entry, struct pool, entry));
+}
+
+/* The map shrinks while it is emptied. */
+static void close_pools(struct map *pools)
+{
+    for (size_t i = 0; pools->count > 0; i++) {
+        struct map_entry *entry = pools->buckets[i & (pools->bucket_count - 1)];
+
+        if (entry)
+            pool_close(OWNER(entry, struct pool, entry));
+    }
 }
 
 void streams_look(struct worker *worker)
@@ -71,7 +78,7 @@ void streams_look(struct worker *worker)
 
     if (generation != streams->generation) {
         streams->generation = generation;
-        look_at_pools(streams, false);
+        look_at_pools(&streams->pools);
     }
     if (!atomic_load_explicit(&worker->listeners->draining, memory_order_relaxed))
         return;
@@ -88,7 +95,7 @@ void streams_close(struct worker *worker)
 
     if (!streams)
         return;
-    look_at_pools(streams, true);
+    close_pools(&streams->pools);
     free_ended(streams);
     while (streams->spare_streams) {
         struct stream *stream = streams->spare_streams;
