@@ -321,8 +321,7 @@ static void decoded_head(struct downstream *downstream, const struct message *me
     case MESSAGE_REQUEST:
     case MESSAGE_ONEWAY:
         stream_begin(downstream, message, consumed);
-        if (!downstream->wire.closed && multiplexes(downstream))
-            downstream_update(downstream);
+        downstream_update(downstream);
         break;
     case MESSAGE_HEARTBEAT:
         answer_heartbeat(downstream, message);
