@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from pysidecar.address import Address
 from pysidecar.dataplane import DataPlane, Timeouts, ffi, lib
@@ -220,11 +221,11 @@ def echo(connection: socket.socket) -> None:
 
 @contextlib.contextmanager
 def through(
-    serve: Callable[[socket.socket], object], protocol: str = "http", **settings: int
+    serve: Callable[[socket.socket], object], protocol: str = "http", **settings: Any
 ) -> Iterator[tuple[RequestPlane, Upstream]]:
     """A plane before one upstream."""
     with (
         Upstream(serve) as upstream,
-        RequestPlane(protocol, [upstream.address], **settings) as plane,  # type: ignore[arg-type]
+        RequestPlane(protocol, [upstream.address], **settings) as plane,
     ):
         yield plane, upstream

@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
 
-from tests.dataplane.support import Server, silent_server
-from tests.requests.support import RequestPlane, read_message, read_until
+import pytest
+
+from pysidecar.address import Address
+from pysidecar.dataplane import Action, DataPlane, Protocol, Route, Timeouts
+from tests.dataplane.support import (
+    Plane,
+    Server,
+    closed_address,
+    linger_reset,
+    silent_server,
+    table,
+)
+from tests.requests.support import (
+    RequestPlane,
+    Upstream,
+    echo,
+    read_all,
+    read_message,
+    read_until,
+    through,
+)
 from tests.waiting import eventually
 
 POST = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
@@ -58,3 +83,292 @@ def test_stops_with_idle_connections_to_many_endpoints() -> None:
             read_until(upstream, b"\r\n\r\n")
             upstream.sendall(OK)
             read_message(client)
+
+
+# ---- another attempt ----
+
+
+def to_the_original_destination(*endpoints: Address) -> Callable[[DataPlane], object]:
+    """A route that reads requests, for everything."""
+    route = Route(Action.REQUESTS, protocol=Protocol.HTTP, endpoints=endpoints)
+    routes = table(("0.0.0.0/0", None, route))
+    return lambda data: data.set_routes(routes)
+
+
+def test_another_attempt_finds_nobody() -> None:
+    route = to_the_original_destination()
+    with Server() as server, Plane(before_start=route) as plane:
+        client = plane.through(server.address)
+        client.sendall(GET)
+        upstream = server.accept()
+        read_until(upstream, b"\r\n\r\n")
+        upstream.sendall(OK)
+        read_message(client)
+        server.listener.close()
+        client.sendall(GET)
+        read_until(upstream, b"\r\n\r\n")
+        upstream.close()  # as if it had been idle: it is sent again, where nobody listens
+        assert b" 502 " in read_message(client)[0]
+
+
+def test_all_endpoints_of_a_route_are_tried() -> None:
+    with Upstream(echo) as upstream:
+        dead = [closed_address() for _ in range(3)]
+        route = to_the_original_destination(dead[0], dead[1], upstream.address, dead[2])
+        with Plane(timeouts=Timeouts(ejection=0), before_start=route) as plane:
+            for _ in range(12):
+                client = plane.through(dead[0])
+                client.sendall(GET)
+                assert b" 200 " in read_message(client)[0]
+
+
+# ---- an answer before the request is complete ----
+
+
+def test_answer_is_not_lost_to_the_reset_that_follows_it() -> None:
+    def refuse(connection: socket.socket) -> None:
+        read_until(connection, b"\r\n\r\n")
+        connection.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+        # What was not read of the request makes this a reset.
+
+    size = 3_000_000
+    with through(refuse) as (plane, _):
+        for _ in range(10):
+            client = plane.client()
+            answer: list[bytes] = []
+            reader = threading.Thread(target=lambda c=client, a=answer: a.append(read_all(c)))
+            reader.start()
+            head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
+            with contextlib.suppress(OSError):
+                client.sendall(head + bytes(size))
+            reader.join()
+            assert b" 413 " in answer[0]
+            assert answer[0].endswith(b"no")
+
+
+# ---- who does not read ----
+
+
+def flood(client: socket.socket, data: bytes, most: int) -> int:
+    """Sends it again and again until nobody takes it any more: how many bytes."""
+    sent = 0
+    client.setblocking(False)
+    block = data * (1 + 65536 // len(data))
+    while sent < most and select.select([], [client], [], 1)[1]:
+        with contextlib.suppress(BlockingIOError):
+            # In whole messages, but for the last one.
+            sent += client.send(block[sent % len(data) :])
+    return sent
+
+
+def test_pipelined_requests_are_not_read_while_answers_are_not() -> None:
+    with RequestPlane("http", []) as plane:
+        client = plane.client()
+        sent = flood(client, GET, 1 << 28)
+        assert sent < 1 << 27
+        client.settimeout(20)
+        rest = (-sent) % len(GET)
+        threading.Thread(target=lambda: client.sendall(GET[len(GET) - rest :] if rest else b""))
+        data, wanted = b"", sent // len(GET)
+        count = 0
+        while count < wanted:
+            data += client.recv(1 << 20)
+            count += data.count(b"HTTP/1.1 503 ")
+            data = data[-len(b"HTTP/1.1 503 ") + 1 :]
+        assert count == wanted
+
+
+BOLT_HEARTBEAT = struct.pack("!BBHBIBIHHI", 1, 1, 0, 1, 7, 1, 3000, 0, 0, 0)
+
+
+def test_heartbeats_are_not_read_while_answers_are_not() -> None:
+    with RequestPlane("bolt", []) as plane:
+        assert flood(plane.client(), BOLT_HEARTBEAT, 1 << 28) < 1 << 27
+
+
+def test_interim_answers_are_not_read_while_the_client_does_not() -> None:
+    sent: list[int] = []
+
+    def talk(connection: socket.socket) -> None:
+        read_until(connection, b"\r\n\r\n")
+        sent.append(flood(connection, b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n", 1 << 28))
+
+    with through(talk) as (plane, _):
+        plane.client().sendall(GET)
+        eventually(lambda: sent, "the upstream to be held back")
+        assert sent[0] < 1 << 27
+
+
+def test_100_000_pipelined_requests_are_answered_in_order() -> None:
+    count = 20_000
+    with through(echo) as (plane, upstream):
+        client = plane.client()
+        requests = b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % i for i in range(count))
+        threading.Thread(target=client.sendall, args=(requests,)).start()
+        rest = b""
+        for i in range(count):
+            _, body, rest = read_message(client, rest)
+            assert body == b"/%d|" % i
+        assert upstream.accepted == 1
+
+
+# ---- nobody waits for ever ----
+
+
+def test_silent_upstream_without_a_timeout() -> None:
+    def never(connection: socket.socket) -> None:
+        read_all(connection)
+
+    with through(never, timeout_ms=0, timeouts=Timeouts(idle=0.3)) as (plane, _):
+        client = plane.client()
+        client.sendall(GET)
+        assert b" 504 " in read_message(client)[0]
+
+
+def test_who_waits_for_a_connection_gets_the_next_one() -> None:
+    """There may be one only, and each serves one request."""
+
+    def once(connection: socket.socket) -> None:
+        read_until(connection, b"\r\n\r\n")
+        connection.sendall(OK.replace(b"200 OK", b"200 OK\r\nConnection: close"))
+
+    with through(once, connections=1) as (plane, _):
+        clients = [plane.client() for _ in range(10)]
+        for client in clients:
+            client.sendall(GET)
+        for client in clients:
+            assert b" 200 " in read_message(client)[0]
+
+
+# ---- one port, several protocols ----
+
+
+def copy(connection: socket.socket) -> None:
+    while data := connection.recv(65536):
+        connection.sendall(data)
+
+
+@pytest.mark.parametrize("hello", [b"SSH-2.0-x\r\n", b"GE", b"", b"G"])
+def test_what_is_no_request_goes_to_the_service(hello: bytes) -> None:
+    with through(copy, "auto", detect_ms=100) as (plane, _):
+        client = plane.client()
+        client.sendall(hello)
+        time.sleep(0.2)  # behind the deadline
+        client.sendall(b"more")
+        assert read_until(client, b"more") == hello + b"more"
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client) == b""
+
+
+def test_what_is_no_request_has_nowhere_to_go() -> None:
+    with RequestPlane("auto", []) as plane:
+        client = plane.client()
+        client.sendall(b"SSH-2.0-x\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            assert read_all(client) == b""
+        assert plane.next_closed().end.name in ("UNDETECTED", "UPSTREAM_CONNECT")
+
+
+def test_detected_request() -> None:
+    with through(echo, "auto") as (plane, _):
+        client = plane.client()
+        for byte in GET:
+            client.sendall(bytes([byte]))
+        assert read_message(client)[1] == b"/a|"
+
+
+# ---- drain ----
+
+
+def test_connection_is_closed_after_the_answer_that_a_drain_found_begun() -> None:
+    go_on = threading.Event()
+
+    def slow(connection: socket.socket) -> None:
+        read_until(connection, b"\r\n\r\n")
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab")
+        go_on.wait(20)
+        connection.sendall(b"cd")
+        read_all(connection)
+
+    with through(slow) as (plane, _):
+        client = plane.client()
+        client.sendall(GET)
+        data = read_until(client, b"ab")
+        plane.data.drain()
+        go_on.set()
+        data += read_all(client)
+        assert data.endswith(b"abcd")
+        eventually(lambda: plane.data.drained, "the drain")
+
+
+def test_drain_closes_idle_ones() -> None:
+    with through(echo) as (plane, _):
+        used, unused = plane.client(), plane.client()
+        used.sendall(GET)
+        read_message(used)
+        eventually(lambda: plane.data.counters().accepted == 2, "both")
+        plane.data.drain()
+        assert read_all(used) == read_all(unused) == b""
+
+
+# ---- upgrades ----
+
+
+def test_upgrade_with_bytes_read_ahead_on_both_sides() -> None:
+    def serve(connection: socket.socket) -> None:
+        data = read_until(connection, b"early")
+        assert data.endswith(b"early")
+        connection.sendall(
+            b"HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nhello"
+        )
+        copy(connection)
+
+    def wait(connection: socket.socket) -> None:
+        read_until(connection, b"\r\n\r\n")
+        connection.sendall(
+            b"HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nhello"
+        )
+        copy(connection)
+
+    del serve  # bytes before the 101 stay here until it comes
+    upgrade = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
+    with through(wait) as (plane, _):
+        client = plane.client()
+        client.sendall(upgrade + b"early")
+        data = read_until(client, b"early")
+        assert data.endswith(b"\r\n\r\nhelloearly")
+        client.sendall(b"late")
+        read_until(client, b"late")
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client) == b""
+        record = plane.next_closed()
+        assert record.end.name == "EOF"
+
+
+# ---- a reused connection ----
+
+
+def test_bytes_behind_an_answer_reach_nobody() -> None:
+    def talkative(connection: socket.socket) -> None:
+        read_until(connection, b"\r\n\r\n")
+        connection.sendall(OK + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+        read_all(connection)
+
+    with through(talkative) as (plane, _):
+        for _ in range(20):
+            client = plane.client()
+            client.sendall(GET)
+            assert read_message(client)[1:] == (b"ok", b"")
+
+
+def test_client_resets_at_any_moment() -> None:
+    with through(echo) as (plane, _):
+        request = POST.replace(b"Content-Length: 3", b"Content-Length: 300")[:-3] + bytes(300)
+        for size in range(0, len(request), 7):
+            client = plane.client()
+            client.sendall(request[:size])
+            linger_reset(client)
+        client = plane.client()
+        client.sendall(GET)
+        assert read_message(client)[1] == b"/a|"
+        eventually(lambda: plane.data.live == 1, "only this one")

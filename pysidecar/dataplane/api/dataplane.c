@@ -64,11 +64,7 @@ static void arrived_by_itself(struct session *session)
         session_refuse(session, DP_END_UPSTREAM_CONNECT, ECONNREFUSED);
         return;
     }
-    choice.cluster = entrance.service->cluster;
-    shared_reference(&choice.cluster->shared);
-    choice.first =
-        cluster_pick(choice.cluster, ejected_since(worker->timeouts, worker->loop.now_ms),
-                     &worker->tables->random);
+    choice_within(&choice, worker, entrance.service->cluster);
     tunnel_start(session, &choice);
 }
 

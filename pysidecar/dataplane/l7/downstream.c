@@ -10,6 +10,7 @@
 #include "intercept/listener.h"
 #include "l4/tunnel.h"
 #include "l7/detect.h"
+#include "l7/router.h"
 #include "l7/streams.h"
 #include "l7/uplink.h"
 #include "net/budget.h"
@@ -17,8 +18,10 @@
 
 enum {
     MOST_STREAMS = 1024, /* of a client at a time, where requests are multiplexed */
-    LINGER_MS = 2000,    /* for the client to close, after its last answer */
-    LINGER_READS = 16,   /* before others get their turn */
+    /* For the client to close after its last answer: without a byte, and in all. */
+    LINGER_MS = 2000,
+    LONGEST_LINGER_MS = 30000,
+    LINGER_READS = 16, /* before others get their turn */
 };
 
 static struct worker *worker_of(const struct downstream *downstream)
@@ -73,6 +76,22 @@ static void head_expired(struct downstream *downstream)
     stream_refuse(downstream, &late);
 }
 
+/* No byte came or went for long. Who still waits for an answer gets one. */
+static void idle_expired(struct downstream *downstream)
+{
+    struct stream *first = downstream->streams;
+    bool waits = first && !first->answering && buffer_held(&downstream->wire.out) == 0;
+
+    while (waits && downstream->streams)
+        stream_expire(downstream->streams);
+    if (downstream->wire.closed)
+        return;
+    if (waits)
+        set_timer(downstream, timeout_of(&worker_of(downstream)->timeouts->idle_ms));
+    else
+        session_close(downstream->session, DP_END_IDLE_TIMEOUT, 0);
+}
+
 /* An idle connection, or a head that does not come to its end. */
 static void expired(struct timer *timer)
 {
@@ -83,8 +102,12 @@ static void expired(struct timer *timer)
     uint64_t idle_at = downstream->wire.last_active_ms + timeout_of(&timeouts->idle_ms);
     uint64_t head_at = downstream->head_since_ms + timeout_of(&timeouts->header_ms);
 
-    if (downstream->lingering || idle_at <= now_ms) {
-        session_close(session, downstream->lingering ? DP_END_EOF : DP_END_IDLE_TIMEOUT, 0);
+    if (downstream->lingering) {
+        session_close(session, DP_END_EOF, 0);
+        return;
+    }
+    if (idle_at <= now_ms) {
+        idle_expired(downstream);
         return;
     }
     if (downstream->head_since_ms && head_at <= now_ms) {
@@ -114,6 +137,14 @@ static void note_head(struct downstream *downstream)
 
 /* ---- its end ---- */
 
+static void linger_on(struct downstream *downstream)
+{
+    uint64_t now_ms = worker_of(downstream)->loop.now_ms, until_ms = downstream->linger_until_ms;
+    uint64_t left_ms = until_ms > now_ms ? until_ms - now_ms : 0;
+
+    set_timer(downstream, left_ms < LINGER_MS ? left_ms : LINGER_MS);
+}
+
 /* Drops what still comes, so that the last answer is not lost by a reset. */
 static void linger(struct downstream *downstream)
 {
@@ -121,8 +152,11 @@ static void linger(struct downstream *downstream)
     struct channel *channel = &session->downstream;
     ssize_t count = 1;
 
-    for (int i = 0; i < LINGER_READS && count > 0; i++)
+    for (int i = 0; i < LINGER_READS && count > 0; i++) {
         count = channel_read(channel, session->worker->scratch, SCRATCH_SIZE);
+        if (count > 0)
+            linger_on(downstream);
+    }
     if (count == 0 || (count < 0 && errno != EAGAIN && errno != EINTR))
         session_close(session, DP_END_EOF, 0);
     else if (count > 0)
@@ -146,7 +180,8 @@ static void begin_to_linger(struct downstream *downstream)
         return;
     }
     session->downstream.changed = lingering_changed;
-    set_timer(downstream, LINGER_MS);
+    downstream->linger_until_ms = session->worker->loop.now_ms + LONGEST_LINGER_MS;
+    linger_on(downstream);
     linger(downstream);
 }
 
@@ -164,7 +199,6 @@ static void release(struct downstream *downstream)
 
     count_bytes(downstream);
     task_cancel(&streams->worker->loop.tasks, &downstream->task);
-    timer_cancel(&streams->worker->loop.timers, &downstream->session->timer);
     wire_close(&downstream->wire);
     choice_release(&downstream->choice);
     *downstream->previous = downstream->next;
@@ -209,6 +243,7 @@ static void become_tunnel(struct downstream *downstream)
         downstream_cut(downstream, DP_END_NO_RESOURCES);
         return;
     }
+    timer_cancel(&session->worker->loop.timers, &session->timer);
     fd = uplink_take_fd(stream->uplink);
     stream_upgraded(stream);
     session->upstream = upstream;
@@ -224,11 +259,31 @@ void downstream_upgrade(struct downstream *downstream, struct stream *stream)
     task_schedule(&worker_of(downstream)->loop.tasks, &downstream->task);
 }
 
+/* At a listener of ours its service takes also what is no request. False: there is none. */
+static bool find_relay(struct session *session, struct choice *choice)
+{
+    const struct dp_listener *listener = session->origin.listener;
+    struct entrance entrance;
+
+    if (listener->transport != DP_TRANSPORT_LISTENER)
+        return true;
+    entrance = router_entrance(session->worker, listener->number);
+    if (!entrance.service || !entrance.service->cluster)
+        return false;
+    choice_within(choice, session->worker, entrance.service->cluster);
+    return true;
+}
+
 static void relay(struct downstream *downstream)
 {
     struct session *session = downstream->session;
     struct choice choice = downstream->choice;
 
+    if (!find_relay(session, &choice)) {
+        session_close(session, DP_END_UNDETECTED, 0);
+        return;
+    }
+    timer_cancel(&session->worker->loop.timers, &session->timer);
     downstream->choice.cluster = NULL;
     downstream->choice.endpoint = NULL;
     release(downstream);
@@ -259,7 +314,7 @@ static bool may_read(struct downstream *downstream)
     if (multiplexes(downstream))
         return downstream->stream_count < MOST_STREAMS && !wire_is_behind(&downstream->wire);
     if (!stream)
-        return true;
+        return !wire_is_behind(&downstream->wire);
     /* A request that has no body is complete at once; with one, it first needs where to go. */
     return !stream->complete && stream->uplink && !wire_is_behind(&stream->uplink->wire);
 }
@@ -276,11 +331,21 @@ void downstream_update(struct downstream *downstream)
         wire_resume(wire);
 }
 
+/* Whether no request is under way. Where they are multiplexed, a client may always be about to send
+ * one. */
+static bool is_idle(const struct downstream *downstream)
+{
+    const struct wire *wire = &downstream->wire;
+
+    return !downstream->streams && !downstream->upgrading && buffer_held(&wire->in) == 0 &&
+           (multiplexes(downstream) || !wire->channel->readable);
+}
+
 void downstream_answered(struct downstream *downstream)
 {
     if (downstream->wire.closed)
         return;
-    if (!downstream->streams && multiplexes(downstream) && downstream_is_draining(downstream))
+    if (downstream_is_draining(downstream) && is_idle(downstream))
         downstream->closing = true;
     downstream_update(downstream);
     if (is_done(downstream))
@@ -295,11 +360,10 @@ void downstream_cut(struct downstream *downstream, enum dp_end end)
 
 void downstream_drain(struct downstream *downstream)
 {
-    if (downstream->protocol == DP_AUTO || downstream->streams || downstream->upgrading ||
-        buffer_held(&downstream->wire.in) > 0 || downstream->wire.channel->readable)
-        return;
-    downstream->closing = true;
-    downstream_answered(downstream);
+    if (downstream->wire.worker && is_idle(downstream)) {
+        downstream->closing = true;
+        downstream_answered(downstream);
+    }
 }
 
 /* ---- what it brings ---- */
@@ -321,7 +385,6 @@ static void decoded_head(struct downstream *downstream, const struct message *me
     case MESSAGE_REQUEST:
     case MESSAGE_ONEWAY:
         stream_begin(downstream, message, consumed);
-        downstream_update(downstream);
         break;
     case MESSAGE_HEARTBEAT:
         answer_heartbeat(downstream, message);
@@ -329,6 +392,7 @@ static void decoded_head(struct downstream *downstream, const struct message *me
     default: /* answers to what we did not ask */
         break;
     }
+    downstream_update(downstream);
 }
 
 static void decoded(struct wire *wire, enum codec_event event, const struct message *message,
@@ -368,7 +432,7 @@ static void sent(struct wire *wire)
     struct downstream *downstream = OWNER(wire, struct downstream, wire);
 
     count_bytes(downstream);
-    if (downstream->streams && !multiplexes(downstream))
+    if (downstream->streams && !multiplexes(downstream) && !downstream->upgrading)
         stream_downstream_sent(downstream->streams);
     downstream_update(downstream);
     note_head(downstream);

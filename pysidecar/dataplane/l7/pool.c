@@ -187,6 +187,24 @@ static bool wants_more(const struct pool *pool)
     return pool->connecting < pool->waiting_count;
 }
 
+static void fail_first(struct pool *pool, enum dp_flag why, int error)
+{
+    struct stream *stream = pool->waiting;
+
+    pool_leave(pool, stream);
+    stream_unassigned(stream, why, error);
+}
+
+/* One more connection for those that wait, where there may be one. Else those that are there will
+ * be free again; where there is none, nothing would ever come. */
+static void open_more(struct pool *pool)
+{
+    if (!pool->waiting || !wants_more(pool) || (may_open(pool) && uplink_open(pool)))
+        return;
+    while (pool->waiting && pool->uplink_count == 0)
+        fail_first(pool, DP_FLAG_OVERLOAD, 0);
+}
+
 void pool_serve(struct pool *pool)
 {
     while (pool->waiting) {
@@ -198,16 +216,7 @@ void pool_serve(struct pool *pool)
         pool_leave(pool, stream);
         stream_assigned(stream, uplink);
     }
-    if (pool->waiting && wants_more(pool) && may_open(pool))
-        (void)uplink_open(pool);
-}
-
-static void fail_first(struct pool *pool, enum dp_flag why, int error)
-{
-    struct stream *stream = pool->waiting;
-
-    pool_leave(pool, stream);
-    stream_unassigned(stream, why, error);
+    open_more(pool);
 }
 
 void pool_request(struct pool *pool, struct stream *stream)
@@ -223,13 +232,7 @@ void pool_request(struct pool *pool, struct stream *stream)
         return;
     }
     enqueue(pool, stream);
-    if (!wants_more(pool))
-        return;
-    if (!may_open(pool) || !uplink_open(pool)) {
-        /* Others of it will be free again; but not if there is none. */
-        if (stream->waiting && pool->uplink_count == 0)
-            fail_first(pool, DP_FLAG_OVERLOAD, 0);
-    }
+    open_more(pool);
 }
 
 void pool_connect_failed(struct pool *pool, int error)

@@ -209,14 +209,8 @@ static uint8_t class_of(const struct stream *stream, uint32_t status, bool succe
     return succeeded ? 2 : 5;
 }
 
-/* The client is still to send some of it. */
-static bool awaits_body(const struct stream *stream)
-{
-    return stream->has_body && !stream->complete;
-}
-
-/* Answers it ourselves. */
-static void write_rejection(struct stream *stream, enum dp_flag why, const struct message *problem)
+/* Answers it ourselves. False when out of memory. */
+static bool write_rejection(struct stream *stream, enum dp_flag why, const struct message *problem)
 {
     struct downstream *downstream = stream->downstream;
     struct wire *wire = &downstream->wire;
@@ -227,7 +221,7 @@ static void write_rejection(struct stream *stream, enum dp_flag why, const struc
         .http_status = problem ? problem->http_status : 0,
         /* Where requests are multiplexed, the others on the connection go on. */
         .close = !wire->codec->multiplexes &&
-                 (awaits_body(stream) || !stream->facts.keep_alive || downstream->closing ||
+                 (!stream->complete || !stream->facts.keep_alive || downstream->closing ||
                   downstream_is_draining(downstream)),
         .status = &status,
     };
@@ -238,7 +232,7 @@ static void write_rejection(struct stream *stream, enum dp_flag why, const struc
         rejection.reason = (struct text){problem->problem, (uint32_t)strlen(problem->problem)};
     size = to ? wire->codec->reject(&stream->facts, stream->id, &rejection, to, ENCODING_ROOM) : 0;
     if (size == 0)
-        return;
+        return false;
     wire_wrote(wire, size);
     count_received(stream, before);
     stream->record.status = status;
@@ -247,6 +241,7 @@ static void write_rejection(struct stream *stream, enum dp_flag why, const struc
     stream->record.first_byte_ns = clock_ns(CLOCK_MONOTONIC) - stream->began_ns;
     if (rejection.close)
         downstream->closing = true;
+    return true;
 }
 
 /* Takes back an answer of which nothing has left yet. False: some of it has. */
@@ -262,26 +257,35 @@ static bool take_back(struct stream *stream)
     return true;
 }
 
-/* It gets no answer of the service, or no complete one. */
+/* It gets no answer of the service, or no complete one. Where it can get none at all, the
+ * connection ends, too: the next answer would be taken for this one. */
 static void fail(struct stream *stream, enum dp_flag why, const struct message *problem)
 {
     struct downstream *downstream = stream->downstream;
-    bool cut = stream->answering && !take_back(stream);
+    enum dp_end cut = DP_END_NONE;
 
     set_flag(stream, why);
-    if (!cut && !stream->oneway)
-        write_rejection(stream, why, problem);
-    if (awaits_body(stream))
+    if (stream->answering && !take_back(stream))
+        cut = why == DP_FLAG_TIMEOUT ? DP_END_UPSTREAM_TIMEOUT : DP_END_UPSTREAM_RESET;
+    else if (!stream->oneway && !write_rejection(stream, why, problem))
+        cut = DP_END_NO_RESOURCES;
+    if (!stream->complete)
         downstream->closing = true;
     end(stream, false);
     if (cut)
-        downstream_cut(downstream,
-                       why == DP_FLAG_TIMEOUT ? DP_END_UPSTREAM_TIMEOUT : DP_END_UPSTREAM_RESET);
+        downstream_cut(downstream, cut);
     else
         downstream_answered(downstream);
 }
 
 /* ---- its time ---- */
+
+/* Whether the client does not take what there is of the answer. */
+static bool waits_for_client(const struct stream *stream)
+{
+    return stream->answering && (buffer_held(&stream->downstream->wire.out) > 0 ||
+                                 (stream->uplink && wire_is_held_back(&stream->uplink->wire)));
+}
 
 /* When the endpoint has been silent for too long. A request that is not complete waits for the
  * client. */
@@ -292,12 +296,18 @@ static uint64_t silent_at_ms(const struct stream *stream)
 
     if (silent_ms == 0)
         return UINT64_MAX;
-    if (!stream->complete)
+    if (!stream->complete || waits_for_client(stream))
         return worker_of(stream)->loop.now_ms + silent_ms;
     if (stream->uplink && !codec_used(stream)->multiplexes &&
         stream->uplink->wire.last_active_ms > since_ms)
         since_ms = stream->uplink->wire.last_active_ms;
     return since_ms + silent_ms;
+}
+
+void stream_expire(struct stream *stream)
+{
+    trace(worker_of(stream), stream->record.connection, expired, DP_TIMER_ANSWER, 0);
+    fail(stream, DP_FLAG_TIMEOUT, NULL);
 }
 
 static void answer_expired(struct timer *timer);
@@ -322,8 +332,7 @@ static void answer_expired(struct timer *timer)
         set_timer(stream);
         return;
     }
-    trace(worker_of(stream), stream->record.connection, expired, DP_TIMER_ANSWER, 0);
-    fail(stream, DP_FLAG_TIMEOUT, NULL);
+    stream_expire(stream);
 }
 
 /* `ms`: for all of the answer; 0: there is no such limit. */
@@ -350,22 +359,21 @@ static bool pick_of_route(struct stream *stream, struct pool_key *key)
 {
     struct worker *worker = worker_of(stream);
     struct choice *choice = &stream->downstream->choice;
-    struct cluster *cluster = choice->cluster;
-    uint32_t at;
+    struct search search = {
+        .since_ms = ejected_since(worker->timeouts, worker->loop.now_ms),
+        .random = &worker->tables->random,
+        .tried = stream->tried,
+        .tried_count = stream->tried_count,
+    };
 
-    if (!cluster) {
+    if (!choice->cluster) {
         key->address = choice_default_upstream(&stream->downstream->session->origin);
-        return stream->record.attempts == 0 || stream->retried;
+        return stream->tried_count == 0;
     }
-    at = cluster_pick(cluster, ejected_since(worker->timeouts, worker->loop.now_ms),
-                      &worker->tables->random);
-    if (stream->tried_count >= cluster->count)
+    key->cluster = choice->cluster;
+    key->endpoint = cluster_pick_untried(choice->cluster, &search);
+    if (!key->endpoint)
         return false;
-    key->cluster = cluster;
-    key->endpoint = cluster->endpoints[at];
-    for (uint32_t i = 0; i < stream->tried_count; i++)
-        if (stream->tried[i] == key->endpoint)
-            key->endpoint = cluster->endpoints[(at + i + 1) % cluster->count];
     key->address = key->endpoint->address;
     return true;
 }
@@ -392,8 +400,7 @@ static void try_pool(struct stream *stream, const struct pool_key *key)
 
     stream->record.attempts++;
     stream->record.upstream = key->address;
-    if (key->endpoint)
-        stream->tried[stream->tried_count++] = key->endpoint;
+    stream->tried[stream->tried_count++] = key->endpoint;
     if (routes_is_own(worker_of(stream)->routes, &key->address)) {
         fail(stream, DP_FLAG_LOOP, NULL);
         return;
@@ -649,8 +656,7 @@ void stream_begin(struct downstream *downstream, const struct message *request, 
         return;
     }
     stream->record.bytes_sent = consumed;
-    stream->complete = codec_used(stream)->multiplexes;
-    stream->has_body = request->has_body;
+    stream->complete = codec_used(stream)->multiplexes || !request->has_body;
     if (!route(stream, request, &routed))
         return;
     begin_timer(stream, timeout_for(&routed, request));
@@ -788,6 +794,15 @@ static bool pass_head(struct stream *stream, const struct message *message, size
     return true;
 }
 
+/* Whether the client does not take what there is already: nothing more is read until it does. */
+static bool hold_back(struct stream *stream)
+{
+    if (!wire_is_behind(&stream->downstream->wire))
+        return false;
+    wire_pause(&stream->uplink->wire);
+    return true;
+}
+
 static void finish(struct stream *stream)
 {
     struct downstream *downstream = stream->downstream;
@@ -802,10 +817,17 @@ static void response_head(struct stream *stream, const struct message *message, 
 {
     struct downstream *downstream = stream->downstream;
     uint64_t before = total_written(&downstream->wire);
+    uint32_t unsent = buffer_held(&downstream->wire.out);
 
     if (message->kind == MESSAGE_INTERIM) {
-        if (!stream->facts.http10 && pass_head(stream, message, size))
+        if (!stream->facts.http10 && pass_head(stream, message, size)) {
             count_received(stream, before);
+            hold_back(stream);
+        }
+        return;
+    }
+    if (message->upgraded && !stream->complete) { /* what is left of it would get lost */
+        fail(stream, DP_FLAG_MALFORMED_RESPONSE, NULL);
         return;
     }
     note_status(stream, message);
@@ -823,7 +845,7 @@ static void response_head(struct stream *stream, const struct message *message, 
         return;
     }
     end(stream, true);
-    if (buffer_held(&downstream->wire.out) > MOST_UNSENT)
+    if (unsent > MOST_UNSENT)
         downstream_cut(downstream, DP_END_NO_RESOURCES);
     else
         downstream_answered(downstream);
@@ -839,9 +861,7 @@ static void response_data(struct stream *stream, const struct message *message)
         return;
     }
     count_received(stream, before);
-    if (wire_is_behind(wire))
-        wire_pause(&stream->uplink->wire);
-    else
+    if (!hold_back(stream))
         wire_splice_to(&stream->uplink->wire, wire);
 }
 
@@ -905,8 +925,7 @@ void stream_uplink_lost(struct stream *stream, enum dp_flag why)
     stream->retried = true;
     leave_pool(stream, false);
     pool_renew(pool);
-    if (stream->tried_count > 0)
-        stream->tried_count--; /* the endpoint is not to blame */
+    stream->tried_count--; /* the endpoint is not to blame */
     try_next(stream, why);
 }
 

@@ -27,7 +27,8 @@ struct stream {
     struct pool *pool;       /* where it waits, or was sent; NULL: nowhere yet */
     struct uplink *uplink;   /* NULL: it was not sent, or does not wait for an answer any more */
     struct service *service; /* referenced; NULL: it goes to the original destination */
-    struct endpoint *tried[MOST_ATTEMPTS]; /* the last one is the pool's */
+    /* The last one is the pool's. NULL: the original destination. */
+    struct endpoint *tried[MOST_ATTEMPTS];
     uint32_t tried_count;
     uint64_t id, upstream_id; /* of frames */
     uint64_t hash;            /* see service_pick */
@@ -47,8 +48,7 @@ struct stream {
     bool idempotent, oneway;
     bool reused; /* the uplink had carried other requests before */
     bool retried;
-    bool binds; /* its uplink may be its user's afterwards: nobody else gets it */
-    bool has_body;
+    bool binds;     /* its uplink may be its user's afterwards: nobody else gets it */
     bool complete;  /* the request was read to its end */
     bool keeps;     /* `request` has all that was read so far */
     bool answering; /* the head of an answer was passed on */
@@ -66,6 +66,8 @@ void stream_request_end(struct stream *stream, const struct message *message, si
 void stream_request_malformed(struct stream *stream, const struct message *message);
 /* The head of a request that cannot be understood. */
 void stream_refuse(struct downstream *downstream, const struct message *problem);
+/* It has waited for too long. */
+void stream_expire(struct stream *stream);
 /* The downstream is being closed. */
 void stream_abandon(struct stream *stream, enum dp_flag why);
 

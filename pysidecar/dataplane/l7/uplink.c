@@ -112,12 +112,13 @@ bool uplink_begin(struct uplink *uplink, struct stream *stream)
     return true;
 }
 
-/* Whether the answer was all that it sent. */
+/* Whether the answer was all that it sent, after it had the whole request. */
 static bool is_clean(const struct uplink *uplink)
 {
     const struct wire *wire = &uplink->wire;
 
-    return !wire->broken && !wire->paused && !wire->error && !wire->channel->ended;
+    return !wire->broken && !wire->paused && !wire->error && !wire->channel->ended &&
+           buffer_held(&wire->out) == 0;
 }
 
 void uplink_leave(struct uplink *uplink, struct stream *stream, bool complete)
@@ -152,7 +153,7 @@ bool uplink_is_ready(const struct uplink *uplink)
         return buffer_held(&wire->out) < UPLINK_BEHIND_BYTES && uplink->busy < MOST_SLOTS;
     /* What it sends now would be taken for the answer to the next request. */
     return !uplink->stream && buffer_held(&wire->in) == 0 && wire->decoder.state == 0 &&
-           !wire->channel->readable;
+           !wire->channel->readable && !watch_is_pending(&wire->channel->watch);
 }
 
 /* ---- what it brings ---- */
@@ -173,16 +174,17 @@ static void write_heartbeat(struct uplink *uplink, const struct message *asked)
 {
     const struct codec *codec = uplink->pool->codec;
     static const struct facts facts = {.heartbeat = true, .version = 0};
-    uint8_t *to = wire_room(&uplink->wire, (asked ? asked->frame.size : 0) + ENCODING_ROOM);
-    size_t size;
+    size_t room = (asked ? asked->frame.size : 0) + ENCODING_ROOM, size;
+    /* It may be one that asks and does not read. */
+    uint8_t *to = wire_is_behind(&uplink->wire) ? NULL : wire_room(&uplink->wire, room);
 
     if (!to)
         return;
     if (asked) {
-        size = codec->answer_heartbeat(asked, to, asked->frame.size + ENCODING_ROOM);
+        size = codec->answer_heartbeat(asked, to, room);
     } else {
         uplink->next_id = (uplink->next_id + 1) & ID_MASK;
-        size = codec->heartbeat(&facts, uplink->next_id, to, ENCODING_ROOM);
+        size = codec->heartbeat(&facts, uplink->next_id, to, room);
     }
     wire_wrote(&uplink->wire, size);
 }
@@ -191,6 +193,7 @@ static void decoded_frame(struct uplink *uplink, const struct message *message)
 {
     struct stream *stream;
 
+    uplink->heartbeat_ms = 0; /* it lives */
     switch (message->kind) {
     case MESSAGE_RESPONSE:
         stream = find(uplink, message->id);
@@ -200,10 +203,7 @@ static void decoded_frame(struct uplink *uplink, const struct message *message)
     case MESSAGE_HEARTBEAT:
         write_heartbeat(uplink, message);
         break;
-    case MESSAGE_HEARTBEAT_ANSWER:
-        uplink->heartbeat_ms = 0;
-        break;
-    default: /* requests of the upstream go nowhere */
+    default: /* answers to heartbeats; requests of the upstream go nowhere */
         break;
     }
 }
@@ -302,7 +302,8 @@ static void count(struct uplink *uplink, int change)
     counter_add(&service->standing->tallies[index].connections, change);
 }
 
-static void connected(struct uplink *uplink, int fd)
+/* False: it cannot be watched, and is closed. */
+static bool connected(struct uplink *uplink, int fd)
 {
     struct worker *worker = worker_of(uplink);
 
@@ -312,11 +313,13 @@ static void connected(struct uplink *uplink, int fd)
     wire_open(&uplink->wire, worker, &uplink->channel, uplink->pool->codec, &uplink_ops);
     uplink->wire.decoder.response = true;
     endpoint_succeeded(uplink->pool->endpoint, UINT64_MAX);
-    if (channel_watch(&worker->loop, &uplink->channel) < 0)
-        uplink_close(uplink, true);
-    else
-        link_to(&uplink->pool->ready, uplink);
     uplink->used_ms = worker->loop.now_ms;
+    if (channel_watch(&worker->loop, &uplink->channel) < 0) {
+        uplink_close(uplink, true);
+        return false;
+    }
+    link_to(&uplink->pool->ready, uplink);
+    return true;
 }
 
 static void connector_done(struct connector *connector, int fd)
@@ -327,15 +330,16 @@ static void connector_done(struct connector *connector, int fd)
     free(uplink->connector);
     uplink->connector = NULL;
     pool->connecting--;
-    if (fd >= 0) {
-        connected(uplink, fd);
+    if (fd < 0) {
+        if (connector_is_endpoints_doing(-fd))
+            endpoint_failed(pool->endpoint, pool->worker->loop.now_ms);
+        uplink_close(uplink, true);
+        pool_connect_failed(pool, -fd);
+    } else if (connected(uplink, fd)) {
         pool_serve(pool);
-        return;
+    } else {
+        pool_connect_failed(pool, ENOMEM);
     }
-    if (connector_is_endpoints_doing(-fd))
-        endpoint_failed(pool->endpoint, pool->worker->loop.now_ms);
-    uplink_close(uplink, true);
-    pool_connect_failed(pool, -fd);
 }
 
 bool uplink_open(struct pool *pool)

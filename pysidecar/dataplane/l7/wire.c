@@ -33,6 +33,7 @@ static void schedule(struct wire *wire)
 void wire_fail(struct wire *wire, int error)
 {
     wire->error = error == EPIPE ? ECONNRESET : error;
+    wire->channel->readable = true; /* see may_fail */
     buffer_release(blocks_of(wire), &wire->out);
     schedule(wire);
 }
@@ -112,12 +113,9 @@ bool wire_send_body(struct wire *wire, const void *data, size_t size)
            add(wire, around, wire->codec->after_data(&wire->encoder, around));
 }
 
-bool wire_is_behind(struct wire *wire)
+bool wire_is_behind(const struct wire *wire)
 {
-    if (buffer_held(&wire->out) <= BEHIND_BYTES)
-        return false;
-    wire->awaited = true;
-    return true;
+    return buffer_held(&wire->out) > BEHIND_BYTES;
 }
 
 /* ---- reading ---- */
@@ -260,7 +258,6 @@ static bool empty_pipe(struct wire *wire)
         }
         if (sent <= 0) {
             to->channel->writable = false;
-            to->awaited = true;
             return false;
         }
         wire->pipe->held -= (size_t)sent;
@@ -278,10 +275,8 @@ static bool splice_on(struct wire *wire)
     struct wire *to = wire->spliced_to;
     ssize_t count;
 
-    if (buffer_held(&to->out) > 0 || to->error) {
-        to->awaited = true;
+    if (buffer_held(&to->out) > 0 || to->error)
         return false;
-    }
     if (!wire->pipe)
         wire->pipe = pipe_acquire(wire->worker);
     if (!wire->pipe || (wire->pipe->held == 0 && decoder->left == 0)) {
@@ -361,22 +356,32 @@ static void read_all(struct wire *wire)
         tell_end(wire);
 }
 
+/* Nothing can be written any more. An upstream may have answered all the same, before it closed
+ * the connection: that is read first. */
+static bool may_fail(const struct wire *wire)
+{
+    const struct channel *channel = wire->channel;
+
+    return !wire->decoder.response || wire->broken || channel->ended ||
+           (!channel->readable && !wire->paused && !wire->spliced_to);
+}
+
 static void run(struct wire *wire)
 {
     if (wire->running || wire->closed)
         return;
     wire->running = true;
     wire_flush(wire);
-    if (wire->error) {
-        wire->ops->failed(wire, wire->error);
-    } else {
+    if (!wire->error || wire->decoder.response) {
         if (buffer_held(&wire->in) > 0 || wire->decoder.state)
             decode_held(wire);
         if (!wire->closed)
             read_all(wire);
     }
-    if (!wire->closed && wire->channel->writable && !wire->error) {
-        wire->awaited = false;
+    if (!wire->closed && wire->error) {
+        if (may_fail(wire))
+            wire->ops->failed(wire, wire->error);
+    } else if (!wire->closed && wire->channel->writable) {
         wire->ops->sent(wire);
     }
     wire->running = false;
@@ -387,13 +392,21 @@ static void run_task(struct task *task)
     run(OWNER(task, struct wire, run));
 }
 
+/* Whether reading would not tell of a reset for long. A client's does not wait; but what an
+ * upstream sent before is read first. */
+static bool is_deaf(const struct wire *wire)
+{
+    return wire->broken || wire->channel->ended ||
+           (!wire->decoder.response && (wire->paused || wire->spliced_to));
+}
+
 void wire_changed(struct wire *wire, uint32_t events)
 {
     int error;
 
     if (wire->closed)
         return;
-    if (events & EPOLLERR && (wire->paused || wire->broken || wire->channel->ended)) {
+    if (events & EPOLLERR && is_deaf(wire)) {
         error = socket_take_error(wire->channel->watch.fd);
         wire->ops->failed(wire, error ? error : ECONNRESET);
         return;
@@ -404,6 +417,11 @@ void wire_changed(struct wire *wire, uint32_t events)
 void wire_pause(struct wire *wire)
 {
     wire->paused = true;
+}
+
+bool wire_is_held_back(const struct wire *wire)
+{
+    return wire->paused || (wire->pipe && wire->pipe->held > 0);
 }
 
 void wire_resume(struct wire *wire)

@@ -46,7 +46,6 @@ struct wire {
     bool paused;     /* nothing is decoded for now */
     bool broken;     /* nothing can be decoded any more */
     bool running;    /* wire_run is on the stack */
-    bool awaited;    /* somebody waits until more can be sent */
     bool told_end;
     bool closed;
 };
@@ -75,7 +74,10 @@ void wire_fail(struct wire *wire, int error);
 /* Sends now what waits, as far as it can be. */
 void wire_flush(struct wire *wire);
 /* Whether so much waits that nothing more should be written until ops->sent. */
-bool wire_is_behind(struct wire *wire);
+bool wire_is_behind(const struct wire *wire);
+
+/* Whether what it brings has to wait. */
+bool wire_is_held_back(const struct wire *wire);
 
 /* What is left of the body that is being read goes to the other wire by a pipe, from now on until
  * it ends. Nothing changes where that is not possible, or not worth it. */

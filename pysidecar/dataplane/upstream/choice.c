@@ -28,6 +28,14 @@ static bool is_excluded(struct worker *worker, const struct origin *origin)
                MOSNHOOK_NO_RULE;
 }
 
+void choice_within(struct choice *choice, struct worker *worker, struct cluster *cluster)
+{
+    shared_reference(&cluster->shared);
+    choice->cluster = cluster;
+    choice->first = cluster_pick(cluster, ejected_since(worker->timeouts, worker->loop.now_ms),
+                                 &worker->tables->random);
+}
+
 enum dp_end choice_begin(struct choice *choice, struct worker *worker, const struct origin *origin)
 {
     struct table *table = tables_get(worker, origin->listener->direction);
@@ -51,11 +59,7 @@ enum dp_end choice_begin(struct choice *choice, struct worker *worker, const str
     if (choice->action == DP_REFUSE)
         return DP_END_REFUSED_BY_ROUTE;
     if (route && route->cluster) {
-        shared_reference(&route->cluster->shared);
-        choice->cluster = route->cluster;
-        choice->first =
-            cluster_pick(route->cluster, ejected_since(worker->timeouts, worker->loop.now_ms),
-                         &worker->tables->random);
+        choice_within(choice, worker, route->cluster);
     } else if (routes_is_own(worker->routes, &upstream)) {
         return DP_END_LOOP;
     }

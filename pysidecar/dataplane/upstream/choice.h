@@ -20,6 +20,8 @@ struct choice {
     uint64_t postponed;                       /* attempts, as bits: the endpoints were ejected */
 };
 
+/* Of a cluster, which is referenced. */
+void choice_within(struct choice *choice, struct worker *worker, struct cluster *cluster);
 /* Finds the route. DP_END_NONE, or why the connection is refused. */
 enum dp_end choice_begin(struct choice *choice, struct worker *worker, const struct origin *origin);
 /* Goes on to the next endpoint that was not tried: false when there is none. Those that are ejected

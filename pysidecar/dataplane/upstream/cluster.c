@@ -318,6 +318,17 @@ bool cluster_search(struct cluster *cluster, const struct search *search, uint32
     return is_usable(cluster, *index, search);
 }
 
+struct endpoint *cluster_pick_untried(struct cluster *cluster, const struct search *search)
+{
+    struct search any = *search;
+    uint32_t index;
+
+    if (cluster_search(cluster, search, &index) || search->tried_count == 0)
+        return cluster->endpoints[index];
+    any.since_ms = UINT64_MAX;
+    return cluster_search(cluster, &any, &index) ? cluster->endpoints[index] : NULL;
+}
+
 void cluster_give_back(struct cluster *cluster)
 {
     if (cluster->balance == DP_ROUND_ROBIN)

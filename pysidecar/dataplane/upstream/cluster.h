@@ -72,6 +72,9 @@ struct search {
  * of any. */
 bool cluster_search(struct cluster *cluster, const struct search *search, uint32_t *index);
 
+/* One that was not tried: ejected ones are better than none. NULL: all were. */
+struct endpoint *cluster_pick_untried(struct cluster *cluster, const struct search *search);
+
 /* After cluster_pick: its turn was not used. */
 void cluster_give_back(struct cluster *cluster);
 

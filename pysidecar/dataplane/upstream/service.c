@@ -197,13 +197,6 @@ struct endpoint *service_pick(const struct service *service, uint64_t hash, uint
                               struct endpoint *const *tried, uint32_t tried_count, uint64_t *random)
 {
     struct search search = {since_ms, random, hash, tried, tried_count};
-    struct cluster *cluster = service->cluster;
-    uint32_t index;
 
-    if (!cluster)
-        return NULL;
-    if (cluster_search(cluster, &search, &index) || tried_count == 0)
-        return cluster->endpoints[index];
-    search.since_ms = UINT64_MAX; /* one that is ejected, then */
-    return cluster_search(cluster, &search, &index) ? cluster->endpoints[index] : NULL;
+    return service->cluster ? cluster_pick_untried(service->cluster, &search) : NULL;
 }
