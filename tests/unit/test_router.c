@@ -284,6 +284,8 @@ static void test_weights_and_timeouts(void **state)
     assert_int_equal(found.rule, NO_RULE); /* a listener's own service: no rule is asked */
     assert_int_equal(found.timeout_ms, 3000);
     assert_ptr_equal(found.service, directories.newest->services[0]);
+    router_route(worker, DP_BOLT, &request, directories.newest->services[0], &found);
+    assert_null(found.service); /* it speaks another protocol now */
 }
 
 static void test_hash_of_a_header(void **state)

@@ -374,6 +374,8 @@ void router_route(struct worker *worker, enum dp_protocol protocol, const struct
     uint64_t *random = &worker->tables->random;
 
     *routed = (struct routed){.service = fixed, .rule = NO_RULE};
+    if (fixed && fixed->protocol != protocol)
+        routed->service = NULL;
     if (!fixed && directory) {
         struct matched matched = rulebook_match(&directory->rules, protocol, request);
 

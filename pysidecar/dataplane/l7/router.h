@@ -26,7 +26,7 @@ struct entrance {
 };
 
 /* The first rule that matches a request of that protocol. With `fixed` (of an entrance) no rule is
- * asked. */
+ * asked; one that speaks another protocol, as it may after a change, gets no request. */
 void router_route(struct worker *worker, enum dp_protocol protocol, const struct message *request,
                   struct service *fixed, struct routed *routed);
 /* Of a listener, by its number. One that the table does not know has the protocol DP_TCP, and no
