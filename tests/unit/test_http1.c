@@ -313,6 +313,7 @@ static const struct {
     {"GET /a\tb HTTP/1.1\r\n", 400},
     {"GET / HTTP/1.1\nHost: x\n\n", 400},
     {"GET / HTTP/1.1\r\nHost: x\n\r\n", 400},
+    {"GET / HTTP/1.1\r\nHost: x\n\n", 400},
     {"GET / HTTP/1.1\r\nHost: x\r\r\n\r\n", 400},
     {"GET / HTTP/1.1\r\nHost: x\r\n\rA: b\r\n\r\n", 400},
     {"GET / HTTP/1.1\r\n\r\n", 400},
@@ -376,6 +377,9 @@ static const struct {
     {BEFORE "Transfer-Encoding: chunked,\r\n\r\n", 400},
     {BEFORE "Transfer_Encoding: chunked\r\n\r\n", 400},
     {"POST / HTTP/1.0\r\n" CHUNKED "\r\n", 400},
+    {"GET /# HTTP/1.0\r\n\r\n", 400},
+    {BEFORE "Connection: a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a\r\n\r\n",
+     400},
     {BEFORE "Connection: a b\r\n\r\n", 400},
     {BEFORE "Connection: \"close\"\r\n\r\n", 400},
 };
@@ -391,7 +395,7 @@ static void test_what_is_ambiguous_is_refused(void **state)
 
         snprintf(error, sizeof error, "error %u: ", refused[i].status);
         read_in_pieces(decoder_for(NULL), request, strlen(request), strlen(request), &whole);
-        if (strncmp(whole.text, error, strlen(error)) != 0)
+        if (strncmp(whole.text, error, strlen(error)) != 0 || strstr(whole.text, "cut off"))
             fail_msg("%s: %s", request, whole.text);
         for (size_t piece = 1; piece < strlen(request); piece++) {
             read_in_pieces(decoder_for(NULL), request, strlen(request), piece, &story);
@@ -431,16 +435,18 @@ static const char *const bad_chunks[] = {
     "1;a=b c\r\n",
     "1;a\n",
     "1\n",
-    "1\r",
     "1;a\rb\r\n",
     "1;a=\"\n\"\r\n",
     "g\r\n",
     "1g\r\n",
     "1234567890123456\r\n",
+    "ffffffffffffffff\r\n",
     "fffffffffffffffff\r\n",
     "1,2\r\n",
     "1\r\nab\r\n",
     "1\r\na\n",
+    "1\r\naX\n0\r\n\r\n",
+    "1;a=\"\x01\"\r\na\r\n0\r\n\r\n",
     "1\r\na\rb",
     "1\r\n\r\n0\r\n\r\n\r\n",
     "0\r\nContent-Length: 1\r\n\r\n",
@@ -465,13 +471,34 @@ static void test_bad_chunks_are_refused(void **state)
             (size_t)snprintf(request, sizeof request, "%s%s\r\n%s", BEFORE, CHUNKED, bad_chunks[i]);
 
         read_in_pieces(decoder_for(NULL), request, size, size, &whole);
-        if (!strstr(whole.text, "error 400: ") || strstr(whole.text, "\nend"))
+        if (!strstr(whole.text, "error 400: ") || strstr(whole.text, "\nend") ||
+            strstr(whole.text, "cut off"))
             fail_msg("%s: %s", bad_chunks[i], whole.text);
         for (size_t piece = 1; piece < size; piece++) {
             read_in_pieces(decoder_for(NULL), request, size, piece, &story);
             assert_string_equal(story.text, whole.text);
         }
     }
+}
+
+/* Whole blocks and what is left of them: each byte at each place. */
+static void test_every_byte_is_seen_wherever_it_is(void **state)
+{
+    char text[40];
+
+    (void)state;
+    for (int byte = 0; byte < 256; byte++)
+        for (size_t at = 0; at < sizeof text; at++) {
+            bool control = (byte < ' ' && byte != '\t') || byte == 0x7f;
+            bool foreign = byte <= ' ' || byte >= 0x7f || byte == '#';
+
+            memset(text, 'a', sizeof text);
+            text[at] = (char)byte;
+            assert_ptr_equal(http1_value_end(text, text + sizeof text),
+                             text + (control ? at : sizeof text));
+            assert_ptr_equal(http1_target_end(text, text + sizeof text),
+                             text + (foreign ? at : sizeof text));
+        }
 }
 
 /* ---- limits ---- */
@@ -676,7 +703,7 @@ static void test_what_is_ambiguous_in_an_answer_is_refused(void **state)
     for (size_t i = 0; i < COUNT(answers); i++)
         for (size_t piece = 1; piece <= strlen(answers[i]); piece++) {
             read_in_pieces(decoder_for(&plain), answers[i], strlen(answers[i]), piece, &story);
-            if (strncmp(story.text, "error ", 6) != 0)
+            if (strncmp(story.text, "error ", 6) != 0 || strstr(story.text, "cut off"))
                 fail_msg("%s: %s", answers[i], story.text);
         }
 }
@@ -824,6 +851,14 @@ static void test_requests_are_rewritten(void **state)
                            "X-Original: 10.0.0.1:80\r\n\r\n");
 }
 
+static void test_a_host_that_would_be_more_is_not_rewritten(void **state)
+{
+    (void)state;
+    expect_encoded_request("GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+                           (struct rewrite){.host = TEXT("h\r\nX-Injected: b")},
+                           "GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+}
+
 static void test_prefixes_of_paths_are_joined_with_one_slash(void **state)
 {
     static const struct {
@@ -956,6 +991,10 @@ static void expect_rejection(struct facts facts, struct rejection rejection, con
 static void test_rejections_say_why(void **state)
 {
     (void)state;
+    expect_rejection((struct facts){.keep_alive = false}, (struct rejection){.flag = DP_FLAG_LOOP},
+                     "HTTP/1.1 508 Loop Detected\r\nContent-Type: text/plain\r\n"
+                     "x-sidecar-reason: loop\r\nConnection: close\r\nContent-Length: 14\r\n\r\n"
+                     "Loop Detected\n");
     expect_rejection(plain, (struct rejection){.flag = DP_FLAG_NO_ROUTE},
                      "HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\n"
                      "x-sidecar-reason: no_route\r\nContent-Length: 10\r\n\r\nNot Found\n");
@@ -1062,6 +1101,7 @@ int main(void)
         cmocka_unit_test(test_what_is_ambiguous_is_refused),
         cmocka_unit_test(test_a_nul_is_refused_wherever_it_is),
         cmocka_unit_test(test_bad_chunks_are_refused),
+        cmocka_unit_test(test_every_byte_is_seen_wherever_it_is),
         cmocka_unit_test(test_the_line_has_a_limit),
         cmocka_unit_test(test_the_head_has_a_limit),
         cmocka_unit_test(test_the_number_of_fields_has_a_limit),
@@ -1080,6 +1120,7 @@ int main(void)
         cmocka_unit_test(test_the_authority_of_the_target_becomes_the_host),
         cmocka_unit_test(test_upgrades_and_expectations_are_passed_on),
         cmocka_unit_test(test_requests_are_rewritten),
+        cmocka_unit_test(test_a_host_that_would_be_more_is_not_rewritten),
         cmocka_unit_test(test_prefixes_of_paths_are_joined_with_one_slash),
         cmocka_unit_test(test_answers_are_framed_for_who_asked),
         cmocka_unit_test(test_answers_without_a_body_are_framed_too),

@@ -144,8 +144,6 @@ static int find_line(struct reading *reading)
         return fail(reading, 431, "too large a head");
     if (!lf)
         return wait_for_more(reading);
-    if (lf[-1] != '\r')
-        return fail(reading, 400, "a line ends with LF alone");
     decoder->scanned = (uint32_t)(lf + 1 - data);
     return GO_ON;
 }
