@@ -269,7 +269,8 @@ class Sidecar:
 
     @property
     def access_log(self) -> str:
-        """The access log: one JSON object for each closed connection. Empty where it is off."""
+        """The access log: one JSON object for each closed connection, and for each request that
+        ended. Empty where it is off."""
         if self._final_logs:
             return self._final_logs[1]
         setting = self._settings["access_log"]
@@ -304,10 +305,13 @@ class Sidecar:
         return sorted(found, key=lambda connection: connection.time)
 
     def _logged_connections(self) -> list[Connection]:
-        return [
-            _connection(json.loads(line), closed=True)
+        records = [
+            json.loads(line)
             for line in self.access_log.splitlines(keepends=True)
             if line.endswith("\n")  # else it is just being written
+        ]
+        return [
+            _connection(record, closed=True) for record in records if record["type"] == "connection"
         ]
 
     def wait_for_connection(
