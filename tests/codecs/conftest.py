@@ -15,8 +15,8 @@ from cffi import FFI
 from pysidecar.dataplane.build_native import CONTRACT
 from tests.codecs.frames import Frames
 from tests.codecs.http1 import Http1
-from tests.requests import java
-from tests.requests.java import Java
+from tests.requests import programs
+from tests.requests.programs import Program
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA_PLANE = ROOT / "pysidecar" / "dataplane"
@@ -66,14 +66,14 @@ def http1(codecs: tuple[Any, Any]) -> Http1:
 
 
 @pytest.fixture(scope="session")
-def sofa() -> Iterator[Java]:
+def sofa() -> Iterator[Program]:
     """SOFARPC and SOFABolt."""
-    with java.sofa() as program:
+    with programs.sofa() as program:
         yield program
 
 
 @pytest.fixture(scope="session")
-def dubbo() -> Iterator[Java]:
+def dubbo() -> Iterator[Program]:
     """Dubbo."""
-    with java.dubbo() as program:
+    with programs.dubbo() as program:
         yield program

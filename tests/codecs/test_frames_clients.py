@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.codecs.frames import BOLT, DUBBO, Frames
-from tests.requests.java import Answer, Java
+from tests.requests.programs import Answer, Program
 from tests.waiting import eventually
 
 # One process of each Java program for all of these tests.
@@ -68,7 +68,7 @@ def flag(codecs: tuple[Any, Any], name: str) -> int:
     return int(getattr(codecs[1], f"DP_FLAG_{name.upper()}"))
 
 
-def call(sofa: Java, **values: str) -> Answer:
+def call(sofa: Program, **values: str) -> Answer:
     """SOFARPC has no address until its connection is there."""
 
     def ask() -> Answer | None:
@@ -90,7 +90,7 @@ BOLT_CASES = [
 
 
 def test_what_sofarpc_and_sofabolt_make_of_our_answers(
-    sofa: Java, frames: Frames, codecs: tuple[Any, Any]
+    sofa: Program, frames: Frames, codecs: tuple[Any, Any]
 ) -> None:
     libraries = (
         {"library": "sofarpc", "service": "a"},
@@ -113,7 +113,7 @@ DUBBO_CASES = [("timeout", "2"), ("no_route", "1"), ("connect_failed", "1"), ("o
 
 
 def test_what_dubbo_makes_of_our_answers(
-    dubbo: Java, frames: Frames, codecs: tuple[Any, Any]
+    dubbo: Program, frames: Frames, codecs: tuple[Any, Any]
 ) -> None:
     with refusing(frames, DUBBO, "::1") as server:
         for name, code in DUBBO_CASES:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.codecs.frames import BOLT, DUBBO, Frame, Frames
-from tests.requests.java import Answer, Java
+from tests.requests.programs import Answer, Program
 
 # One process of each Java program for all of these tests.
 pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("frames-java")]
@@ -19,7 +19,7 @@ STATUSES = (*range(10), *range(0x10, 0x13))
 V1, V2_WITHOUT_CRC, V2 = 1, 0x21, 0x22
 
 
-def asked(program: Java, op: str, **values: str | int) -> Answer:
+def asked(program: Program, op: str, **values: str | int) -> Answer:
     answer = program.ask(op, **values)
     assert "error" not in answer, answer
     return answer
@@ -43,13 +43,13 @@ def bolt_line(frame: Frame) -> str:
     return f"{frame.id} {number} [{','.join(headers)}]"
 
 
-def bolt_frames(sofa: Java, seed: int, count: int) -> list[tuple[bytes, list[str]]]:
+def bolt_frames(sofa: Program, seed: int, count: int) -> list[tuple[bytes, list[str]]]:
     answer = asked(sofa, "frames", seed=seed, count=count)
     frames = map(b64decode, answer["frames"].split(","))
     return list(zip(frames, (line.split(" ") for line in answer["lines"].split("\n")), strict=True))
 
 
-def read_by_java(program: Java, frames: list[bytes]) -> list[str]:
+def read_by_java(program: Program, frames: list[bytes]) -> list[str]:
     """A line for each frame."""
     joined = ",".join(b64encode(frame).decode() for frame in frames)
     return asked(program, "read", frames=joined)["lines"].split("\n")
@@ -63,7 +63,7 @@ KINDS = {
 }
 
 
-def test_bolt_frames_of_java_are_read_as_java_reads_them(sofa: Java, frames: Frames) -> None:
+def test_bolt_frames_of_java_are_read_as_java_reads_them(sofa: Program, frames: Frames) -> None:
     for data, (name, kind, number, codec, rest, *_, headers) in bolt_frames(sofa, SEED, 300):
         reading = frames.read(BOLT, [data], response=True)
         assert not reading.error
@@ -80,7 +80,7 @@ def test_bolt_frames_of_java_are_read_as_java_reads_them(sofa: Java, frames: Fra
             assert frame.facts["serialization"] == int(codec)
 
 
-def test_java_reads_what_is_passed_on(sofa: Java, frames: Frames) -> None:
+def test_java_reads_what_is_passed_on(sofa: Program, frames: Frames) -> None:
     sent = bolt_frames(sofa, SEED + 1, 200)
     passed, expected = [], []
     for index, (data, line) in enumerate(sent):
@@ -108,7 +108,7 @@ def test_java_reads_what_is_passed_on(sofa: Java, frames: Frames) -> None:
     assert read_by_java(sofa, passed) == expected
 
 
-def test_java_reads_bolt_frames_of_our_own(sofa: Java, frames: Frames) -> None:
+def test_java_reads_bolt_frames_of_our_own(sofa: Program, frames: Frames) -> None:
     for version in (V1, V2_WITHOUT_CRC, V2):
         facts = {"version": version, "serialization": 1, "options": 1 if version > 1 else 0}
         heartbeat = frames.heartbeat(BOLT, facts, 3)
@@ -121,7 +121,7 @@ def test_java_reads_bolt_frames_of_our_own(sofa: Java, frames: Frames) -> None:
         ]
 
 
-def test_what_java_refuses_or_waits_for_is_not_passed_on(sofa: Java, frames: Frames) -> None:
+def test_what_java_refuses_or_waits_for_is_not_passed_on(sofa: Program, frames: Frames) -> None:
     """A frame with any changes that we take is one to Java, too, of the same length."""
     chance = random.Random(SEED)
     changed = []
@@ -146,7 +146,7 @@ def test_what_java_refuses_or_waits_for_is_not_passed_on(sofa: Java, frames: Fra
 # ---- Dubbo ----
 
 
-def test_values_of_java_end_where_they_are_said_to(dubbo: Java, frames: Frames) -> None:
+def test_values_of_java_end_where_they_are_said_to(dubbo: Program, frames: Frames) -> None:
     """Objects of all kinds, in each other, as Dubbo's own serializer writes them."""
     answer = asked(dubbo, "values", seed=SEED, count=1500)
     for entry in answer["streams"].split(","):
@@ -154,7 +154,7 @@ def test_values_of_java_end_where_they_are_said_to(dubbo: Java, frames: Frames) 
         assert frames.skip(b64decode(stream), len(ends)) == [int(end) for end in ends]
 
 
-def test_what_is_skipped_ends_where_java_ends_it(dubbo: Java, frames: Frames) -> None:
+def test_what_is_skipped_ends_where_java_ends_it(dubbo: Program, frames: Frames) -> None:
     """With any changes: Java refuses more (classes that there are not), and less where it is
     lenient about malformed text; where both take it, it has one end."""
     chance = random.Random(SEED)
@@ -179,13 +179,13 @@ def test_what_is_skipped_ends_where_java_ends_it(dubbo: Java, frames: Frames) ->
     assert both > 50
 
 
-def dubbo_frames(dubbo: Java, op: str, seed: int, count: int) -> list[tuple[bytes, list[str]]]:
+def dubbo_frames(dubbo: Program, op: str, seed: int, count: int) -> list[tuple[bytes, list[str]]]:
     answer = asked(dubbo, op, seed=seed, count=count)
     frames = map(b64decode, answer["frames"].split(","))
     return list(zip(frames, (line.split(" ") for line in answer["lines"].split("\n")), strict=True))
 
 
-def test_dubbo_requests_of_java(dubbo: Java, frames: Frames) -> None:
+def test_dubbo_requests_of_java(dubbo: Program, frames: Frames) -> None:
     for data, (kind, number, *rest) in dubbo_frames(dubbo, "requests", SEED, 400):
         reading = frames.read(DUBBO, [data])
         assert not reading.error
@@ -202,7 +202,7 @@ def test_dubbo_requests_of_java(dubbo: Java, frames: Frames) -> None:
             assert len(frame.fields) == int(count)
 
 
-def test_dubbo_responses_of_java(dubbo: Java, frames: Frames) -> None:
+def test_dubbo_responses_of_java(dubbo: Program, frames: Frames) -> None:
     for data, (kind, number, status) in dubbo_frames(dubbo, "responses", SEED, 200):
         [frame] = frames.read(DUBBO, [data], response=True).frames
         assert frame.id == int(number)
@@ -212,7 +212,7 @@ def test_dubbo_responses_of_java(dubbo: Java, frames: Frames) -> None:
         assert frame.service_failed == (kind == "exception")
 
 
-def test_java_reads_dubbo_frames_of_our_own(dubbo: Java, frames: Frames) -> None:
+def test_java_reads_dubbo_frames_of_our_own(dubbo: Program, frames: Frames) -> None:
     heartbeat = frames.heartbeat(DUBBO, {}, 3)
     answer = frames.answer_heartbeat(DUBBO, heartbeat)
     rejection, status = frames.reject(DUBBO, {"serialization": 23}, 2**64 - 1, 1, "no route")
@@ -224,7 +224,7 @@ def test_java_reads_dubbo_frames_of_our_own(dubbo: Java, frames: Frames) -> None
     assert decoded(kinds[2][3]) == "no route"
 
 
-def test_split_frames_of_java(dubbo: Java, sofa: Java, frames: Frames) -> None:
+def test_split_frames_of_java(dubbo: Program, sofa: Program, frames: Frames) -> None:
     """One byte at a time, and at once."""
     chance = random.Random(SEED)
     cases: list[tuple[str, list[Any]]] = [

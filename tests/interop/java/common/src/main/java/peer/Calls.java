@@ -19,12 +19,15 @@ public final class Calls {
         CompletableFuture<String> call(Map<String, String> command) throws Exception;
     }
 
+    private static volatile Map<String, AtomicInteger> progress = Map.of();
+
     private Calls() {}
 
     public static Commands commands(Client client) {
         return new Commands()
                 .on("call", command -> call(client, command))
-                .on("burst", command -> burst(client, command));
+                .on("burst", command -> burst(client, command))
+                .on("progress", command -> numbers(progress));
     }
 
     /** Carries out a call on the service itself, or on a stub of it. */
@@ -69,7 +72,8 @@ public final class Calls {
      * {@code count} calls with {@code concurrency} of them under way, each with a text of its own
      * of {@code size} characters and a delay of up to {@code jitter} ms at the server: how many
      * were answered ("right"), how many by another's answer ("wrong"), and how often there was
-     * which error ("error CLASS") or no answer at all ("silent").
+     * which error ("error CLASS") or no answer at all ("silent"). {@code progress} tells the same of
+     * the burst that began last, so far.
      */
     private static Map<String, String> burst(Client client, Map<String, String> command)
             throws Exception {
@@ -78,6 +82,7 @@ public final class Calls {
         int jitter = Integer.parseInt(command.getOrDefault("jitter", "0"));
         int concurrency = Integer.parseInt(command.getOrDefault("concurrency", "1"));
         Map<String, AtomicInteger> results = new ConcurrentHashMap<>();
+        progress = results;
         Semaphore free = new Semaphore(concurrency);
         for (int i = 0; i < count; i++) {
             if (!free.tryAcquire(PATIENCE_S, TimeUnit.SECONDS)) {
@@ -100,6 +105,10 @@ public final class Calls {
         if (!free.tryAcquire(concurrency, PATIENCE_S + 1L, TimeUnit.SECONDS)) {
             count(results, "silent");
         }
+        return numbers(results);
+    }
+
+    private static Map<String, String> numbers(Map<String, AtomicInteger> results) {
         Map<String, String> answer = new LinkedHashMap<>();
         results.forEach((name, number) -> answer.put(name, number.toString()));
         return answer;

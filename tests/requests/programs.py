@@ -1,4 +1,4 @@
-"""The Java programs of tests/interop/java, each a process that carries out commands."""
+"""The programs of tests/interop/java and node, each a process that carries out commands."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 from urllib.parse import parse_qsl, urlencode
@@ -18,9 +19,10 @@ from pysidecar.testing.processes import end_process
 from tests.interop.servers import plain_environment, program
 from tests.waiting import PATIENCE
 
-__all__ = ["Answer", "Java", "dubbo", "http", "sofa"]
+__all__ = ["Answer", "Program", "dubbo", "java_http", "node", "sofa"]
 
-_BUILT = Path(__file__).parents[2] / "build" / "java"
+_JAVA = Path(__file__).parents[2] / "build" / "java"
+_NODE = Path(__file__).parents[1] / "interop" / "node" / "peer.mjs"
 _SOFA_OPTIONS = (
     "--add-opens=java.base/java.lang=ALL-UNNAMED",  # for its Hessian
     "-Dsofa.middleware.log.disable=true",
@@ -35,8 +37,8 @@ Answer = dict[str, str]
 """The values of an answer: ``value``, or ``error``, ``message`` and perhaps ``code``."""
 
 
-class Java:
-    """A Java program. Commands and answers are described in its main class."""
+class Program:
+    """Gives commands, and waits for the answers; the program's source describes them."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None
@@ -78,45 +80,55 @@ class Java:
 
 
 @contextlib.contextmanager
-def _running(
-    module: str, main: str, *options: str, hooked: Mapping[str, str] | None
-) -> Iterator[Java]:
-    command = [
-        *(program("setpriv"), "--pdeathsig", "KILL", "--", program("java")),
-        *("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto", "-Xmx512m"),
-    ]
+def _running(command: Sequence[str], hooked: Mapping[str, str] | None) -> Iterator[Program]:
     with (
         # Whatever they write, logs for one, goes below the home directory.
-        tempfile.TemporaryDirectory(prefix="pysidecar-java-") as home,
+        tempfile.TemporaryDirectory(prefix="pysidecar-peer-") as home,
         (Path(home) / "stderr").open("wb") as stderr,
-    ):
-        command += [f"-Duser.home={home}", *options, "-cp", f"{_BUILT}/{module}/lib/*", main]
-        with subprocess.Popen(
-            command,
+        subprocess.Popen(
+            [program("setpriv"), "--pdeathsig", "KILL", "--", *command],
             cwd=home,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env=plain_environment(**(hooked or {})),
-        ) as process:
-            try:
-                yield Java(process)
-            finally:
-                # Nothing to clean up, and Dubbo takes three seconds to end in order.
-                assert end_process(process, PATIENCE, signal.SIGKILL)
+            env=plain_environment(JAVA_TOOL_OPTIONS=f"-Duser.home={home}", **(hooked or {})),
+        ) as process,
+    ):
+        try:
+            yield Program(process)
+            # Only a test may have killed it.
+            assert process.poll() in (None, -signal.SIGKILL), (Path(home) / "stderr").read_text()
+        finally:
+            # Nothing to clean up, and Dubbo takes three seconds to end in order.
+            assert end_process(process, PATIENCE, signal.SIGKILL)
 
 
-def sofa(hooked: Mapping[str, str] | None = None) -> contextlib.AbstractContextManager[Java]:
-    """SOFARPC and SOFABolt. ``hooked`` are the variables that put it under the hook."""
-    return _running("sofa", "peer.Sofa", *_SOFA_OPTIONS, hooked=hooked)
+def _java(module: str, main: str, *options: str) -> list[str]:
+    return [
+        *(program("java"), "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx512m"),
+        *(*options, "-cp", f"{_JAVA}/{module}/lib/*", main),
+    ]
 
 
-def dubbo(hooked: Mapping[str, str] | None = None) -> contextlib.AbstractContextManager[Java]:
-    """Dubbo."""
-    return _running("dubbo", "peer.Dubbo", hooked=hooked)
+# `hooked` are the variables that put a program under the hook.
 
 
-def http(hooked: Mapping[str, str] | None = None) -> contextlib.AbstractContextManager[Java]:
+def sofa(hooked: Mapping[str, str] | None = None) -> AbstractContextManager[Program]:
+    """SOFARPC and SOFABolt, client and server."""
+    return _running(_java("sofa", "peer.Sofa", *_SOFA_OPTIONS), hooked)
+
+
+def dubbo(hooked: Mapping[str, str] | None = None) -> AbstractContextManager[Program]:
+    """Dubbo, client and server."""
+    return _running(_java("dubbo", "peer.Dubbo"), hooked)
+
+
+def java_http(hooked: Mapping[str, str] | None = None) -> AbstractContextManager[Program]:
     """Java's HTTP client."""
-    return _running("http", "peer.Http", hooked=hooked)
+    return _running(_java("http", "peer.Http"), hooked)
+
+
+def node(hooked: Mapping[str, str] | None = None) -> AbstractContextManager[Program]:
+    """Node's HTTP server, and clients."""
+    return _running([program("node"), str(_NODE)], hooked)
