@@ -81,6 +81,26 @@ static void copy_text(char *to, size_t size, struct text from)
     memcpy(to, from.at ? from.at : "", from.size < size ? from.size : size);
 }
 
+/* What a request is measured by: when turns began, since many requests are in one. */
+static uint64_t elapsed_ns(const struct stream *stream)
+{
+    uint64_t ns = worker_of(stream)->loop.now_ns - stream->began_ns;
+
+    return ns ? ns : 1; /* in the same turn; 0 would be never */
+}
+
+/* CLOCK_REALTIME at the beginning of this turn, which is asked for once. */
+static uint64_t real_ns(struct worker *worker)
+{
+    struct streams *streams = worker->streams;
+
+    if (streams->real_of_ns != worker->loop.now_ns) {
+        streams->real_of_ns = worker->loop.now_ns;
+        streams->real_ns = clock_ns(CLOCK_REALTIME);
+    }
+    return streams->real_ns;
+}
+
 /* NULL when out of memory. */
 static struct stream *stream_create(struct downstream *downstream, const struct message *request)
 {
@@ -95,8 +115,8 @@ static struct stream *stream_create(struct downstream *downstream, const struct 
     stream->idempotent = request->idempotent;
     stream->oneway = request->kind == MESSAGE_ONEWAY;
     stream->timer.index = TIMER_OFF;
-    stream->began_ns = clock_ns(CLOCK_MONOTONIC);
-    stream->record.began_ns = clock_ns(CLOCK_REALTIME);
+    stream->began_ns = session->worker->loop.now_ns;
+    stream->record.began_ns = real_ns(session->worker);
     stream->record.connection = session->id;
     stream->record.source = session->origin.source;
     stream->record.protocol = (uint8_t)downstream->protocol;
@@ -161,7 +181,7 @@ static void report(struct stream *stream)
     struct session *session = stream->downstream->session;
     struct dp_request *record = &stream->record;
 
-    record->duration_ns = clock_ns(CLOCK_MONOTONIC) - stream->began_ns;
+    record->duration_ns = elapsed_ns(stream);
     session->worker->handler->request_ended(
         session, record, stream->service ? stream->service->standing : NULL,
         stream->tried_count ? stream->tried[stream->tried_count - 1] : NULL);
@@ -238,7 +258,7 @@ static bool write_rejection(struct stream *stream, enum dp_flag why, const struc
     stream->record.status = status;
     stream->record.answered = 1;
     stream->record.status_class = class_of(stream, status, false);
-    stream->record.first_byte_ns = clock_ns(CLOCK_MONOTONIC) - stream->began_ns;
+    stream->record.first_byte_ns = elapsed_ns(stream);
     if (rejection.close)
         downstream->closing = true;
     return true;
@@ -765,7 +785,7 @@ static void note_status(struct stream *stream, const struct message *message)
     record->status = message->status;
     record->answered = 1;
     record->status_class = class_of(stream, message->status, message->succeeded);
-    record->first_byte_ns = clock_ns(CLOCK_MONOTONIC) - stream->began_ns;
+    record->first_byte_ns = elapsed_ns(stream);
     if (message->service_failed)
         set_flag(stream, DP_FLAG_SERVICE_ERROR);
 }

@@ -16,6 +16,7 @@ struct streams {
     const struct limits *limits;
     struct blocks blocks;
     struct map pools;
+    uint64_t real_of_ns, real_ns;   /* a turn's now_ns, and what CLOCK_REALTIME was then */
     uint64_t generation;            /* of the table that pools were compared with last */
     struct downstream *downstreams; /* open ones */
     struct stream *spare_streams;
