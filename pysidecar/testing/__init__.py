@@ -28,7 +28,14 @@ write a fixture of a wider scope with ``Sidecar`` as a context manager::
 from __future__ import annotations
 
 from pysidecar.testing.hooked import Hooked, HookedError, HookedProcess, HookedResult
-from pysidecar.testing.sidecar import Connection, Destination, Endpoint, Sidecar, SidecarError
+from pysidecar.testing.sidecar import (
+    Connection,
+    Destination,
+    Endpoint,
+    Request,
+    Sidecar,
+    SidecarError,
+)
 
 __all__ = [
     "Connection",
@@ -38,6 +45,7 @@ __all__ = [
     "HookedError",
     "HookedProcess",
     "HookedResult",
+    "Request",
     "Sidecar",
     "SidecarError",
 ]

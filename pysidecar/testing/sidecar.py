@@ -27,7 +27,15 @@ from pysidecar.address import Address
 if TYPE_CHECKING:
     from pysidecar.testing.hooked import Hooked
 
-__all__ = ["Connection", "Destination", "Endpoint", "Sidecar", "SidecarError", "wait_until"]
+__all__ = [
+    "Connection",
+    "Destination",
+    "Endpoint",
+    "Request",
+    "Sidecar",
+    "SidecarError",
+    "wait_until",
+]
 
 Destination = str
 """``10.0.0.9:5432``, ``[fd00::9]:5432``, or a network or address for all ports: ``10.0.0.0/8``."""
@@ -75,6 +83,28 @@ class Connection:
     def key(self) -> tuple[object, ...]:
         """What tells it from others, open or closed."""
         return (self.time, self.source, self.original_destination, self.pid)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request as the sidecar recorded it when it had ended; the names are those of the access log
+    (`docs/requests.md` explains them)."""
+
+    time: datetime = field(repr=False)
+    protocol: str
+    direction: str
+    source: str
+    service: str
+    method: str
+    path: str
+    status: int | None
+    upstream: str | None
+    attempts: int
+    bytes_sent: int  # by the client
+    bytes_received: int
+    duration_ms: float
+    first_byte_ms: float | None
+    flags: tuple[str, ...]
 
 
 class Sidecar:
@@ -304,15 +334,58 @@ class Sidecar:
             found += [_connection(each, closed=False) for each in open_ones.values()]
         return sorted(found, key=lambda connection: connection.time)
 
-    def _logged_connections(self) -> list[Connection]:
+    def requests(self) -> list[Request]:
+        """All requests that have ended so far, in the order in which they began, where the access
+        log has them.
+
+        A client may be ahead of the log: wait for what it just did (`wait_for_request`) rather than
+        look once.
+        """
+        found = [_request(record) for record in self._logged("request")]
+        return sorted(found, key=lambda request: request.time)
+
+    def wait_for_request(
+        self,
+        service: str | None = None,
+        *,
+        method: str | None = None,
+        path: str | None = None,
+        matching: Callable[[Request], bool] = lambda request: True,
+        timeout: float = 10.0,
+    ) -> Request:
+        """The first request that fits all that is given, as soon as it has ended.
+
+        ``timeout`` is in seconds. Raises TimeoutError that lists what was there instead.
+        """
+
+        def fits(request: Request) -> bool:
+            return (
+                service in (None, request.service)
+                and method in (None, request.method)
+                and path in (None, request.path)
+                and matching(request)
+            )
+
+        def first() -> Request | None:
+            return next(filter(fits, self.requests()), None)
+
+        found = wait_until(first, timeout)
+        if found is None:
+            seen = "".join(f"\n  {request}" for request in self.requests())
+            raise TimeoutError(f"no such request within {timeout:g} s, but:{seen or ' none'}")
+        return found
+
+    def _logged(self, kind: str) -> list[dict[str, Any]]:
+        """The lines of that type in the access log."""
         records = [
             json.loads(line)
             for line in self.access_log.splitlines(keepends=True)
             if line.endswith("\n")  # else it is just being written
         ]
-        return [
-            _connection(record, closed=True) for record in records if record["type"] == "connection"
-        ]
+        return [record for record in records if record["type"] == kind]
+
+    def _logged_connections(self) -> list[Connection]:
+        return [_connection(record, closed=True) for record in self._logged("connection")]
 
     def wait_for_connection(
         self,
@@ -506,6 +579,12 @@ def _endpoint(endpoint: Endpoint) -> str:
 def _connection(record: Mapping[str, Any], *, closed: bool) -> Connection:
     values = {name: record[name] for name in Connection.__slots__ if name not in ("time", "closed")}
     return Connection(time=datetime.fromisoformat(record["time"]), closed=closed, **values)
+
+
+def _request(record: Mapping[str, Any]) -> Request:
+    values = {name: record[name] for name in Request.__slots__ if name not in ("time", "flags")}
+    time = datetime.fromisoformat(record["time"])
+    return Request(time=time, flags=tuple(record["flags"]), **values)
 
 
 def _text(path: Path) -> str:
