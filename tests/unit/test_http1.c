@@ -501,6 +501,41 @@ static void test_every_byte_is_seen_wherever_it_is(void **state)
         }
 }
 
+static void test_headers_are_known_by_their_names(void **state)
+{
+    static const struct {
+        const char *name;
+        enum header header;
+    } names[] = {
+        {"Connection", HEADER_CONNECTION},
+        {"Content-Length", HEADER_CONTENT_LENGTH},
+        {"EXPECT", HEADER_EXPECT},
+        {"host", HEADER_HOST},
+        {"HTTP2-Settings", HEADER_HTTP2_SETTINGS},
+        {"Keep-Alive", HEADER_KEEP_ALIVE},
+        {"Proxy-Authenticate", HEADER_PROXY_AUTHENTICATE},
+        {"Proxy-Authentication-Info", HEADER_PROXY_AUTHENTICATION_INFO},
+        {"Proxy-Authorization", HEADER_PROXY_AUTHORIZATION},
+        {"Proxy-Connection", HEADER_PROXY_CONNECTION},
+        {"Te", HEADER_TE},
+        {"Trailer", HEADER_TRAILER},
+        {"transfer-encoding", HEADER_TRANSFER_ENCODING},
+        {"Upgrade", HEADER_UPGRADE},
+        {"transfer_encoding", HEADER_DISGUISED},
+        {"Content_Length", HEADER_DISGUISED},
+        {"Content-Lengtj", HEADER_OTHER},
+        {"Hosu", HEADER_OTHER},
+        {"H", HEADER_OTHER},
+        {"Transfer-Encoding-But-Longer", HEADER_OTHER},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT(names); i++)
+        assert_int_equal(
+            http1_header((struct text){names[i].name, (uint32_t)strlen(names[i].name)}),
+            names[i].header);
+}
+
 /* ---- limits ---- */
 
 static const char *error_of(const char *data, size_t size)
@@ -1102,6 +1137,7 @@ int main(void)
         cmocka_unit_test(test_a_nul_is_refused_wherever_it_is),
         cmocka_unit_test(test_bad_chunks_are_refused),
         cmocka_unit_test(test_every_byte_is_seen_wherever_it_is),
+        cmocka_unit_test(test_headers_are_known_by_their_names),
         cmocka_unit_test(test_the_line_has_a_limit),
         cmocka_unit_test(test_the_head_has_a_limit),
         cmocka_unit_test(test_the_number_of_fields_has_a_limit),

@@ -171,6 +171,17 @@ static enum state state_behind_head(const struct decoder *decoder, const struct 
     return decoder->plain ? STATE_BODY : STATE_CHUNK_SIZE;
 }
 
+static int give_head(struct reading *reading, size_t size)
+{
+    struct decoder *decoder = reading->decoder;
+
+    decoder->last = reading->message->last;
+    consume(reading, size, state_behind_head(decoder, reading->message));
+    if (reading->message->upgraded)
+        decoder->state = STATE_TUNNEL;
+    return CODEC_HEAD;
+}
+
 static int find_fields(struct reading *reading, bool is_new)
 {
     struct decoder *decoder = reading->decoder;
@@ -183,17 +194,30 @@ static int find_fields(struct reading *reading, bool is_new)
         return refuse_or_wait(reading, is_new, found, most);
     if (!http1_read_head(&in, decoder, reading->message))
         return failed(reading);
-    decoder->last = reading->message->last;
-    consume(reading, size, state_behind_head(decoder, reading->message));
-    if (reading->message->upgraded)
-        decoder->state = STATE_TUNNEL;
-    return CODEC_HEAD;
+    return give_head(reading, size);
+}
+
+/* A head that is all there when it is looked at for the first time, as most are, and right, is read
+ * at once. Of others it takes a closer look to say what there is: GO_ON. */
+static int try_whole(struct reading *reading)
+{
+    struct decoder *decoder = reading->decoder;
+    size_t most = smaller(unread_size(reading), decoder->limits->head_bytes);
+    const char *from = reading->data + reading->consumed;
+    struct cursor in = {from, from + most};
+
+    if (most > 0 && decoder->scanned == 0 && http1_read_head(&in, decoder, reading->message))
+        return give_head(reading, (size_t)(in.at - from));
+    *reading->message = (struct message){.kind = reading->message->kind};
+    return GO_ON;
 }
 
 static int step_line(struct reading *reading)
 {
-    int event = find_line(reading);
+    int event = try_whole(reading);
 
+    if (event == GO_ON)
+        event = find_line(reading);
     return event == GO_ON ? find_fields(reading, true) : event;
 }
 

@@ -21,7 +21,7 @@ static inline bool http1_refuse(struct message *message, uint16_t status, const 
     return false;
 }
 
-/* ---- http1_head.c: a head as a whole, which ends with an empty line ---- */
+/* ---- http1_head.c: a head as a whole. False where it is wrong or not all there ---- */
 
 /* The line alone, with its end. */
 bool http1_read_line(struct cursor *in, bool response, struct message *message);

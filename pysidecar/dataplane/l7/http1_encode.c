@@ -38,13 +38,15 @@ static bool is_essential(struct text name)
         TEXT("x-original-"), TEXT("x-remote-"), TEXT("x-user"),
     };
 
+    if (http1_header(name) != HEADER_OTHER)
+        return true;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (text_equal_folded(name, names[i]))
+        if (http1_is(name, names[i]))
             return true;
     for (size_t i = 0; i < sizeof beginnings / sizeof *beginnings; i++)
         if (begins_folded(name, beginnings[i]))
             return true;
-    return http1_header(name) != HEADER_OTHER;
+    return false;
 }
 
 static void note_named(struct passing *passing, struct text list)

@@ -2,8 +2,6 @@
  * is refused. */
 #include "l7/http1.h"
 
-#include <assert.h>
-
 /* What the fields of a head say together. */
 struct seen {
     unsigned hosts, options;
@@ -102,6 +100,16 @@ bool http1_read_line(struct cursor *in, bool response, struct message *message)
 
 /* ---- fields ---- */
 
+static bool is_at_space(const struct cursor *in)
+{
+    return in->at < in->end && (*in->at == ' ' || *in->at == '\t');
+}
+
+static bool refuse_name(const struct cursor *in, struct message *message)
+{
+    return http1_refuse(message, 400, is_at_space(in) ? "a folded line" : "a field has no name");
+}
+
 static bool read_field(struct cursor *in, struct field *field, struct message *message)
 {
     const char *from = in->at, *to;
@@ -109,11 +117,10 @@ static bool read_field(struct cursor *in, struct field *field, struct message *m
     in->at = http1_token_end(from, in->end);
     field->name = text_between(from, in->at);
     if (field->name.size == 0)
-        return http1_refuse(
-            message, 400, *from == ' ' || *from == '\t' ? "a folded line" : "a field has no name");
+        return refuse_name(in, message);
     if (!skip(in, TEXT(":")))
         return http1_refuse(message, 400, "a field's name has no colon behind it");
-    while (*in->at == ' ' || *in->at == '\t')
+    while (is_at_space(in))
         in->at++;
     from = in->at;
     in->at = to = http1_value_end(from, in->end);
@@ -125,15 +132,13 @@ static bool read_field(struct cursor *in, struct field *field, struct message *m
 
 typedef bool interpret(struct seen *seen, const struct field *field, struct message *message);
 
-/* Reads fields until the empty line, which is known to be there: nothing else ends with two line
- * ends. */
+/* Reads fields until the empty line. Where that is not there yet, one of them is wrong. */
 static bool read_fields(struct cursor *in, const struct limits *limits, interpret *interpret,
                         struct seen *seen, struct message *message)
 {
     uint32_t most = limits->fields < MAX_FIELDS ? limits->fields : MAX_FIELDS, count = 0;
 
     for (; !skip(in, TEXT("\r\n")); count++) {
-        assert(in->at < in->end);
         if (count == most)
             return http1_refuse(message, 431, "too many fields");
         if (!read_field(in, &fields[count], message) || !interpret(seen, &fields[count], message))
@@ -153,9 +158,9 @@ static bool interpret_connection(struct seen *seen, struct text list, struct mes
             return http1_refuse(message, 400, "too many options in Connection");
         if (!http1_is_token(option))
             return http1_refuse(message, 400, "not an option in Connection");
-        seen->close |= text_equal_folded(option, TEXT("close"));
-        seen->keep_alive |= text_equal_folded(option, TEXT("keep-alive"));
-        seen->upgrade_option |= text_equal_folded(option, TEXT("upgrade"));
+        seen->close |= http1_is(option, TEXT("close"));
+        seen->keep_alive |= http1_is(option, TEXT("keep-alive"));
+        seen->upgrade_option |= http1_is(option, TEXT("upgrade"));
     }
     return true;
 }
@@ -397,11 +402,14 @@ static bool conclude_response(struct decoder *decoder, const struct seen *seen,
 
 bool http1_read_head(struct cursor *in, struct decoder *decoder, struct message *message)
 {
+    const char *from = in->at;
     struct seen seen = {.hosts = 0};
 
-    message->kind = decoder->response ? MESSAGE_RESPONSE : MESSAGE_REQUEST;
-    if (!http1_read_line(in, decoder->response, message) ||
-        !read_fields(in, decoder->limits, interpret_field, &seen, message))
+    if (!http1_read_line(in, decoder->response, message))
+        return false;
+    if ((size_t)(in->at - from) > (size_t)decoder->limits->line_bytes + 2)
+        return http1_refuse(message, 414, "too long a line");
+    if (!read_fields(in, decoder->limits, interpret_field, &seen, message))
         return false;
     return decoder->response ? conclude_response(decoder, &seen, message)
                              : conclude_request(decoder, &seen, message);

@@ -173,16 +173,32 @@ bool http1_lists(struct text list, struct text element)
     struct text one;
 
     while (http1_next_element(&list, &one))
-        if (text_equal_folded(one, element))
+        if (http1_is(one, element))
             return true;
     return false;
 }
+
+#define LETTER(letter) (1U << ((letter) - 'a' + 1))
+
+const uint32_t http1_header_letters[HEADER_BYTES] = {
+    [2] = LETTER('t'),
+    [4] = LETTER('h'),
+    [6] = LETTER('e'),
+    [7] = LETTER('u') | LETTER('t'),
+    [10] = LETTER('c') | LETTER('k'),
+    [14] = LETTER('c') | LETTER('h'),
+    [16] = LETTER('p'),
+    [17] = LETTER('t'),
+    [18] = LETTER('p'),
+    [19] = LETTER('p'),
+    [25] = LETTER('p'),
+};
 
 /* The headers by the size of their names: at most two each. */
 static const struct {
     const char *name;
     enum header header;
-} headers[][2] = {
+} headers[HEADER_BYTES][2] = {
     [2] = {{"te", HEADER_TE}},
     [4] = {{"host", HEADER_HOST}},
     [6] = {{"expect", HEADER_EXPECT}},
@@ -196,29 +212,61 @@ static const struct {
     [25] = {{"proxy-authentication-info", HEADER_PROXY_AUTHENTICATION_INFO}},
 };
 
-/* Compares with a name in lower case; stores whether an underscore stands for a hyphen. */
-static bool is_named(struct text name, const char *other, bool *disguised)
+/* Folds the case of letters, which leaves digits and hyphens alone: enough for tokens. */
+static uint64_t folded_8(const char *at)
 {
-    *disguised = false;
-    for (uint32_t i = 0; i < name.size; i++) {
-        if (lower_case(name.at[i]) == other[i])
-            continue;
-        if (name.at[i] != '_' || other[i] != '-')
+    uint64_t word;
+
+    memcpy(&word, at, sizeof word);
+    return word | 0x2020202020202020;
+}
+
+static uint32_t folded_4(const char *at)
+{
+    uint32_t word;
+
+    memcpy(&word, at, sizeof word);
+    return word | 0x20202020;
+}
+
+bool http1_is(struct text token, struct text name)
+{
+    uint32_t size = name.size;
+
+    if (token.size != size)
+        return false;
+    if (size < 4)
+        return text_equal_folded(token, name);
+    if (size < 8)
+        return folded_4(token.at) == folded_4(name.at) &&
+               folded_4(token.at + size - 4) == folded_4(name.at + size - 4);
+    for (uint32_t i = 0; i < size - 8; i += 8)
+        if (folded_8(token.at + i) != folded_8(name.at + i))
             return false;
-        *disguised = true;
-    }
+    return folded_8(token.at + size - 8) == folded_8(name.at + size - 8);
+}
+
+/* Whether it is the name but for underscores in place of hyphens. */
+static bool is_disguised(struct text token, struct text name)
+{
+    for (uint32_t i = 0; i < name.size; i++)
+        if (lower_case(token.at[i]) != name.at[i] && (token.at[i] != '_' || name.at[i] != '-'))
+            return false;
     return true;
 }
 
-enum header http1_header(struct text name)
+enum header http1_find_header(struct text name)
 {
-    bool disguised;
+    for (size_t i = 0; i < 2; i++) {
+        struct text other = {headers[name.size][i].name, name.size};
 
-    if (name.size >= sizeof headers / sizeof *headers)
-        return HEADER_OTHER;
-    for (size_t i = 0; i < 2 && headers[name.size][i].name; i++)
-        if (is_named(name, headers[name.size][i].name, &disguised))
-            return disguised ? HEADER_DISGUISED : headers[name.size][i].header;
+        if (!other.at || (name.at[0] | 0x20) != other.at[0])
+            continue;
+        if (http1_is(name, other))
+            return headers[name.size][i].header;
+        if (is_disguised(name, other))
+            return HEADER_DISGUISED;
+    }
     return HEADER_OTHER;
 }
 

@@ -44,6 +44,8 @@ const char *http1_value_end(const char *at, const char *end);
 const char *http1_target_end(const char *at, const char *end);
 
 bool http1_is_token(struct text text);
+/* Whether a token is this one, which is in lower case and has no underscore. */
+bool http1_is(struct text token, struct text name);
 bool http1_is_value(struct text text);
 
 /* Decimal digits and nothing else, below 2^63. */
@@ -55,7 +57,21 @@ bool http1_next_element(struct text *list, struct text *element);
 /* Whether one of the elements is this, whatever the case. */
 bool http1_lists(struct text list, struct text element);
 
-enum header http1_header(struct text name);
+enum { HEADER_BYTES = 26 }; /* more than the name of any of these has */
+
+/* By the size of a name: the letters that one of these begins with. Bit 1 is "a". */
+extern const uint32_t http1_header_letters[HEADER_BYTES];
+
+enum header http1_find_header(struct text name);
+
+/* Of a token. */
+static inline enum header http1_header(struct text name)
+{
+    if (name.size == 0 || name.size >= HEADER_BYTES ||
+        (http1_header_letters[name.size] >> (name.at[0] & 31) & 1) == 0)
+        return HEADER_OTHER;
+    return http1_find_header(name);
+}
 
 /* Host and port as in a Host header. Stores the host without its port. */
 bool http1_authority(struct text authority, struct text *host);

@@ -39,13 +39,18 @@ static inline void put_field(struct writer *writer, struct text name, struct tex
         writer->full = true;
         return;
     }
-    memcpy(at, name.at, name.size);
-    at += name.size;
-    *at++ = ':';
-    *at++ = ' ';
-    if (value.size > 0)
-        memcpy(at, value.at, value.size);
-    at += value.size;
+    if (value.at == name.at + name.size + 2 && name.at[name.size + 1] == ' ') { /* as it came */
+        memcpy(at, name.at, name.size + 2 + value.size);
+        at += name.size + 2 + value.size;
+    } else {
+        memcpy(at, name.at, name.size);
+        at += name.size;
+        *at++ = ':';
+        *at++ = ' ';
+        if (value.size > 0)
+            memcpy(at, value.at, value.size);
+        at += value.size;
+    }
     *at++ = '\r';
     *at++ = '\n';
     writer->at = at;
