@@ -22,7 +22,7 @@ __all__ = ["AccessLog", "describe_connection", "describe_request"]
 log = logging.getLogger(__name__)
 
 _STANDARD_OUTPUT = 1
-_QUEUE_LIMIT = 65536  # lines: some 30 MiB
+_QUEUE_LIMIT = 32 << 20  # bytes
 _CLOSE_PATIENCE = 5.0  # seconds for the last records to be written
 
 

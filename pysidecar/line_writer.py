@@ -38,7 +38,7 @@ class LineWriter:
         on_loss: Callable[[str], object] = lambda reason: None,
         on_recovery: Callable[[int], object] = lambda lost: None,
     ) -> None:
-        """Owns the descriptor from here on. With ``limit`` lines, the queue is full. Nothing is
+        """Owns the descriptor from here on. With ``limit`` bytes, the queue is full. Nothing is
         written before ``start``."""
         self.lost = 0
         self._limit = limit
@@ -46,7 +46,7 @@ class LineWriter:
         self._on_recovery = on_recovery
         self._lock = threading.Lock()
         self._queue: deque[bytes] = deque()
-        self._queued = 0  # lines
+        self._queued = 0  # bytes: to count the lines takes longer than to copy them
         self._replacement: int | None = None
         self._deadline: float | None = None  # set: the thread ends when all is written, or then
         self._lost_now = 0  # since losses began
@@ -65,14 +65,14 @@ class LineWriter:
     def write(self, lines: bytes) -> None:
         """Takes whole lines to be written, each with its newline; all of them, or none where the
         queue is full. Never blocks."""
-        count = lines.count(b"\n")
         with self._lock:
             full = self._queued >= self._limit
             if not full:
                 self._queue.append(lines)
-                self._queued += count
+                self._queued += len(lines)
         os.eventfd_write(self._wake, 1)
-        self._count_lost(count if full else 0, "its reader does not keep up")
+        if full:
+            self._count_lost(lines.count(b"\n"), "its reader does not keep up")
 
     def replace(self, fd: int) -> None:
         """Goes on with another descriptor, which it owns from here on; closes the one before."""
@@ -90,7 +90,7 @@ class LineWriter:
         os.eventfd_write(self._wake, 1)
         self._thread.join(patience + 1)  # a disk, unlike a pipe, cannot be polled
         with self._lock:
-            left = self._queued + bytes(self._pending).count(b"\n")
+            left = b"".join((self._pending, *self._queue)).count(b"\n")
             self.lost += left
         return left == 0 and not self._thread.is_alive()
 
@@ -151,7 +151,7 @@ class LineWriter:
                 batch.append(self._queue.popleft())
                 size += len(batch[-1])
             lines = b"".join(batch)
-            self._queued -= lines.count(b"\n")
+            self._queued -= size
         if not lines:
             return b""
         rest, self._rest = self._rest, b""

@@ -17,7 +17,7 @@ __all__ = ["lost_lines", "non_blocking_log", "start_writing"]
 
 _STANDARD_ERROR = 2
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
-_QUEUE_LIMIT = 4096  # lines
+_QUEUE_LIMIT = 1 << 20  # bytes
 _CLOSE_PATIENCE = 1.0  # seconds for the last lines to be written
 
 
