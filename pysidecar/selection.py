@@ -17,7 +17,7 @@ from pysidecar.text import printable
 
 __all__ = [
     "FILTERS",
-    "ORDERS",
+    "LISTS",
     "REQUEST_FILTERS",
     "STATES",
     "Filter",
@@ -262,8 +262,8 @@ REQUEST_FILTERS = (
 
 STATES = ("open", "closed")
 _MORE_KEYS = ("state", "closed", "limit", "format")
-ORDERS = ("newest", "slowest")
-_MORE_REQUEST_KEYS = ("order", "limit", "format")
+LISTS = ("newest", "failed", "slowest")
+_MORE_REQUEST_KEYS = ("list", "limit", "format")
 
 _Filters = tuple[tuple[Predicate, ...], ...]
 
@@ -285,11 +285,10 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class RequestSelection:
-    """Which requests are asked for: the newest or the slowest, of which ``limit`` are wanted, None
-    being all."""
+    """Which requests are asked for: of which of the LISTS, and how many at most, None being all."""
 
     filters: _Filters = ()
-    slowest: bool = False
+    list: str = LISTS[0]
     limit: int | None = None
 
     def fits(self, record: Any) -> bool:
@@ -317,12 +316,12 @@ def select(parameters: Iterable[tuple[str, str]]) -> Selection:
 def select_requests(parameters: Iterable[tuple[str, str]]) -> RequestSelection:
     """Requests, likewise."""
     values = _collect(parameters, REQUEST_FILTERS, _MORE_REQUEST_KEYS)
-    order = values.get("order", ["newest"])
-    if len(order) != 1 or order[0] not in ORDERS:
-        raise SelectionError("order", f"expected {_alternatives(ORDERS)}, once")
+    names = values.get("list", [LISTS[0]])
+    if len(names) != 1 or names[0] not in LISTS:
+        raise SelectionError("list", f"expected {_alternatives(LISTS)}, once")
     return RequestSelection(
         filters=_predicates(values, REQUEST_FILTERS),
-        slowest=order == ["slowest"],
+        list=names[0],
         limit=_only_number(values, "limit", least=1),
     )
 

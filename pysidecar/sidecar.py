@@ -216,6 +216,10 @@ class Sidecar:
         """The latest that ended, newest first, in pieces; at most 1,000."""
         return self._data_plane.recent_requests()
 
+    def failed_requests(self) -> Iterator[Sequence[RequestRecord]]:
+        """The latest of those that failed, likewise."""
+        return self._data_plane.failed_requests()
+
     def slowest_requests(self) -> Iterator[Sequence[RequestRecord]]:
         """The slowest of the last five minutes, slowest first, in pieces; at most 1,000."""
         return self._data_plane.slowest_requests()

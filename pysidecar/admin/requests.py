@@ -24,6 +24,9 @@ class Requests(Protocol):
     def recent_requests(self) -> Iterator[Sequence[RequestRecord]]:
         """The latest ones, newest first, in pieces."""
 
+    def failed_requests(self) -> Iterator[Sequence[RequestRecord]]:
+        """The latest of those that failed, likewise."""
+
     def slowest_requests(self) -> Iterator[Sequence[RequestRecord]]:
         """The slowest of the last minutes, slowest first, in pieces."""
 
@@ -43,13 +46,18 @@ class RequestsPage:
             raise web.HTTPBadRequest(text=f"{error}\n") from None
         return await answer(request, self._turns, self._entries(selection))
 
+    def _list(self, name: str) -> Iterator[Sequence[RequestRecord]]:
+        match name:
+            case "slowest":
+                return self._requests.slowest_requests()
+            case "failed":
+                return self._requests.failed_requests()
+        return self._requests.recent_requests()
+
     def _entries(self, selection: RequestSelection) -> Iterator[list[str]]:
         query = self._requests.config.access_log.query
         left = selection.limit
-        read = (
-            self._requests.slowest_requests if selection.slowest else self._requests.recent_requests
-        )
-        for records in read():
+        for records in self._list(selection.list):
             found = [record for record in records if selection.fits(record)][:left]
             yield [encode(describe_request(record, query=query)) for record in found]
             if left is not None:

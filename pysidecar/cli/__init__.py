@@ -20,7 +20,7 @@ from pysidecar.config import Config, ConfigError, json_schema, load
 from pysidecar.direction import Direction
 from pysidecar.errors import StartError
 from pysidecar.modes import INBOUND, OUTBOUND
-from pysidecar.selection import FILTERS, ORDERS, REQUEST_FILTERS, STATES, Filter
+from pysidecar.selection import FILTERS, LISTS, REQUEST_FILTERS, STATES, Filter
 
 __all__ = ["main"]
 
@@ -398,11 +398,12 @@ def services(
 @_watch_option
 @_interval_option
 @click.option(
-    "--order",
-    type=click.Choice(ORDERS),
-    default="newest",
+    "--list",
+    type=click.Choice(LISTS),
+    default=LISTS[0],
     show_default=True,
-    help="The latest that ended, or the slowest of the last five minutes; at most 1,000.",
+    help="The latest that ended, the latest of those that failed, or the slowest of the last five "
+    "minutes; at most 1,000.",
 )
 @click.option(
     "--limit",
@@ -425,17 +426,18 @@ def requests(
 
     A table on a terminal, plain lines in a pipe; with --watch as many rows as the terminal has
     room for. Options that choose requests are combined: all of them have to fit; of one that is
-    given more than once, any. They choose among the 1,000 latest requests, or with --order slowest
-    among the slowest of the last five minutes (of each minute and worker the slowest 32).
+    given more than once, any. They choose among the 1,000 latest requests, or with --list among
+    those that failed, of which some are kept when many others have ended since (255 of each
+    worker), or among the slowest of the last five minutes (32 of each worker and minute).
 
     The path of HTTP requests is shown without its query, unless the configuration says
     access_log: {query: true}. docs/requests.md says what the columns and the flags mean.
 
     \b
     pysidecar requests --watch
-    pysidecar requests --watch --flag failed
+    pysidecar requests --watch --list failed
     pysidecar requests --service orders --status 5xx --limit 20
-    pysidecar requests --order slowest --path /v2/ --slower 100ms --json
+    pysidecar requests --list slowest --path /v2/ --slower 100ms --json
 
     \b
     The admin API takes the same names as parameters:

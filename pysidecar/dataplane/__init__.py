@@ -96,7 +96,7 @@ TRACE_PIECE = 128
 WALK_PIECE = 64
 """Most connections that ``DataPlane.walk`` reads at a time: a millisecond's work to show them."""
 MOST_REQUESTS = 1000
-"""That ``DataPlane.recent_requests`` and ``slowest_requests`` give."""
+"""That ``DataPlane.recent_requests``, ``failed_requests`` and ``slowest_requests`` give."""
 _codes, _names = layout(ffi.typeof("struct dp_record"))
 _RECORD = struct.Struct(f"={_codes}")
 _Raw = namedtuple("_Raw", _names)  # type: ignore[misc]
@@ -617,6 +617,10 @@ class DataPlane:
     def recent_requests(self) -> Generator[list[RequestRecord], None, None]:
         """The latest requests that ended, the latest first, in pieces; see ``walk``."""
         return self._requests(lib.dp_recent_requests)
+
+    def failed_requests(self) -> Generator[list[RequestRecord], None, None]:
+        """The latest of those that failed, likewise."""
+        return self._requests(lib.dp_failed_requests)
 
     def slowest_requests(self) -> Generator[list[RequestRecord], None, None]:
         """The slowest requests that ended in the last five minutes, the slowest first, in pieces;

@@ -79,6 +79,7 @@ class Shown:
 
     requests: Sequence[RequestRecord] = ()
     slow_requests: Sequence[RequestRecord] = ()
+    bad_requests: Sequence[RequestRecord] = ()
     service_sums: Sequence[ServiceSums] = ()
     endpoint_sums: Sequence[EndpointSums] = ()
     unserved_tally: RequestTally = field(default_factory=tally)
@@ -108,6 +109,9 @@ class Shown:
 
     def recent_requests(self) -> Iterator[Sequence[RequestRecord]]:
         return self._pieces(self.requests)
+
+    def failed_requests(self) -> Iterator[Sequence[RequestRecord]]:
+        return self._pieces(self.bad_requests)
 
     def slowest_requests(self) -> Iterator[Sequence[RequestRecord]]:
         return self._pieces(self.slow_requests)

@@ -93,8 +93,8 @@ def test_what_is_cut_is_found() -> None:
         ("source=10.0.0.1/8", "an address, a prefix"),
         ("connection=x", "the id of a connection"),
         ("slower=5", "a duration"),
-        ("order=oldest", "newest or slowest, once"),
-        ("order=newest&order=slowest", "once"),
+        ("list=oldest", "newest, failed or slowest, once"),
+        ("list=newest&list=slowest", "once"),
         ("limit=0", "a whole number from 1"),
         ("format=xml", "json or ndjson"),
         ("pid=1", "one of service, protocol"),
@@ -114,17 +114,19 @@ def test_an_unknown_key_is_not_echoed_as_it_is() -> None:
     assert len(str(raised.value)) < 300
 
 
-def test_newest_or_slowest_up_to_a_limit() -> None:
+def test_each_list_up_to_a_limit() -> None:
     newest = [REQUEST._replace(connection=number) for number in range(25)]
     slowest = [REQUEST._replace(connection=number) for number in range(100, 103)]
+    failed = [REQUEST._replace(connection=number) for number in range(200, 202)]
 
     def shown(query: str) -> list[int]:
-        [(_, body)] = answers(Shown(newest, slowest), f"/requests?{query}")
+        [(_, body)] = answers(Shown(newest, slowest, failed), f"/requests?{query}")
         return [entry["connection"] for entry in json.loads(body)]
 
     assert shown("") == list(range(25))
-    assert shown("order=newest&limit=12") == list(range(12))
-    assert shown("order=slowest") == [100, 101, 102]
+    assert shown("list=newest&limit=12") == list(range(12))
+    assert shown("list=slowest") == [100, 101, 102]
+    assert shown("list=failed") == [200, 201]
     assert shown("connection=7&connection=24&connection=30") == [7, 24]
 
 

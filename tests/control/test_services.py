@@ -106,10 +106,8 @@ def test_one_can_be_asked_for() -> None:
 
 def test_many_are_shown_in_pieces() -> None:
     shown = Shown(
-        [],
-        [],
-        [orders(tally({"2xx": n}), number=n, name=f"s{n}") for n in range(200)],
-        [endpoint(ONE, tally({"2xx": n}), service=n) for n in range(200)],
+        service_sums=[orders(tally({"2xx": n}), number=n, name=f"s{n}") for n in range(200)],
+        endpoint_sums=[endpoint(ONE, tally({"2xx": n}), service=n) for n in range(200)],
     )
     for path in ("/services", "/metrics"):
         shown.asked.clear()

@@ -162,20 +162,40 @@ static void test_the_latest_are_kept(void **state)
 
     (void)state;
     counted_open(&counted);
-    assert_int_equal(requests_recent(&counted.requests, recent, RECENT_REQUESTS), 0);
+    assert_int_equal(requests_recent(&counted.requests, false, recent, RECENT_REQUESTS), 0);
     for (uint64_t i = 0; i < 3 * RECENT_REQUESTS; i++) {
         struct dp_request request = lasting(i, noon);
 
         requests_ended(&counted.requests, 0, &request, NULL, NULL);
     }
     for (int again = 0; again < 2; again++) {
-        assert_int_equal(requests_recent(&counted.requests, recent, RECENT_REQUESTS),
+        assert_int_equal(requests_recent(&counted.requests, false, recent, RECENT_REQUESTS),
                          RECENT_REQUESTS - 1);
         assert_int_equal(recent[0].connection, 2 * RECENT_REQUESTS + 1);
         assert_int_equal(recent[RECENT_REQUESTS - 2].connection, 3 * RECENT_REQUESTS - 1);
     }
-    assert_int_equal(requests_recent(&counted.requests, recent, 3), 3);
+    assert_int_equal(requests_recent(&counted.requests, false, recent, 3), 3);
     assert_int_equal(recent[2].connection, 3 * RECENT_REQUESTS - 1);
+    requests_destroy(&counted.requests);
+}
+
+/* Also where very many others have ended since. */
+static void test_the_latest_failures_are_kept(void **state)
+{
+    static struct counted counted;
+    static struct dp_request recent[FAILED_REQUESTS];
+
+    (void)state;
+    counted_open(&counted);
+    for (uint64_t i = 0; i < 2 * RECENT_REQUESTS; i++) {
+        struct dp_request request = lasting(i, noon);
+
+        request.status_class = i < 3 ? 5 : 2;
+        requests_ended(&counted.requests, 0, &request, NULL, NULL);
+    }
+    assert_int_equal(requests_recent(&counted.requests, true, recent, FAILED_REQUESTS), 3);
+    assert_int_equal(recent[0].connection, 0);
+    assert_int_equal(recent[2].connection, 2);
     requests_destroy(&counted.requests);
 }
 
@@ -276,7 +296,7 @@ static void test_a_reader_beside_the_worker_sees_nothing_torn(void **state)
     while (!atomic_load(&done)) {
         size_t slow = requests_slowest(&counted.requests, noon, found);
         size_t count =
-            slow + requests_recent(&counted.requests, found + slow, RECENT_REQUESTS - slow);
+            slow + requests_recent(&counted.requests, false, found + slow, RECENT_REQUESTS - slow);
 
         for (size_t i = 0; i < count; i++) {
             assert_int_equal(found[i].duration_ns, found[i].connection * NS_PER_MS);
@@ -339,6 +359,7 @@ int main(void)
         cmocka_unit_test(test_bounds_belong_to_what_is_below_them),
         cmocka_unit_test(test_a_failure_is_the_services_or_the_ways),
         cmocka_unit_test(test_the_latest_are_kept),
+        cmocka_unit_test(test_the_latest_failures_are_kept),
         cmocka_unit_test(test_the_slowest_of_a_minute_are_kept),
         cmocka_unit_test(test_old_ones_are_no_longer_among_the_slowest),
         cmocka_unit_test(test_a_tunnel_is_not_slow),

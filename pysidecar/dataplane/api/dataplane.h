@@ -254,6 +254,8 @@ size_t dp_request_line(const struct dp_log_texts *texts, const struct dp_request
 /* Stores at most `max` of the latest requests that ended, the latest first: each worker keeps
  * 1,023. Returns their number. */
 size_t dp_recent_requests(struct dp *dp, struct dp_request *requests, size_t max);
+/* The same of those that failed, as dp_tally.failures counts them: each worker keeps 255. */
+size_t dp_failed_requests(struct dp *dp, struct dp_request *requests, size_t max);
 /* Stores at most `max` of the slowest of the last five minutes, the slowest first: each worker
  * keeps 32 of each minute. Those that became tunnels are left out. Returns their number. */
 size_t dp_slowest_requests(struct dp *dp, struct dp_request *requests, size_t max);

@@ -36,7 +36,7 @@ static size_t give_first(struct dp_request *found, size_t count, compare *order,
     return count;
 }
 
-size_t dp_recent_requests(struct dp *dp, struct dp_request *requests, size_t max)
+static size_t read_recent(struct dp *dp, bool failed, struct dp_request *requests, size_t max)
 {
     struct dp_request *found;
     size_t of_each = max < RECENT_REQUESTS ? max : RECENT_REQUESTS, count = 0;
@@ -45,8 +45,18 @@ size_t dp_recent_requests(struct dp *dp, struct dp_request *requests, size_t max
     if (!found)
         return 0;
     for (uint32_t i = 0; i < dp->worker_count; i++)
-        count += requests_recent(&dp->threads[i].inbox.requests, found + count, of_each);
+        count += requests_recent(&dp->threads[i].inbox.requests, failed, found + count, of_each);
     return give_first(found, count, by_end, requests, max);
+}
+
+size_t dp_recent_requests(struct dp *dp, struct dp_request *requests, size_t max)
+{
+    return read_recent(dp, false, requests, max);
+}
+
+size_t dp_failed_requests(struct dp *dp, struct dp_request *requests, size_t max)
+{
+    return read_recent(dp, true, requests, max);
 }
 
 size_t dp_slowest_requests(struct dp *dp, struct dp_request *requests, size_t max)

@@ -25,7 +25,9 @@ int requests_create(struct requests *requests)
     requests->minutes = calloc(SLOW_MINUTES, sizeof *requests->minutes);
     if (!requests->minutes)
         return -ENOMEM;
-    return ring_create(&requests->recent, sizeof(struct dp_request), RECENT_REQUESTS);
+    if (ring_create(&requests->recent, sizeof(struct dp_request), RECENT_REQUESTS) < 0)
+        return -ENOMEM;
+    return ring_create(&requests->failed, sizeof(struct dp_request), FAILED_REQUESTS);
 }
 
 void requests_destroy(struct requests *requests)
@@ -33,6 +35,7 @@ void requests_destroy(struct requests *requests)
     free(requests->minutes);
     requests->minutes = NULL;
     ring_destroy(&requests->recent);
+    ring_destroy(&requests->failed);
 }
 
 /* ---- sums ---- */
@@ -160,11 +163,14 @@ void requests_ended(struct requests *requests, unsigned worker, const struct dp_
     if (endpoint && endpoint->tallies)
         count(&endpoint->tallies[worker], request);
     ring_write(&requests->recent, request);
+    if (has_failed(request))
+        ring_write(&requests->failed, request);
     if (!(request->flags & 1u << DP_FLAG_UPGRADED))
         keep_if_slow(requests, request);
 }
 
-size_t requests_recent(const struct requests *requests, struct dp_request *recent, size_t max)
+size_t requests_recent(const struct requests *requests, bool failed, struct dp_request *recent,
+                       size_t max)
 {
-    return ring_latest(&requests->recent, recent, max);
+    return ring_latest(failed ? &requests->failed : &requests->recent, recent, max);
 }

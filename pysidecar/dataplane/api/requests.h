@@ -1,5 +1,6 @@
-/* What a worker keeps of the requests that ended: sums, the latest ones, and the slowest ones of
- * the last minutes. The worker writes, the control thread reads, and neither waits for the other.
+/* What a worker keeps of the requests that ended: sums, the latest ones, the latest that failed,
+ * and the slowest ones of the last minutes. The worker writes, the control thread reads, and
+ * neither waits for the other.
  */
 #ifndef PYSIDECAR_API_REQUESTS_H
 #define PYSIDECAR_API_REQUESTS_H
@@ -11,6 +12,7 @@
 enum {
     REQUEST_WORDS = sizeof(struct dp_request) / sizeof(uint64_t),
     RECENT_REQUESTS = 1024,
+    FAILED_REQUESTS = 256,
     SLOW_MINUTES = 6,      /* the current one, and those that are over */
     SLOW_OF_A_MINUTE = 32, /* that are kept */
     SLOW_REQUESTS = SLOW_MINUTES * SLOW_OF_A_MINUTE,
@@ -37,7 +39,7 @@ struct slow_minute {
 /* A worker's. */
 struct requests {
     struct tally unserved; /* of those that reached no service */
-    struct ring recent;
+    struct ring recent, failed;
     struct slow_minute *minutes; /* by minute, modulo SLOW_MINUTES */
 };
 
@@ -52,8 +54,10 @@ void requests_ended(struct requests *requests, unsigned worker, const struct dp_
 
 /* ---- the control thread's side ---- */
 
-/* Stores the latest, at most `max`, the oldest first. Returns how many. */
-size_t requests_recent(const struct requests *requests, struct dp_request *recent, size_t max);
+/* Stores the latest, or the latest that failed, at most `max`, the oldest first. Returns how many.
+ */
+size_t requests_recent(const struct requests *requests, bool failed, struct dp_request *recent,
+                       size_t max);
 /* Stores the slowest since that moment (CLOCK_REALTIME), at most SLOW_REQUESTS, in any
  * order. Returns how many. */
 size_t requests_slowest(const struct requests *requests, uint64_t since_ns,
