@@ -33,6 +33,7 @@ class Wire(Protocol):
     timeout: int
     unreachable: frozenset[int]
     malformed: int
+    refused: int
 
     def request(self, request: Request, timeout_ms: int = 10_000) -> bytes: ...
 
@@ -60,6 +61,7 @@ class _Bolt:
     timeout = 7
     unreachable = frozenset({0x10})
     malformed = 9
+    refused = 6
     # proto, type, command, version, id, codec, timeout; lengths of class, header and content.
     _request = struct.Struct(">BBHBIBiHHI")
     # The same with a status.
@@ -116,6 +118,7 @@ class _Dubbo:
     timeout = 31
     unreachable = frozenset({35, 40, 50, 60, 70, 80, 90, 100})
     malformed = 50
+    refused = 40
     _head = struct.Struct(">HBBQI")  # magic, flags, status, id, size
 
     def request(self, request: Request, timeout_ms: int = 10_000) -> bytes:

@@ -189,6 +189,18 @@ static void write_heartbeat(struct uplink *uplink, const struct message *asked)
     wire_wrote(&uplink->wire, size);
 }
 
+/* A service that asks, as for a callback of Dubbo: the connection is that of many clients, and it
+ * cannot be told whose. */
+static void refuse(struct uplink *uplink, const struct message *request)
+{
+    const struct rejection rejection = {.flag = DP_FLAG_REFUSED};
+    uint8_t *to = wire_room(&uplink->wire, ENCODING_ROOM);
+
+    if (to)
+        wire_wrote(&uplink->wire, uplink->pool->codec->reject(&request->facts, request->id,
+                                                              &rejection, to, ENCODING_ROOM));
+}
+
 static void decoded_frame(struct uplink *uplink, const struct message *message)
 {
     struct stream *stream;
@@ -203,7 +215,10 @@ static void decoded_frame(struct uplink *uplink, const struct message *message)
     case MESSAGE_HEARTBEAT:
         write_heartbeat(uplink, message);
         break;
-    default: /* answers to heartbeats; requests of the upstream go nowhere */
+    case MESSAGE_REQUEST:
+        refuse(uplink, message);
+        break;
+    default: /* answers to heartbeats, and what wants no answer */
         break;
     }
 }
