@@ -115,6 +115,19 @@ static bool passes(struct passing *passing, const struct field *field)
            (!passing->rewrite || !is_rewritten(passing->rewrite, field->name));
 }
 
+/* As it came, where it has one space behind the colon, as most have. */
+static void put_field_of(struct writer *writer, const struct field *field)
+{
+    struct text name = field->name, value = field->value;
+
+    if (value.at == name.at + name.size + 2 && value.at[-1] == ' ') {
+        put(writer, text_between(name.at, value.at + value.size));
+        put(writer, TEXT("\r\n"));
+    } else {
+        put_field(writer, name, value);
+    }
+}
+
 static void put_fields(struct writer *writer, struct passing *passing)
 {
     const struct message *message = passing->message;
@@ -122,7 +135,7 @@ static void put_fields(struct writer *writer, struct passing *passing)
     note_connection(passing);
     for (uint32_t i = 0; i < message->field_count; i++)
         if (passes(passing, &message->fields[i]))
-            put_field(writer, message->fields[i].name, message->fields[i].value);
+            put_field_of(writer, &message->fields[i]);
 }
 
 /* One of our own. What would be more than a field, or frame the message, is none. */

@@ -33,27 +33,10 @@ static inline void put(struct writer *writer, struct text text)
 
 static inline void put_field(struct writer *writer, struct text name, struct text value)
 {
-    char *at = writer->at;
-
-    if (writer->full || (size_t)(writer->end - at) < (size_t)name.size + value.size + 4) {
-        writer->full = true;
-        return;
-    }
-    if (value.at == name.at + name.size + 2 && name.at[name.size + 1] == ' ') { /* as it came */
-        memcpy(at, name.at, name.size + 2 + value.size);
-        at += name.size + 2 + value.size;
-    } else {
-        memcpy(at, name.at, name.size);
-        at += name.size;
-        *at++ = ':';
-        *at++ = ' ';
-        if (value.size > 0)
-            memcpy(at, value.at, value.size);
-        at += value.size;
-    }
-    *at++ = '\r';
-    *at++ = '\n';
-    writer->at = at;
+    put(writer, name);
+    put(writer, TEXT(": "));
+    put(writer, value);
+    put(writer, TEXT("\r\n"));
 }
 
 static inline void put_number(struct writer *writer, uint64_t number)
