@@ -50,7 +50,7 @@ def measure() -> None:
 def _compile(program: Path) -> None:
     sources = [
         Path(__file__).with_name("pick.c"),
-        *(_DATA_PLANE / "base" / f"{part}.c" for part in ("map", "places")),
+        *(_DATA_PLANE / "base" / f"{part}.c" for part in ("map", "places", "slab")),
         *(_DATA_PLANE / "upstream" / f"{part}.c" for part in _PARTS),
     ]
     flags = "-std=gnu11 -D_GNU_SOURCE -O2 -DNDEBUG -Wall -Wextra -Werror -pthread".split()

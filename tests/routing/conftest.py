@@ -23,7 +23,7 @@ DATA_PLANE = ROOT / "pysidecar" / "dataplane"
 SHIM = Path(__file__).with_name("shim.c")
 FLAGS = "-std=gnu11 -D_GNU_SOURCE -O1 -g -Wall -Wextra -Werror -fPIC -shared -UNDEBUG".split()
 PARTS = {
-    "base": ("map", "places", "ring", "trace"),
+    "base": ("map", "places", "ring", "slab", "trace"),
     "upstream": ("cluster", "endpoint", "service", "shared", "weighing"),
     "l7": ("rulebook", "router"),
 }

@@ -16,7 +16,7 @@ static int set_up(void **state)
 {
     (void)state;
     registry_init(&registry, -1);
-    standings = (struct standings){.workers = WORKERS};
+    standings_init(&standings, WORKERS);
     random_state = 4711;
     service = NULL;
     for (uint16_t i = 0; i < MANY; i++)

@@ -45,6 +45,7 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
         SHIM,
         DATA_PLANE / "base" / "map.c",
         DATA_PLANE / "base" / "places.c",
+        DATA_PLANE / "base" / "slab.c",
         *(DATA_PLANE / "upstream" / f"{part}.c" for part in parts),
     ]
     sanitize = (

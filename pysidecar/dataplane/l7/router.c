@@ -268,7 +268,8 @@ struct directory *directory_create(struct directories *directories, const struct
 
 void directories_init(struct directories *directories, struct registry *registry, uint32_t workers)
 {
-    *directories = (struct directories){.registry = registry, .standings.workers = workers};
+    *directories = (struct directories){.registry = registry};
+    standings_init(&directories->standings, workers);
 }
 
 static void drop(struct directory *directory)

@@ -48,7 +48,8 @@ void endpoint_release(struct map *endpoints, struct endpoint *endpoint)
         return;
     assert(atomic_load(&endpoint->active) == 0);
     map_remove(endpoints, &endpoint->entry);
-    free(endpoint->tallies);
+    if (endpoint->tallies)
+        slab_give(endpoint->slab, endpoint->tallies);
     free(endpoint);
 }
 

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "base/map.h"
+#include "base/slab.h"
 #include "contract.h"
 
 struct tally;
@@ -22,6 +23,7 @@ struct endpoint {
     /* Of a service's endpoint: */
     _Atomic uint64_t generation; /* the newest table that names it, see router_generation */
     struct tally *tallies;       /* by worker; NULL: it is a route's */
+    struct slab *slab;           /* that they are from */
 };
 
 /* The endpoint with that address, with one more reference; NULL when out of memory. In another

@@ -21,16 +21,22 @@ static void name_of(const struct service_plan *plan, char name[DP_SERVICE_BYTES]
         memcpy(name, plan->name.at, size);
 }
 
+void standings_init(struct standings *standings, uint32_t workers)
+{
+    *standings = (struct standings){.first = NULL};
+    slab_init(&standings->tallies, workers * sizeof(struct tally));
+}
+
 static struct standing *standing_create(struct standings *standings,
                                         const struct service_plan *plan, uint64_t hash)
 {
     struct standing *standing = calloc(1, sizeof *standing);
 
     if (standing)
-        standing->tallies = calloc(standings->workers, sizeof *standing->tallies);
+        standing->tallies = slab_take(&standings->tallies);
     if (!standing || !standing->tallies || !map_add(&standings->map, &standing->entry, hash)) {
         if (standing)
-            free(standing->tallies);
+            slab_give(&standings->tallies, standing->tallies);
         free(standing);
         errno = ENOMEM;
         return NULL;
@@ -70,11 +76,12 @@ void standings_close(struct standings *standings)
     for (struct standing *standing = standings->first; standing; standing = next) {
         next = standing->next;
         map_remove(&standings->map, &standing->entry);
-        free(standing->tallies);
+        slab_give(&standings->tallies, standing->tallies);
         free(standing);
     }
     standings->first = NULL;
     map_close(&standings->map);
+    slab_close(&standings->tallies);
 }
 
 /* ---- services ---- */
@@ -114,7 +121,7 @@ static void service_destroy(struct shared *shared)
 }
 
 /* False when out of memory. */
-static bool set_endpoints(struct service *service, struct registry *registry, uint32_t workers,
+static bool set_endpoints(struct service *service, struct registry *registry, struct slab *tallies,
                           const struct service_plan *plan)
 {
     struct cluster_plan cluster = cluster_of(plan);
@@ -125,8 +132,9 @@ static bool set_endpoints(struct service *service, struct registry *registry, ui
     for (uint32_t i = 0; service->cluster && i < cluster.count; i++) {
         struct endpoint *endpoint = service->cluster->endpoints[i];
 
+        endpoint->slab = tallies;
         if (!endpoint->tallies)
-            endpoint->tallies = calloc(workers, sizeof *endpoint->tallies);
+            endpoint->tallies = slab_take(tallies);
         if (!endpoint->tallies)
             return false;
     }
@@ -144,7 +152,7 @@ static struct text copy(char **to, struct text text)
 }
 
 static struct service *service_create(struct registry *registry, struct standing *standing,
-                                      uint32_t workers, const struct service_plan *plan)
+                                      struct slab *tallies, const struct service_plan *plan)
 {
     const struct dp_service *settings = plan->settings;
     struct service *service =
@@ -164,7 +172,7 @@ static struct service *service_create(struct registry *registry, struct standing
     texts = service->texts;
     service->name = copy(&texts, plan->name);
     service->hash_by = copy(&texts, plan->hash_by);
-    if (set_endpoints(service, registry, workers, plan))
+    if (set_endpoints(service, registry, tallies, plan))
         return service;
     keeper_release(&service->shared);
     return NULL;
@@ -182,7 +190,7 @@ struct service *service_intern(struct registry *registry, struct standings *stan
         shared_reference(&standing->newest->shared);
         return standing->newest;
     }
-    service = service_create(registry, standing, standings->workers, plan);
+    service = service_create(registry, standing, &standings->tallies, plan);
     if (!service) {
         errno = ENOMEM;
         return NULL;

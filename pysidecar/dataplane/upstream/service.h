@@ -29,7 +29,7 @@ struct standing {
 struct standings {
     struct map map;
     struct standing *first;
-    uint32_t workers;
+    struct slab tallies; /* theirs, and those of endpoints: one for each worker together */
 };
 
 struct service {
@@ -62,6 +62,7 @@ struct endpoint *service_pick(const struct service *service, uint64_t hash, uint
  * changed. NULL with errno set: when out of memory, or EINVAL where the number had another name. */
 struct service *service_intern(struct registry *registry, struct standings *standings,
                                const struct service_plan *plan);
+void standings_init(struct standings *standings, uint32_t workers);
 /* When there is no service any more. */
 void standings_close(struct standings *standings);
 
