@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 import pysidecar
 
@@ -19,6 +22,23 @@ def pytest_configure() -> None:
     expected = os.environ.get("PYSIDECAR_UNDER_TEST", str(PACKAGE))
     if expected != str(PACKAGE):
         pytest.exit(f"the tests would run with {PACKAGE}; expected {expected}", 1)
+
+
+# Tests that share what takes seconds to start. (Marks of xdist_group would say so where they stand,
+# but xdist 3.8 loses them with pytest 9.2, where a node's id can no longer be changed.)
+_TOGETHER = re.compile(r"tests/codecs/test_frames_|tests/requests/\w+")
+
+
+class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Each test goes to whichever process is free, but those of `_TOGETHER` to the same one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        found = _TOGETHER.match(nodeid)
+        return found[0] if found else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Scheduling:
+    return _Scheduling(config, log)
 
 
 def pytest_report_header() -> str:

@@ -15,7 +15,7 @@ from tests.requests.programs import Answer, Program
 from tests.waiting import eventually
 
 # One process of each Java program for all of these tests.
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("frames-java")]
+pytestmark = [pytest.mark.timeout(300)]
 
 
 class Refusing:

@@ -12,7 +12,7 @@ from tests.codecs.frames import BOLT, DUBBO, Frame, Frames
 from tests.requests.programs import Answer, Program
 
 # One process of each Java program for all of these tests.
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("frames-java")]
+pytestmark = [pytest.mark.timeout(300)]
 
 SEED = 4711
 STATUSES = (*range(10), *range(0x10, 0x13))

@@ -15,8 +15,6 @@ from tests.requests.fronts import front
 from tests.requests.programs import Answer, Program
 from tests.waiting import PATIENCE, eventually
 
-pytestmark = pytest.mark.xdist_group("bolt-peers")
-
 Library = dict[str, str]
 SOFARPC = {"library": "sofarpc", "service": "a"}
 BOLT1 = {"library": "bolt", "protocol": "1", "service": "raw"}

@@ -16,7 +16,6 @@ from tests.requests.programs import Answer, Program
 from tests.waiting import PATIENCE, eventually
 
 pytestmark = [
-    pytest.mark.xdist_group("dubbo-peers"),
     pytest.mark.skipif(
         not HAS_IPV6, reason="a Dubbo consumer connects to no IPv4 loopback address"
     ),

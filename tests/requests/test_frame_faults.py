@@ -21,8 +21,6 @@ from tests.requests.fronts import Front, front
 from tests.requests.upstreams import Scripted, reset, scripted
 from tests.waiting import PATIENCE
 
-pytestmark = pytest.mark.xdist_group("frame-faults")
-
 _TIMEOUT_MS = 400
 
 # ---- The upstream: a request's method is the fault ----

@@ -18,8 +18,6 @@ from tests.requests.fronts import Front, front
 from tests.requests.upstreams import Scripted, scripted
 from tests.waiting import PATIENCE
 
-pytestmark = pytest.mark.xdist_group("http-faults")
-
 _TIMEOUT = 1.0  # seconds, of a request
 _BAD = {502}
 _STATUS = {

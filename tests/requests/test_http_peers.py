@@ -23,8 +23,6 @@ from tests.requests.fronts import Front, front
 from tests.requests.programs import Program
 from tests.waiting import PATIENCE
 
-pytestmark = pytest.mark.xdist_group("http-peers")
-
 _LONG = 100 << 20  # bytes
 _PIECES = 200
 
