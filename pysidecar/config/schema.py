@@ -513,7 +513,8 @@ class Acceleration(_ModeSection):
 
     path: Annotated[Literal["full", "local"], Field(json_schema_extra=_AT_START)] = "full"
     """`full` goes from the application's socket to the upstream's. `local` only replaces the TCP
-    between application and sidecar, which still sees every byte."""
+    between application and sidecar, which still sees every byte; so it is the path of connections
+    whose requests are read, whichever is configured."""
 
     after_bytes: Annotated[
         int, Field(strict=True, ge=0, le=2**63 - 1, json_schema_extra=_AT_START)

@@ -21,6 +21,9 @@ from tests.acceleration.support import (
     compile_program,
     mesh,
 )
+from tests.waiting import eventually
+
+_TCP_LIMITS = Path("/proc/sys/net/ipv4/tcp_mem")  # in pages: normal, short, all
 
 
 @pytest.fixture(scope="session")
@@ -93,3 +96,41 @@ def start(
     yield run
     for application in started:
         application.close()
+
+
+def _tcp_memory_is_short() -> bool:
+    lines = Path("/proc/net/protocols").read_text().splitlines()
+    (line,) = [line.split() for line in lines if line.startswith("TCP ")]
+    return line[4] == "yes"
+
+
+@pytest.fixture
+def say_whether_memory_is_short() -> Iterator[Callable[[bool], None]]:
+    """Makes the kernel call TCP's memory short, or no longer; nobody is refused any."""
+    before = _TCP_LIMITS.read_text()
+    short = "1 2 " + before.split()[2]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def exchange() -> None:
+            """The kernel looks when a socket needs more."""
+            with (
+                socket.create_connection(listener.getsockname()) as one,
+                listener.accept()[0] as other,
+            ):
+                one.setblocking(False)
+                one.send(bytes(1 << 20))
+                other.recv(1 << 20)
+
+        def say(wanted: bool) -> None:
+            _TCP_LIMITS.write_text(short if wanted else before)
+
+            def said() -> bool:
+                exchange()
+                return _tcp_memory_is_short() == wanted
+
+            eventually(said, lambda: f"TCP's memory is {'' if wanted else 'not '}short")
+
+        try:
+            yield say
+        finally:
+            say(False)

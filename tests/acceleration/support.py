@@ -251,6 +251,11 @@ def records(slots: int) -> list[dict[str, Any]]:
     return [entry["formatted"]["value"] for entry in dumped]
 
 
+def windows(slots: int) -> list[int]:
+    """How much may be redirected for each connection."""
+    return [record["window"] for record in records(slots) if record["id"]]
+
+
 def kernel_objects(slots: int) -> set[tuple[str, int]]:
     """BPF maps and programs of the sidecar with so many slots."""
     maps = _maps_of_records(slots)

@@ -3,61 +3,15 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
-from tests.acceleration.support import HookedApplication, Trace, records, some_slots
+from tests.acceleration.support import HookedApplication, Trace, some_slots, windows
 from tests.waiting import eventually
 
-_TCP_LIMITS = Path("/proc/sys/net/ipv4/tcp_mem")  # in pages: normal, short, all
 _IDLE_S = 6
-
-
-def _tcp_memory_is_short() -> bool:
-    lines = Path("/proc/net/protocols").read_text().splitlines()
-    (line,) = [line.split() for line in lines if line.startswith("TCP ")]
-    return line[4] == "yes"
-
-
-@pytest.fixture
-def say_whether_memory_is_short() -> Iterator[Callable[[bool], None]]:
-    """Makes the kernel call TCP's memory short, or no longer; nobody is refused any."""
-    before = _TCP_LIMITS.read_text()
-    short = "1 2 " + before.split()[2]
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def exchange() -> None:
-            """The kernel looks when a socket needs more."""
-            with (
-                socket.create_connection(listener.getsockname()) as one,
-                listener.accept()[0] as other,
-            ):
-                one.setblocking(False)
-                one.send(bytes(1 << 20))
-                other.recv(1 << 20)
-
-        def say(wanted: bool) -> None:
-            _TCP_LIMITS.write_text(short if wanted else before)
-
-            def said() -> bool:
-                exchange()
-                return _tcp_memory_is_short() == wanted
-
-            eventually(said, lambda: f"TCP's memory is {'' if wanted else 'not '}short")
-
-        try:
-            yield say
-        finally:
-            say(False)
-
-
-def _windows(slots: int) -> list[int]:
-    """How much may be redirected for each connection."""
-    return [record["window"] for record in records(slots) if record["id"]]
 
 
 @pytest.mark.exclusive  # TCP's memory is the machine's
@@ -73,7 +27,7 @@ def test_connection_whose_idle_time_ends_when_it_has_left(
     application.exchange()
     application.wait_for_path(path)
     say_whether_memory_is_short(True)
-    eventually(lambda: _windows(slots) == [0], "it begins to leave")
+    eventually(lambda: windows(slots) == [0], "it begins to leave")
     application.sidecar.pause()
     try:
         say_whether_memory_is_short(False)
@@ -99,7 +53,7 @@ def test_a_trace_tells_that_it_has_left(
     application.wait_for_path(path)
     with Trace(application.sidecar) as trace:
         say_whether_memory_is_short(True)
-        eventually(lambda: _windows(slots) == [0], "it begins to leave")
+        eventually(lambda: windows(slots) == [0], "it begins to leave")
         say_whether_memory_is_short(False)
         assert trace.find("left_kernel")["session"]
     application.exchange()

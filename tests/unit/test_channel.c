@@ -267,6 +267,27 @@ static void test_what_is_no_descriptor_cannot_be_watched(void **state)
     assert_int_equal(channel_watch(&loop, &channel), -EBADF);
 }
 
+static int descriptor_at_close;
+
+static void note_close(struct channel *channel)
+{
+    descriptor_at_close = channel->watch.fd;
+}
+
+static void test_a_transport_is_told_before_the_socket_is_closed(void **state)
+{
+    struct channel *channel = &side.channel;
+    struct transport noting = transport_raw;
+    int fd = channel->watch.fd;
+
+    (void)state;
+    noting.close = note_close;
+    channel->transport = &noting;
+    channel_close(&loop, channel, false);
+    assert_int_equal(descriptor_at_close, fd);
+    channel->transport = &transport_raw;
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -282,6 +303,7 @@ int main(void)
         TEST(test_bytes_can_take_a_pipe),
         TEST(test_a_write_to_one_that_is_gone_is_no_signal),
         TEST(test_what_is_no_descriptor_cannot_be_watched),
+        TEST(test_a_transport_is_told_before_the_socket_is_closed),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -53,7 +53,7 @@ static void arrived(struct session *of)
 
 static const struct flow_ops *ops;
 
-static const struct flow_ops *flow_ops(const struct tunnel *tunnel)
+static const struct flow_ops *flow_ops(struct tunnel *tunnel)
 {
     (void)tunnel;
     return ops;

@@ -82,7 +82,7 @@ struct session_handler {
     void (*request_ended)(struct session *session, const struct dp_request *request,
                           struct standing *standing, struct endpoint *endpoint);
     /* What stands beside the flows of a tunnel that is about to relay, or NULL. */
-    const struct flow_ops *(*flow_ops)(const struct tunnel *tunnel);
+    const struct flow_ops *(*flow_ops)(struct tunnel *tunnel);
 };
 
 /* `state` is stored with release order after the fields that the control thread may read from then

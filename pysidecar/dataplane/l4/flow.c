@@ -233,11 +233,12 @@ static bool pass_on(struct tunnel *tunnel, int from, size_t count, int flags,
 }
 
 /* Whether a short read means that there is nothing more. */
-static bool short_read_tells(const struct tunnel *tunnel, int from)
+static bool short_read_tells(struct tunnel *tunnel, int from)
 {
     const struct flow_ops *ops = tunnel->ops;
 
-    return !(ops && ops->reads_both && ops->reads_both(tunnel, from));
+    return !tunnel_side(tunnel, from)->transport->short_reads &&
+           !(ops && ops->reads_both && ops->reads_both(tunnel, from));
 }
 
 /* Reads once and passes on what can be passed on. Returns as pass_on does. */

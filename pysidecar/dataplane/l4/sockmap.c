@@ -13,7 +13,7 @@
 #include "base/clock.h"
 #include "base/owner.h"
 #include "base/sockaddr.h"
-#include "l4/accelerator.h"
+#include "l4/sockmapped.h"
 
 enum {
     /* What may wait on TCP's way from the application (unsent in its socket, and in our receive
@@ -27,55 +27,19 @@ enum {
     POLL_SHARE = 20,
     STALL_MS = 5,
     POLLED_MS = 20,
-    RETRY_MS = 10,      /* of a receiver that stalled, and gets bytes by TCP */
-    TRIES = 8,          /* to attach a tunnel, at doubling distances */
-    TICK_BUSY_MS = 250, /* how old byte counts may be */
-    TICK_IDLE_MS = 1000,
-};
-
-/* Whether a receiver keeps up. While it does not, we wait for it rather than send by TCP, which
- * would have to be empty before anything could be redirected again. */
-enum pace {
-    PACE_KEEPS_UP,
-    PACE_BEHIND,    /* its window is full */
-    PACE_SWITCHING, /* from TCP to redirecting: it has to read everything first */
-    PACE_STALLED,   /* it takes too long: TCP takes over */
-};
-
-struct receiver {
-    enum pace pace;
-    uint32_t waiting; /* bytes, at the last poll */
-    uint64_t since_ms, progress_ms;
-};
-
-/* tunnel->extra, from the first attempt to attach on. */
-struct sockmapped {
-    struct tunnel *tunnel;
-    struct record *record; /* NULL if it is not attached */
-    unsigned tries;        /* attempts that are left */
-    uint64_t again_at_ms;  /* not before this is the next attempt */
-    uint64_t counted;      /* of record->redirected[0]: what is in the session's bytes already */
-    uint64_t redirected_before; /* record->redirected[1] before the current read */
-    int room;                   /* size of the buffer that redirected bytes go to */
-    bool joined;                /* what we send to the application may be redirected */
-    uint64_t leaves_at_ms;      /* when it may go back to the relay; 0: it stays */
-    /* By the side that is sent to. */
-    struct receiver receiver[2];
-    struct sockmapped *next_polled,
-        **previous_polled; /* in the worker's list, while a receiver is waited for */
+    RETRY_MS = 10, /* of a receiver that stalled, and gets bytes by TCP */
+    TRIES = 8,     /* to attach a session, at doubling distances */
 };
 
 struct sockmap {
     struct worker *worker;
-    struct sockmapped *polled; /* tunnels with a receiver that is waited for */
+    struct sockmapped *polled; /* those with a receiver that is waited for */
     struct timer poll;
 };
 
-static const struct flow_ops attached_ops;
-
 static struct worker *worker_of(const struct sockmapped *sockmapped)
 {
-    return tunnel_worker(sockmapped->tunnel);
+    return sockmapped->session->worker;
 }
 
 static struct accelerator *accelerator_of(const struct sockmapped *sockmapped)
@@ -85,7 +49,8 @@ static struct accelerator *accelerator_of(const struct sockmapped *sockmapped)
 
 static int fd_of(const struct sockmapped *sockmapped, int side)
 {
-    return tunnel_side(sockmapped->tunnel, side)->watch.fd;
+    return side == DOWNSTREAM ? sockmapped->session->downstream.watch.fd
+                              : sockmapped->upstream->watch.fd;
 }
 
 /* ---- attaching ---- */
@@ -117,11 +82,11 @@ static void follow_nodelay(const struct sockmapped *mapped)
 static void fill_record(const struct sockmapped *mapped)
 {
     const struct accelerator *accelerator = accelerator_of(mapped);
-    const struct session *session = mapped->tunnel->session;
+    const struct session *session = mapped->session;
     struct record *record = mapped->record;
 
     memset(record, 0, sizeof *record);
-    record->local = accelerator->settings.path == DP_PATH_LOCAL;
+    record->local = !mapped->upstream || accelerator->settings.path == DP_PATH_LOCAL;
     record->blocking = accelerator->settings.blocking_sockets;
     record->forwarded = session->header_size + counter_read(&session->bytes[DOWNSTREAM]);
 }
@@ -135,9 +100,9 @@ static int attach_sockets(const struct sockmapped *mapped)
 
     fill_record(mapped);
     if (!describe_socket(fd_of(mapped, DOWNSTREAM), &record->downstream) ||
-        !describe_socket(fd_of(mapped, UPSTREAM), &record->upstream))
+        (mapped->upstream && !describe_socket(fd_of(mapped, UPSTREAM), &record->upstream)))
         return ANSWER_NO_SOCKET;
-    __atomic_store_n(&record->id, mapped->tunnel->session->id, __ATOMIC_RELEASE);
+    __atomic_store_n(&record->id, mapped->session->id, __ATOMIC_RELEASE);
     answer = accelerator_run(accelerator, accelerator->attach, record);
     if (answer != ANSWER_OK) {
         __atomic_store_n(&record->id, 0, __ATOMIC_RELEASE);
@@ -174,8 +139,7 @@ static void set_window(struct sockmapped *mapped)
     __atomic_store_n(&record->window, now, __ATOMIC_RELEASE);
 }
 
-/* Whether messages to the application may be redirected, or all take TCP. */
-static void set_joined(struct sockmapped *mapped, bool joined)
+void sockmapped_set_joined(struct sockmapped *mapped, bool joined)
 {
     const struct accelerator *accelerator = accelerator_of(mapped);
 
@@ -188,105 +152,55 @@ static void set_joined(struct sockmapped *mapped, bool joined)
     mapped->joined = joined;
 }
 
-static bool pays(const struct tunnel *tunnel)
+bool sockmapped_is_for(const struct session *session)
 {
-    const struct dp_acceleration *settings = &tunnel_worker(tunnel)->accelerator->settings;
-    const struct session *session = tunnel->session;
+    /* Only the hook makes up for what a redirected socket does differently (see hook/receive.c). */
+    return session->worker->accelerator->object &&
+           session->origin.listener->direction == DP_OUTBOUND && session->hooked;
+}
 
-    return tunnel->round_trips >= settings->after_round_trips ||
+bool sockmapped_pays(const struct session *session, uint32_t round_trips)
+{
+    const struct dp_acceleration *settings = &session->worker->accelerator->settings;
+
+    return round_trips >= settings->after_round_trips ||
            counter_read(&session->bytes[DOWNSTREAM]) + counter_read(&session->bytes[UPSTREAM]) >=
                settings->after_bytes;
 }
 
-/* The tunnel stays a relay. */
-static void give_up(struct tunnel *tunnel)
+void sockmapped_begin(struct sockmapped *mapped, bool joined)
 {
-    free(tunnel->extra);
-    tunnel->extra = NULL;
-    tunnel->ops = NULL;
-}
+    enum dp_path path = mapped->record->local ? DP_PATH_LOCAL : DP_PATH_FULL;
 
-static void begin_attached(struct sockmapped *mapped)
-{
-    struct tunnel *tunnel = mapped->tunnel;
-    bool local = mapped->record->local;
-
-    trace(tunnel_worker(tunnel), tunnel->session->id, accelerated,
-          local ? DP_PATH_LOCAL : DP_PATH_FULL, mapped->tries);
-
-    tunnel->ops = &attached_ops;
-    if (local)
-        tunnel->flow[DOWNSTREAM].splicing = tunnel->flow[UPSTREAM].splicing = false;
-    set_joined(mapped, !tunnel->flow[UPSTREAM].splicing);
+    trace(worker_of(mapped), mapped->session->id, accelerated, path, mapped->tries);
+    sockmapped_set_joined(mapped, joined);
     set_window(mapped); /* from here on there is room to redirect to */
-    atomic_store_explicit(&tunnel->session->path, local ? DP_PATH_LOCAL : DP_PATH_FULL,
-                          memory_order_relaxed);
-    tunnel_tick_in(tunnel, TICK_BUSY_MS);
+    atomic_store_explicit(&mapped->session->path, path, memory_order_relaxed);
 }
 
 /* Some obstacles pass: the application's end is established later than ours, or its socket still
  * blocks. An ended direction does not. */
-static void try_to_attach(struct sockmapped *mapped)
+enum attempt_outcome sockmapped_attach(struct sockmapped *mapped)
 {
     uint64_t now_ms = worker_of(mapped)->loop.now_ms;
     int answer;
 
+    if (now_ms < mapped->again_at_ms)
+        return ATTACH_LATER;
     mapped->record = accelerator_take(accelerator_of(mapped), now_ms);
-    if (!mapped->record) {
-        give_up(mapped->tunnel);
-        return;
-    }
+    if (!mapped->record)
+        return ATTACH_NEVER;
     answer = attach_sockets(mapped);
-    if (answer == ANSWER_OK) {
-        begin_attached(mapped);
-        return;
-    }
+    if (answer == ANSWER_OK)
+        return ATTACH_DONE;
     accelerator_give_back(accelerator_of(mapped), mapped->record, now_ms);
     mapped->record = NULL;
-    trace(worker_of(mapped), mapped->tunnel->session->id, not_accelerated,
-          answer == ANSWER_ENDED ? 0 : mapped->tries - 1, 0);
-    if (answer == ANSWER_ENDED || --mapped->tries == 0)
-        give_up(mapped->tunnel);
-    else
-        mapped->again_at_ms = now_ms + (1u << (TRIES - mapped->tries - 1));
-}
-
-static void watching_ran(struct tunnel *tunnel)
-{
-    struct sockmapped *mapped = tunnel->extra;
-
-    if ((mapped && tunnel_worker(tunnel)->loop.now_ms < mapped->again_at_ms) || !pays(tunnel))
-        return;
-    if (!mapped) {
-        mapped = calloc(1, sizeof *mapped);
-        if (!mapped) {
-            give_up(tunnel);
-            return;
-        }
-        mapped->tunnel = tunnel;
-        mapped->tries = TRIES;
-        tunnel->extra = mapped;
-    }
-    try_to_attach(mapped);
-}
-
-static void watching_release(struct tunnel *tunnel)
-{
-    give_up(tunnel);
-}
-
-static const struct flow_ops watching_ops = {.ran = watching_ran, .release = watching_release};
-
-const struct flow_ops *sockmap_ops(const struct tunnel *tunnel)
-{
-    const struct session *session = tunnel->session;
-    const struct dp_listener *listener = session->origin.listener;
-
-    /* Only the hook makes up for what a redirected socket does differently (see hook/receive.c). */
-    return session->worker->accelerator->object && listener->direction == DP_OUTBOUND &&
-                   session->hooked
-               ? &watching_ops
-               : NULL;
+    mapped->tries = answer == ANSWER_ENDED ? 0 : mapped->tries - 1;
+    trace(worker_of(mapped), mapped->session->id, not_accelerated, mapped->tries, 0);
+    if (mapped->tries == 0)
+        return ATTACH_NEVER;
+    mapped->again_at_ms = now_ms + (1u << (TRIES - mapped->tries - 1));
+    return ATTACH_LATER;
 }
 
 void sockmap_prepare(struct session *session, int application)
@@ -343,12 +257,10 @@ static void set_polled(struct sockmapped *mapped, bool polled)
 
 static void trace_pace(const struct sockmapped *mapped, int to, bool waited)
 {
-    const struct tunnel *tunnel = mapped->tunnel;
-
     if (!waited && is_waited_for(&mapped->receiver[to]))
-        trace(tunnel_worker(tunnel), tunnel->session->id, held_back, to, 0);
+        trace(worker_of(mapped), mapped->session->id, held_back, to, 0);
     else if (waited && !is_waited_for(&mapped->receiver[to]))
-        trace(tunnel_worker(tunnel), tunnel->session->id, goes_on, to, 0);
+        trace(worker_of(mapped), mapped->session->id, goes_on, to, 0);
 }
 
 static void set_pace(struct sockmapped *mapped, int to, enum pace pace)
@@ -372,7 +284,7 @@ static uint32_t unacknowledged(const struct sockmapped *mapped)
     return ioctl(fd_of(mapped, UPSTREAM), SIOCOUTQ, &bytes) < 0 ? 0 : (uint32_t)bytes;
 }
 
-static void go_on_with(struct sockmapped *mapped, int to)
+void sockmapped_writable(struct sockmapped *mapped, int to)
 {
     if (mapped->receiver[to].pace == PACE_STALLED)
         set_pace(mapped, to, to == DOWNSTREAM ? PACE_SWITCHING : PACE_BEHIND);
@@ -402,7 +314,7 @@ static void poll_receiver(struct sockmapped *mapped, int to)
         set_pace(mapped, to, PACE_STALLED);
     else
         return;
-    tunnel_go_on(mapped->tunnel);
+    mapped->go_on(mapped->session);
 }
 
 static void poll_expired(struct timer *timer)
@@ -424,16 +336,15 @@ static void poll_expired(struct timer *timer)
                   poll_expired);
 }
 
-/* ---- beside the flows of an attached tunnel ---- */
+/* ---- beside what is sent ---- */
 
-static bool attached_waits(struct tunnel *tunnel, int to)
+bool sockmapped_waits(struct sockmapped *mapped, int to)
 {
-    struct sockmapped *mapped = tunnel->extra;
     const struct receiver *receiver = &mapped->receiver[to];
 
     if (receiver->pace == PACE_STALLED &&
-        tunnel_worker(tunnel)->loop.now_ms >= receiver->since_ms + RETRY_MS)
-        go_on_with(mapped, to);
+        worker_of(mapped)->loop.now_ms >= receiver->since_ms + RETRY_MS)
+        sockmapped_writable(mapped, to);
     /* There is something to relay to the upstream, so it had no room. */
     if (receiver->pace == PACE_KEEPS_UP && to == UPSTREAM && !mapped->record->local &&
         unacknowledged(mapped) > mapped->record->window / 2) {
@@ -443,26 +354,21 @@ static bool attached_waits(struct tunnel *tunnel, int to)
     return is_waited_for(receiver);
 }
 
-static void attached_writable(struct tunnel *tunnel, int to)
+void sockmapped_keeps_up(struct sockmapped *mapped, int to)
 {
-    go_on_with(tunnel->extra, to);
+    set_pace(mapped, to, PACE_KEEPS_UP);
 }
 
-static void attached_copying(struct tunnel *tunnel, int from)
+void sockmapped_sends(struct sockmapped *mapped)
 {
-    struct sockmapped *mapped = tunnel->extra;
-
-    if (from == UPSTREAM)
-        mapped->redirected_before =
-            __atomic_load_n(&mapped->record->redirected[1], __ATOMIC_RELAXED);
+    mapped->redirected_before = __atomic_load_n(&mapped->record->redirected[1], __ATOMIC_RELAXED);
 }
 
-static void attached_copied(struct tunnel *tunnel, int from, bool bulk)
+void sockmapped_sent(struct sockmapped *mapped, bool bulk)
 {
-    struct sockmapped *mapped = tunnel->extra;
     const struct record *record = mapped->record;
 
-    if (from == DOWNSTREAM || !mapped->joined || mapped->receiver[DOWNSTREAM].pace != PACE_KEEPS_UP)
+    if (!mapped->joined || mapped->receiver[DOWNSTREAM].pace != PACE_KEEPS_UP)
         return;
     if (record->redirected[1] == mapped->redirected_before) {
         if (bulk) /* else it would take TCP for ever, which never gets empty */
@@ -472,63 +378,23 @@ static void attached_copied(struct tunnel *tunnel, int from, bool bulk)
     }
 }
 
-static bool attached_reads_both(const struct tunnel *tunnel, int from)
-{
-    const struct sockmapped *mapped = tunnel->extra;
-
-    return mapped->record->local && from == DOWNSTREAM;
-}
-
-static void attached_forwarded(struct tunnel *tunnel, int from, size_t bytes)
-{
-    const struct sockmapped *mapped = tunnel->extra;
-    struct record *record = mapped->record;
-
-    if (from == DOWNSTREAM)
-        __atomic_store_n(&record->forwarded, record->forwarded + bytes, __ATOMIC_RELEASE);
-}
-
-static bool attached_splice(struct tunnel *tunnel, int from)
-{
-    struct sockmapped *mapped = tunnel->extra;
-
-    /* Redirected data cannot be spliced, and in `local` everything is redirected. */
-    if (mapped->record->local)
-        return false;
-    /* Redirecting copies each message twice; TCP takes a blast's pages as they are. */
-    if (from == UPSTREAM) {
-        set_joined(mapped, false);
-        set_pace(mapped, DOWNSTREAM, PACE_KEEPS_UP);
-    }
-    return true;
-}
-
-static void attached_copy(struct tunnel *tunnel, int from)
-{
-    if (from == UPSTREAM)
-        set_joined(tunnel->extra, true);
-}
-
-/* Accounts bytes that went to the upstream without us since the last call. True if there were any.
- */
-static bool count_redirected(struct sockmapped *mapped)
+uint64_t sockmapped_take_redirected(struct sockmapped *mapped)
 {
     uint64_t sum = __atomic_load_n(&mapped->record->redirected[0], __ATOMIC_RELAXED);
     uint64_t more = sum - mapped->counted;
 
     if (more == 0 || mapped->record->local)
-        return false;
+        return 0;
     mapped->counted = sum;
     follow_nodelay(mapped);
-    flow_count(mapped->tunnel, DOWNSTREAM, more);
-    return true;
+    return more;
 }
 
-/* ---- going back to the relay ---- */
+/* ---- going back to plain TCP ---- */
 
-/* One step back to the relay. True when the sockets are out of their maps: after programs that
- * still run have finished, and everything that was redirected has been read. */
-static bool leave_maps(struct sockmapped *mapped)
+/* The sockets are out of their maps after programs that still run have finished, and everything
+ * that was redirected has been read. */
+bool sockmapped_leave(struct sockmapped *mapped)
 {
     const struct accelerator *accelerator = accelerator_of(mapped);
     uint64_t now_ms = worker_of(mapped)->loop.now_ms;
@@ -543,82 +409,68 @@ static bool leave_maps(struct sockmapped *mapped)
         accelerator_run(accelerator, accelerator->probe, record) != ANSWER_OK)
         return false;
     if (record->arrived == 0)
-        set_joined(mapped, false);
+        sockmapped_set_joined(mapped, false);
     if (mapped->joined || record->queued > 0)
         return false;
     accelerator_remove(accelerator, record, ROLE_APPLICATION);
     /* Lets the kernel size these buffers again, and shrink them when memory is short. */
-    for (int side = DOWNSTREAM; side <= UPSTREAM; side++)
+    for (int side = DOWNSTREAM; side <= (mapped->upstream ? UPSTREAM : DOWNSTREAM); side++)
         setsockopt(fd_of(mapped, side), SOL_SOCKET, SO_BUF_LOCK, &unlocked, sizeof unlocked);
     return true;
-}
-
-/* Redirected data has no urgent mark: goes back to the relay. */
-static void attached_urgent(struct tunnel *tunnel, int from)
-{
-    struct sockmapped *mapped = tunnel->extra;
-
-    (void)from;
-    if (!mapped->leaves_at_ms)
-        (void)leave_maps(mapped);
-}
-
-static void attached_stop(struct tunnel *tunnel)
-{
-    const struct sockmapped *mapped = tunnel->extra;
-
-    /* First of all: from here on the programs find nothing to redirect to. */
-    __atomic_store_n(&mapped->record->id, 0, __ATOMIC_SEQ_CST);
-}
-
-static void attached_release(struct tunnel *tunnel)
-{
-    struct sockmapped *mapped = tunnel->extra;
-
-    set_polled(mapped, false);
-    count_redirected(mapped);
-    accelerator_give_back(accelerator_of(mapped), mapped->record, worker_of(mapped)->loop.now_ms);
-    give_up(tunnel);
 }
 
 /* Where TCP's memory is used up, a socket in a sockmap can send nothing, while what waits for it is
  * a part of that memory; an ordinary one may always send a little. So when memory is short,
  * connections become ordinary ones, and stay so: this is rare. */
-static uint64_t attached_tick(struct tunnel *tunnel)
+uint64_t sockmapped_tick(struct sockmapped *mapped, bool busy)
 {
-    struct sockmapped *mapped = tunnel->extra;
-    uint64_t now_ms = tunnel_worker(tunnel)->loop.now_ms;
-    bool busy = count_redirected(mapped);
+    uint64_t now_ms = worker_of(mapped)->loop.now_ms;
     bool is_short = accelerator_memory_is_short(accelerator_of(mapped), now_ms);
 
-    if (mapped->leaves_at_ms || is_short) {
-        /* Somebody has to keep looking until the shortage is over. */
-        if (!leave_maps(mapped) || is_short)
-            return now_ms + TICK_BUSY_MS;
-        trace(tunnel_worker(tunnel), tunnel->session->id, left_kernel, 0, 0);
-        attached_stop(tunnel);
-        attached_release(tunnel);
-        tunnel_go_on(tunnel); /* it may have waited for a receiver */
-        return UINT64_MAX;
+    if (!mapped->leaves_at_ms && !is_short) {
+        set_window(mapped);
+        return now_ms + (busy ? TICK_BUSY_MS : TICK_IDLE_MS);
     }
-    set_window(mapped);
-    return now_ms + (busy ? TICK_BUSY_MS : TICK_IDLE_MS);
+    /* Somebody has to keep looking until the shortage is over. */
+    if (!sockmapped_leave(mapped) || is_short)
+        return now_ms + TICK_BUSY_MS;
+    trace(worker_of(mapped), mapped->session->id, left_kernel, 0, 0);
+    return UINT64_MAX;
 }
 
-static const struct flow_ops attached_ops = {
-    .waits = attached_waits,
-    .writable = attached_writable,
-    .copying = attached_copying,
-    .copied = attached_copied,
-    .reads_both = attached_reads_both,
-    .forwarded = attached_forwarded,
-    .splice = attached_splice,
-    .copy = attached_copy,
-    .urgent = attached_urgent,
-    .tick = attached_tick,
-    .stop = attached_stop,
-    .release = attached_release,
-};
+/* ---- its life ---- */
+
+struct sockmapped *sockmapped_create(struct session *session, struct channel *upstream,
+                                     void (*go_on)(struct session *session))
+{
+    struct sockmapped *mapped = calloc(1, sizeof *mapped);
+
+    if (!mapped)
+        return NULL;
+    mapped->session = session;
+    mapped->upstream = upstream;
+    mapped->go_on = go_on;
+    mapped->tries = TRIES;
+    return mapped;
+}
+
+void sockmapped_stop(const struct sockmapped *mapped)
+{
+    /* First of all: from here on the programs find nothing to redirect to. */
+    if (mapped->record)
+        __atomic_store_n(&mapped->record->id, 0, __ATOMIC_SEQ_CST);
+}
+
+void sockmapped_free(struct sockmapped *mapped)
+{
+    if (mapped->record) {
+        sockmapped_stop(mapped);
+        set_polled(mapped, false);
+        accelerator_give_back(accelerator_of(mapped), mapped->record,
+                              worker_of(mapped)->loop.now_ms);
+    }
+    free(mapped);
+}
 
 /* ---- a worker's part ---- */
 

@@ -125,10 +125,10 @@ static void tunnel_completed(struct session *session)
 
     tunnel->last_active_ms = worker->loop.now_ms;
     tunnel->task.run = task_run;
-    tunnel->ops = worker->handler->flow_ops(tunnel);
     session->downstream.changed = downstream_changed;
     tunnel->upstream.changed = upstream_changed;
     tunnel_tick_in(tunnel, timeout_of(&worker->timeouts->idle_ms));
+    tunnel->ops = worker->handler->flow_ops(tunnel);
     if (session_state(session) != SESSION_SERVED)
         session_enter(session, SESSION_SERVED);
     tunnel_run(tunnel);

@@ -8,6 +8,7 @@
 
 #include "base/owner.h"
 #include "intercept/listener.h"
+#include "l4/sockmap.h"
 #include "l4/tunnel.h"
 #include "l7/detect.h"
 #include "l7/router.h"
@@ -65,7 +66,21 @@ static void expired(struct timer *timer);
 
 static void set_timer(struct downstream *downstream, uint64_t ms)
 {
-    loop_set_timer(&worker_of(downstream)->loop, &downstream->session->timer, ms, expired);
+    struct loop *loop = &worker_of(downstream)->loop;
+
+    if (downstream->tick_ms && downstream->tick_ms < loop->now_ms + ms)
+        ms = downstream->tick_ms > loop->now_ms ? downstream->tick_ms - loop->now_ms : 0;
+    loop_set_timer(loop, &downstream->session->timer, ms, expired);
+}
+
+static void tick(struct downstream *downstream)
+{
+    uint64_t now_ms = worker_of(downstream)->loop.now_ms, next;
+
+    if (!downstream->tick_ms || downstream->tick_ms > now_ms)
+        return;
+    next = sockmap_tick(downstream->session);
+    downstream->tick_ms = next == UINT64_MAX ? 0 : next;
 }
 
 static void head_expired(struct downstream *downstream)
@@ -92,7 +107,7 @@ static void idle_expired(struct downstream *downstream)
         session_close(downstream->session, DP_END_IDLE_TIMEOUT, 0);
 }
 
-/* An idle connection, or a head that does not come to its end. */
+/* An idle connection, a head that does not come to its end, or nothing but a tick. */
 static void expired(struct timer *timer)
 {
     struct session *session = OWNER(timer, struct session, timer);
@@ -116,6 +131,7 @@ static void expired(struct timer *timer)
         head_expired(downstream);
         return;
     }
+    tick(downstream);
     if (downstream->head_since_ms && head_at < idle_at)
         idle_at = head_at;
     set_timer(downstream, idle_at - now_ms);
@@ -175,6 +191,7 @@ static void begin_to_linger(struct downstream *downstream)
     struct session *session = downstream->session;
 
     downstream->lingering = true;
+    downstream->tick_ms = 0;
     if (session->downstream.transport->shut(&session->downstream) < 0) {
         session_close(session, DP_END_EOF, 0);
         return;
@@ -366,6 +383,31 @@ void downstream_drain(struct downstream *downstream)
     }
 }
 
+/* ---- the short cut to the application ---- */
+
+static void takes_more(struct session *session)
+{
+    struct downstream *downstream = session->served;
+
+    wire_writable(&downstream->wire);
+}
+
+/* Not within a body, which may be on its way through a pipe. */
+static void accelerate(struct downstream *downstream)
+{
+    struct session *session = downstream->session;
+    enum sockmap_state state;
+
+    if (is_done(downstream) || (downstream->streams && !multiplexes(downstream)))
+        return;
+    state = sockmap_try(session, downstream->requests, takes_more);
+    downstream->unaccelerated = state == SOCKMAP_NOT_YET;
+    if (state != SOCKMAP_ON)
+        return;
+    downstream->tick_ms = session->worker->loop.now_ms + SOCKMAP_TICK_MS;
+    set_timer(downstream, SOCKMAP_TICK_MS);
+}
+
 /* ---- what it brings ---- */
 
 static void answer_heartbeat(struct downstream *downstream, const struct message *message)
@@ -384,6 +426,7 @@ static void decoded_head(struct downstream *downstream, const struct message *me
     switch (message->kind) {
     case MESSAGE_REQUEST:
     case MESSAGE_ONEWAY:
+        downstream->requests++;
         stream_begin(downstream, message, consumed);
         break;
     case MESSAGE_HEARTBEAT:
@@ -436,6 +479,8 @@ static void sent(struct wire *wire)
         stream_downstream_sent(downstream->streams);
     downstream_update(downstream);
     note_head(downstream);
+    if (downstream->unaccelerated)
+        accelerate(downstream);
     if (is_done(downstream) && buffer_held(&wire->out) == 0)
         task_schedule(&wire->worker->loop.tasks, &downstream->task);
 }
@@ -471,6 +516,7 @@ static void begin(struct downstream *downstream)
     wire_open(&downstream->wire, worker, &session->downstream, codec_of(downstream->protocol),
               &downstream_ops);
     session->downstream.changed = changed;
+    downstream->unaccelerated = sockmap_is_for(session);
     set_timer(downstream, timeout_of(&worker->timeouts->idle_ms));
     wire_changed(&downstream->wire, 0);
 }

@@ -168,7 +168,8 @@ static bool after_read(struct wire *wire, ssize_t count, size_t wanted)
         return false;
     }
     /* As l4/flow.c: epoll does not announce an end again that is there already. */
-    if (count < 0 || ((size_t)count < wanted && !channel->hung_up && !channel->urgent))
+    if (count < 0 || ((size_t)count < wanted && !channel->hung_up && !channel->urgent &&
+                      !channel->transport->short_reads))
         channel->readable = false;
     if (count < 0)
         channel->urgent = false;
@@ -430,6 +431,12 @@ void wire_resume(struct wire *wire)
     if (wire->spliced_to || buffer_held(&wire->in) > 0 || wire->channel->readable ||
         wire->decoder.state || (wire->channel->ended && !wire->told_end))
         schedule(wire);
+}
+
+void wire_writable(struct wire *wire)
+{
+    wire->channel->writable = true;
+    schedule(wire);
 }
 
 /* ---- life ---- */

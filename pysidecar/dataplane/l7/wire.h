@@ -57,6 +57,8 @@ void wire_open(struct wire *wire, struct worker *worker, struct channel *channel
 void wire_close(struct wire *wire);
 /* For channel->changed. */
 void wire_changed(struct wire *wire, uint32_t events);
+/* The channel takes bytes again: sends on, in this turn or the next. */
+void wire_writable(struct wire *wire);
 /* Decodes nothing more until wire_resume(). */
 void wire_pause(struct wire *wire);
 /* Decodes what is there, in this turn or the next. */

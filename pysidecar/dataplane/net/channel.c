@@ -84,6 +84,8 @@ void channel_close(struct loop *loop, struct channel *channel, bool reset)
 {
     static const struct linger in_order = {.l_onoff = 0};
 
+    if (channel->transport->close)
+        channel->transport->close(channel);
     if (!reset && channel_is_open(channel))
         setsockopt(channel->watch.fd, SOL_SOCKET, SO_LINGER, &in_order, sizeof in_order);
     loop_close_watch(loop, &channel->watch);

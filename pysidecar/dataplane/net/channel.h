@@ -24,6 +24,10 @@ struct transport {
     ssize_t (*from_pipe)(struct channel *channel, int pipe, size_t size);
     /* Sends the end. 0, or -1 with errno. */
     int (*shut)(struct channel *channel);
+    /* Before the socket is closed. NULL where there is nothing to do. */
+    void (*close)(struct channel *channel);
+    bool short_reads; /* a read of less than was asked for does not mean that nothing more is there
+                       */
 };
 
 extern const struct transport transport_raw;
@@ -31,6 +35,7 @@ extern const struct transport transport_raw;
 struct channel {
     struct watch watch;
     const struct transport *transport;
+    void *transported; /* the transport's own */
     /* The owner's; NULL: nobody wants to know yet. EPOLLOUT is only among the events if the channel
      * was not writable before. May be changed at any time. */
     void (*changed)(struct channel *channel, uint32_t events);
