@@ -66,6 +66,9 @@ def _reader(kind: str) -> _Read:
             return lambda number: errno.errorcode.get(number, number) if number else None
         case "ROUTE":
             return lambda number: None if number == _NO_ROUTE else number
+        case "FAILURE":
+            flags = _constants("dp_flag")
+            return lambda number: flags[number].removeprefix("DP_FLAG_").lower() if number else None
     prefix = f"DP_{kind}_"
     names = {
         number: name.removeprefix(prefix if name.startswith(prefix) else "DP_").lower()

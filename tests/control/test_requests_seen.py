@@ -280,3 +280,23 @@ def test_a_command_watches(requesting: Requesting, command: str) -> None:
 
         eventually(sees)
         watching.terminate()
+
+
+def test_the_trace_tells_of_each_request(requesting: Requesting) -> None:
+    with requesting.tracing("--json") as process:
+        requesting.request("orders", "/a")
+        requesting.request("nowhere", "/b")
+        assert process.stdout is not None
+        events = []
+        while sum(event["station"] == "closed" for event in events) < 2:
+            events.append(json.loads(process.stdout.readline()))
+        process.terminate()
+    ended = [event for event in events if event["station"] == "request_ended"]
+    assert [(event["status"], event["failure"]) for event in ended] == [
+        (200, None),
+        (503, "no_endpoint"),
+    ]
+    for event in ended:
+        stations = [each["station"] for each in events if each["session"] == event["session"]]
+        assert stations[0] == "accepted"
+        assert stations[-1] == "closed"

@@ -45,6 +45,7 @@ static void request_ended(struct session *session, const struct dp_request *requ
                           struct standing *standing, struct endpoint *endpoint)
 {
     inbox_request_ended(session->worker->inbox, request, standing, endpoint);
+    trace(session->worker, session->id, request_ended, request->status, failure_of(request->flags));
 }
 
 /* At a listener of ours, which says what it is for; no route is asked. */

@@ -40,12 +40,16 @@ void requests_destroy(struct requests *requests)
 
 /* ---- sums ---- */
 
+enum dp_flag failure_of(uint32_t flags)
+{
+    flags &= (2u << DP_FLAG_DOWNSTREAM_CLOSED) - (1u << DP_FLAG_NO_ROUTE);
+    return flags ? (enum dp_flag)__builtin_ctz(flags) : DP_FLAG_NONE;
+}
+
 static bool has_failed(const struct dp_request *request)
 {
-    static const uint32_t failures = (2u << DP_FLAG_DOWNSTREAM_CLOSED) - (1u << DP_FLAG_NO_ROUTE) +
-                                     (1u << DP_FLAG_SERVICE_ERROR);
-
-    return request->flags & failures || request->status_class == 5;
+    return failure_of(request->flags) != DP_FLAG_NONE ||
+           request->flags & 1u << DP_FLAG_SERVICE_ERROR || request->status_class == 5;
 }
 
 static void count(struct tally *tally, const struct dp_request *request)

@@ -48,6 +48,8 @@ int requests_create(struct requests *requests);
 /* Also if it is zeroed and was never created. */
 void requests_destroy(struct requests *requests);
 
+/* Which of the flags that are failures it has: there is at most one. */
+enum dp_flag failure_of(uint32_t flags);
 /* See session_handler. */
 void requests_ended(struct requests *requests, unsigned worker, const struct dp_request *request,
                     struct standing *standing, struct endpoint *endpoint);

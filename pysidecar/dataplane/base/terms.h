@@ -164,6 +164,7 @@ enum dp_kind {
     DP_KIND_SIDE,
     DP_KIND_TIMER,
     DP_KIND_TABLE,
+    DP_KIND_FAILURE, /* enum dp_flag */
 };
 
 /* A trace event: what happened to a connection, or to a worker. */

@@ -39,6 +39,7 @@
     X(ended, "end passed on", SIDE, "from", NUMBER, "bytes")                                       \
     X(reset, "reset, or failed", SIDE, "by", ERRNO, "errno")                                       \
     X(expired, "time is over", TIMER, "timer", NONE, "")                                           \
+    X(request_ended, "a request has ended", NUMBER, "status", FAILURE, "failure")                  \
     X(closed, "closed", END, "end", ERRNO, "errno")                                                \
     X(table_adopted, "new routes", TABLE, "table", NUMBER, "routes")                               \
     X(services_adopted, "new services", NUMBER, "table", NUMBER, "services")                       \
