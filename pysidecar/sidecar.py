@@ -200,13 +200,13 @@ class Sidecar:
         self._recent.extend(self._data_plane.take_closed())
         return list(islice(self._recent, max(0, len(self._recent) - limit), None))
 
-    def services(self) -> Iterator[Sequence[ServiceSums]]:
+    def services(self, *, only_used: bool = False) -> Iterator[Sequence[ServiceSums]]:
         """What their requests add up to, in pieces, between which others may work."""
-        return self._data_plane.services()
+        return self._data_plane.services(only_used=only_used)
 
-    def endpoints(self) -> Iterator[Sequence[EndpointSums]]:
+    def endpoints(self, *, only_used: bool = False) -> Iterator[Sequence[EndpointSums]]:
         """Those of all services, likewise."""
-        return self._data_plane.endpoints()
+        return self._data_plane.endpoints(only_used=only_used)
 
     def unserved(self) -> RequestTally:
         """What requests add up to that reached no service."""

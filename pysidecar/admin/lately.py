@@ -27,11 +27,11 @@ _Counts = Sequence[int]  # of requests, by duration
 class LookedAt(Protocol):
     """Whose services are looked at."""
 
-    def services(self) -> Iterator[Sequence[ServiceSums]]:
-        """All, in pieces."""
+    def services(self, *, only_used: bool = False) -> Iterator[Sequence[ServiceSums]]:
+        """All, or those that requests have reached, in pieces."""
 
-    def endpoints(self) -> Iterator[Sequence[EndpointSums]]:
-        """Those of all services, in pieces."""
+    def endpoints(self, *, only_used: bool = False) -> Iterator[Sequence[EndpointSums]]:
+        """Those of all services, likewise."""
 
 
 class Pace(NamedTuple):
@@ -53,10 +53,10 @@ class Lately:
     def look(self) -> Iterator[None]:
         """To be done every PERIOD; in pieces, between which others may work."""
         seen: dict[Hashable, _Counts] = {}
-        for services in self._looked_at.services():
+        for services in self._looked_at.services(only_used=True):
             seen.update((each.number, by_duration(each.tally)) for each in services)
             yield
-        for endpoints in self._looked_at.endpoints():
+        for endpoints in self._looked_at.endpoints(only_used=True):
             seen.update(
                 ((each.service, each.address), by_duration(each.tally)) for each in endpoints
             )

@@ -22,7 +22,7 @@ from pysidecar.dataplane import (
 __all__ = ["MOST_ENDPOINTS", "OTHER", "metrics_of_requests"]
 
 MOST_ENDPOINTS = 1000
-"""That have samples of their own: the first ones, in the order of the configuration."""
+"""That have samples of their own: the first ones that are used, in the configuration's order."""
 OTHER = "other"
 """Stands for all further endpoints of a service together."""
 
@@ -50,6 +50,7 @@ class _Families:
     def __init__(self) -> None:
         self._heads: dict[str, str] = {}
         self._samples: dict[str, list[str]] = {}
+        self._services: set[str] = set()
         for prefix, whose in (("", ""), ("endpoint_", " Of an endpoint.")):
             for name, text in _COUNTERS.items():
                 self._begin(f"{prefix}{name}_total", "counter", f"{text}{whose}")
@@ -61,6 +62,13 @@ class _Families:
     def _begin(self, name: str, kind: str, text: str) -> None:
         self._heads[name] = f"# HELP pysidecar_{name} {text}\n# TYPE pysidecar_{name} {kind}\n"
         self._samples[name] = []
+
+    def is_new(self, service: str) -> bool:
+        """Whether its labels come for the first time."""
+        if service in self._services:
+            return False
+        self._services.add(service)
+        return True
 
     def add(self, name: str, labels: str, value: float) -> None:
         """One sample; its labels as they are written."""
@@ -107,7 +115,7 @@ def metrics_of_requests(services: Services) -> Iterator[str]:
     """The exposition format, in pieces, of which some are empty."""
     families = _Families()
     labels: dict[int, str] = {}
-    for found in services.services():
+    for found in services.services(only_used=True):
         _add_services(families, found, labels)
         yield ""
     unserved = services.unserved()
@@ -122,9 +130,11 @@ def _add_services(
     families: _Families, services: Iterable[ServiceSums], labels: dict[int, str]
 ) -> None:
     for each in services:
-        if each.number not in labels:  # a reload meanwhile may have put it elsewhere
-            labels[each.number] = f'service="{_escaped(each.name)}"'
-            families.add_all("", labels[each.number], each.tally)
+        label = f'service="{_escaped(each.name)}"'
+        # A reload meanwhile may have put it elsewhere, or made another one of it.
+        if families.is_new(label):
+            labels[each.number] = label
+            families.add_all("", label, each.tally)
 
 
 def _add_endpoints(
@@ -132,7 +142,7 @@ def _add_endpoints(
 ) -> Iterator[None]:
     seen: set[tuple[int, str]] = set()
     others: dict[int, RequestTally] = {}
-    for found in looked_at.endpoints():
+    for found in looked_at.endpoints(only_used=True):
         for each in found:
             key = (each.service, str(each.address))
             if key in seen or each.service not in labels:

@@ -639,20 +639,23 @@ class DataPlane:
         lib.dp_read_unserved(self._dp, raw)
         return read_tally(raw[0])
 
-    def services(self) -> Generator[list[ServiceSums], None, None]:
-        """Services in the order of their table, in pieces; see ``walk``. One that a reload puts
-        elsewhere meanwhile may come twice or not at all."""
+    def services(self, *, only_used: bool = False) -> Generator[list[ServiceSums], None, None]:
+        """Services in the order of their table, in pieces, of which some may be empty; see
+        ``walk``. One that a reload puts elsewhere meanwhile may come twice or not at all.
+        ``only_used``: those that no request has reached are left out, which takes next to nothing
+        for them."""
         sums = ffi.new("struct dp_service_sums[]", WALK_PIECE)
-        first = 0
-        while count := lib.dp_read_services(self._dp, first, sums, WALK_PIECE):
+        place = ffi.new("struct dp_place *", {"only_used": only_used})
+        while not place.ended:
+            count = lib.dp_read_services(self._dp, place, sums, WALK_PIECE)
             yield [read_service(each) for each in sums[0:count]]
-            first += count
 
-    def endpoints(self) -> Generator[list[EndpointSums], None, None]:
-        """The endpoints of the services, likewise."""
+    def endpoints(self, *, only_used: bool = False) -> Generator[list[EndpointSums], None, None]:
+        """The endpoints of the services, likewise; those that are ejected count as used."""
         sums = ffi.new("struct dp_endpoint_sums[]", WALK_PIECE)
-        place = ffi.new("struct dp_place *")
-        while count := lib.dp_read_endpoints(self._dp, place, sums, WALK_PIECE):
+        place = ffi.new("struct dp_place *", {"only_used": only_used})
+        while not place.ended:
+            count = lib.dp_read_endpoints(self._dp, place, sums, WALK_PIECE)
             yield [read_endpoint(each) for each in sums[0:count]]
 
     def trace(self, on: bool) -> None:

@@ -116,10 +116,10 @@ class Shown:
     def slowest_requests(self) -> Iterator[Sequence[RequestRecord]]:
         return self._pieces(self.slow_requests)
 
-    def services(self) -> Iterator[Sequence[ServiceSums]]:
+    def services(self, *, only_used: bool = False) -> Iterator[Sequence[ServiceSums]]:
         return self._pieces(self.service_sums)
 
-    def endpoints(self) -> Iterator[Sequence[EndpointSums]]:
+    def endpoints(self, *, only_used: bool = False) -> Iterator[Sequence[EndpointSums]]:
         return self._pieces(self.endpoint_sums)
 
     def unserved(self) -> RequestTally:

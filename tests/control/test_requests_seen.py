@@ -287,7 +287,7 @@ def test_the_trace_tells_of_each_request(requesting: Requesting) -> None:
         requesting.request("orders", "/a")
         requesting.request("nowhere", "/b")
         assert process.stdout is not None
-        events = []
+        events: list[dict[str, Any]] = []
         while sum(event["station"] == "closed" for event in events) < 2:
             events.append(json.loads(process.stdout.readline()))
         process.terminate()

@@ -132,9 +132,12 @@ struct dp_endpoint_sums {
     struct dp_tally tally;
 };
 
-/* Where dp_read_endpoints goes on; zero at the beginning. */
+/* Where dp_read_services or dp_read_endpoints goes on; zero at the beginning, but for `only_used`.
+ */
 struct dp_place {
     uint32_t service, endpoint; /* indices */
+    uint32_t only_used;         /* only what requests have got to, and endpoints that are ejected */
+    uint32_t ended;             /* set when there is no more */
 };
 
 /* The words of the access log, escaped for a JSON string where necessary. */
@@ -263,11 +266,11 @@ size_t dp_slowest_requests(struct dp *dp, struct dp_request *requests, size_t ma
 /* Sums of the requests that reached no service. */
 void dp_read_unserved(struct dp *dp, struct dp_tally *tally);
 
-/* Stores at most `max` services of the newest table, in its order, from the one at `first`.
- * Returns their number. */
-size_t dp_read_services(struct dp *dp, size_t first, struct dp_service_sums *services, size_t max);
-/* Stores at most `max` endpoints of the services of the newest table, in its order, from `place`
- * on, and moves that behind them. Returns their number, 0 at the end. */
+/* Stores at most `max` services of the newest table, in its order, from `place` on, and moves that
+ * behind them. Returns their number, which may be 0 before the end. */
+size_t dp_read_services(struct dp *dp, struct dp_place *place, struct dp_service_sums *services,
+                        size_t max);
+/* The same of the endpoints of these services. */
 size_t dp_read_endpoints(struct dp *dp, struct dp_place *place, struct dp_endpoint_sums *endpoints,
                          size_t max);
 

@@ -82,28 +82,48 @@ void dp_read_unserved(struct dp *dp, struct dp_tally *tally)
 
 /* ---- services and their endpoints ---- */
 
+enum { MOST_LOOKED_AT = 2048 }; /* in one call: less than a millisecond */
+
 static void add_all(const struct dp *dp, const struct tally *tallies, struct dp_tally *sum)
 {
     for (uint32_t i = 0; tallies && i < dp->worker_count; i++)
         tally_add(&tallies[i], sum);
 }
 
-size_t dp_read_services(struct dp *dp, size_t first, struct dp_service_sums *services, size_t max)
+/* Whether any request has got there, or a connection for one. */
+static bool is_used(const struct dp_tally *tally)
+{
+    uint64_t sum = tally->active + tally->pending + tally->connections;
+
+    for (int i = 0; i < DP_STATUS_CLASSES; i++)
+        sum += tally->statuses[i];
+    return sum > 0;
+}
+
+static void read_service(const struct dp *dp, const struct service *service,
+                         struct dp_service_sums *sums)
+{
+    memset(sums, 0, sizeof *sums);
+    sums->number = service->standing->number;
+    sums->protocol = service->protocol;
+    sums->name = service->name.at;
+    sums->name_size = service->name.size;
+    add_all(dp, service->standing->tallies, &sums->tally);
+}
+
+size_t dp_read_services(struct dp *dp, struct dp_place *place, struct dp_service_sums *services,
+                        size_t max)
 {
     const struct directory *directory = dp->directories.newest;
+    uint32_t count = directory ? directory->service_count : 0;
     size_t stored = 0;
 
-    for (; directory && first < directory->service_count && stored < max; first++) {
-        const struct service *service = directory->services[first];
-        struct dp_service_sums *sums = &services[stored++];
-
-        memset(sums, 0, sizeof *sums);
-        sums->number = service->standing->number;
-        sums->protocol = service->protocol;
-        sums->name = service->name.at;
-        sums->name_size = service->name.size;
-        add_all(dp, service->standing->tallies, &sums->tally);
+    for (uint32_t left = MOST_LOOKED_AT; place->service < count && stored < max && left > 0;
+         left--) {
+        read_service(dp, directory->services[place->service++], &services[stored]);
+        stored += !place->only_used || is_used(&services[stored].tally);
     }
+    place->ended = place->service >= count;
     return stored;
 }
 
@@ -126,17 +146,22 @@ size_t dp_read_endpoints(struct dp *dp, struct dp_place *place, struct dp_endpoi
                          size_t max)
 {
     const struct directory *directory = dp->directories.newest;
+    uint32_t count = directory ? directory->service_count : 0;
     size_t stored = 0;
 
-    while (directory && place->service < directory->service_count && stored < max) {
+    for (uint32_t left = MOST_LOOKED_AT; place->service < count && stored < max && left > 0;
+         left--) {
         const struct service *service = directory->services[place->service];
+        struct dp_endpoint_sums *sums = &endpoints[stored];
 
-        if (service->cluster && place->endpoint < service->cluster->count) {
-            read_endpoint(dp, service, place->endpoint++, &endpoints[stored++]);
+        if (!service->cluster || place->endpoint >= service->cluster->count) {
+            place->service++;
+            place->endpoint = 0;
             continue;
         }
-        place->service++;
-        place->endpoint = 0;
+        read_endpoint(dp, service, place->endpoint++, sums);
+        stored += !place->only_used || sums->ejected || is_used(&sums->tally);
     }
+    place->ended = place->service >= count;
     return stored;
 }
