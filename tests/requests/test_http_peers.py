@@ -66,6 +66,7 @@ def _curl(*options: str | Path, check: bool = True) -> str:
         capture_output=True,
         text=True,
         timeout=PATIENCE,
+        env=servers.plain_environment(),
     )
     assert result.returncode == 0 or not check, result.stderr
     return result.stdout
@@ -158,6 +159,7 @@ def test_wrk_sees_no_error(mesh: Front) -> None:
         capture_output=True,
         text=True,
         check=True,
+        env=servers.plain_environment(),
     ).stdout
     assert "Socket errors" not in output
     assert "Non-2xx" not in output
@@ -224,6 +226,16 @@ def test_answers_without_a_body_leave_the_connection_usable(mesh: Front) -> None
         assert response.read() == (b"one 200" if (method, status) == ("GET", 200) else b"")
         assert not response.will_close
     connection.close()
+
+
+def test_a_client_that_says_that_it_sends_no_more_gets_its_answer(mesh: Front) -> None:
+    address = ("127.0.0.1", mesh.port("one"))
+    with socket.create_connection(address, timeout=PATIENCE) as connection:
+        connection.sendall(b"PUT /echo/100 HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody")
+        connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"one body")
 
 
 def test_http_1_0_gets_no_chunks(mesh: Front) -> None:
