@@ -75,7 +75,7 @@ bench-short: ## both within three minutes each, with less certain numbers
 	@$(MAKE) --no-print-directory bench SHORT=1
 
 .PHONY: bench-reload
-bench-reload: setup ## measure reloads of 5,000 and of 50,000 routes
+bench-reload: setup ## measure reloads of routes and of services
 	@$(PYTHON) -m scripts.measure_reload
 
 .PHONY: bench-scale

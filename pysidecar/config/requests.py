@@ -375,7 +375,7 @@ class RequestMatch(Section):
     method: _Methods = None
     """HTTP's method, such as `POST`, or the function that Bolt and Dubbo call. One or a list."""
 
-    headers: dict[HeaderName, _HeaderMatch] = {}  # noqa: RUF012
+    headers: dict[HeaderName, _HeaderMatch] = Field(default_factory=dict)
     """HTTP, and Bolt's header section: by name, which is compared without regard to case, the
     value, a list of values, or `true` where any will do."""
 
@@ -406,7 +406,7 @@ class Rewrite(Section):
     """HTTP: replaces the part of the path that `match.path_prefix` or `match.path` compared; stands
     before the whole path where there is neither. There is always one `/` between."""
 
-    set_headers: dict[OwnHeaderName, HeaderValue] = {}  # noqa: RUF012
+    set_headers: dict[OwnHeaderName, HeaderValue] = Field(default_factory=dict)
     """HTTP, Bolt: headers that replace those of the same name, or are added."""
 
     remove_headers: Annotated[
@@ -423,10 +423,15 @@ class Rewrite(Section):
     or `[fd00::7]:8080`. What the client wrote there is replaced."""
 
 
+# Of very many rules, and pydantic would copy a default that has a mapping in it.
+_EVERY_REQUEST = RequestMatch()
+_AS_IT_IS = Rewrite()
+
+
 class RequestRule(Section):
     """Which requests go to which services."""
 
-    match: RequestMatch = RequestMatch()
+    match: RequestMatch = Field(default_factory=lambda: _EVERY_REQUEST)
     """Which requests, of those in the protocol of the services; without it, all of them."""
 
     services: Annotated[
@@ -454,7 +459,7 @@ class RequestRule(Section):
     """The name of one under `services`; or several with weights, such as `{orders: 90, orders-v2:
     10}`, each of which gets its share of the requests. All of one protocol."""
 
-    rewrite: Rewrite = Rewrite()
+    rewrite: Rewrite = Field(default_factory=lambda: _AS_IT_IS)
     """How a request is changed on its way. Of Dubbo, nothing can be."""
 
     timeout: Duration | None = None
