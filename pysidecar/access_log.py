@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,11 @@ class AccessLog:
     def write(self, lines: bytes) -> None:
         """Takes whole lines to be written; never blocks."""
         self._writer.write(lines)
+
+    def fill(self, fill: Callable[[bytearray], int]) -> int:
+        """Takes whole lines to be written, which ``fill`` stores in a buffer; never blocks. Returns
+        how many bytes they have."""
+        return self._writer.fill(fill)
 
     def reopen(self, path: Path | None) -> None:
         """Goes on in the file that has this name now. Raises OSError and goes on in the old one."""

@@ -15,6 +15,8 @@ from collections.abc import Callable
 __all__ = ["LineWriter"]
 
 _BATCH = 256 * 1024  # bytes that are written at a time
+_SMALL = _BATCH // 2  # bytes that are copied rather than keep a buffer for themselves
+_SPARE_BUFFERS = 4
 _NEWLINE = 0x0A
 
 
@@ -45,13 +47,15 @@ class LineWriter:
         self._on_loss = on_loss
         self._on_recovery = on_recovery
         self._lock = threading.Lock()
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[bytes | memoryview] = deque()
         self._queued = 0  # bytes: to count the lines takes longer than to copy them
         self._replacement: int | None = None
         self._deadline: float | None = None  # set: the thread ends when all is written, or then
         self._lost_now = 0  # since losses began
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._pending = memoryview(b"")  # no longer in the queue, not written
+        self._spare: deque[bytearray] = deque(maxlen=_SPARE_BUFFERS)
+        self._buffer: bytearray | None = None  # of what is pending, if that is a buffer's
         self._cut = False  # the beginning of the first pending line was written
         self._rest = b""  # the end of a line of which that is all that was not lost
         self._take(fd)
@@ -65,14 +69,34 @@ class LineWriter:
     def write(self, lines: bytes) -> None:
         """Takes whole lines to be written, each with its newline; all of them, or none where the
         queue is full. Never blocks."""
+        self._put(lines)
+
+    def fill(self, fill: Callable[[bytearray], int]) -> int:
+        """Takes whole lines that ``fill`` stores at the beginning of a buffer of `_BATCH` bytes,
+        like ``write``. Returns what ``fill`` does: how many bytes these are.
+
+        Buffers are used again: where there are many lines, fresh memory for each block costs more
+        than writing it."""
+        buffer = self._spare.pop() if self._spare else bytearray(_BATCH)
+        size = fill(buffer)
+        lines = memoryview(buffer)[:size]
+        if size > _SMALL and self._put(lines):
+            return size
+        if 0 < size <= _SMALL:
+            self._put(bytes(lines))
+        self._spare.append(buffer)
+        return size
+
+    def _put(self, lines: bytes | memoryview) -> bool:
         with self._lock:
             full = self._queued >= self._limit
             if not full:
                 self._queue.append(lines)
-                self._queued += len(lines)
+                self._queued += _held(lines)
         os.eventfd_write(self._wake, 1)
         if full:
-            self._count_lost(lines.count(b"\n"), "its reader does not keep up")
+            self._count_lost(bytes(lines).count(b"\n"), "its reader does not keep up")
+        return not full
 
     def replace(self, fd: int) -> None:
         """Goes on with another descriptor, which it owns from here on; closes the one before."""
@@ -117,7 +141,7 @@ class LineWriter:
             if self._replacement is not None:
                 self._replace()
             if not self._pending:
-                self._pending = memoryview(self._next_batch())
+                self._pending = self._next_batch()
             if self._can_write():
                 self._write()
             elif self._is_over():
@@ -143,20 +167,33 @@ class LineWriter:
             self.lost += 1
         self._rest = b""
 
-    def _next_batch(self) -> bytes:
-        batch: list[bytes] = []
-        size = 0
+    def _next_batch(self) -> memoryview:
+        if self._buffer is not None:
+            self._spare.append(self._buffer)
+            self._buffer = None
         with self._lock:
-            while self._queue and size < _BATCH:
-                batch.append(self._queue.popleft())
-                size += len(batch[-1])
-            lines = b"".join(batch)
-            self._queued -= size
-        if not lines:
-            return b""
+            batch = self._take_batch()
+            self._queued -= sum(map(_held, batch))
+        if not batch:
+            return memoryview(b"")
         rest, self._rest = self._rest, b""
         self._cut = bool(rest)
-        return rest + lines
+        if len(batch) == 1 and not rest:
+            lines = memoryview(batch[0])
+            self._buffer = lines.obj if isinstance(lines.obj, bytearray) else None
+            return lines
+        return memoryview(b"".join((rest, *batch)))
+
+    def _take_batch(self) -> list[bytes | memoryview]:
+        """What comes next: a buffer alone, so that it need not be copied, or several texts."""
+        batch: list[bytes | memoryview] = []
+        size = 0
+        while self._queue and size < _BATCH:
+            if batch and not isinstance(self._queue[0], bytes):
+                break
+            batch.append(self._queue.popleft())
+            size = _BATCH if not isinstance(batch[-1], bytes) else size + len(batch[-1])
+        return batch
 
     def _can_write(self) -> bool:
         """Waits until the descriptor takes bytes, or (False) there is something else to do."""
@@ -197,3 +234,8 @@ class LineWriter:
         self._pending = memoryview(b"")
         self._cut = False
         self._count_lost(pending.count(b"\n", kept), reason)
+
+
+def _held(lines: bytes | memoryview) -> int:
+    """Bytes of memory that they take: with a buffer, all of that."""
+    return len(lines) if isinstance(lines, bytes) else _BATCH

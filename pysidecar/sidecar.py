@@ -494,9 +494,8 @@ class Sidecar:
         closed_before, self._closed = self._closed, self._data_plane.counters().closed
         self._room.look()
         size = 0
-        while lines := self._data_plane.take_lines():
-            self._access_log.write(lines)
-            size += len(lines)
+        while taken := self._access_log.fill(self._data_plane.take_lines):
+            size += taken
         self._reported.set()
         busy = self._closed - closed_before >= _BUSY_REPORTS or size >= _BUSY_BYTES
         if busy:

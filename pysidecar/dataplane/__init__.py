@@ -46,6 +46,7 @@ from pysidecar.direction import Direction
 __all__ = [
     "DURATION_BOUNDS",
     "FAILURES",
+    "LINES_BYTES",
     "LOG_TEXTS",
     "REQUEST_BOUNDS",
     "STATIONS",
@@ -91,6 +92,8 @@ _PROGRAMS = Path(__file__).with_name("accelerate.bpf.o")
 _NO_ROUTE = 0xFFFFFFFF
 _UNKNOWN_UID = 0xFFFFFFFF
 _BATCH = 512
+LINES_BYTES = int(lib.DP_LOG_BLOCK_BYTES)
+"""Of the buffer that ``take_lines`` takes."""
 TRACE_PIECE = 128
 """Most events that ``DataPlane.take_trace`` takes at a time: a millisecond's work to show them."""
 WALK_PIECE = 64
@@ -419,7 +422,6 @@ class DataPlane:
         if self._dp == ffi.NULL:
             raise OSError(ffi.errno, f"cannot create the data plane: {os.strerror(ffi.errno)}")
         self._records: Any = ffi.new("struct dp_record[]", _BATCH)
-        self._lines: Any = ffi.new("char[]", lib.DP_LOG_BLOCK_BYTES)
         self._events: Any = ffi.new("struct dp_trace_event[]", TRACE_PIECE)
         self._page: Any = None
 
@@ -565,10 +567,11 @@ class DataPlane:
         )
         _check(lib.dp_log(self._dp, LOG_TEXTS, kinds), "cannot log")
 
-    def take_lines(self) -> bytes:
-        """Some of the lines that were made since the last call; none where that were all."""
-        size = lib.dp_take_lines(self._dp, self._lines)
-        return bytes(ffi.buffer(self._lines, size))
+    def take_lines(self, buffer: bytearray) -> int:
+        """Stores some of the lines that were made since the last call, of `LINES_BYTES` at most.
+        Returns how many bytes they have; 0: that were all."""
+        assert len(buffer) >= LINES_BYTES
+        return int(lib.dp_take_lines(self._dp, ffi.from_buffer(buffer)))
 
     def take_closed(self) -> list[ConnectionRecord]:
         """Connections that closed since the last call, each once, those that closed first at the

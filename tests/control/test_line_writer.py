@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import logging
 import os
 import sys
@@ -19,6 +20,10 @@ def _pipe() -> tuple[int, int]:
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     return reader, writer
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.stat().st_size == size
 
 
 def _read_all(reader: int) -> list[str]:
@@ -109,3 +114,27 @@ def test_a_full_queue_takes_nothing_more(tmp_path: Path) -> None:
     assert writer.lost == 3
     assert writer.close(5)
     assert (tmp_path / "log").read_text() == "1\n2\n3\n4\n"
+
+
+def test_buffers_are_used_again_and_lines_stay_in_order(tmp_path: Path) -> None:
+    """Those with much in them are written as they are, others are copied."""
+    path = tmp_path / "log"
+    writer = LineWriter(os.open(path, os.O_WRONLY | os.O_CREAT), name="test", limit=1 << 30)
+    written, buffers = b"", set()
+    for number in range(40):
+        lines = b"%d\n" % number * (50_000 if number % 3 else 100)
+
+        def store(buffer: bytearray, lines: bytes = lines) -> int:
+            buffers.add(id(buffer))
+            buffer[: len(lines)] = lines
+            return len(lines)
+
+        assert writer.fill(store) == len(lines)
+        written += lines
+        if number == 20:
+            writer.start()
+            eventually(functools.partial(_has_size, path, len(written)))
+    assert writer.fill(lambda buffer: 0) == 0
+    assert writer.close(5)
+    assert path.read_bytes() == written
+    assert len(buffers) < 30

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from pysidecar.address import Address
 from pysidecar.dataplane import (
+    LINES_BYTES,
     ConnectionRecord,
     DataPlane,
     Listener,
@@ -367,7 +368,8 @@ def open_pair(plane: Plane, server: Server, transport: str) -> tuple[socket.sock
 def take_lines(plane: Plane) -> list[bytes]:
     """All lines of the access log that were not taken yet."""
     text = b""
-    while block := plane.data.take_lines():
-        assert block.endswith(b"\n")
-        text += block
+    buffer = bytearray(LINES_BYTES)
+    while size := plane.data.take_lines(buffer):
+        assert buffer[:size].endswith(b"\n")
+        text += buffer[:size]
     return text.splitlines()
