@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +27,7 @@ each_library = pytest.mark.parametrize(
 )
 each_kind = pytest.mark.parametrize("kind", ["sync", "future", "callback"])
 
+_ANTHUNDER = Path(__file__).with_name("anthunder_peer.py")
 _INTERFACE = "peer.Echo:1.0"
 _REQUESTS: list[dict[str, Any]] = [
     {"match": {"service": "raw"}, "services": "raw"},
@@ -212,3 +216,23 @@ def test_the_callers_own_timeout_holds(peers: Peers) -> None:
     assert answer["error"] == "SofaTimeOutException"
     # The late answer comes while others are under way.
     assert peers.burst(SOFARPC, count=200, concurrency=4, jitter=30) == {"right": "200"}
+
+
+# ---- Python ----
+
+
+def test_anthunder_gets_its_own_answers() -> None:
+    port = free_port()
+    services = {"python": {"endpoints": [f"127.0.0.1:{port}"]}}
+    rules = [{"match": {"service": "peer.Echo:1.0"}, "services": "python"}]
+    with front("bolt", services, rules) as mesh:
+        result = subprocess.run(
+            [sys.executable, _ANTHUNDER, str(port), str(mesh.port())],
+            capture_output=True,
+            text=True,
+            timeout=2 * PATIENCE,
+        )
+    statuses = ["3, UNKNOWN", "6, NO_PROCESSOR"]
+    errors = [f"ServerError: ServerError: RESPSTATUS={status}" for status in statuses]
+    expected = ["100", "KeyError", "KeyError", "100", *errors, "True"]
+    assert result.stdout.splitlines() == expected, result.stderr
