@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pysidecar.access_log import describe_request
+from pysidecar.address import Address
 from pysidecar.cli.requests import REQUESTS
 from pysidecar.config import Config
-from pysidecar.dataplane import Direction, Flag, Protocol, RequestRecord
-from pysidecar.selection import SelectionError, select_requests
-from tests.control.observed import FLAGGED, REQUEST, Shown, answers
+from pysidecar.dataplane import (
+    Direction,
+    EndpointSums,
+    Flag,
+    Protocol,
+    RequestRecord,
+    ServiceSums,
+)
+from pysidecar.selection import REQUEST_FILTERS, SelectionError, select_requests
+from tests.control.observed import FLAGGED, REQUEST, Shown, answers, tally
 
 
 def parameters(query: str) -> list[tuple[str, str]]:
@@ -200,3 +210,42 @@ def test_a_row_says_what_matters() -> None:
 def test_what_went_wrong_is_in_colour(fields: dict[str, Any], style: str) -> None:
     [(_, found)] = rows([REQUEST._replace(**fields)])
     assert found == style
+
+
+# ---- documentation ----
+
+
+def documented(section: str) -> list[str]:
+    """The words in the first column of a section's tables in docs/requests.md."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "requests.md").read_text()
+    [found] = re.findall(rf"^### {section}\n(.*?)^##", text, re.MULTILINE | re.DOTALL)
+    return [
+        word
+        for column in re.findall(r"^\| (`.*?`) \|", found, re.MULTILINE)
+        for word in re.findall(r"`(\w+)`", column)
+    ]
+
+
+def test_every_field_is_documented() -> None:
+    described = describe_request(REQUEST, query=False)
+    assert sorted([*documented("A line a request"), "type"]) == sorted(described)
+
+
+def test_every_flag_is_documented() -> None:
+    assert documented("Flags") == [flag.name.lower() for flag in Flag]
+
+
+def test_every_parameter_is_documented() -> None:
+    known = [*(each.key for each in REQUEST_FILTERS), "list", "limit", "format"]
+    assert sorted(documented("Looking at requests")) == sorted(known)
+
+
+def test_every_field_of_a_service_is_documented() -> None:
+    sums = tally({"2xx": 1})
+    shown = Shown(
+        service_sums=[ServiceSums(1, "orders", Protocol.HTTP, sums)],
+        endpoint_sums=[EndpointSums(1, Address("10.0.0.1", 80), 1, False, sums)],
+    )
+    [(_, body)] = answers(shown, "/services")
+    [service] = json.loads(body)
+    assert sorted(documented("Looking at services")) == sorted(service)
