@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from cffi import FFI
 
-from pysidecar.dataplane.build_native import CONTRACT
 from tests.codecs.frames import Frames
 from tests.codecs.http1 import Http1
 from tests.requests import programs
@@ -27,7 +26,7 @@ FLAGS = "-std=gnu11 -D_GNU_SOURCE -O1 -g -Wall -Wextra -Werror -fPIC -shared -UN
 def _declarations() -> str:
     """Those of codec.h, with what it includes, and of hessian.h."""
     headers = ("base/terms.h", "l7/codec.h", "l7/hessian.h")
-    paths = (ROOT / CONTRACT, *(DATA_PLANE / header for header in headers))
+    paths = (ROOT / "hook" / "contract.h", *(DATA_PLANE / header for header in headers))
     text = re.search(r"struct text \{.*?\};", (DATA_PLANE / "base" / "text.h").read_text(), re.S)
     assert text
     all_of_it = "".join([text[0], *(path.read_text() for path in paths)])

@@ -79,7 +79,7 @@ uint8_t *wire_room(struct wire *wire, size_t size)
 void wire_wrote(struct wire *wire, size_t size)
 {
     wire->out.end += (uint32_t)size;
-    if (wire->error)
+    if (wire->error || buffer_held(&wire->out) == 0) /* what holds nothing has no memory */
         buffer_release(blocks_of(wire), &wire->out);
     else
         schedule(wire);
