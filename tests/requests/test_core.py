@@ -372,3 +372,21 @@ def test_client_resets_at_any_moment() -> None:
         client.sendall(GET)
         assert read_message(client)[1] == b"/a|"
         eventually(lambda: plane.data.live == 1, "only this one")
+
+
+# ---- limits ----
+
+
+@pytest.mark.parametrize("endpoints", [1, 3])
+def test_workers_share_the_connections_of_a_service(endpoints: int) -> None:
+    """Nobody is refused because another worker, or another endpoint, has the only one."""
+    with contextlib.ExitStack() as stack:
+        upstreams = [stack.enter_context(Upstream(echo)) for _ in range(endpoints)]
+        addresses = [upstream.address for upstream in upstreams]
+        plane = stack.enter_context(RequestPlane("http", addresses, workers=2, connections=1))
+        clients = [plane.client() for _ in range(12)]
+        for _ in range(20):
+            for client in clients:
+                client.sendall(GET)
+            for client in clients:
+                assert b" 200 " in read_message(client)[0]

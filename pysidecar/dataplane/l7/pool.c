@@ -7,6 +7,7 @@
 
 #include "base/owner.h"
 #include "base/random.h"
+#include "intercept/listener.h"
 #include "l7/streams.h"
 #include "l7/router.h"
 #include "l7/uplink.h"
@@ -118,6 +119,82 @@ struct pool *pool_find(struct worker *worker, const struct pool_key *key)
     return pool;
 }
 
+/* ---- the limit of connections, which all workers and endpoints share ---- */
+
+static struct standing *standing_of(const struct pool *pool)
+{
+    return pool->service ? pool->service->standing : NULL;
+}
+
+/* A pool without a connection does not wait until another one's are idle for long. */
+static void call_others(struct pool *pool)
+{
+    struct listeners *listeners = pool->worker->listeners;
+
+    for (uint32_t i = 0; i < listeners->worker_count; i++) {
+        atomic_store_explicit(&listeners->workers[i].streams->starved, true, memory_order_relaxed);
+        worker_wake(&listeners->workers[i]);
+    }
+}
+
+static void set_starved(struct pool *pool, bool starved)
+{
+    if (pool->starved == starved)
+        return;
+    pool->starved = starved;
+    atomic_fetch_add_explicit(&standing_of(pool)->starved, starved ? 1U : -1U,
+                              memory_order_relaxed);
+    if (starved)
+        call_others(pool);
+}
+
+bool pool_is_wanted(const struct pool *pool)
+{
+    const struct standing *standing = standing_of(pool);
+
+    return standing && !pool->starved &&
+           atomic_load_explicit(&standing->starved, memory_order_relaxed) > 0;
+}
+
+void pool_count(struct pool *pool, int change)
+{
+    struct endpoint *endpoint = pool->endpoint;
+    struct standing *standing = standing_of(pool);
+    unsigned index = pool->worker->index;
+
+    pool->uplink_count += (uint32_t)change;
+    if (endpoint && endpoint->tallies)
+        counter_add(&endpoint->tallies[index].connections, change);
+    if (!standing)
+        return;
+    atomic_fetch_add_explicit(&standing->connections, (unsigned)change, memory_order_relaxed);
+    counter_add(&standing->tallies[index].connections, change);
+    if (change > 0)
+        set_starved(pool, false);
+    else if (atomic_load_explicit(&standing->starved, memory_order_relaxed) > 0)
+        call_others(pool);
+}
+
+/* One that is idle, or else the next one that will be. */
+static void give_one(struct pool *pool)
+{
+    for (struct uplink *uplink = pool->ready; uplink; uplink = uplink->next)
+        if (uplink->busy == 0) {
+            uplink_close(uplink, false);
+            return;
+        }
+    if (pool->ready)
+        pool->ready->leaving = true;
+}
+
+void pool_share(struct pool *pool)
+{
+    if (pool->starved)
+        task_schedule(&pool->worker->loop.tasks, &pool->serve);
+    else if (pool_is_wanted(pool))
+        give_one(pool);
+}
+
 /* ---- waiting ---- */
 
 static void count_waiting(struct pool *pool, int change)
@@ -158,6 +235,8 @@ void pool_leave(struct pool *pool, struct stream *stream)
         pool->last_waiting = stream->waiting;
     stream->waiting = NULL;
     count_waiting(pool, -1);
+    if (!pool->waiting)
+        set_starved(pool, false);
 }
 
 /* ---- serving ---- */
@@ -175,8 +254,9 @@ static bool may_open(const struct pool *pool)
 {
     if (!pool->service)
         return pool->uplink_count < MOST_CONNECTIONS;
-    return atomic_load_explicit(&pool->service->standing->connections, memory_order_relaxed) <
-           pool->service->connections;
+    return !pool_is_wanted(pool) &&
+           atomic_load_explicit(&pool->service->standing->connections, memory_order_relaxed) <
+               pool->service->connections;
 }
 
 /* Where requests share an uplink, one is enough, until it takes no more. */
@@ -196,13 +276,19 @@ static void fail_first(struct pool *pool, enum dp_flag why, int error)
 }
 
 /* One more connection for those that wait, where there may be one. Else those that are there will
- * be free again; where there is none, nothing would ever come. */
+ * be free again; where there is none, another pool has to give one. */
 static void open_more(struct pool *pool)
 {
-    if (!pool->waiting || !wants_more(pool) || (may_open(pool) && uplink_open(pool)))
+    if (!pool->waiting || !wants_more(pool))
         return;
-    while (pool->waiting && pool->uplink_count == 0)
-        fail_first(pool, DP_FLAG_OVERLOAD, 0);
+    if (!may_open(pool)) {
+        if (pool->uplink_count == 0)
+            set_starved(pool, true);
+        return;
+    }
+    if (!uplink_open(pool))
+        while (pool->waiting && pool->uplink_count == 0)
+            fail_first(pool, DP_FLAG_OVERLOAD, 0);
 }
 
 void pool_serve(struct pool *pool)
@@ -302,6 +388,7 @@ static void look_expired(struct timer *timer)
 
     loop_set_timer(&pool->worker->loop, timer, LOOK_MS, look_expired);
     pool_look(pool);
+    pool_share(pool);
     if (pool->uplink_count == 0 && !pool->waiting)
         pool_free(pool);
 }

@@ -27,6 +27,7 @@ struct pool {
     uint32_t uplink_count, connecting;
     struct stream *waiting, **last_waiting;
     uint32_t waiting_count;
+    bool starved;       /* it has no connection, and may open none: see struct standing */
     struct task serve;  /* those that wait */
     struct timer timer; /* to look at what is idle */
 };
@@ -53,6 +54,12 @@ void pool_serve(struct pool *pool);
 void pool_connect_failed(struct pool *pool, int error);
 /* Closes idle uplinks: they may be dead, as another one was. */
 void pool_renew(struct pool *pool);
+/* An uplink of it was opened (1) or closed (-1). */
+void pool_count(struct pool *pool, int change);
+/* Whether another pool of its service waits for a connection, and cannot have one. */
+bool pool_is_wanted(const struct pool *pool);
+/* Some pool is starved: this one tries again if it is the one, else it gives a connection. */
+void pool_share(struct pool *pool);
 /* Closes what is idle for long, or not wanted any more. */
 void pool_look(struct pool *pool);
 /* Closes and frees all of it, with no request under way. */

@@ -60,6 +60,13 @@ static void look_at_pools(struct map *pools)
             pool_look(OWNER(entry, struct pool, entry));
 }
 
+static void share_pools(struct map *pools)
+{
+    for (size_t i = 0; i < pools->bucket_count; i++)
+        for (struct map_entry *entry = pools->buckets[i]; entry; entry = entry->next)
+            pool_share(OWNER(entry, struct pool, entry));
+}
+
 /* The map shrinks while it is emptied. */
 static void close_pools(struct map *pools)
 {
@@ -76,6 +83,8 @@ void streams_look(struct worker *worker)
     struct streams *streams = worker->streams;
     uint64_t generation = router_generation(worker);
 
+    if (atomic_exchange_explicit(&streams->starved, false, memory_order_relaxed))
+        share_pools(&streams->pools);
     if (generation != streams->generation) {
         streams->generation = generation;
         look_at_pools(&streams->pools);

@@ -2,6 +2,8 @@
 #ifndef PYSIDECAR_L7_STREAMS_H
 #define PYSIDECAR_L7_STREAMS_H
 
+#include <stdatomic.h>
+
 #include "base/map.h"
 #include "l7/buffer.h"
 #include "l7/codec.h"
@@ -16,6 +18,7 @@ struct streams {
     const struct limits *limits;
     struct blocks blocks;
     struct map pools;
+    atomic_bool starved; /* others wait for a connection that a pool may have, see pool_share */
     uint64_t real_of_ns, real_ns;   /* a turn's now_ns, and what CLOCK_REALTIME was then */
     uint64_t generation;            /* of the table that pools were compared with last */
     struct downstream *downstreams; /* open ones */

@@ -130,11 +130,11 @@ void uplink_leave(struct uplink *uplink, struct stream *stream, bool complete)
     uplink->used_ms = pool->worker->loop.now_ms;
     if (pool->codec->multiplexes) {
         *slot_of(uplink, stream->upstream_id) = NULL;
-        if (uplink->leaving && uplink->busy == 0)
+        if (uplink->busy == 0 && (uplink->leaving || pool_is_wanted(pool)))
             uplink_close(uplink, false);
     } else {
         uplink->stream = NULL;
-        if (!complete || uplink->leaving || !is_clean(uplink))
+        if (!complete || uplink->leaving || !is_clean(uplink) || pool_is_wanted(pool))
             uplink_close(uplink, !complete);
         else
             link_to(&pool->ready, uplink);
@@ -300,23 +300,6 @@ void uplink_look(struct uplink *uplink)
 
 /* ---- life ---- */
 
-static void count(struct uplink *uplink, int change)
-{
-    struct pool *pool = uplink->pool;
-    struct endpoint *endpoint = pool->endpoint;
-    struct service *service = pool->service;
-    unsigned index = pool->worker->index;
-
-    pool->uplink_count += (uint32_t)change;
-    if (endpoint && endpoint->tallies)
-        counter_add(&endpoint->tallies[index].connections, change);
-    if (!service)
-        return;
-    atomic_fetch_add_explicit(&service->standing->connections, (unsigned)change,
-                              memory_order_relaxed);
-    counter_add(&service->standing->tallies[index].connections, change);
-}
-
 /* False: it cannot be watched, and is closed. */
 static bool connected(struct uplink *uplink, int fd)
 {
@@ -372,7 +355,7 @@ bool uplink_open(struct pool *pool)
     uplink->connector = connector;
     channel_init(&uplink->channel);
     link_to(&pool->busy, uplink);
-    count(uplink, 1);
+    pool_count(pool, 1);
     pool->connecting++;
     *connector = (struct connector){
         .worker = worker,
@@ -393,7 +376,7 @@ static void end(struct uplink *uplink)
     uplink->closed = true;
     wire_close(&uplink->wire);
     budget_release(worker->budget, 1);
-    count(uplink, -1);
+    pool_count(uplink->pool, -1);
     link_to(&worker->streams->ended_uplinks, uplink);
 }
 

@@ -22,6 +22,7 @@ struct standing {
     char name[DP_SERVICE_BYTES]; /* NUL-padded; cut where it is too long */
     atomic_uint connections;     /* upstream connections, of all workers */
     atomic_uint pending;         /* requests that wait for one, of all workers */
+    atomic_uint starved;         /* pools that have none and need one, of all workers */
     struct tally *tallies;       /* by worker */
 };
 
