@@ -138,6 +138,14 @@ def read_all(sock: socket.socket) -> bytes:
     return data
 
 
+def read_exactly(sock: socket.socket, size: int) -> bytes:
+    """So many bytes; fewer at the end."""
+    data = b""
+    while len(data) < size and (block := sock.recv(size - len(data))):
+        data += block
+    return data
+
+
 def read_until(sock: socket.socket, mark: bytes, data: bytes = b"") -> bytes:
     """Until the mark was read; perhaps more."""
     while mark not in data:

@@ -345,12 +345,17 @@ class Upstreams:
         self._chaos, self._serve = chaos, serve
         self._servers: dict[int, asyncio.Server] = {}
         self._writers: dict[int, set[Writer]] = {}
+        self._stopped: dict[int, list[int]] = {}
         self.errors: list[BaseException] = []
 
     async def start(self, port: int = 0) -> Address:
         writers: set[Writer] = set()
+        stopped: list[int] = []
 
         async def serve(reader: Reader, writer: Writer) -> None:
+            if stopped:  # it was accepted when we stopped
+                cut(writer)
+                return
             writers.add(writer)
             try:
                 with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -363,11 +368,12 @@ class Upstreams:
 
         server = await asyncio.start_server(serve, "127.0.0.1", port, backlog=1000)
         port = server.sockets[0].getsockname()[1]
-        self._servers[port], self._writers[port] = server, writers
+        self._servers[port], self._writers[port], self._stopped[port] = server, writers, stopped
         return Address("127.0.0.1", port)
 
     async def stop(self, port: int) -> None:
         self._servers.pop(port).close()
+        self._stopped.pop(port).append(port)
         for writer in list(self._writers.pop(port)):
             cut(writer)
 

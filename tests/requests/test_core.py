@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import select
 import socket
 import struct
@@ -27,6 +29,7 @@ from tests.requests.support import (
     Upstream,
     echo,
     read_all,
+    read_exactly,
     read_message,
     read_until,
     through,
@@ -390,3 +393,207 @@ def test_workers_share_the_connections_of_a_service(endpoints: int) -> None:
                 client.sendall(GET)
             for client in clients:
                 assert b" 200 " in read_message(client)[0]
+
+
+# ---- attacks ----
+
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: %d\r\nTransfer-Encoding: chunked" % len(SMUGGLED),
+        b"Transfer-Encoding: chunked\r\nContent-Length: 5",
+        b"Content-Length: 0\r\nContent-Length: %d" % len(SMUGGLED),
+        b"Content-Length: 0, %d" % len(SMUGGLED),
+        b"Content-Length: +0",
+        b"Content-Length: 0x0",
+        b"Content-Length : 0",
+        b"Transfer-Encoding : chunked",
+        b"Transfer-Encoding: xchunked",
+        b"Transfer-Encoding: chunked, identity",
+        b"Transfer-Encoding: identity, chunked",
+        b"Transfer-Encoding:\x0bchunked",
+        b"Transfer-Encoding\t: chunked",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        b"X: a\r\n Transfer-Encoding: chunked",
+        b"X: a\nTransfer-Encoding: chunked",
+        b"X: a\rTransfer-Encoding: chunked",
+        b"X: a\0\r\nContent-Length: 0",
+        b"Content-Length: 99999999999999999999",
+        b"Host: y",
+    ],
+)
+def test_nothing_is_smuggled(head: bytes) -> None:
+    """To an upstream that takes what it gets."""
+    seen: list[bytes] = []
+
+    def lenient(connection: socket.socket) -> None:
+        while data := connection.recv(65536):
+            seen.append(data)
+            connection.sendall(OK)
+
+    with through(lenient) as (plane, _):
+        client = plane.client()
+        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n\r\n0\r\n\r\n" + SMUGGLED)
+        answer = read_until(client, b"\r\n\r\n")
+        assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 501 ")), answer
+        with contextlib.suppress(ConnectionResetError):
+            assert read_all(client).count(b"HTTP/1.1") == 0
+        assert seen == []
+
+
+def trickle(client: socket.socket, begin: bytes, more: bytes, patience: float) -> float:
+    """Sends slowly without end; how long that is suffered."""
+    client.sendall(begin)
+    began = time.monotonic()
+    with contextlib.suppress(ConnectionError):
+        while time.monotonic() - began < patience:
+            if select.select([client], [], [], 0.02)[0] and not client.recv(65536):
+                break
+            client.sendall(more)
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    ("protocol", "begin", "more"),
+    [
+        ("http", b"GET / HTTP/1.1\r\n", b"X: y\r\n"),
+        ("http", b"G", b"G"),
+        ("bolt", struct.pack("!BBHBIBIHHI", 1, 1, 1, 1, 7, 1, 3000, 0, 0, 1 << 20), b"x"),
+        ("dubbo", struct.pack("!HBBQI", 0xDABB, 0xC2, 0, 1, 1 << 20), b"x"),
+    ],
+)
+def test_slow_head(protocol: str, begin: bytes, more: bytes) -> None:
+    with RequestPlane(protocol, [], timeouts=Timeouts(header=0.3)) as plane:
+        assert trickle(plane.client(), begin, more, 10) < 5
+
+
+def resident() -> int:
+    """Bytes of this process."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4096
+
+
+def assert_grew_less(before: int, most: int) -> None:
+    """A sanitizer keeps what was freed."""
+    if "san.so" not in os.environ.get("LD_PRELOAD", ""):
+        assert resident() - before < most
+
+
+@pytest.mark.parametrize("speaks", ["bolt", "dubbo"])
+def test_memory_is_not_taken_by_what_is_only_announced(speaks: str) -> None:
+    announced = {
+        "bolt": struct.pack("!BBHBIBIHHI", 1, 1, 1, 1, 7, 1, 3000, 0, 0, 15 << 20),
+        "dubbo": struct.pack("!HBBQI", 0xDABB, 0xC2, 0, 1, 15 << 20),
+    }[speaks]
+    with RequestPlane(speaks, []) as plane:
+        before = resident()
+        for _ in range(200):
+            plane.client().sendall(announced + bytes(1000))
+        eventually(lambda: plane.data.counters().accepted == 200, "all")
+        assert_grew_less(before, 32 << 20)
+
+
+@pytest.mark.parametrize(("begin", "more"), [(b"1;", b"a"), (b"0\r\n", b"a: b\r\n")])
+def test_endless_chunk_extensions_and_trailers(begin: bytes, more: bytes) -> None:
+    with through(echo) as (plane, _):
+        client = plane.client()
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        client.sendall(head + begin + more * 20_000)
+        assert re.match(rb"HTTP/1.1 4\d\d ", read_until(client, b"\r\n\r\n"))
+
+
+def test_many_connections_of_one_client() -> None:
+    with through(echo, workers=2) as (plane, _):
+        clients = [plane.client() for _ in range(1000)]
+        for client in clients:
+            client.sendall(GET)
+        for client in clients:
+            assert read_message(client)[1] == b"/a|"
+        for client in clients:
+            linger_reset(client)
+        eventually(lambda: plane.data.live == 0, "all of them to end")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-x\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nX: a\r\n b\r\n\r\n",
+        b"HTTP/1.1 20 OK\r\n\r\n",
+        b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"",
+    ],
+)
+def test_answer_that_is_none(answer: bytes) -> None:
+    def serve(connection: socket.socket) -> None:
+        read_until(connection, b"\r\n\r\n")
+        connection.sendall(answer)
+
+    with through(serve) as (plane, _):
+        client = plane.client()
+        for _ in range(2):  # the client's connection goes on
+            client.sendall(GET)
+            assert b" 502 " in read_message(client)[0]
+
+
+def test_answers_of_other_ids_reach_nobody() -> None:
+    request = struct.pack("!BBHBIBiHHI", 1, 1, 1, 1, 7, 1, 3000, 0, 0, 4) + b"ping"
+
+    def answer(number: int, content: bytes) -> bytes:
+        return struct.pack("!BBHBIBHHHI", 1, 0, 2, 1, number, 1, 0, 0, 0, 4) + content
+
+    def serve(connection: socket.socket) -> None:
+        while data := read_exactly(connection, 26):
+            own = int.from_bytes(data[5:9])
+            wrong = [answer((own + step) & 0xFFFFFFFF, b"evil") for step in (1, -1, 16, 1 << 31)]
+            connection.sendall(b"".join(wrong) + answer(own, b"pong") + answer(own, b"evil"))
+
+    with through(serve, "bolt") as (plane, _):
+        client = plane.client()
+        for _ in range(50):
+            client.sendall(request)
+            data = read_exactly(client, 24)
+            assert (data[5:9], data[-4:]) == (b"\0\0\0\7", b"pong")
+
+
+def test_client_that_does_not_read_answers_of_bolt() -> None:
+    """Has a bound, and others do not wait for it."""
+    size = 500_000
+
+    def serve(connection: socket.socket) -> None:
+        while data := read_exactly(connection, 22):
+            head = struct.pack("!BBHB4sBHHHI", 1, 0, 2, 1, data[5:9], 1, 0, 0, 0, size)
+            connection.sendall(head + bytes(size))
+
+    def request(number: int) -> bytes:
+        return struct.pack("!BBHBIBiHHI", 1, 1, 1, 1, number, 1, 20000, 0, 0, 0)
+
+    with through(serve, "bolt") as (plane, _):
+        greedy, modest = plane.client(), plane.client()
+        before = resident()
+        greedy.sendall(b"".join(request(i) for i in range(300)))
+        for i in range(20):
+            modest.sendall(request(i))
+            assert len(read_exactly(modest, 20 + size)) == 20 + size
+        assert_grew_less(before, 64 << 20)
+
+
+def test_client_cannot_have_all_memory() -> None:
+    """Where an upstream does not read, the client is held back, and others are not refused."""
+    go_on = threading.Event()
+    frame = struct.pack("!BBHBIBiHHI", 1, 1, 1, 1, 7, 1, 20000, 0, 0, 1 << 20) + bytes(1 << 20)
+
+    def stalled(connection: socket.socket) -> None:
+        go_on.wait(20)
+
+    with through(stalled, "bolt") as (plane, _):
+        before = resident()
+        assert flood(plane.client(), frame, 1 << 28) < 1 << 26
+        assert_grew_less(before, 1 << 26)
+        go_on.set()

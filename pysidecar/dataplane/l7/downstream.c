@@ -18,7 +18,9 @@
 #include "net/socket.h"
 
 enum {
-    MOST_STREAMS = 1024, /* of a client at a time, where requests are multiplexed */
+    /* Of a client at a time, where requests are multiplexed: */
+    MOST_STREAMS = 1024,
+    MOST_FRAME_BYTES = 4 * 1024 * 1024, /* one more frame begins below it */
     /* For the client to close after its last answer: without a byte, and in all. */
     LINGER_MS = 2000,
     LONGEST_LINGER_MS = 30000,
@@ -329,7 +331,8 @@ static bool may_read(struct downstream *downstream)
     if (downstream->closing || downstream->upgrading)
         return false;
     if (multiplexes(downstream))
-        return downstream->stream_count < MOST_STREAMS && !wire_is_behind(&downstream->wire);
+        return downstream->stream_count < MOST_STREAMS &&
+               downstream->frame_bytes < MOST_FRAME_BYTES && !wire_is_behind(&downstream->wire);
     if (!stream)
         return !wire_is_behind(&downstream->wire);
     /* A request that has no body is complete at once; with one, it first needs where to go. */

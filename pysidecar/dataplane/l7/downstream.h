@@ -17,6 +17,7 @@ struct downstream {
     uint32_t detect_ms, undetected; /* as in struct dp_route */
     struct stream *streams;
     uint32_t stream_count;
+    uint64_t frame_bytes;   /* of those requests, where they are multiplexed */
     uint64_t counted[2];    /* bytes that the session was told of, by the side that is read */
     uint64_t head_since_ms; /* when a head began that is not complete; 0: there is none */
     uint64_t linger_until_ms;

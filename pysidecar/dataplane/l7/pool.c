@@ -17,7 +17,8 @@ enum {
     IDLE_MS = 60 * 1000,
     MOST_CONNECTIONS = 1024,
     MOST_PENDING = 1024,
-    LOOK_MS = 1000, /* from one look at idle uplinks to the next */
+    LOOK_MS = 1000,  /* from one look at idle uplinks to the next */
+    MOST_SHARED = 8, /* of those that requests share: each may have much that waits to be sent */
 };
 
 /* ---- finding ---- */
@@ -263,7 +264,7 @@ static bool may_open(const struct pool *pool)
 static bool wants_more(const struct pool *pool)
 {
     if (pool->codec->multiplexes)
-        return pool->connecting == 0;
+        return pool->connecting == 0 && pool->uplink_count < MOST_SHARED;
     return pool->connecting < pool->waiting_count;
 }
 

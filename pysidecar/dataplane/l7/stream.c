@@ -74,6 +74,8 @@ static void unlink_stream(struct stream *stream)
     if (stream->next)
         stream->next->previous = stream->previous;
     stream->downstream->stream_count--;
+    if (codec_used(stream)->multiplexes)
+        stream->downstream->frame_bytes -= stream->record.bytes_sent;
 }
 
 static void copy_text(char *to, size_t size, struct text from)
@@ -676,6 +678,7 @@ void stream_begin(struct downstream *downstream, const struct message *request, 
         return;
     }
     stream->record.bytes_sent = consumed;
+    downstream->frame_bytes += codec_used(stream)->multiplexes ? consumed : 0;
     stream->complete = codec_used(stream)->multiplexes || !request->has_body;
     if (!route(stream, request, &routed))
         return;
