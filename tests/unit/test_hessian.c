@@ -155,6 +155,26 @@ static void test_a_class_is_known_to_later_values(void **state)
     assert_ptr_equal(hessian.at, hessian.end);
 }
 
+static void test_the_number_of_values_is_bounded(void **state)
+{
+    size_t size = HESSIAN_VALUES + 1;
+    uint8_t *nulls = malloc(size);
+    struct hessian hessian;
+
+    (void)state;
+    assert_non_null(nulls);
+    memset(nulls, 'N', size);
+    nulls[0] = 0x57; /* a list that ends with 'Z' */
+    nulls[size - 2] = 'Z';
+    hessian_begin(&hessian, nulls, size - 1);
+    assert_true(hessian_skip(&hessian));
+    nulls[size - 2] = 'N';
+    nulls[size - 1] = 'Z';
+    hessian_begin(&hessian, nulls, size);
+    assert_false(hessian_skip(&hessian));
+    free(nulls);
+}
+
 static void test_the_number_of_classes_is_bounded(void **state)
 {
     struct bytes *bytes = no_bytes();
@@ -296,6 +316,7 @@ int main(void)
         cmocka_unit_test(test_the_number_of_classes_is_bounded),
         cmocka_unit_test(test_depth_is_bounded),
         cmocka_unit_test(test_a_long_linked_list_is_not_deep),
+        cmocka_unit_test(test_the_number_of_values_is_bounded),
         cmocka_unit_test(test_strings_are_read),
         cmocka_unit_test(test_numbers_are_read),
     };

@@ -9,6 +9,7 @@ void hessian_begin(struct hessian *hessian, const uint8_t *data, size_t size)
     hessian->at = data;
     hessian->end = data + size;
     hessian->class_count = 0;
+    hessian->skipped = 0;
 }
 
 static bool skip_bytes(struct hessian *hessian, size_t count)
@@ -434,7 +435,8 @@ bool hessian_skip(struct hessian *hessian)
                 return true;
             left = around[--depth];
         }
-        if (!next_value(hessian, &tag) || !take_turn(&left, tag))
+        if (hessian->skipped++ == HESSIAN_VALUES || !next_value(hessian, &tag) ||
+            !take_turn(&left, tag))
             return false;
         if (tag == 'Z')
             continue;

@@ -10,14 +10,15 @@
 #include "base/text.h"
 
 enum {
-    HESSIAN_CLASSES = 256, /* definitions in one stream */
-    HESSIAN_DEPTH = 256,   /* values within others; the last one of each counts as beside it */
+    HESSIAN_CLASSES = 256,    /* definitions in one stream */
+    HESSIAN_DEPTH = 256,      /* values within others; the last one of each counts as beside it */
+    HESSIAN_VALUES = 1000000, /* in one stream that are skipped: some milliseconds of a worker */
 };
 
 /* A stream of values. Their class definitions are of all that follows. */
 struct hessian {
     const uint8_t *at, *end;
-    uint32_t class_count;
+    uint32_t class_count, skipped;
     uint32_t class_fields[HESSIAN_CLASSES]; /* how many each has */
 };
 
