@@ -37,10 +37,10 @@ test-quick: setup-tests ## run most tests within two minutes: none of real appli
 test-sanitizers: setup-tests ## run the tests of the C code under ASan, UBSan and TSan
 	@scripts/test-sanitizers
 
-FUZZ_SECONDS = 60
+FUZZ_SECONDS = 600
 
 .PHONY: fuzz
-fuzz: setup-tests ## fuzz what reads others' input (FUZZ_SECONDS=… for each target, TARGET=…)
+fuzz: setup-tests ## fuzz what reads others' input (ten minutes each: FUZZ_SECONDS=…, TARGET=…)
 	@$(PYTHON) scripts/fuzz.py --seconds $(FUZZ_SECONDS) $(TARGET)
 
 .PHONY: soak
