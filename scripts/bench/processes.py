@@ -147,9 +147,15 @@ def running(
 # ---- What they use ----
 
 
-def family(process: psutil.Process) -> tuple[psutil.Process, ...]:
-    """A process and all of its children."""
-    return (process, *process.children(recursive=True))
+def family(process: psutil.Process, workers: int = 0) -> tuple[psutil.Process, ...]:
+    """A process and all of its children, once there are so many workers among them: nginx listens
+    before it has any."""
+    deadline = time.monotonic() + PATIENCE
+    while len(children := process.children(recursive=True)) < workers:
+        if time.monotonic() > deadline:
+            raise BenchError(f"{process.name()} has {len(children)} workers instead of {workers}")
+        time.sleep(0.01)
+    return (process, *children)
 
 
 def cpu_seconds(processes: Iterable[psutil.Process]) -> float:

@@ -163,7 +163,7 @@ def _nginx(site: Site, destination: Address | None) -> Iterator[Proxy]:
         configuration,
     ]
     with running(command, log=directory / "log", ready=lambda: accepts(here)) as process:
-        yield Proxy(here, family(process))
+        yield Proxy(here, family(process, cpus()))
 
 
 # ---- Those that speak SOCKS, to a microsocks ----

@@ -167,7 +167,7 @@ def _nginx(site: Site, destination: Address) -> Iterator[Mapping[Load, Proxy]]:
         *("-e", directory / "error.log", "-c", configuration),
     ]
     with running(command, log=directory / "log", ready=lambda: accepts(here)) as process:
-        yield {Load.HTTP: Proxy(here, family(process))}
+        yield {Load.HTTP: Proxy(here, family(process, cpus()))}
 
 
 _HAPROXY = """
