@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import socket
-import sys
 import termios
 from collections.abc import Callable
 
@@ -16,6 +15,7 @@ __all__ = ["FAULTS", "TRAP", "serve"]
 TRAP = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nTRAP"
 """An answer that nobody asked for: no client may ever see it."""
 
+_TCP_CLOSE = 7  # include/net/tcp_states.h
 _SILENCE = 30.0  # longer than anybody waits
 
 Fault = Callable[[socket.socket], None]
@@ -42,18 +42,18 @@ def _says_and_closes(data: bytes) -> Fault:
 def _says_and_resets(data: bytes) -> Fault:
     def fault(connection: socket.socket) -> None:
         connection.sendall(data)
-        eventually(
-            lambda: not _unacknowledged(connection), "what was said arrives before the reset"
-        )
+        eventually(lambda: _has_arrived(connection), "all of it arrives before the reset")
         reset(connection)
 
     return fault
 
 
-def _unacknowledged(connection: socket.socket) -> int:
+def _has_arrived(connection: socket.socket) -> bool:
+    """Whether all that was sent has, or never will."""
     waiting = bytearray(4)
     fcntl.ioctl(connection, termios.TIOCOUTQ, waiting)
-    return int.from_bytes(waiting, sys.byteorder)
+    state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    return not any(waiting) or state == _TCP_CLOSE
 
 
 def _is_silent(data: bytes = b"") -> Fault:
