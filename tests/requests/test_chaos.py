@@ -22,7 +22,7 @@ from pysidecar.dataplane import Timeouts
 from tests.requests.support import RequestPlane
 from tests.waiting import eventually
 
-SECONDS = float(os.environ.get("CHAOS", 3))
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "2"))
 Reader = asyncio.StreamReader
 Writer = asyncio.StreamWriter
 PATIENCE = 30.0

@@ -325,7 +325,8 @@ void pool_request(struct pool *pool, struct stream *stream)
 void pool_connect_failed(struct pool *pool, int error)
 {
     enum dp_flag why = error == ETIMEDOUT ? DP_FLAG_CONNECT_TIMEOUT : DP_FLAG_CONNECT_FAILED;
-    uint32_t count = pool->codec->multiplexes ? pool->waiting_count : 1;
+    /* Where requests share connections, those that are there take all that wait. */
+    uint32_t count = pool->codec->multiplexes ? 0 : 1;
 
     if (pool->uplink_count == 0)
         count = pool->waiting_count;
