@@ -384,7 +384,7 @@ def _written_path(loc: tuple[str | int, ...], plain: Any, *, keep_last: bool) ->
             written = isinstance(at, dict) and part in at
         if written:
             at = at[part]
-        elif keep_last and isinstance(at, dict):
+        elif keep_last and (isinstance(at, dict) or at is None):
             return (*path, part)
         else:
             break
@@ -405,7 +405,7 @@ def _message(detail: Any, path: KeyPath) -> str:
     elif kind == "literal_error":
         expected = f"expected {context['expected']}"
     elif kind in ("model_type", "model_attributes_type", "dict_type"):
-        expected = f"expected keys below it{_known(path)}"
+        expected = f"expected {_known(path)}"
     elif kind in ("tuple_type", "list_type"):
         expected = "expected a list"
     elif kind == "bool_type":
@@ -426,16 +426,21 @@ def _message(detail: Any, path: KeyPath) -> str:
 
 
 def _section(path: KeyPath) -> type[BaseModel] | None:
+    return _section_and_names(path)[0]
+
+
+def _section_and_names(path: KeyPath) -> tuple[type[BaseModel] | None, bool]:
+    """And whether what is below it are names that the user chooses, each with such a section."""
     section: type[BaseModel] | None = Config
-    is_name = False  # that the user chose
+    names = False
     for part in path:
-        if is_name:
-            is_name = False
+        if names:
+            names = False
         elif isinstance(part, str) and section is not None:
             field = section.model_fields.get(part)
             section = section_of(field.annotation) if field else None
-            is_name = field is not None and get_origin(field.annotation) is dict
-    return section
+            names = field is not None and get_origin(field.annotation) is dict
+    return section, names
 
 
 def _suggestion(path: KeyPath) -> str:
@@ -448,5 +453,8 @@ def _suggestion(path: KeyPath) -> str:
 
 
 def _known(path: KeyPath) -> str:
-    section = _section(path)
-    return f": {', '.join(section.model_fields)}" if section else ""
+    section, names = _section_and_names(path)
+    keys = f": {', '.join(section.model_fields)}" if section else ""
+    if names:
+        return f"names below it, each with keys{keys}" if keys else "names below it"
+    return f"keys below it{keys}"

@@ -154,7 +154,10 @@ def parse_targets(value: Any) -> dict[str, int]:
             "orders-v2: 10}"
         )
     for name, weight in value.items():
-        parse_name(name)
+        try:
+            parse_name(name)
+        except ValueError as error:
+            raise ValueError(f"{error}, not {name!r}") from None
         if type(weight) is not int or not 0 <= weight <= MAX_WEIGHT:
             raise ValueError(f"expected a weight from 0 to {MAX_WEIGHT:,} for {name}")
     if not any(value.values()):

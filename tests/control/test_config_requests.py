@@ -65,6 +65,12 @@ def test_every_key_is_read() -> None:
         ("services: {a: {}}", "f.yaml:1: services.a.protocol: expected this key, which has no"),
         ("services: {a: {protocol: soap}}", "services.a.protocol: 'soap': expected 'http', 'bolt'"),
         ("services: {a b: {protocol: http}}", "'a b': expected the name of a service"),
+        (
+            "services: [a]",
+            "services: ['a']: expected names below it, each with keys: protocol, end",
+        ),
+        ("services: {a: http}", "services.a: 'http': expected keys below it: protocol, endpoints"),
+        ("services: {a: null}", "services.a.protocol: expected this key, which has no default"),
         ("services: {a: {protocol: http, endpoint: 1}}", "unknown key; did you mean endpoints?"),
         (
             "services: {a: {protocol: http, endpoints: [10.0.0.1]}}",
@@ -113,6 +119,10 @@ def test_a_wrong_service(text: str, error: str) -> None:
             "{services: {web: 1, other: 2}}",
             "f.yaml:8: requests[0].services.other: 'other': expected a service that is defined und",
         ),
+        (
+            "{services: {we b: 1}}",
+            "requests[0].services: expected the name of a service: a text of",
+        ),
         ("{services: {web: 0}}", "requests[0].services: expected a weight above 0 for one of"),
         (
             "{services: {web: -1}}",
@@ -134,6 +144,7 @@ def test_a_wrong_service(text: str, error: str) -> None:
             "requests[0].match: expected path or path_prefix, not both",
         ),
         ("{services: web, match: {method: 'G T'}}", "'G T': expected a method such as GET"),
+        ("{services: web, match: {headers: [x]}}", "match.headers: ['x']: expected names below it"),
         ("{services: web, match: {headers: {x: 1}}}", "1: expected true, a text or a list of text"),
         ("{services: web, match: {headers: {x: false}}}", "False: expected true, a text or a list"),
         ("{services: web, match: {headers: {'x y': a}}}", "'x y': expected the name of a header"),

@@ -406,7 +406,8 @@ struct matched rulebook_match(const struct rulebook *book, enum dp_protocol prot
     name(&names, protocol, request);
     find_candidates(&candidates, book, protocol, &names);
     while ((rule = next_candidate(&candidates)) != NO_RULE) {
-        if (!rule_matches(book, &book->rules[rule], request, &names, &path))
+        if (book->rules[rule].protocol != protocol || /* another one's with the same hash */
+            !rule_matches(book, &book->rules[rule], request, &names, &path))
             continue;
         matched.rule = rule;
         matched.rewrite = rewrite_for(book, &book->rules[rule], path, request);
@@ -511,7 +512,7 @@ static void make_rule(struct making *making, const struct dp_rule *from, struct 
     struct predicate *predicates = &making->book->predicates[from->first_predicate];
     struct rewrite rewrite;
 
-    *rule = (struct rule){from->first_predicate, from->predicate_count, NO_RULE};
+    *rule = (struct rule){from->protocol, from->first_predicate, from->predicate_count, NO_RULE};
     for (uint32_t i = 0; i < from->predicate_count; i++)
         make_predicate(making, &making->from->predicates[from->first_predicate + i],
                        &predicates[i]);

@@ -19,6 +19,7 @@ struct predicate {
 };
 
 struct rule {
+    enum dp_protocol protocol;
     uint32_t first_predicate, predicate_count;
     uint32_t rewrites; /* index of three, by enum remainder; NO_RULE: there are none */
 };
