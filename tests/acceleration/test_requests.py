@@ -92,13 +92,16 @@ class Requests:
 
 
 @contextmanager
-def _requests(path: str, **acceleration: Any) -> Iterator[Requests]:
+def _requests(path: str, transport: str = "unix", **acceleration: Any) -> Iterator[Requests]:
     with http_server() as (port, may_answer), ExitStack() as stack:
         route = {"match": {"destination": V4, "ports": _PORT}}
         settings = {
             "services": {"far": {"protocol": "http", "endpoints": [f"127.0.0.1:{port}"]}},
             "requests": [{"services": "far"}],
-            "outbound": {"routes": [{**route, "action": "requests", "protocol": "http"}]},
+            "outbound": {
+                "transport": transport,
+                "routes": [{**route, "action": "requests", "protocol": "http"}],
+            },
             "acceleration": {
                 "mode": "require",
                 "path": path,
@@ -168,7 +171,8 @@ def test_requests_are_accelerated_locally_where_full_is_configured() -> None:
 
 
 def test_connection_that_pays_within_a_body_is_accelerated_after_it() -> None:
-    with _requests("local", after_bytes=1 << 20, after_round_trips=NEVER) as running:
+    pays = {"after_bytes": 1 << 20, "after_round_trips": NEVER}
+    with _requests("local", transport="header", **pays) as running:
         running.start("slow_reader").succeeds()
         assert running.logged_paths(1) == {"local"}
 
