@@ -12,7 +12,7 @@ from pysidecar.cli.views import Entries, Row, View
 __all__ = ["REQUESTS"]
 
 _SERVER_ERROR = 500
-_WARNINGS = frozenset(("retried", "late"))
+_WARNINGS = frozenset(("retried",))
 
 
 def _title(entries: Entries) -> str:

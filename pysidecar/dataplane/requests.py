@@ -67,7 +67,6 @@ class Flag(enum.IntEnum):
     RETRIED = lib.DP_FLAG_RETRIED
     SERVICE_ERROR = lib.DP_FLAG_SERVICE_ERROR
     UPGRADED = lib.DP_FLAG_UPGRADED
-    LATE = lib.DP_FLAG_LATE
 
 
 FAILURES = tuple(flag for flag in Flag if flag <= Flag.DOWNSTREAM_CLOSED)

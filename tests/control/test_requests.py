@@ -62,7 +62,7 @@ def test_a_filter_leaves_out_what_does_not_fit(right: str, wrong: str) -> None:
 @pytest.mark.parametrize("flag", Flag)
 def test_flags_choose(flag: Flag) -> None:
     record = REQUEST._replace(flags=(flag,))
-    failed = flag not in (Flag.RETRIED, Flag.UPGRADED, Flag.LATE)
+    failed = flag not in (Flag.RETRIED, Flag.UPGRADED)
     assert fits(f"flag={flag.name.lower()}", record)
     assert not fits(f"flag={flag.name.lower()}")
     assert fits("flag=failed", record) == failed

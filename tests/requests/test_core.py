@@ -314,6 +314,18 @@ def test_drain_closes_idle_ones() -> None:
         assert read_all(used) == read_all(unused) == b""
 
 
+def test_request_that_crosses_a_drain_is_answered() -> None:
+    with through(echo) as (plane, _):
+        client = plane.client()
+        client.sendall(GET)
+        read_message(client)
+        plane.data.drain()
+        client.sendall(GET)
+        answer = read_all(client)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"\r\nConnection: close\r\n" in answer
+
+
 # ---- upgrades ----
 
 

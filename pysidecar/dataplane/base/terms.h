@@ -71,7 +71,6 @@ enum dp_flag {
     DP_FLAG_RETRIED,           /* was sent again, since a connection closed as it was sent */
     DP_FLAG_SERVICE_ERROR,     /* the service answered with an exception of its own */
     DP_FLAG_UPGRADED,          /* went on as a tunnel */
-    DP_FLAG_LATE,              /* its answer came after its timeout, and was dropped */
 };
 
 enum { DP_FLAGS = 24 }; /* room for enum dp_flag */

@@ -25,6 +25,10 @@ enum {
     LINGER_MS = 2000,
     LONGEST_LINGER_MS = 30000,
     LINGER_READS = 16, /* before others get their turn */
+    /* While the worker drains: a client that is idle for so long is not about to send anything. */
+    QUIET_MS = 1000,
+    /* Of a head or frame that goes on coming, beside the header timeout: 256 KiB a second do. */
+    SLOWEST_BYTES_A_MS = 256,
 };
 
 static struct worker *worker_of(const struct downstream *downstream)
@@ -117,7 +121,8 @@ static void expired(struct timer *timer)
     const struct timeouts *timeouts = session->worker->timeouts;
     uint64_t now_ms = session->worker->loop.now_ms;
     uint64_t idle_at = downstream->wire.last_active_ms + timeout_of(&timeouts->idle_ms);
-    uint64_t head_at = downstream->head_since_ms + timeout_of(&timeouts->header_ms);
+    uint64_t head_at = downstream->head_since_ms + timeout_of(&timeouts->header_ms) +
+                       buffer_held(&downstream->wire.in) / SLOWEST_BYTES_A_MS;
 
     if (downstream->lingering) {
         session_close(session, DP_END_EOF, 0);
@@ -137,6 +142,8 @@ static void expired(struct timer *timer)
     if (downstream->head_since_ms && head_at < idle_at)
         idle_at = head_at;
     set_timer(downstream, idle_at - now_ms);
+    if (downstream_is_draining(downstream))
+        downstream_drain(downstream);
 }
 
 /* Notes whether a head (or frame) has begun and is not complete. */
@@ -361,12 +368,26 @@ static bool is_idle(const struct downstream *downstream)
            (multiplexes(downstream) || !wire->channel->readable);
 }
 
+/* Not at once: the next request may be on its way already, and would be lost. */
+static void end_when_quiet(struct downstream *downstream)
+{
+    uint64_t now_ms = worker_of(downstream)->loop.now_ms;
+    uint64_t quiet_at_ms = downstream->wire.last_active_ms + QUIET_MS;
+
+    if (!is_idle(downstream) || downstream->closing)
+        return;
+    if (quiet_at_ms <= now_ms)
+        downstream->closing = true;
+    else
+        set_timer(downstream, quiet_at_ms - now_ms);
+}
+
 void downstream_answered(struct downstream *downstream)
 {
     if (downstream->wire.closed)
         return;
-    if (downstream_is_draining(downstream) && is_idle(downstream))
-        downstream->closing = true;
+    if (downstream_is_draining(downstream))
+        end_when_quiet(downstream);
     downstream_update(downstream);
     if (is_done(downstream))
         task_schedule(&worker_of(downstream)->loop.tasks, &downstream->task);
@@ -380,10 +401,8 @@ void downstream_cut(struct downstream *downstream, enum dp_end end)
 
 void downstream_drain(struct downstream *downstream)
 {
-    if (downstream->wire.worker && is_idle(downstream)) {
-        downstream->closing = true;
+    if (downstream->wire.worker && !downstream->lingering) /* else it is not served yet, or ends */
         downstream_answered(downstream);
-    }
 }
 
 /* ---- the short cut to the application ---- */
