@@ -774,3 +774,22 @@ def test_no_request_is_lost_while_tables_change(workers: int) -> None:
             thread.join()
         assert not failed
         assert min(counts) > 10
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [b"Content-Length: 500000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n2faf0800\r\n"],
+)
+def test_reset_of_a_client_whose_upstream_does_not_read(framing: bytes) -> None:
+    gone = threading.Event()
+
+    def deaf(connection: socket.socket) -> None:
+        gone.wait(20)
+
+    with through(deaf) as (plane, _):
+        client = plane.client()
+        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n" + framing)
+        flood(client, bytes(1000), 1 << 28)
+        linger_reset(client)
+        eventually(lambda: plane.data.live == 0, "the reset to be seen")
+        gone.set()
