@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <netinet/in.h>
-#include <unistd.h>
 
 #include "base/sockaddr.h"
 #include "intercept/listener.h"
@@ -37,35 +36,20 @@ static bool is_unredirected(const struct session *session, const struct listener
 
 static void netfilter_accept(struct worker *worker, const struct listener *listener, int fd)
 {
-    struct session *session = session_open(worker, listener, &intercept_connected, FDS_PER_RELAY);
+    struct session *session = session_accept(worker, listener, fd);
     struct mosnhook_address local;
     int error;
 
-    if (!session) {
-        close(fd);
+    if (!session)
         return;
-    }
-    session->downstream.watch.fd = fd;
-    if (address_of_peer(fd, &session->origin.source) < 0) {
-        session_close(session, DP_END_DOWNSTREAM_RESET, ECONNRESET);
-        return;
-    }
     error = address_of_local(fd, &local);
     session->origin.original_destination = local;
     if (error == 0 && listener->settings.transport == DP_TRANSPORT_REDIRECT)
         error = read_original_destination(fd, &session->origin.original_destination);
-    if (error == -ENOENT || (error == 0 && is_unredirected(session, listener, &local))) {
+    if (error == -ENOENT || (error == 0 && is_unredirected(session, listener, &local)))
         session_close(session, DP_END_LOOP, 0);
-        return;
-    }
-    trace_address(worker, session->id, requested, &session->origin.original_destination);
-    session_downstream_waits(session);
-    if (error == 0)
-        error = channel_watch(&worker->loop, &session->downstream);
-    if (error < 0)
-        session_close(session, DP_END_NO_RESOURCES, -error);
     else
-        session_arrived(session);
+        session_accepted(session, error);
 }
 
 const struct intercept intercept_redirect = {

@@ -188,6 +188,36 @@ void session_free(struct session *session)
 
 const struct intercept_ops intercept_connected = {.complete = session_completed};
 
+struct session *session_accept(struct worker *worker, const struct listener *listener, int fd)
+{
+    struct session *session = session_open(worker, listener, &intercept_connected, FDS_PER_RELAY);
+
+    if (!session) {
+        close(fd);
+        return NULL;
+    }
+    session->downstream.watch.fd = fd;
+    if (address_of_peer(fd, &session->origin.source) < 0) {
+        session_close(session, DP_END_DOWNSTREAM_RESET, ECONNRESET);
+        return NULL;
+    }
+    return session;
+}
+
+void session_accepted(struct session *session, int error)
+{
+    struct worker *worker = session->worker;
+
+    trace_address(worker, session->id, requested, &session->origin.original_destination);
+    session_downstream_waits(session);
+    if (error == 0)
+        error = channel_watch(&worker->loop, &session->downstream);
+    if (error < 0)
+        session_close(session, DP_END_NO_RESOURCES, -error);
+    else
+        session_arrived(session);
+}
+
 void session_refuse_connected(struct worker *worker, const struct listener *listener, int fd)
 {
     struct session *session = session_open(worker, listener, &intercept_connected, 0);

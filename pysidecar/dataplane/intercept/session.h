@@ -150,6 +150,10 @@ void session_free(struct session *session);
 
 /* For sessions whose downstream is connected from the beginning. */
 extern const struct intercept_ops intercept_connected;
+/* Opens one, whose descriptors are reserved. NULL where it has ended already. */
+struct session *session_accept(struct worker *worker, const struct listener *listener, int fd);
+/* It knows its original destination; or an error (-errno) has kept it from that. */
+void session_accepted(struct session *session, int error);
 /* intercept.refuse for such sessions. */
 void session_refuse_connected(struct worker *worker, const struct listener *listener, int fd);
 
