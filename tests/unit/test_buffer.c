@@ -65,15 +65,29 @@ static void test_bytes_stay_in_order_while_it_grows_and_shrinks(void **state)
 
 static void test_no_more_than_the_worker_may_have(void **state)
 {
+    struct buffer each[(1 << 20) / BLOCK_BYTES] = {0};
+    size_t count = sizeof each / sizeof *each;
+
+    (void)state;
+    for (size_t i = 0; i < count; i++)
+        assert_non_null(buffer_room(&blocks, &each[i], BLOCK_BYTES));
+    assert_null(buffer_room(&blocks, &buffer, 1));
+    for (size_t i = 0; i < count; i++)
+        buffer_release(&blocks, &each[i]);
+    assert_null(buffer_room(&blocks, &buffer, UINT32_MAX));
+    assert_null(buffer_room(&blocks, &buffer, SIZE_MAX / 2));
+}
+
+static void test_a_large_one_leaves_most_of_the_rest(void **state)
+{
     struct buffer other = {0};
 
     (void)state;
-    assert_non_null(buffer_room(&blocks, &buffer, 1 << 19));
-    assert_non_null(buffer_room(&blocks, &other, 1 << 19));
-    assert_false(buffer_add(&blocks, &buffer, &other, (1 << 19) + 1));
+    assert_null(buffer_room(&blocks, &buffer, (1 << 17) + 1));
+    assert_non_null(buffer_room(&blocks, &buffer, 1 << 17));
+    assert_null(buffer_room(&blocks, &other, 1 << 17));
+    assert_non_null(buffer_room(&blocks, &other, 1 << 16));
     buffer_release(&blocks, &other);
-    assert_null(buffer_room(&blocks, &buffer, UINT32_MAX));
-    assert_null(buffer_room(&blocks, &buffer, SIZE_MAX / 2));
 }
 
 static void test_out_of_memory_leaves_what_it_holds(void **state)
@@ -113,6 +127,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_bytes_stay_in_order_while_it_grows_and_shrinks, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(test_no_more_than_the_worker_may_have, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_a_large_one_leaves_most_of_the_rest, set_up,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(test_out_of_memory_leaves_what_it_holds, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_blocks_are_used_again, set_up, tear_down),
     };

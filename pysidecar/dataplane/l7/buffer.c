@@ -4,7 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { KEPT_BLOCKS = 64 };
+enum {
+    KEPT_BLOCKS = 64,
+    /* Who wants more than a block leaves so much of what is left to others, whoever they are: a few
+     * clients with large frames that do not come to an end have not everything. */
+    SHARES = 8,
+};
 
 struct block {
     struct block *next;
@@ -18,6 +23,8 @@ static uint8_t *take(struct blocks *blocks, size_t size)
     struct block *block = blocks->free;
 
     if (blocks->used + size > blocks->most)
+        return NULL;
+    if (size > BLOCK_BYTES && size > (blocks->most - blocks->used) / SHARES)
         return NULL;
     if (size == BLOCK_BYTES && block) {
         blocks->free = block->next;

@@ -187,9 +187,13 @@ static bool read_behind(struct wire *wire)
 {
     uint32_t held = buffer_held(&wire->in);
     size_t size = held > BLOCK_BYTES / 2 ? held : BLOCK_BYTES - held;
-    uint8_t *to = buffer_room(blocks_of(wire), &wire->in, size);
+    size_t missing = wire->wanted > held ? wire->wanted - held : size;
+    uint8_t *to;
     ssize_t count;
 
+    if (held > BLOCK_BYTES && size > missing)
+        size = missing;
+    to = buffer_room(blocks_of(wire), &wire->in, size);
     if (!to) {
         wire->ops->failed(wire, ENOMEM);
         return false;
