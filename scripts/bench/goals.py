@@ -6,7 +6,14 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from scripts.bench.request_proxies import ACCELERATED, ENVOY, HOOKED, LISTENER, LOGGED
+from scripts.bench.request_proxies import (
+    ACCELERATED,
+    ENVOY,
+    HOOKED,
+    LISTENER,
+    LOGGED,
+    RELAYING_LISTENER,
+)
 from scripts.bench.results import Results
 from scripts.bench.scenarios import HOOK_COST, HTTP_IDLE, IDLE, SCENARIOS, Metric, Scenario
 from scripts.bench.sides import DIRECT, NOT_CAPTURED, RELAY
@@ -126,6 +133,15 @@ _REQUEST_GOALS = (
     # At most 0.8 of the CPU.
     _Goal(_NO_PRIVILEGE, _HTTP_AT_32, ("CPU proxy",), 1.25, _best_peer, "the best peer"),
     _Goal(_NO_PRIVILEGE, _LONG, ("rate",), 0.95, functools.partial(_side, RELAY), RELAY),
+    # The same client, whose own socket is as the host has it: the hook's is for loopback.
+    _Goal(
+        (LISTENER,),
+        _LONG,
+        ("rate",),
+        0.95,
+        functools.partial(_side, RELAYING_LISTENER),
+        RELAYING_LISTENER,
+    ),
     _Goal(
         (LOGGED,),
         (*_HTTP, *_calls(1, "bolt", "dubbo"), *_calls(8, "bolt", "dubbo")),

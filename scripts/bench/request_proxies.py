@@ -17,10 +17,19 @@ from pysidecar.address import Address
 from scripts.bench.processes import accepts, family, find_program, free_port, running
 from scripts.bench.side import Kind, Load, Ours, Proxy, Side, Site, Way, cpus, ours
 
-__all__ = ["ACCELERATED", "ENVOY", "HOOKED", "LISTENER", "LOGGED", "REQUEST_PROXIES"]
+__all__ = [
+    "ACCELERATED",
+    "ENVOY",
+    "HOOKED",
+    "LISTENER",
+    "LOGGED",
+    "RELAYING_LISTENER",
+    "REQUEST_PROXIES",
+]
 
 LISTENER = "listener"
 LOGGED = "listener, log"
+RELAYING_LISTENER = "listener, tcp"
 HOOKED = "requests unix"
 ACCELERATED = "requests local"
 ENVOY = "Envoy"
@@ -51,6 +60,16 @@ def _listeners(server: Address, **more: Any) -> Ours:
     ]
     configuration = {"acceleration": "off", "services": _services(server), "listeners": listeners}
     return Ours({**configuration, **more}, by_load)
+
+
+def _relaying_listener(server: Address) -> Ours:
+    here = Address("127.0.0.1", free_port())
+    configuration = {
+        "acceleration": "off",
+        "services": {"bytes": {"protocol": "tcp", "endpoints": [str(server)]}},
+        "listeners": [{"listen": str(here), "protocol": "tcp", "service": "bytes"}],
+    }
+    return Ours(configuration, {Load.HTTP: here})
 
 
 def _hooked(server: Address, *, acceleration: Any) -> Ours:
@@ -343,6 +362,13 @@ REQUEST_PROXIES: tuple[Side, ...] = (
         "the same with a line in the access log for each request",
         functools.partial(_listeners, access_log={}),
         loads=_REQUESTS,
+        variation=True,
+    ),
+    ours(
+        RELAYING_LISTENER,
+        "a listener with `protocol: tcp`: our relay of bytes, without the hook",
+        _relaying_listener,
+        loads=frozenset({Load.HTTP}),
         variation=True,
     ),
     ours(

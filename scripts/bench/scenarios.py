@@ -246,7 +246,8 @@ def _calls(protocol: Load, size: int, connections: int, in_flight: int = 1) -> S
 
 def _long_bodies(mode: str) -> Scenario:
     title = f"HTTP/1.1, bodies of 100 MB, {mode}, one connection"
-    return _bulk(f"http-{mode}", f"http-{mode}", title, _LONG_BODY, of=Load.HTTP)
+    scenario = _bulk(f"http-{mode}", f"http-{mode}", title, _LONG_BODY, of=Load.HTTP)
+    return replace(scenario, variations=True)
 
 
 def _counted(count: int, what: str) -> str:
