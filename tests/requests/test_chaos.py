@@ -86,7 +86,7 @@ async def read_request(reader: Reader) -> tuple[bytes, bytes] | None:
     if length:
         body = await reader.readexactly(int(length[1]))
     elif b"chunked" in head:
-        while size := int((await reader.readline()).strip(), 16):
+        while size := int((await reader.readuntil(b"\r\n")).strip(), 16):
             body += await reader.readexactly(size)
             await reader.readexactly(2)
         await reader.readline()
@@ -188,7 +188,7 @@ async def read_answer(reader: Reader) -> tuple[int, bytes, bool]:
         body = await reader.readexactly(int(length[1]))
     else:
         assert b"chunked" in head, head
-        while size := int((await reader.readline()).strip(), 16):
+        while size := int((await reader.readuntil(b"\r\n")).strip(), 16):
             body += await reader.readexactly(size)
             await reader.readexactly(2)
         await reader.readline()
