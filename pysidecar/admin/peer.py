@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import socket
 import struct
+from ipaddress import ip_address
 
-__all__ = ["Peer", "peer_of"]
+__all__ = ["Peer", "is_trusted", "peer_of"]
 
 Peer = str
 """Such as ``uid 1000`` or ``192.0.2.1``."""
@@ -38,6 +40,16 @@ def peer_of(accepted: socket.socket) -> Peer:
         return str(theirs[0])
     uid, inode = found
     return f"uid {uid}" if inode else _NOBODY
+
+
+def is_trusted(peer: Peer) -> bool:
+    """Whether it is root, the user as whom we run, or on another host, which the operator lets in
+    by the address that is listened on. Not one of this host whose user is not known."""
+    if peer in ("uid 0", f"uid {os.geteuid()}"):
+        return True
+    with contextlib.suppress(ValueError):
+        return not ip_address(peer).is_loopback
+    return False
 
 
 @functools.cache

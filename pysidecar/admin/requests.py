@@ -8,6 +8,8 @@ from typing import Protocol
 from aiohttp import web
 
 from pysidecar.access_log import describe_request
+from pysidecar.admin.gate import current_connection
+from pysidecar.admin.peer import is_trusted
 from pysidecar.admin.pieces import Turns, answer, encode
 from pysidecar.config import Config
 from pysidecar.dataplane import RequestRecord
@@ -39,7 +41,13 @@ class RequestsPage:
         self._turns = turns
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        """A JSON array, or an object a line where the client asks for it."""
+        """A JSON array, or an object a line where the client asks for it. Not for other users of
+        this host: paths may hold what only clients and services know, and the access log, which has
+        them, too, is nobody else's."""
+        if not is_trusted(current_connection().peer):
+            raise web.HTTPForbidden(
+                text="requests are shown to root and to the user as whom the sidecar runs\n"
+            )
         try:
             selection = select_requests(request.query.items())
         except SelectionError as error:

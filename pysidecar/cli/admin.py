@@ -14,6 +14,7 @@ from pysidecar.text import printable
 __all__ = ["AdminAnswer", "AdminError", "Parameters", "ask"]
 
 _TIMEOUT = 5.0  # seconds without a byte
+_REFUSALS = (HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.SERVICE_UNAVAILABLE)
 
 Parameters = Sequence[tuple[str, str]]
 """Of a request."""
@@ -67,7 +68,7 @@ def ask(address: Address, path: str, parameters: Parameters) -> Iterator[AdminAn
             connection.request("GET", f"{path}?{urlencode(parameters)}")
             response = connection.getresponse()
         answer = AdminAnswer(address, response)
-        if response.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.SERVICE_UNAVAILABLE):
+        if response.status in _REFUSALS:
             reason = answer.read().decode(errors="replace").strip()
             raise AdminError(f"http://{address}/ refuses: {printable(reason)}")
         yield answer

@@ -157,3 +157,14 @@ with listener.accept()[0] as client:
     # Reset before anything was sent, or (where that is seen sooner) not even accepted.
     assert "QUIT" not in output
     assert "ConnectionResetError" in errors or output == "b''\n"
+
+
+def test_requests_are_shown_to_no_other_user(start: Start) -> None:
+    sidecar = start("control_socket_mode: '0666'")
+    page = f"http://{sidecar.admin}/requests"
+    status = ("curl", "--silent", "--max-time", PATIENCE, "--output", "/dev/null", "--write-out")
+    for user, expected in ((USERS[0], "403"), (0, "200")):
+        with start_program(user, *status, "%{http_code}", page) as process:
+            assert process.communicate()[0] == expected
+    with start_program(USERS[0], *status, "%{http_code}", f"http://{sidecar.admin}/ready") as ready:
+        assert ready.communicate()[0] == "200"
