@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import closing
 
 import pytest
 
 from pysidecar.testing import Sidecar
+from tests.interop.servers import free_port
 
 GET = b"GET / HTTP/1.1\r\nHost: orders\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: orders\r\nContent-Length: 9\r\n\r\n"
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture

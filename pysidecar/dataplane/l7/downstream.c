@@ -1,6 +1,5 @@
 #include "l7/downstream.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

@@ -41,8 +41,6 @@ size_t http1_end(const struct encoder *encoder, const struct message *message, u
 
 /* ---- http1_reject.c ---- */
 
-/* What a status says by itself. */
-struct text http1_phrase(uint32_t status);
 size_t http1_reject(const struct facts *facts, uint64_t id, const struct rejection *rejection,
                     uint8_t *to, size_t room);
 

@@ -35,7 +35,8 @@ static const struct {
     [DP_FLAG_DRAIN_LIMIT] = {503, TEXT("drain_limit")},
 };
 
-struct text http1_phrase(uint32_t status)
+/* What a status says by itself. */
+static struct text phrase_of(uint32_t status)
 {
     for (size_t i = 0; i < sizeof phrases / sizeof *phrases; i++)
         if (phrases[i].status == status)
@@ -57,7 +58,7 @@ static void put_reject_head(struct writer *writer, uint16_t status, struct text 
     put(writer, TEXT("HTTP/1.1 "));
     put_number(writer, status);
     put(writer, TEXT(" "));
-    put(writer, http1_phrase(status));
+    put(writer, phrase_of(status));
     put(writer, TEXT("\r\nContent-Type: text/plain\r\n"));
     if (status == 405) /* RFC 9110, 15.5.6: must say which are */
         put(writer, TEXT("Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n"));
@@ -70,7 +71,7 @@ size_t http1_reject(const struct facts *facts, uint64_t id, const struct rejecti
 {
     struct writer writer = writer_to(to, room);
     uint16_t status = status_of(rejection);
-    struct text body = rejection->reason.size > 0 ? rejection->reason : http1_phrase(status);
+    struct text body = rejection->reason.size > 0 ? rejection->reason : phrase_of(status);
 
     (void)id;
     put_reject_head(&writer, status, failures[rejection->flag].word);

@@ -9,7 +9,6 @@
 #include "base/random.h"
 #include "intercept/listener.h"
 #include "l7/streams.h"
-#include "l7/router.h"
 #include "l7/uplink.h"
 
 enum {

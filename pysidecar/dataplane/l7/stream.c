@@ -1,18 +1,16 @@
 #include "l7/stream.h"
 
 #include <assert.h>
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/owner.h"
-#include "base/random.h"
 #include "base/sockaddr.h"
 #include "l7/downstream.h"
 #include "l7/pool.h"
-#include "l7/streams.h"
 #include "l7/router.h"
+#include "l7/streams.h"
 #include "l7/uplink.h"
 #include "upstream/routes.h"
 

@@ -1,8 +1,6 @@
 #include "l7/wire.h"
 
-#include <assert.h>
 #include <errno.h>
-#include <string.h>
 #include <sys/socket.h>
 
 #include "base/owner.h"
@@ -60,7 +58,8 @@ static size_t write_now(struct wire *wire, const void *data, size_t size)
     return (size_t)sent;
 }
 
-void wire_flush(struct wire *wire)
+/* Sends what waits, as far as it can be. */
+static void flush(struct wire *wire)
 {
     uint32_t held = buffer_held(&wire->out);
 
@@ -105,7 +104,7 @@ bool wire_send_body(struct wire *wire, const void *data, size_t size)
     if (!add(wire, around, wire->codec->before_data(&wire->encoder, size, around)))
         return false;
     if (size > COPIED_BYTES) {
-        wire_flush(wire);
+        flush(wire);
         if (buffer_held(&wire->out) == 0 && wire->channel->writable && !wire->error)
             sent = write_now(wire, data, size);
     }
@@ -376,7 +375,7 @@ static void run(struct wire *wire)
     if (wire->running || wire->closed)
         return;
     wire->running = true;
-    wire_flush(wire);
+    flush(wire);
     if (!wire->error || wire->decoder.response) {
         if (buffer_held(&wire->in) > 0 || wire->decoder.state)
             decode_held(wire);

@@ -73,8 +73,6 @@ bool wire_send_body(struct wire *wire, const void *data, size_t size);
 /* Tells the owner, later in this turn or in the next, that it has failed: what is in the middle of
  * something can do so. */
 void wire_fail(struct wire *wire, int error);
-/* Sends now what waits, as far as it can be. */
-void wire_flush(struct wire *wire);
 /* Whether so much waits that nothing more should be written until ops->sent. */
 bool wire_is_behind(const struct wire *wire);
 

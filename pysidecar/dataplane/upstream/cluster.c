@@ -312,7 +312,9 @@ uint32_t cluster_pick(struct cluster *cluster, uint64_t since_ms, uint64_t *rand
     return pick(cluster, &(struct search){.since_ms = since_ms, .random = random});
 }
 
-bool cluster_search(struct cluster *cluster, const struct search *search, uint32_t *index)
+/* True: it is one that is neither ejected nor passed over. False: there is none, and the index is
+ * of any. */
+static bool find_usable(struct cluster *cluster, const struct search *search, uint32_t *index)
 {
     *index = pick(cluster, search);
     return is_usable(cluster, *index, search);
@@ -323,10 +325,10 @@ struct endpoint *cluster_pick_untried(struct cluster *cluster, const struct sear
     struct search any = *search;
     uint32_t index;
 
-    if (cluster_search(cluster, search, &index) || search->tried_count == 0)
+    if (find_usable(cluster, search, &index) || search->tried_count == 0)
         return cluster->endpoints[index];
     any.since_ms = UINT64_MAX;
-    return cluster_search(cluster, &any, &index) ? cluster->endpoints[index] : NULL;
+    return find_usable(cluster, &any, &index) ? cluster->endpoints[index] : NULL;
 }
 
 void cluster_give_back(struct cluster *cluster)

@@ -68,10 +68,6 @@ struct search {
     uint32_t tried_count;
 };
 
-/* True: it is one that is neither ejected nor passed over. False: there is none, and the index is
- * of any. */
-bool cluster_search(struct cluster *cluster, const struct search *search, uint32_t *index);
-
 /* One that was not tried: ejected ones are better than none. NULL: all were. */
 struct endpoint *cluster_pick_untried(struct cluster *cluster, const struct search *search);
 
