@@ -62,19 +62,15 @@ static void *connect_and_close(void *argument)
         struct endpoint **slot = &held[i % HELD];
         struct search search = {
             .since_ms = SINCE_MS, .random = &random, .hash = (uint64_t)i * 0x9e3779b97f4a7c15u};
-        uint32_t at;
-
-        if (looks_at_all)
-            at = pick_of_all(&random);
-        else
-            (void)cluster_search(cluster, &search, &at);
+        struct endpoint *picked = looks_at_all ? cluster->endpoints[pick_of_all(&random)]
+                                               : cluster_pick_untried(cluster, &search);
 
         if (*slot) {
             atomic_fetch_sub_explicit(&(*slot)->active, 1, memory_order_relaxed);
             shared_release(&cluster->shared);
         }
         shared_reference(&cluster->shared);
-        *slot = cluster->endpoints[at];
+        *slot = picked;
         atomic_fetch_add_explicit(&(*slot)->active, 1, memory_order_relaxed);
     }
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &took);
