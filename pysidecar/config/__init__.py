@@ -26,6 +26,7 @@ from pysidecar.config.schema import (
     json_schema,
     needs_restart,
 )
+from pysidecar.config.takeover import RegistryEntry, Takeover
 
 __all__ = [
     "Config",
@@ -36,12 +37,14 @@ __all__ = [
     "Outbound",
     "Problem",
     "Redirect",
+    "RegistryEntry",
     "RequestMatch",
     "RequestRule",
     "Rewrite",
     "RouteEntry",
     "ServiceEntry",
     "ServiceListener",
+    "Takeover",
     "default_control_socket",
     "json_schema",
     "load",

@@ -40,6 +40,7 @@ from pysidecar.config.requests import (
 from pysidecar.config.section import AT_START as _AT_START
 from pysidecar.config.section import Section as _Section
 from pysidecar.config.section import one_or_many as _one_or_many
+from pysidecar.config.takeover import Credentials, RegistryEntry, RegistryTls, Takeover
 from pysidecar.config.values import (
     AddressText,
     CgroupPath,
@@ -599,6 +600,13 @@ class Config(_Section):
     request_limits: RequestLimits = RequestLimits()
     """What a request or an answer may have at most."""
 
+    takeover: Annotated[Takeover | None, Field(json_schema_extra=_AT_START)] = None
+    """The sidecar registers, subscribes and is called in the place of the application (see
+    `docs/takeover.md`). Without this section it does not."""
+
+    registry: RegistryEntry = RegistryEntry()
+    """Where `takeover` registers services and looks for them."""
+
     acceleration: Acceleration = Acceleration()
     """A shorter path through the kernel for the connections of hooked applications (see
     `docs/acceleration.md`): `auto`, `off` or `require`, or a mapping with the keys below."""
@@ -635,6 +643,7 @@ class Config(_Section):
             ("outbound.listen", self.outbound.listen),
             ("outbound.redirect.listen", self.outbound.redirect and self.outbound.redirect.listen),
             ("inbound.listen", self.inbound and self.inbound.addresses),
+            *(self.takeover.listeners if self.takeover else ()),
             *(
                 (f"listeners[{index}].listen", [listener.listen])
                 for index, listener in enumerate(self.listeners)
@@ -668,6 +677,7 @@ _NAMED_SECTIONS: list[type[BaseModel]] = [
     *(RouteEntry, Match, Exclude, Redirect),
     *(ServiceEntry, ServiceEndpoint, RequestRule, RequestMatch, Rewrite),
     *(ServiceListener, RequestLimits),
+    *(Takeover, RegistryEntry, Credentials, RegistryTls),
 ]
 
 

@@ -1,0 +1,63 @@
+"""What a registry knows: services, and who provides them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pysidecar.address import Address
+
+__all__ = ["Instance", "Registration", "ServiceKey"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ServiceKey:
+    """Names a service, in every registry and in every request for it."""
+
+    protocol: str
+    """What it speaks: ``bolt``, ``dubbo`` or ``http``."""
+
+    name: str
+    """Of bolt ``interface:version`` or ``interface:version:uniqueId``, as SOFARPC writes it; of
+    dubbo the interface; of http the host."""
+
+    version: str = ""
+    """Of dubbo; empty: none."""
+
+    group: str = ""
+    """Of dubbo; empty: none. Of bolt the registry's group, where it is not the default one."""
+
+    def __str__(self) -> str:
+        """As Dubbo writes it, and people read it: ``group/name:version``."""
+        name = f"{self.name}:{self.version}" if self.version else self.name
+        return f"{self.group}/{name}" if self.group else name
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One that provides a service."""
+
+    address: Address
+
+    weight: int = 100
+    """Its share when it is warm, in proportion to the others'. 0: it is to get no requests."""
+
+    started: float = 0.0
+    """Seconds since the epoch; 0: not known, and then it is warm."""
+
+    warmup: float = 0.0
+    """Seconds from its start in which its share grows up to ``weight``; 0: it is warm at once."""
+
+    zone: str = ""
+    """Where it runs; empty: not known."""
+
+    metadata: tuple[tuple[str, str], ...] = ()
+    """What else the registry knows, sorted by key: for those who are to read it there, and for
+    people. Each key once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What is to be in the registry for as long as we run: a service, and where it is provided."""
+
+    service: ServiceKey
+    instance: Instance

@@ -1,0 +1,199 @@
+"""What applications here provide and want, who said so, and what the registry tells of it.
+
+Nothing here waits, listens or writes: the table is told, and tells who watches it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from operator import methodcaller
+
+from pysidecar.address import Address
+from pysidecar.registry.service import Instance, ServiceKey
+
+__all__ = ["MAX_PER_USER", "Publication", "ServiceTable", "TableError", "Watcher"]
+
+MAX_PER_USER = 2048
+"""Publications of one user, and as many subscriptions; root may have eight times as many."""
+
+_ROOT_SHARE = 8
+
+
+class TableError(Exception):
+    """Why a publication or subscription is not taken, for the application."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A service that an application here provides."""
+
+    service: ServiceKey
+    address: Address
+    """Where the application listens."""
+
+    uid: int
+    """Whose process published it: only that user, or root, unpublishes it."""
+
+    application: str = ""
+    weight: int = 100
+    warmup: float = 0.0  # seconds
+    started: float = 0.0  # seconds since the epoch
+    metadata: tuple[tuple[str, str], ...] = ()
+    """For the registry."""
+
+    alive: bool = True
+    """Whether the application listens: one that does not is not in the registry."""
+
+
+@dataclass(slots=True)
+class _Subscribed:
+    uids: set[int] = field(default_factory=set)
+    instances: tuple[Instance, ...] = ()
+    known: bool = False  # whether the registry, or the state of before, told of instances
+
+
+class Watcher:
+    """Who is told of changes, after each. The table may be read meanwhile, not changed."""
+
+    def published(self, publication: Publication) -> None:
+        """It is new, or another one with the same service and address was replaced by it."""
+
+    def unpublished(self, publication: Publication) -> None:
+        """It is gone."""
+
+    def subscribed(self, service: ServiceKey) -> None:
+        """The first one wants it."""
+
+    def unsubscribed(self, service: ServiceKey) -> None:
+        """Nobody wants it any more."""
+
+    def changed(self) -> None:
+        """Any of the above, or instances: where requests go has changed."""
+
+
+class ServiceTable:
+    """Services by key. ``limit`` is per user, see MAX_PER_USER."""
+
+    def __init__(self, limit: int = MAX_PER_USER) -> None:
+        self._limit = limit
+        self._published: dict[tuple[ServiceKey, Address], Publication] = {}
+        self._subscribed: dict[ServiceKey, _Subscribed] = {}
+        self._watchers: list[Watcher] = []
+
+    def watch(self, watcher: Watcher) -> None:
+        """From here on it is told."""
+        self._watchers.append(watcher)
+
+    # ---- what applications say ----
+
+    def publish(self, publication: Publication) -> None:
+        """Adds it, or replaces the one with the same service and address. Raises TableError."""
+        place = (publication.service, publication.address)
+        before = self._published.get(place)
+        if before == publication:
+            return
+        if before is not None:
+            _check_owner(before.service, {before.uid}, publication.uid)
+        else:
+            self._check_room(publication.uid, self._published_by(publication.uid), "published")
+        self._published[place] = publication
+        self._tell(methodcaller("published", publication))
+
+    def unpublish(self, service: ServiceKey, uid: int) -> bool:
+        """Takes away all that this user published of it (root: all). False: there was nothing.
+        Raises TableError where it is only others'."""
+        found = [each for each in self._published.values() if each.service == service]
+        own = [each for each in found if uid in (0, each.uid)]
+        if found and not own:
+            _check_owner(service, {each.uid for each in found}, uid)
+        for each in own:
+            del self._published[each.service, each.address]
+            self._tell(methodcaller("unpublished", each))
+        return bool(own)
+
+    def set_alive(self, publication: Publication, alive: bool) -> None:
+        """Whether its application listens. One that is not published any more is left alone."""
+        place = (publication.service, publication.address)
+        before = self._published.get(place)
+        if before is None or before.alive == alive:
+            return
+        self._published[place] = after = replace(before, alive=alive)
+        self._tell(methodcaller("published", after))
+
+    def subscribe(self, service: ServiceKey, uid: int) -> None:
+        """This user wants it. Raises TableError."""
+        entry = self._subscribed.get(service)
+        if entry is not None and uid in entry.uids:
+            return
+        self._check_room(
+            uid, sum(uid in each.uids for each in self._subscribed.values()), "subscribed"
+        )
+        if entry is not None:
+            entry.uids.add(uid)
+            return
+        self._subscribed[service] = _Subscribed({uid})
+        self._tell(methodcaller("subscribed", service))
+
+    def unsubscribe(self, service: ServiceKey, uid: int) -> bool:
+        """This user does not want it any more. False: did not before."""
+        entry = self._subscribed.get(service)
+        if entry is None or uid not in entry.uids:
+            return False
+        entry.uids.discard(uid)
+        if not entry.uids:
+            del self._subscribed[service]
+            self._tell(methodcaller("unsubscribed", service))
+        return True
+
+    # ---- what the registry says ----
+
+    def push(self, service: ServiceKey, instances: Sequence[Instance]) -> None:
+        """All instances of it. For one that nobody wants any more: nothing."""
+        entry = self._subscribed.get(service)
+        if entry is None:
+            return
+        pushed = tuple(instances)
+        if entry.known and entry.instances == pushed:
+            return
+        entry.instances, entry.known = pushed, True
+        for watcher in self._watchers:
+            watcher.changed()
+
+    # ---- reading ----
+
+    @property
+    def publications(self) -> Iterator[Publication]:
+        """In the order in which they came."""
+        return iter(list(self._published.values()))
+
+    @property
+    def subscriptions(self) -> Iterator[tuple[ServiceKey, frozenset[int], tuple[Instance, ...]]]:
+        """What is wanted, by whom, and what is known of it."""
+        for service, entry in list(self._subscribed.items()):
+            yield service, frozenset(entry.uids), entry.instances
+
+    def is_known(self, service: ServiceKey) -> bool:
+        """Whether anybody told of its instances, be it that there is none."""
+        entry = self._subscribed.get(service)
+        return entry is not None and entry.known
+
+    # ---- rules ----
+
+    def _published_by(self, uid: int) -> int:
+        return sum(each.uid == uid for each in self._published.values())
+
+    def _check_room(self, uid: int, count: int, what: str) -> None:
+        limit = self._limit * (_ROOT_SHARE if uid == 0 else 1)
+        if count >= limit:
+            raise TableError(f"user {uid} has {what} {count} services already, the limit")
+
+    def _tell(self, tell: Callable[[Watcher], None]) -> None:
+        for watcher in self._watchers:
+            tell(watcher)
+            watcher.changed()
+
+
+def _check_owner(service: ServiceKey, owners: set[int], uid: int) -> None:
+    if uid != 0 and uid not in owners:
+        raise TableError(f"{service} was published by another user")
