@@ -93,13 +93,14 @@ class Takeover(Section):
     """HTTP: the header that names the service."""
 
     pass_unknown: Annotated[
-        tuple[str, ...],
-        BeforeValidator(one_or_many, json_schema_input_type=str | list[str]),
-        Field(max_length=_MAX_NAMES),
-    ] = ("org.apache.dubbo.metadata.MetadataService",)
+        Annotated[tuple[str, ...], Field(max_length=_MAX_NAMES)] | None,
+        BeforeValidator(one_or_many, json_schema_input_type=str | list[str] | None),
+    ] = None
     """Services that nobody published here, and whose calls are handed to the application all the
-    same, at the port that `application_ports` has for their protocol. Others are refused. Each `*`
-    stands for any characters. Dubbo 3 consumers ask for the default one."""
+    same, at the port that `application_ports` has for their protocol; others are refused. Each `*`
+    stands for any characters. Default: Dubbo's `org.apache.dubbo.metadata.MetadataService`, which
+    consumers with Dubbo 3 ask for; and all of Dubbo's, as long as nobody has published a Dubbo
+    service here: then providers register by themselves (see `pysidecar exec`)."""
 
     on_demand: Annotated[bool, Field(strict=True)] = False
     """Whether a call for a service that nobody subscribed subscribes it, and waits for its

@@ -5,6 +5,7 @@ Nothing here waits, listens or writes: the table is told, and tells who watches 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import methodcaller
@@ -68,8 +69,11 @@ class Watcher:
     def unsubscribed(self, service: ServiceKey) -> None:
         """Nobody wants it any more."""
 
+    def pushed(self, service: ServiceKey) -> None:
+        """It has other instances."""
+
     def changed(self) -> None:
-        """Any of the above, or instances: where requests go has changed."""
+        """Any of the above, after it."""
 
 
 class ServiceTable:
@@ -77,8 +81,9 @@ class ServiceTable:
 
     def __init__(self, limit: int = MAX_PER_USER) -> None:
         self._limit = limit
-        self._published: dict[tuple[ServiceKey, Address], Publication] = {}
+        self._published: dict[ServiceKey, dict[Address, Publication]] = {}
         self._subscribed: dict[ServiceKey, _Subscribed] = {}
+        self._counts: Counter[tuple[str, int]] = Counter()  # by what and whose
         self._watchers: list[Watcher] = []
 
     def watch(self, watcher: Watcher) -> None:
@@ -88,37 +93,44 @@ class ServiceTable:
     # ---- what applications say ----
 
     def publish(self, publication: Publication) -> None:
-        """Adds it, or replaces the one with the same service and address. Raises TableError."""
-        place = (publication.service, publication.address)
-        before = self._published.get(place)
+        """Adds it, or replaces the one with the same service and address. What one user published
+        no other one joins, but root: calls would go to a stranger. Raises TableError."""
+        service, address = publication.service, publication.address
+        before = self._published.get(service, {}).get(address)
         if before == publication:
             return
-        if before is not None:
-            _check_owner(before.service, {before.uid}, publication.uid)
-        else:
-            self._check_room(publication.uid, self._published_by(publication.uid), "published")
-        self._published[place] = publication
+        _check_owner(service, self._owners(service), publication.uid)
+        if before is None or before.uid != publication.uid:
+            self._check_room(publication.uid, "published")
+            self._counts["published", publication.uid] += 1
+        if before is not None and before.uid != publication.uid:
+            self._counts["published", before.uid] -= 1
+        self._published.setdefault(service, {})[address] = publication
         self._tell(methodcaller("published", publication))
 
     def unpublish(self, service: ServiceKey, uid: int) -> bool:
         """Takes away all that this user published of it (root: all). False: there was nothing.
         Raises TableError where it is only others'."""
-        found = [each for each in self._published.values() if each.service == service]
-        own = [each for each in found if uid in (0, each.uid)]
-        if found and not own:
-            _check_owner(service, {each.uid for each in found}, uid)
+        found = self._published.get(service, {})
+        own = [each for each in found.values() if uid in (0, each.uid)]
+        if not own:
+            _check_owner(service, self._owners(service), uid)
         for each in own:
-            del self._published[each.service, each.address]
+            del found[each.address]
+            self._counts["published", each.uid] -= 1
+        if not found:
+            self._published.pop(service, None)
+        for each in own:
             self._tell(methodcaller("unpublished", each))
         return bool(own)
 
     def set_alive(self, publication: Publication, alive: bool) -> None:
         """Whether its application listens. One that is not published any more is left alone."""
-        place = (publication.service, publication.address)
-        before = self._published.get(place)
+        of_service = self._published.get(publication.service, {})
+        before = of_service.get(publication.address)
         if before is None or before.alive == alive:
             return
-        self._published[place] = after = replace(before, alive=alive)
+        of_service[publication.address] = after = replace(before, alive=alive)
         self._tell(methodcaller("published", after))
 
     def subscribe(self, service: ServiceKey, uid: int) -> None:
@@ -126,9 +138,8 @@ class ServiceTable:
         entry = self._subscribed.get(service)
         if entry is not None and uid in entry.uids:
             return
-        self._check_room(
-            uid, sum(uid in each.uids for each in self._subscribed.values()), "subscribed"
-        )
+        self._check_room(uid, "subscribed")
+        self._counts["subscribed", uid] += 1
         if entry is not None:
             entry.uids.add(uid)
             return
@@ -141,6 +152,7 @@ class ServiceTable:
         if entry is None or uid not in entry.uids:
             return False
         entry.uids.discard(uid)
+        self._counts["subscribed", uid] -= 1
         if not entry.uids:
             del self._subscribed[service]
             self._tell(methodcaller("unsubscribed", service))
@@ -157,21 +169,37 @@ class ServiceTable:
         if entry.known and entry.instances == pushed:
             return
         entry.instances, entry.known = pushed, True
-        for watcher in self._watchers:
-            watcher.changed()
+        self._tell(methodcaller("pushed", service))
 
     # ---- reading ----
 
     @property
     def publications(self) -> Iterator[Publication]:
         """In the order in which they came."""
-        return iter(list(self._published.values()))
+        return iter([each for found in self._published.values() for each in found.values()])
 
     @property
     def subscriptions(self) -> Iterator[tuple[ServiceKey, frozenset[int], tuple[Instance, ...]]]:
         """What is wanted, by whom, and what is known of it."""
         for service, entry in list(self._subscribed.items()):
             yield service, frozenset(entry.uids), entry.instances
+
+    def published_of(self, service: ServiceKey) -> Iterator[Publication]:
+        """Those of one service."""
+        return iter(list(self._published.get(service, {}).values()))
+
+    def is_subscribed(self, service: ServiceKey) -> bool:
+        """Whether anybody wants it."""
+        return service in self._subscribed
+
+    def instances_of(self, service: ServiceKey) -> tuple[Instance, ...]:
+        """What is known of it."""
+        entry = self._subscribed.get(service)
+        return entry.instances if entry is not None else ()
+
+    def counts(self, uid: int) -> tuple[int, int]:
+        """How many services this user has published, and subscribed."""
+        return self._counts["published", uid], self._counts["subscribed", uid]
 
     def is_known(self, service: ServiceKey) -> bool:
         """Whether anybody told of its instances, be it that there is none."""
@@ -180,12 +208,12 @@ class ServiceTable:
 
     # ---- rules ----
 
-    def _published_by(self, uid: int) -> int:
-        return sum(each.uid == uid for each in self._published.values())
+    def _owners(self, service: ServiceKey) -> set[int]:
+        return {each.uid for each in self._published.get(service, {}).values()}
 
-    def _check_room(self, uid: int, count: int, what: str) -> None:
-        limit = self._limit * (_ROOT_SHARE if uid == 0 else 1)
-        if count >= limit:
+    def _check_room(self, uid: int, what: str) -> None:
+        count = self._counts[what, uid]
+        if count >= self._limit * (_ROOT_SHARE if uid == 0 else 1):
             raise TableError(f"user {uid} has {what} {count} services already, the limit")
 
     def _tell(self, tell: Callable[[Watcher], None]) -> None:
@@ -195,5 +223,5 @@ class ServiceTable:
 
 
 def _check_owner(service: ServiceKey, owners: set[int], uid: int) -> None:
-    if uid != 0 and uid not in owners:
+    if owners and uid != 0 and uid not in owners:
         raise TableError(f"{service} was published by another user")

@@ -1,0 +1,130 @@
+"""From what a registry tells of a service to the endpoints that requests go to.
+
+A registry is believed no more than it has to be: it can name the endpoints of its services, and
+cannot make the sidecar call itself, or what only this host reaches.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from pysidecar.address import Address
+from pysidecar.registry.service import Instance
+
+__all__ = ["Endpoints", "Selection", "refusal"]
+
+_WARM_STEPS = 20  # in which a weight grows: a table for each, not for each second
+_MOST_WEIGHT = 10_000
+
+_NEVER = (
+    ("it is on this link only", "is_link_local"),  # and where clouds keep their credentials
+    ("it is no host's address", "is_unspecified"),
+    ("it is a multicast address", "is_multicast"),
+    ("it is a reserved address", "is_reserved"),
+)
+
+
+@lru_cache(maxsize=65536)
+def _refusal_of_host(host: str, loopback: bool) -> str | None:
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "it is no IP address"
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.scope_id is not None:
+            return "it is on this link only"
+        if address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+    if address.is_loopback:  # of which some count as reserved
+        return None if loopback else "it is on the loopback of whoever reads it"
+    if address.version == 4 and int(address) >> 24 == 0:
+        return "it is no host's address"
+    return next((reason for reason, name in _NEVER if getattr(address, name)), None)
+
+
+def refusal(address: Address, *, loopback: bool) -> str | None:
+    """Why no request goes to an address that a registry told of; None: it may. ``loopback``:
+    addresses on loopback may be meant, since all of the registry's services are on this host."""
+    if not 0 < address.port <= 0xFFFF:
+        return "it has no port"
+    return _refusal_of_host(address.host, loopback)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The endpoints, with weights, and when they will be others although nobody says so."""
+
+    endpoints: tuple[tuple[Address, int], ...]
+    changes: float = math.inf  # seconds since the epoch
+    refused: tuple[tuple[Address, str], ...] = ()
+    """Those that no request goes to, and why."""
+
+
+@dataclass(slots=True)
+class Endpoints:
+    """How instances are chosen."""
+
+    zone: str = ""
+    """Where we are: instances there are taken alone while there are any."""
+
+    loopback: bool = False
+    """See ``refusal``."""
+
+    own: Mapping[Address, str] = field(default_factory=dict)
+    """What of ours listens where."""
+
+    provider: Address | None = None
+    """The address that we tell the registry."""
+
+    def select(
+        self, instances: Sequence[Instance], local: Iterable[Address], now: float
+    ) -> Selection:
+        """``local`` is where applications here provide the service: they are called themselves and
+        not by way of the port that we told the registry. ``now`` is in seconds since the epoch."""
+        weights: dict[Address, int] = {}
+        refused: list[tuple[Address, str]] = []
+        changes = math.inf
+        for instance in self._in_zone(instances):
+            weight, until = _weight(instance, now)
+            if not weight:
+                continue
+            if instance.address == self.provider:
+                weights.update(dict.fromkeys(local, weight))
+            elif reason := self._refusal(instance.address):
+                refused.append((instance.address, reason))
+                continue
+            else:
+                weights[instance.address] = weight
+            changes = min(changes, until)
+        return Selection(tuple(weights.items()), changes, tuple(refused))
+
+    def _in_zone(self, instances: Sequence[Instance]) -> Sequence[Instance]:
+        if not self.zone:
+            return instances
+        here = [each for each in instances if each.zone == self.zone and each.weight > 0]
+        return here or instances
+
+    def _refusal(self, address: Address) -> str | None:
+        if (reason := refusal(address, loopback=self.loopback)) is not None:
+            return reason
+        listener = self.own.get(address)
+        return listener and f"it is the sidecar's own listener, {listener}"
+
+
+def _weight(instance: Instance, now: float) -> tuple[int, float]:
+    """Now, and until when. As Dubbo and SOFARPC have it: in proportion to the time since the start,
+    and never less than 1."""
+    full = min(instance.weight, _MOST_WEIGHT)
+    if full <= 0:
+        return 0, math.inf
+    age = now - instance.started
+    if not instance.started or instance.warmup <= 0 or not 0 <= age < instance.warmup:
+        return full, math.inf
+    step = instance.warmup / _WARM_STEPS
+    passed = int(age / step)
+    return max(1, full * passed // _WARM_STEPS), instance.started + (passed + 1) * step

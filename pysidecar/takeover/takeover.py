@@ -1,0 +1,260 @@
+"""Takeover as a whole: what applications say is registered and subscribed, and what the registry
+says becomes endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import ip_address
+
+from typing_extensions import override
+
+from pysidecar.address import Address
+from pysidecar.config import Config
+from pysidecar.registry import make_registry
+from pysidecar.registry.client import RegistryClient
+from pysidecar.registry.service import Instance, Registration, ServiceKey
+from pysidecar.routing.found import NOTHING_FOUND, FoundService, FoundServices, Role
+from pysidecar.takeover.advertised import advertised, expand, local_hosts
+from pysidecar.takeover.endpoints import Endpoints
+from pysidecar.takeover.table import Publication, ServiceTable, Watcher
+
+__all__ = ["Takeover"]
+
+log = logging.getLogger(__name__)
+
+_METADATA_SERVICE = "org.apache.dubbo.metadata.MetadataService"
+_LOCAL_WEIGHT = 100
+# Seconds. Changes that come together make one table; many that do not, one after each pause.
+_PAUSE = 0.01
+_LEAVE_TIMEOUT = 2.0  # for the registry to take everything back
+# After that, for consumers to hear of it: SOFARegistry tells them after up to 2 s.
+_LEAVE_DELAY = 2.5
+
+
+class Takeover(Watcher):
+    """Its life: ``start``, then ``leave`` to be gentle, then ``stop``. ``found`` is called in the
+    loop each time that where requests go has changed. ``own`` are the sidecar's listeners, by what
+    they are for."""
+
+    def __init__(
+        self, config: Config, own: Mapping[Address, str], found: Callable[[FoundServices], None]
+    ) -> None:
+        settings = config.takeover
+        assert settings is not None
+        self._settings = settings
+        self._own = own
+        self._found = found
+        self.table = ServiceTable()
+        self.address = advertised(settings.advertise, settings.provider, config.registry.address)
+        """What the registry is told."""
+        registries = [each.host for each in config.registry.address]
+        self._endpoints = Endpoints(
+            zone=config.registry.zone,
+            loopback=all(
+                ip_address(each).is_loopback for each in (registries or [self.address.host])
+            ),
+            provider=self.address,
+        )
+        self._registry = make_registry(config.registry)
+        self._client = RegistryClient(self._registry, self.table.push)
+        self._registered: dict[ServiceKey, Registration] = {}
+        self._services: dict[tuple[Role, ServiceKey], FoundService] = {}
+        self._stale: set[ServiceKey] = set()
+        self._changes: dict[ServiceKey, float] = {}  # seconds since the epoch
+        self._warned: set[Address] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._table = NOTHING_FOUND
+        self.table.watch(self)
+
+    # ---- Life ----
+
+    def start(self) -> None:
+        """From here on the registry is spoken to."""
+        self._client.start()
+        self._schedule(0)
+
+    async def leave(self) -> None:
+        """Takes back what is registered, and returns when no consumer should call any more, or the
+        registry is away."""
+        registrations = list(self._registered.values())
+        self._registered.clear()
+        if not registrations:
+            return
+        for registration in registrations:
+            self._client.unregister(registration)
+        if self._client.state == "connected":
+            await self._client.unregistered(registrations, _LEAVE_TIMEOUT)
+            await asyncio.sleep(_LEAVE_DELAY)
+
+    async def stop(self) -> None:
+        """Ends everything."""
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._client.stop()
+
+    # ---- What others see ----
+
+    @property
+    def description(self) -> Sequence[str]:
+        """For people: a line each."""
+        return [
+            f"registry: {self._registry.description}, told of {self.address}",
+        ]
+
+    @property
+    def registry_state(self) -> str:
+        """``connected``, or why not."""
+        return self._client.state
+
+    # ---- Watching the table ----
+
+    @override
+    def published(self, publication: Publication) -> None:
+        self._register(publication.service)
+
+    @override
+    def unpublished(self, publication: Publication) -> None:
+        self._register(publication.service)
+
+    @override
+    def subscribed(self, service: ServiceKey) -> None:
+        self._stale.add(service)
+        self._client.subscribe(service)
+
+    @override
+    def unsubscribed(self, service: ServiceKey) -> None:
+        self._stale.add(service)
+        self._client.unsubscribe(service)
+
+    @override
+    def pushed(self, service: ServiceKey) -> None:
+        self._stale.add(service)
+
+    @override
+    def changed(self) -> None:
+        self._schedule(_PAUSE)
+
+    def _register(self, service: ServiceKey) -> None:
+        """As its publications are now: one registration for all of them."""
+        self._stale.add(service)
+        publications = [each for each in self.table.published_of(service) if each.alive]
+        before = self._registered.pop(service, None)
+        if not publications:
+            if before is not None:
+                self._client.unregister(before)
+            return
+        registration = Registration(service, _instance(self.address, publications))
+        self._registered[service] = registration
+        if registration != before:
+            self._client.register(registration)
+
+    # ---- From the table to where requests go ----
+
+    def _schedule(self, delay: float) -> None:
+        if self._timer is None or self._timer.when() > asyncio.get_running_loop().time() + delay:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_later(delay, self._build)
+
+    def _build(self) -> None:
+        self._timer = None
+        now = time.time()
+        self._stale.update(key for key, at in self._changes.items() if at <= now)
+        if self._stale:
+            self._look_at_own()
+        for service in self._stale:
+            self._build_service(service, now)
+        self._stale.clear()
+        table = FoundServices(tuple(self._services.values()), self._passed())
+        if table != self._table:
+            self._table = table
+            self._found(table)
+        if self._changes:
+            self._schedule(max(_PAUSE, min(self._changes.values()) - now))
+
+    def _look_at_own(self) -> None:
+        hosts = local_hosts()
+        self._endpoints.own = {
+            address: what
+            for listener, what in self._own.items()
+            for address in expand(listener, hosts)
+        }
+
+    def _build_service(self, service: ServiceKey, now: float) -> None:
+        publications = list(self.table.published_of(service))
+        local = [each.address for each in publications if each.alive] or [
+            each.address for each in publications
+        ]
+        self._put(Role.PUBLISHED, service, _even(local) if local else None)
+        self._changes.pop(service, None)
+        if not self.table.is_subscribed(service):
+            self._put(Role.SUBSCRIBED, service, None)
+            return
+        selection = self._endpoints.select(self.table.instances_of(service), local, now)
+        self._put(Role.SUBSCRIBED, service, selection.endpoints)
+        if selection.changes < math.inf:
+            self._changes[service] = selection.changes
+        self._warn(service, selection.refused)
+
+    def _put(
+        self, role: Role, service: ServiceKey, endpoints: tuple[tuple[Address, int], ...] | None
+    ) -> None:
+        place = (role, service)
+        if endpoints is None:
+            self._services.pop(place, None)
+            return
+        found = FoundService(service, role, endpoints)
+        if self._services.get(place) != found:
+            self._services[place] = found
+
+    def _warn(self, service: ServiceKey, refused: Sequence[tuple[Address, str]]) -> None:
+        for address, reason in refused:
+            if address not in self._warned and len(self._warned) < 1000:
+                self._warned.add(address)
+                log.warning(
+                    "the registry says that %s is at %s, which is not called: %s",
+                    service,
+                    address,
+                    reason,
+                )
+
+    def _passed(self) -> tuple[tuple[str, str, Address], ...]:
+        settings = self._settings
+        names = settings.pass_unknown
+        if names is None:
+            names = (_METADATA_SERVICE,)
+        passed = [
+            (protocol, name, Address("127.0.0.1", port))
+            for protocol, port in settings.application_ports.items()
+            for name in names
+        ]
+        by_itself = not any(each.service.protocol == "dubbo" for each in self.table.publications)
+        if settings.pass_unknown is None and by_itself and "dubbo" in settings.application_ports:
+            passed.append(("dubbo", "*", Address("127.0.0.1", settings.application_ports["dubbo"])))
+        return tuple(passed)
+
+
+def _even(addresses: Sequence[Address]) -> tuple[tuple[Address, int], ...]:
+    return tuple((address, _LOCAL_WEIGHT) for address in dict.fromkeys(addresses))
+
+
+def _instance(address: Address, publications: Sequence[Publication]) -> Instance:
+    """What all of them are together, seen from elsewhere."""
+    latest = max(publications, key=lambda each: each.started)
+    metadata: defaultdict[str, str] = defaultdict(str)
+    for publication in publications:
+        metadata.update(publication.metadata)
+    if latest.application:
+        metadata.setdefault("application", latest.application)
+    return Instance(
+        address,
+        weight=max(each.weight for each in publications),
+        started=latest.started,
+        warmup=latest.warmup,
+        metadata=tuple(sorted(metadata.items())),
+    )

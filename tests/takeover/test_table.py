@@ -1,0 +1,141 @@
+"""What is published and subscribed, by whom."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pysidecar.address import Address
+from pysidecar.registry.service import Instance, ServiceKey
+from pysidecar.takeover.table import Publication, ServiceTable, TableError, Watcher
+
+ECHO = ServiceKey("bolt", "Echo:1.0")
+HERE = Address("127.0.0.1", 12200)
+ALICE, BOB = 1000, 1001
+
+
+class Seen(Watcher):
+    def __init__(self, table: ServiceTable) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        table.watch(self)
+
+    def published(self, publication: Publication) -> None:
+        self.calls.append(("published", publication))
+
+    def unpublished(self, publication: Publication) -> None:
+        self.calls.append(("unpublished", publication))
+
+    def subscribed(self, service: ServiceKey) -> None:
+        self.calls.append(("subscribed", service))
+
+    def unsubscribed(self, service: ServiceKey) -> None:
+        self.calls.append(("unsubscribed", service))
+
+    def pushed(self, service: ServiceKey) -> None:
+        self.calls.append(("pushed", service))
+
+
+def test_who_watches_is_told_once() -> None:
+    table = ServiceTable()
+    seen = Seen(table)
+    published = Publication(ECHO, HERE, ALICE)
+    table.publish(published)
+    table.publish(published)
+    table.set_alive(published, False)
+    table.set_alive(published, False)
+    assert table.unpublish(ECHO, ALICE)
+    assert not table.unpublish(ECHO, ALICE)
+    assert [what for what, _ in seen.calls] == ["published", "published", "unpublished"]
+    assert [each.alive for _, each in seen.calls] == [True, False, False]
+
+
+def test_only_its_user_and_root_unpublish_a_service() -> None:
+    table = ServiceTable()
+    table.publish(Publication(ECHO, HERE, ALICE))
+    with pytest.raises(TableError, match="another user"):
+        table.unpublish(ECHO, BOB)
+    with pytest.raises(TableError, match="another user"):
+        table.publish(Publication(ECHO, HERE, BOB))
+    with pytest.raises(TableError, match="another user"):
+        table.publish(Publication(ECHO, Address("127.0.0.1", 6666), BOB))
+    assert [each.uid for each in table.publications] == [ALICE]
+    assert table.unpublish(ECHO, 0)
+    assert not list(table.publications)
+
+
+def test_a_subscription_lasts_until_the_last_user_is_gone() -> None:
+    table = ServiceTable()
+    seen = Seen(table)
+    table.subscribe(ECHO, ALICE)
+    table.subscribe(ECHO, BOB)
+    table.push(ECHO, [Instance(HERE)])
+    assert table.unsubscribe(ECHO, ALICE)
+    assert not table.unsubscribe(ECHO, ALICE)
+    assert table.instances_of(ECHO) == (Instance(HERE),)
+    assert table.unsubscribe(ECHO, BOB)
+    table.push(ECHO, [])
+    assert [what for what, _ in seen.calls] == ["subscribed", "pushed", "unsubscribed"]
+    assert table.instances_of(ECHO) == ()
+
+
+def test_the_same_push_is_no_change_but_the_first_empty_one_is() -> None:
+    table = ServiceTable()
+    table.subscribe(ECHO, ALICE)
+    assert not table.is_known(ECHO)
+    seen = Seen(table)
+    for _ in range(2):
+        table.push(ECHO, [])
+    assert table.is_known(ECHO)
+    assert len(seen.calls) == 1
+
+
+@pytest.mark.parametrize(("uid", "share"), [(ALICE, 1), (0, 8)])
+def test_a_user_has_so_many_and_no_more(uid: int, share: int) -> None:
+    table = ServiceTable(limit=2)
+    for number in range(2 * share):
+        table.publish(Publication(ServiceKey("bolt", f"S{number}:1.0"), HERE, uid))
+        table.subscribe(ServiceKey("bolt", f"S{number}:1.0"), uid)
+    with pytest.raises(TableError, match=f"user {uid} has published"):
+        table.publish(Publication(ECHO, HERE, uid))
+    with pytest.raises(TableError, match=f"user {uid} has subscribed"):
+        table.subscribe(ECHO, uid)
+    table.subscribe(ECHO, BOB)
+    table.unpublish(ServiceKey("bolt", "S0:1.0"), uid)
+    table.publish(Publication(ECHO, HERE, uid))
+
+
+_STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["publish", "unpublish", "subscribe", "unsubscribe"]),
+        st.integers(0, 3),
+        st.sampled_from([0, ALICE, BOB]),
+    ),
+    max_size=60,
+)
+
+
+@given(_STEPS)
+def test_counts_are_right_after_anything(steps: list[tuple[str, int, int]]) -> None:
+    """A user whose count is wrong could have too many, or at last none."""
+    table = ServiceTable(limit=3)
+    for what, number, uid in steps:
+        service = ServiceKey("bolt", f"S{number}:1.0")
+        try:
+            if what == "publish":
+                table.publish(Publication(service, Address("127.0.0.1", 1 + uid), uid))
+            elif what == "unpublish":
+                table.unpublish(service, uid)
+            elif what == "subscribe":
+                table.subscribe(service, uid)
+            else:
+                table.unsubscribe(service, uid)
+        except TableError:
+            continue
+    for uid in (0, ALICE, BOB):
+        published = sum(each.uid == uid for each in table.publications)
+        subscribed = sum(uid in uids for _, uids, _ in table.subscriptions)
+        assert table.counts(uid) == (published, subscribed)
+        assert uid == 0 or max(published, subscribed) <= 3
