@@ -177,10 +177,12 @@ class PodSidecar(Launched):
 
 
 @contextlib.contextmanager
-def nginx(pod: Pod, directory: Path, ports: Sequence[int] = (8080,)) -> Iterator[Path]:
+def nginx(
+    pod: Pod, directory: Path, ports: Sequence[int] = (8080,), answer: str = "$remote_addr"
+) -> Iterator[Path]:
     """Answers with the address that it sees the client at; gives its access log (addresses)."""
     directory = directory / f"nginx-{pod.name}"
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     access_log = directory / "access.log"
     listen = "".join(f"listen {port}; listen [::]:{port}; " for port in ports)
     (directory / "nginx.conf").write_text(
@@ -189,7 +191,7 @@ def nginx(pod: Pod, directory: Path, ports: Sequence[int] = (8080,)) -> Iterator
         "http {\n"
         "  log_format client '$remote_addr';\n"
         f"  access_log {access_log} client;\n"
-        f"  server {{ {listen} location / {{ return 200 '$remote_addr'; }} }}\n"
+        f"  server {{ {listen} location / {{ return 200 '{answer}'; }} }}\n"
         "}\n"
     )
     command = ("nginx", "-e", directory / "error.log", "-c", directory / "nginx.conf")

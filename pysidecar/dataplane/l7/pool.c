@@ -7,6 +7,7 @@
 
 #include "base/owner.h"
 #include "base/random.h"
+#include "base/sockaddr.h"
 #include "intercept/listener.h"
 #include "l7/streams.h"
 #include "l7/uplink.h"
@@ -33,6 +34,12 @@ static uint64_t hash_of(const struct pool_key *key)
     return hash ^ (key->service ? key->service->standing->number + 1 : 0);
 }
 
+/* Whether it is connected to as if that were where the client wanted to go. */
+static bool has_destination(const struct pool_key *key)
+{
+    return !key->endpoint || key->is_here;
+}
+
 /* Sockets are made alike for both. */
 static bool is_alike(const struct dp_listener *one, const struct dp_listener *other)
 {
@@ -46,6 +53,7 @@ static bool is_for(const struct pool *pool, const struct pool_key *key)
 {
     return pool->codec == key->codec && pool->endpoint == key->endpoint &&
            memcmp(&pool->address, &key->address, sizeof pool->address) == 0 &&
+           address_is_zero(&pool->origin.original_destination) == !has_destination(key) &&
            is_alike(&pool->settings, key->listener);
 }
 
@@ -94,7 +102,7 @@ static struct pool *pool_create(struct worker *worker, const struct pool_key *ke
     pool->settings.transport = DP_TRANSPORT_LISTENER; /* no source to keep */
     pool->settings.preserve_source = 0;
     pool->origin.listener = &pool->settings;
-    if (!key->endpoint)
+    if (has_destination(key))
         pool->origin.original_destination = key->address;
     pool->last_waiting = &pool->waiting;
     pool->serve.run = serve_task;

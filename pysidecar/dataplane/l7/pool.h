@@ -38,6 +38,9 @@ struct pool_key {
     struct cluster *cluster;
     struct endpoint *endpoint;
     struct mosnhook_address address;
+    /* The client came to an address of this host, and the endpoint is at the same one: it is the
+     * application, or beside it. */
+    bool is_here;
     const struct dp_listener *listener;
     const struct codec *codec;
 };

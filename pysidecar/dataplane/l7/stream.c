@@ -414,6 +414,14 @@ static bool pick(struct stream *stream, struct pool_key *key)
     return true;
 }
 
+static bool is_here(const struct stream *stream, const struct mosnhook_address *address)
+{
+    const struct origin *origin = &stream->downstream->session->origin;
+
+    return origin->listener->direction == DP_INBOUND &&
+           memcmp(address->ip, origin->original_destination.ip, sizeof address->ip) == 0;
+}
+
 static void try_pool(struct stream *stream, const struct pool_key *key)
 {
     struct pool *pool;
@@ -442,10 +450,12 @@ static void try_next(struct stream *stream, enum dp_flag otherwise)
         .codec = codec_used(stream),
     };
 
-    if (stream->tried_count < MOST_ATTEMPTS && pick(stream, &key))
-        try_pool(stream, &key);
-    else
+    if (stream->tried_count >= MOST_ATTEMPTS || !pick(stream, &key)) {
         fail(stream, otherwise, NULL);
+        return;
+    }
+    key.is_here = is_here(stream, &key.address);
+    try_pool(stream, &key);
 }
 
 void stream_unassigned(struct stream *stream, enum dp_flag why, int error)
