@@ -92,6 +92,7 @@ TO_TEST: list[Requirement] = [
     ("clang-format", program("clang-format")),
     ("conntrack", program("conntrack")),
     ("default-jdk-headless", program("java", "javac")),
+    ("etcd-server", program("etcd")),
     ("faketime", program("faketime")),
     ("fcgiwrap", program("fcgiwrap")),
     ("git", program("git")),
@@ -102,6 +103,7 @@ TO_TEST: list[Requirement] = [
     STREAM_MODULE,
     ("libclang-rt-dev", file("/usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a")),
     ("libcmocka-dev", file("/usr/include/cmocka.h")),
+    ("libzookeeper-java", file("/usr/share/java/zookeeper.jar")),  # the server, without its service
     ("maven", program("mvn")),
     ("musl-tools", program("musl-gcc")),
     ("nftables", program("nft")),
