@@ -123,6 +123,9 @@ def exec_(config_file: Path | None, command: tuple[str, ...]) -> None:
     The command takes this process's place: signals and the exit status are its own. With the
     sidecar's configuration file it finds that sidecar; without one, the default sidecar.
 
+    Where the configuration has a section takeover, a Dubbo provider registers the sidecar's address
+    instead of its own: by DUBBO_IP_TO_REGISTRY and DUBBO_PORT_TO_REGISTRY, unless they are set.
+
     \b
     pysidecar exec -- curl http://example.com/
     pysidecar exec -c sidecar.yaml -- psql -h db
@@ -138,7 +141,10 @@ def exec_(config_file: Path | None, command: tuple[str, ...]) -> None:
     _warn_unless_serving(config, policy)
     try:
         environment = hooked_environment(
-            os.environ, hook=hook, policy=policy, when_away=config.outbound.when_away
+            {**_takeover_environment(config), **os.environ},
+            hook=hook,
+            policy=policy,
+            when_away=config.outbound.when_away,
         )
     except ValueError as error:
         _fail(str(error))
@@ -153,6 +159,17 @@ def exec_(config_file: Path | None, command: tuple[str, ...]) -> None:
         _fail(f"{command[0]}: command not found", status=_NOT_FOUND)
     except OSError as error:
         _fail(f"{command[0]}: {error.strerror}", status=_NOT_EXECUTABLE)
+
+
+def _takeover_environment(config: Config) -> dict[str, str]:
+    if config.takeover is None:
+        return {}
+    from pysidecar.takeover.advertised import advertised, dubbo_environment
+
+    settings = config.takeover
+    return dubbo_environment(
+        advertised(settings.advertise, settings.provider, config.registry.address)
+    )
 
 
 def _warn_unless_serving(config: Config, policy: Path) -> None:

@@ -11,7 +11,7 @@ import psutil
 
 from pysidecar.address import Address
 
-__all__ = ["advertised", "expand", "local_hosts"]
+__all__ = ["advertised", "dubbo_environment", "expand", "local_hosts"]
 
 # Nothing is sent to it: of documentation, so that the way there is the default one (RFC 5737).
 _ANYWHERE = Address("192.0.2.1", 9)
@@ -28,6 +28,14 @@ def advertised(wanted: str | None, provider: Address, registry: Iterable[Address
         found = (_source(address) for address in (*registry, _ANYWHERE))
         host = next((each for each in found if each), None) or _any_host()
     return Address(host, provider.port)
+
+
+def dubbo_environment(address: Address) -> dict[str, str]:
+    """What has a Dubbo provider tell its registry our address instead of its own: variables of
+    Dubbo's. None for a loopback address, with which it would not start."""
+    if ip_address(address.host).is_loopback:
+        return {}
+    return {"DUBBO_IP_TO_REGISTRY": address.host, "DUBBO_PORT_TO_REGISTRY": str(address.port)}
 
 
 def _source(towards: Address) -> str | None:

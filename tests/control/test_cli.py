@@ -141,6 +141,26 @@ def test_exec_passes_options_to_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("takeover", "own", "registered"),
+    [
+        ("", {}, ":"),
+        ("takeover: {advertise: 10.1.2.3}", {}, "10.1.2.3:20881"),
+        ("takeover: {provider: '10.1.2.4:9'}", {}, "10.1.2.4:9"),
+        ("takeover: {advertise: 127.0.0.1}", {}, ":"),  # with which Dubbo would not start
+        ("takeover: {advertise: 10.1.2.3}", {"DUBBO_PORT_TO_REGISTRY": "7"}, "10.1.2.3:7"),
+    ],
+)
+def test_exec_has_dubbo_register_the_sidecar(
+    tmp_path: Path, takeover: str, own: dict[str, str], registered: str
+) -> None:
+    config = away(tmp_path)
+    config.write_text(config.read_text() + takeover)
+    command = ("sh", "-c", "echo $DUBBO_IP_TO_REGISTRY:$DUBBO_PORT_TO_REGISTRY")
+    done = run("exec", "-c", config, "--", *command, environment=own)
+    assert done.stdout == f"{registered}\n"
+
+
+@pytest.mark.parametrize(
     ("when_away", "effect"),
     [
         ("refuse", "connections fail with ECONNREFUSED"),
