@@ -19,7 +19,16 @@ from pysidecar.testing.processes import end_process
 from tests.interop.servers import plain_environment, program
 from tests.waiting import PATIENCE
 
-__all__ = ["Answer", "Program", "dubbo", "java_http", "node", "sofa"]
+__all__ = [
+    "Answer",
+    "Program",
+    "dubbo",
+    "java_http",
+    "node",
+    "registered_dubbo",
+    "running",
+    "sofa",
+]
 
 _JAVA = Path(__file__).parents[2] / "build" / "java"
 _NODE = Path(__file__).parents[1] / "interop" / "node" / "peer.mjs"
@@ -80,13 +89,18 @@ class Program:
 
 
 @contextlib.contextmanager
-def _running(command: Sequence[str], hooked: Mapping[str, str] | None) -> Iterator[Program]:
+def running(
+    command: Sequence[str | Path],
+    hooked: Mapping[str, str] | None = None,
+    prefix: Sequence[str | Path] = (),
+) -> Iterator[Program]:
+    """Any program that carries out commands; ``prefix`` is one that runs it."""
     with (
         # Whatever they write, logs for one, goes below the home directory.
         tempfile.TemporaryDirectory(prefix="pysidecar-peer-") as home,
         (Path(home) / "stderr").open("wb") as stderr,
         subprocess.Popen(
-            [program("setpriv"), "--pdeathsig", "KILL", "--", *command],
+            [program("setpriv"), "--pdeathsig", "KILL", "--", *prefix, *command],
             cwd=home,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -111,24 +125,35 @@ def _java(module: str, main: str, *options: str) -> list[str]:
     ]
 
 
-# `hooked` are the variables that put a program under the hook.
+# `hooked` are the variables that put a program under the hook; `prefix` is a command that runs it.
 
 
-def sofa(hooked: Mapping[str, str] | None = None) -> AbstractContextManager[Program]:
+def sofa(
+    hooked: Mapping[str, str] | None = None, prefix: Sequence[str | Path] = ()
+) -> AbstractContextManager[Program]:
     """SOFARPC and SOFABolt, client and server."""
-    return _running(_java("sofa", "peer.Sofa", *_SOFA_OPTIONS), hooked)
+    return running(_java("sofa", "peer.Sofa", *_SOFA_OPTIONS), hooked, prefix)
 
 
 def dubbo(hooked: Mapping[str, str] | None = None) -> AbstractContextManager[Program]:
     """Dubbo, client and server."""
-    return _running(_java("dubbo", "peer.Dubbo"), hooked)
+    return running(_java("dubbo", "peer.Dubbo"), hooked)
+
+
+def registered_dubbo(
+    version: int, prefix: Sequence[str | Path] = ()
+) -> AbstractContextManager[Program]:
+    """Dubbo 2.7 or 3 with a registry, provider or consumer."""
+    module = {2: "dubbo2", 3: "dubbo"}[version]
+    opened = "--add-opens=java.base/java.lang=ALL-UNNAMED"
+    return running(_java(module, "peer.Registered", opened), prefix=prefix)
 
 
 def java_http(hooked: Mapping[str, str] | None = None) -> AbstractContextManager[Program]:
     """Java's HTTP client."""
-    return _running(_java("http", "peer.Http"), hooked)
+    return running(_java("http", "peer.Http"), hooked)
 
 
 def node(hooked: Mapping[str, str] | None = None) -> AbstractContextManager[Program]:
     """Node's HTTP server, and clients."""
-    return _running([program("node"), str(_NODE)], hooked)
+    return running([program("node"), str(_NODE)], hooked)

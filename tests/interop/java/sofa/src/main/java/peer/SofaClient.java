@@ -1,8 +1,8 @@
 package peer;
 
 import com.alipay.sofa.rpc.api.future.SofaResponseFuture;
-import com.alipay.sofa.rpc.config.ApplicationConfig;
 import com.alipay.sofa.rpc.config.ConsumerConfig;
+import com.alipay.sofa.rpc.config.RegistryConfig;
 import com.alipay.sofa.rpc.context.RpcInvokeContext;
 import com.alipay.sofa.rpc.core.exception.SofaRpcException;
 import com.alipay.sofa.rpc.core.invoke.SofaResponseCallback;
@@ -14,7 +14,7 @@ import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 
-/** A consumer of SOFARPC with direct URLs. */
+/** A consumer of SOFARPC, with direct URLs or a registry. */
 final class SofaClient {
     private final Map<String, Echo> consumers = new ConcurrentHashMap<>();
     private final ExecutorService waiting = Executors.newCachedThreadPool();
@@ -35,23 +35,41 @@ final class SofaClient {
     }
 
     private Echo consumer(Map<String, String> command, String kind) {
-        String address = command.get("address");
-        String service = command.getOrDefault("service", "");
-        int timeout = Integer.parseInt(command.getOrDefault("timeout", "10000"));
         return consumers.computeIfAbsent(
-                String.join(" ", address, service, kind, String.valueOf(timeout)),
-                unused ->
-                        new ConsumerConfig<Echo>()
-                                .setInterfaceId(Echo.class.getName())
-                                .setApplication(new ApplicationConfig().setAppName("consumer"))
-                                .setUniqueId(service)
-                                .setProtocol("bolt")
-                                .setInvokeType(kind)
-                                .setDirectUrl("bolt://" + address)
-                                .setRepeatedReferLimit(-1)
-                                .setReconnectPeriod(500)
-                                .setTimeout(timeout)
-                                .refer());
+                String.join(
+                        " ",
+                        command.getOrDefault("address", ""),
+                        command.getOrDefault("registry", ""),
+                        command.getOrDefault("at", ""),
+                        command.getOrDefault("service", ""),
+                        command.getOrDefault("serialization", ""),
+                        kind,
+                        command.getOrDefault("timeout", "")),
+                unused -> refer(command, kind));
+    }
+
+    private static Echo refer(Map<String, String> command, String kind) {
+        boolean protobuf = SofaServer.isProtobuf(command);
+        ConsumerConfig<Object> config =
+                new ConsumerConfig<>()
+                        .setInterfaceId((protobuf ? PbEcho.class : Echo.class).getName())
+                        .setApplication(SofaServer.application(command, "consumer"))
+                        .setUniqueId(command.getOrDefault("service", ""))
+                        .setProtocol("bolt")
+                        .setInvokeType(kind)
+                        .setSerialization(protobuf ? "protobuf" : "hessian2")
+                        .setRepeatedReferLimit(-1)
+                        .setReconnectPeriod(500)
+                        .setAddressWait(5000)
+                        .setTimeout(Integer.parseInt(command.getOrDefault("timeout", "10000")));
+        RegistryConfig registry = SofaServer.registry(command);
+        if (registry == null) {
+            config.setDirectUrl("bolt://" + command.get("address"));
+        } else {
+            config.setRegistry(registry);
+        }
+        Object stub = config.refer();
+        return protobuf ? new PbEchoClient((PbEcho) stub) : (Echo) stub;
     }
 
     private CompletableFuture<String> future(Echo echo, Map<String, String> command) {
@@ -60,7 +78,7 @@ final class SofaClient {
         return CompletableFuture.supplyAsync(
                 () -> {
                     try {
-                        return String.valueOf(future.get());
+                        return PbEchoClient.text(future.get());
                     } catch (Exception error) {
                         throw new Failure(error);
                     }
@@ -76,7 +94,7 @@ final class SofaClient {
                             @Override
                             public void onAppResponse(
                                     Object value, String method, RequestBase request) {
-                                result.complete(String.valueOf(value));
+                                result.complete(PbEchoClient.text(value));
                             }
 
                             @Override
