@@ -20,6 +20,7 @@ from pysidecar.interception.rules import conntrack
 from pysidecar.interception.rules.namespace import inside
 from pysidecar.testing.processes import end_process
 from tests.launching import Launched
+from tests.namespaces import add_addresses, ip, namespace
 from tests.waiting import PATIENCE, eventually
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -113,6 +114,26 @@ class Pod:
             return "connected"
 
         return inside(self.name, attempt)
+
+
+@contextlib.contextmanager
+def pods(*roles: str) -> Iterator[list[Pod]]:
+    """One for each role, on one wire that nobody else is on."""
+    with contextlib.ExitStack() as stack:
+        wire = stack.enter_context(namespace("wire"))
+        ip("-n", wire, "link", "add", "wire", "type", "bridge")
+        ip("-n", wire, "link", "set", "wire", "up")
+        made = [
+            Pod(stack.enter_context(namespace(role)), f"10.79.0.{n}", f"fd79::{n}")
+            for n, role in enumerate(roles, 1)
+        ]
+        for number, pod in enumerate(made):
+            port = f"port{number}"
+            ip("link", "add", "eth0", "netns", pod.name,
+                "type", "veth", "peer", port, "netns", wire)  # fmt: skip
+            ip("-n", wire, "link", "set", port, "master", "wire", "up")
+            add_addresses(pod.name, f"{pod.ipv4}/24", f"{pod.ipv6}/64")
+        yield made
 
 
 class PodSidecar(Launched):
