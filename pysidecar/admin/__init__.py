@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from ipaddress import ip_address
 from typing import Any, Protocol
 
 from aiohttp import web
 
 from pysidecar.address import Address
 from pysidecar.admin.connections import Connections, ConnectionsPage
-from pysidecar.admin.gate import BadRequestFilter, Gate, current_connection
 from pysidecar.admin.metrics import CONTENT_TYPE_LATEST, Metrics
 from pysidecar.admin.pieces import Turns
 from pysidecar.admin.request_metrics import metrics_of_requests
@@ -21,8 +17,13 @@ from pysidecar.admin.requests import Requests, RequestsPage
 from pysidecar.admin.services import Services, ServicesPage
 from pysidecar.admin.trace import Traced, TracePage
 from pysidecar.background import in_background
+from pysidecar.dataplane import lib
+from pysidecar.web.gate import Gate, Limits, current_connection
+from pysidecar.web.server import GatedServer, is_for_us
 
 __all__ = ["AdminServer", "Observed"]
+
+LIMITS = Limits(connections=lib.DP_ADMIN_CONNECTIONS, of_a_peer=lib.DP_ADMIN_CONNECTIONS // 4)
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -54,7 +55,7 @@ class AdminServer:
     def __init__(self, observed: Observed, listener: socket.socket) -> None:
         self._observed = observed
         self.address = Address(*listener.getsockname()[:2])
-        self.gate = Gate(listener)
+        self.gate = Gate(listener, "admin", LIMITS)
         self._turns = Turns()
         self._services = ServicesPage(observed, self._turns)
         self._trace = TracePage(observed)
@@ -67,18 +68,11 @@ class AdminServer:
         application.router.add_get("/config", self._config)
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/debug/trace", self._trace.answer)
-        logger = logging.Logger(f"{__name__}.aiohttp", logging.DEBUG)  # not shared, so not found
-        logger.parent = logging.getLogger(__name__)
-        logger.addFilter(BadRequestFilter(self.gate))
-        self._runner = web.AppRunner(
-            application, access_log=None, logger=logger, lingering_time=0, shutdown_timeout=0
-        )
+        self._server = GatedServer(application, self.gate)
 
     async def start(self) -> None:
         """Answers from here on."""
-        await self._runner.setup()
-        assert self._runner.server is not None
-        self.gate.open(self._runner.server)
+        await self._server.start()
         self._services.start()
 
     @property
@@ -90,8 +84,7 @@ class AdminServer:
         """Ends at once, also when a client is slow."""
         self._services.stop()
         self._trace.close()
-        self.gate.close()
-        await self._runner.cleanup()
+        await self._server.stop()
 
     async def _index(self, request: web.Request) -> web.Response:
         return web.Response(
@@ -156,12 +149,7 @@ async def _one_request(request: web.Request, handler: _Handler) -> web.StreamRes
 
 @web.middleware
 async def _only_addressed_to_us(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """A name in Host that is not ours is a web page that got our address under its own name (DNS
-    rebinding): it must not read along."""
-    host = request.url.host or ""
-    if host != "localhost":
-        with contextlib.suppress(ValueError):
-            ip_address(host)
-            return await handler(request)
+    """See ``is_for_us``: a web page must not read along."""
+    if not is_for_us(request):
         raise web.HTTPForbidden(text="expected an IP address or localhost as Host\n")
     return await handler(request)

@@ -8,12 +8,12 @@ from typing import Protocol
 from aiohttp import web
 
 from pysidecar.access_log import describe_request
-from pysidecar.admin.gate import current_connection
-from pysidecar.admin.peer import is_trusted
 from pysidecar.admin.pieces import Turns, answer, encode
 from pysidecar.config import Config
 from pysidecar.dataplane import RequestRecord
 from pysidecar.selection import RequestSelection, SelectionError, select_requests
+from pysidecar.web.gate import current_connection
+from pysidecar.web.peer import is_trusted
 
 __all__ = ["Requests", "RequestsPage"]
 

@@ -20,10 +20,10 @@ from typing import Any, Final, Protocol
 
 from aiohttp import web
 
-from pysidecar.admin.gate import current_connection
 from pysidecar.dataplane import TRACE_PIECE, ConnectionRecord, TraceEvent
 from pysidecar.selection import FILTERS, Predicate
 from pysidecar.text import printable
+from pysidecar.web.gate import current_connection
 
 __all__ = ["Reader", "TracePage", "Traced"]
 

@@ -9,6 +9,7 @@ import select
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,9 +18,9 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pysidecar import admin
 from pysidecar.admin import AdminServer
-from pysidecar.admin import gate as gates
-from pysidecar.admin.gate import Gate
+from pysidecar.web.gate import Gate
 
 Server = tuple[str, int]
 GET = b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -123,7 +124,7 @@ def test_bytes_may_come_one_by_one() -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTT", GET[:-2] % b"/ready"])
 def test_an_unfinished_request_ends_in_time(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gates, "REQUEST_TIMEOUT", 0.05)
+    monkeypatch.setattr(admin, "LIMITS", replace(admin.LIMITS, request_timeout=0.05))
 
     async def converse(gate: Gate, address: Server) -> None:
         assert await answer(address, sent) == b""
@@ -132,7 +133,7 @@ def test_an_unfinished_request_ends_in_time(sent: bytes, monkeypatch: pytest.Mon
 
 
 def test_a_trickle_does_not_make_the_time_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gates, "REQUEST_TIMEOUT", 0.1)
+    monkeypatch.setattr(admin, "LIMITS", replace(admin.LIMITS, request_timeout=0.1))
 
     async def converse(gate: Gate, address: Server) -> None:
         reader, writer = await asyncio.open_connection(*address)
@@ -147,7 +148,7 @@ def test_a_trickle_does_not_make_the_time_longer(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_answer_that_nobody_takes_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gates, "ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr(admin, "LIMITS", replace(admin.LIMITS, answer_timeout=0.2))
 
     async def converse(gate: Gate, address: Server) -> None:
         with socket.create_connection(address) as client:
@@ -171,7 +172,7 @@ def test_a_request_without_an_end_ends() -> None:
 def test_a_new_connection_takes_the_place_of_the_oldest_without_a_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gates, "MOST_OF_A_PEER", 2)
+    monkeypatch.setattr(admin, "LIMITS", replace(admin.LIMITS, of_a_peer=2))
 
     async def converse(gate: Gate, address: Server) -> None:
         async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -205,7 +206,7 @@ def test_a_new_connection_takes_the_place_of_the_oldest_without_a_request(
 def test_a_connection_may_lose_its_place_before_it_is_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gates, "MOST_OF_A_PEER", 2)
+    monkeypatch.setattr(admin, "LIMITS", replace(admin.LIMITS, of_a_peer=2))
     failures: list[dict[str, Any]] = []
 
     async def converse(gate: Gate, address: Server) -> None:

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from pysidecar.admin.peer import peer_of
+from pysidecar.web.peer import peer_of
 from tests.waiting import eventually
 
 

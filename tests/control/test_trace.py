@@ -11,15 +11,16 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
 
+from pysidecar import admin
 from pysidecar.address import Address
 from pysidecar.admin import AdminServer, trace
-from pysidecar.admin import gate as gates
 from pysidecar.dataplane import STATIONS, ConnectionRecord, TraceEvent
 from tests.control.conftest import RunningSidecar, exchange
 from tests.waiting import PATIENCE, eventually
@@ -271,7 +272,7 @@ def test_who_never_reads_holds_bounded_memory_and_is_told_what_is_lost(
 
 
 def test_who_never_reads_is_closed_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gates, "ANSWER_TIMEOUT", 0.3)
+    monkeypatch.setattr(admin, "LIMITS", replace(admin.LIMITS, answer_timeout=0.3))
 
     async def converse(source: Source, ask: Open) -> None:
         await ask("")
@@ -285,7 +286,7 @@ def test_who_never_reads_is_closed_in_the_end(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_who_reads_may_stay_longer_than_an_answer_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gates, "ANSWER_TIMEOUT", 0.4)
+    monkeypatch.setattr(admin, "LIMITS", replace(admin.LIMITS, answer_timeout=0.4))
     monkeypatch.setattr(trace, "HEARTBEAT", 0.05)
 
     async def converse(source: Source, ask: Open) -> None:

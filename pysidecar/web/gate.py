@@ -1,5 +1,5 @@
-"""Who gets a connection to the admin interface, and for how long. aiohttp, which answers, takes
-everybody for ever."""
+"""Who gets a connection to one of our HTTP interfaces, and for how long. aiohttp, which answers,
+takes everybody for ever."""
 
 from __future__ import annotations
 
@@ -10,42 +10,58 @@ import logging
 import socket
 import time
 from collections.abc import Callable
-from typing import Final, cast
+from dataclasses import dataclass
+from typing import cast
 
 from aiohttp.http_exceptions import HttpProcessingError
 from typing_extensions import override
 
-from pysidecar.admin.peer import Peer, peer_of
-from pysidecar.dataplane import lib
+from pysidecar.web.peer import Peer, peer_of
 
-__all__ = ["Gate", "current_connection"]
+__all__ = ["BadRequestFilter", "Connection", "Gate", "Limits", "current_connection"]
 
 log = logging.getLogger(__name__)
-
-MOST_CONNECTIONS: Final[int] = lib.DP_ADMIN_CONNECTIONS
-"""At a time; the data plane leaves as many file descriptors for them."""
-MOST_OF_A_PEER: Final = MOST_CONNECTIONS // 4
-"""Of one user of this host, or of one other host."""
-MOST_BYTES: Final = 65536
-"""Of a request; aiohttp itself refuses lines of more than 8,190."""
-
-REQUEST_TIMEOUT = 5.0  # seconds from the connect until the request is complete
-ANSWER_TIMEOUT = 30.0  # for the answer to be made, and for the client to take it
 
 _ACCEPT_BATCH = 16  # connections that are accepted before others get their turn
 _ACCEPT_PAUSE = 0.1  # seconds, when there are no file descriptors
 _COMPLAINT_PAUSE = 10.0  # seconds from one line in the log to the next
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one interface allows."""
+
+    connections: int
+    """At a time; the data plane has to leave as many file descriptors for them."""
+
+    of_a_peer: int
+    """Of those, of one user of this host, or of one other host."""
+
+    request_bytes: int = 65536
+    """aiohttp itself refuses lines of more than 8,190."""
+
+    request_timeout: float = 5.0
+    """Seconds until the request is complete: from the connect, or from the first byte of one that
+    follows another."""
+
+    answer_timeout: float = 30.0
+    """Seconds for the answer to be made, and for the client to take it."""
+
+    idle_timeout: float = 60.0
+    """Seconds without another request, where there may be one."""
+
+
 class Connection(asyncio.Protocol):
-    """Stands before aiohttp's own protocol for one connection, with one request."""
+    """Stands before aiohttp's own protocol for one connection."""
 
     def __init__(self, gate: Gate, inner: asyncio.Protocol, peer: Peer) -> None:
         self.gate = gate
         self.peer = peer
         self.waiting = True  # for a request to be complete
+        self._limits = gate.limits
         self._inner = inner
-        self._received = 0
+        self._received = 0  # bytes of this request
+        self._idle = False  # after an answer
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._aborted = False
@@ -53,14 +69,24 @@ class Connection(asyncio.Protocol):
     def begin_answer(self) -> None:
         """The request is complete. What else comes is not read."""
         self.waiting = False
-        self._allow(ANSWER_TIMEOUT)
+        self._allow(self._limits.answer_timeout)
         if self._transport is not None:
             self._transport.pause_reading()
+
+    def end_answer(self) -> None:
+        """All of it has been written: another request may come."""
+        if self._aborted or self._transport is None or self._transport.is_closing():
+            return
+        self.waiting = self._idle = True
+        self._received = 0
+        self._allow(self._limits.idle_timeout)
+        self.gate.put_last(self)
+        self._transport.resume_reading()
 
     def go_on(self) -> None:
         """The client has taken what there was of a long answer: there is as much time for more."""
         if self._timer is not None and not self._timer.cancelled():  # it is not closed
-            self._allow(ANSWER_TIMEOUT)
+            self._allow(self._limits.answer_timeout)
 
     def abort(self) -> None:
         """Closes it, whatever has been sent or is still to be."""
@@ -80,14 +106,17 @@ class Connection(asyncio.Protocol):
             # aiohttp never hears of it: it would begin when it has been told of the end.
             self._transport.abort()
             return
-        self._allow(REQUEST_TIMEOUT)
+        self._allow(self._limits.request_timeout)
         _current.set(self)  # aiohttp's task for this connection begins in the next line
         self._inner.connection_made(transport)
 
     @override
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
-        if self.waiting and self._received > MOST_BYTES:
+        if self._idle:
+            self._idle = False
+            self._allow(self._limits.request_timeout)
+        if self.waiting and self._received > self._limits.request_bytes:
             self.gate.complain("a request is too long")
             self.abort()
         else:
@@ -124,16 +153,18 @@ def current_connection() -> Connection:
 
 class Gate:
     """Accepts connections from a listener that the caller opened, for protocols that ``serve``
-    makes.
+    makes. ``name`` says in the log which interface it is.
 
     A peer (a user of this host, or another host) that has as many connections as it may have loses
     the oldest one without a request for a new one, and so do all together; where each has its
     request, the new one is refused.
     """
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, name: str, limits: Limits) -> None:
         self.refused = 0
         self.bad_requests = 0
+        self.limits = limits
+        self._name = name
         self._listener = listener
         self._serve: Callable[[], asyncio.Protocol]
         self._connections: dict[Connection, None] = {}  # the oldest first
@@ -170,13 +201,19 @@ class Gate:
         """It is closed."""
         self._connections.pop(connection, None)
 
+    def put_last(self, connection: Connection) -> None:
+        """It had an answer just now: others lose their places before."""
+        if connection in self._connections:
+            del self._connections[connection]
+            self._connections[connection] = None
+
     def _say(self, text: str, peer: Peer) -> None:
         now = time.monotonic()
         if now < self._next_complaint:
             self._silent += 1
             return
         more = f"; {self._silent} more since the last such line" if self._silent else ""
-        log.warning("admin: %s (%s)%s", text, peer, more)
+        log.warning("%s: %s (%s)%s", self._name, text, peer, more)
         self._silent = 0
         self._next_complaint = now + _COMPLAINT_PAUSE
 
@@ -222,9 +259,9 @@ class Gate:
     def _has_room(self, peer: Peer) -> bool:
         """Makes some where it can."""
         crowd = [each for each in self._connections if each.peer == peer]
-        if len(crowd) < MOST_OF_A_PEER:
+        if len(crowd) < self.limits.of_a_peer:
             crowd = list(self._connections)
-            if len(crowd) < MOST_CONNECTIONS:
+            if len(crowd) < self.limits.connections:
                 return True
         for connection in crowd:
             if connection.waiting:

@@ -1,0 +1,1 @@
+"""What HTTP interfaces of the sidecar have in common, whatever they serve."""
