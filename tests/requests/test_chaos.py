@@ -14,11 +14,13 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 
 from pysidecar.address import Address
 from pysidecar.dataplane import Timeouts
+from tests.requests.frames import BOLT, DUBBO, Answer, Request, Wire
 from tests.requests.support import RequestPlane
 from tests.waiting import eventually
 
@@ -26,6 +28,7 @@ SECONDS = float(os.environ.get("CHAOS_SECONDS", "2"))
 Reader = asyncio.StreamReader
 Writer = asyncio.StreamWriter
 PATIENCE = 30.0
+TIMEOUT_MS = 3000  # of Bolt's and Dubbo's requests, which the service's is below
 
 
 @dataclass
@@ -232,42 +235,28 @@ async def http_client(chaos: Chaos, address: Address, name: str) -> None:
         writer.close()
 
 
-# ---- Bolt ----
-
-REQUEST, RESPONSE = struct.Struct("!BBHBIBiHHI"), struct.Struct("!BBHBIBHHHI")
+# ---- Bolt and Dubbo ----
 
 
-def bolt_request(number: int, content: bytes, *, oneway: bool = False, command: int = 1) -> bytes:
-    kind = 2 if oneway else 1
-    return REQUEST.pack(1, kind, command, 1, number, 1, 3000, 0, 0, len(content)) + content
-
-
-def bolt_response(number: int, content: bytes) -> bytes:
-    return RESPONSE.pack(1, 0, 2, 1, number, 1, 0, 0, 0, len(content)) + content
-
-
-async def serve_bolt(chaos: Chaos, reader: Reader, writer: Writer) -> None:
+async def serve_frames(wire: Wire, chaos: Chaos, reader: Reader, writer: Writer) -> None:
     rng = chaos.random
     held: list[bytes] = []
     with contextlib.suppress(asyncio.IncompleteReadError):
         while True:
-            head = await reader.readexactly(REQUEST.size)
-            _, kind, command, _, number, _, _, classes, headers, size = REQUEST.unpack(head)
-            body = await reader.readexactly(classes + headers + size)
-            content = body[classes + headers :]
+            request = await wire.read_from(reader)
+            if isinstance(request, Answer):
+                assert request.heartbeat, request
+                continue
             which = rng.random()
-            if command == 0:
-                held.append(RESPONSE.pack(1, 0, 0, 1, number, 1, 0, 0, 0, 0))
-            elif kind == 1 and which < 0.9:
-                held.append(bolt_response(number, content))
+            good = wire.answer(Answer(request.id, wire.good, request.content, request.heartbeat))
+            if request.heartbeat or (not request.oneway and which < 0.9):
+                held.append(good)
             elif which < 0.93:
-                held.append(bolt_response(number, content) * 2)
+                held.append(good * 2)
             elif which < 0.95:
-                held.append(
-                    bolt_response(number + 1_000_000, b"evil ") + bolt_response(number, content)
-                )
+                held.append(wire.answer(Answer(request.id + 1_000_000, wire.good, b"evil ")) + good)
             elif which < 0.96:
-                held.append(bolt_request(number, b"", command=0))
+                held.append(wire.request(Request(request.id, "", b"", heartbeat=True)))
             elif which < 0.98:
                 chaos.outcomes["upstream never"] += 1
             elif which < 0.985:
@@ -276,7 +265,7 @@ async def serve_bolt(chaos: Chaos, reader: Reader, writer: Writer) -> None:
                 return
             elif which < 0.99:
                 chaos.outcomes["upstream cut"] += 1
-                await chaos.write(writer, bolt_response(number, content)[:-1])
+                await chaos.write(writer, good[:-1])
                 cut(writer)
                 return
             if rng.random() < 0.5 or len(held) > 20:
@@ -285,7 +274,7 @@ async def serve_bolt(chaos: Chaos, reader: Reader, writer: Writer) -> None:
                 held = []
 
 
-async def bolt_client(chaos: Chaos, address: Address, name: str) -> None:
+async def frames_client(wire: Wire, chaos: Chaos, address: Address, name: str) -> None:
     rng = chaos.random
     reader, writer = await asyncio.open_connection(address.host, address.port)
     own: dict[int, bytes] = {}
@@ -299,12 +288,12 @@ async def bolt_client(chaos: Chaos, address: Address, name: str) -> None:
                 number = (number + 1) & 0x7FFFFFFF
                 which = rng.random()
                 if which < 0.05:
-                    data += bolt_request(number, content, oneway=True)
+                    data += wire.request(Request(number, "m", content, oneway=True), TIMEOUT_MS)
                 elif which < 0.1:
-                    data += bolt_request(number, b"", command=0)
+                    data += wire.request(Request(number, "", b"", heartbeat=True))
                     own[number] = b""
                 else:
-                    data += bolt_request(number, content)
+                    data += wire.request(Request(number, "m", content), TIMEOUT_MS)
                     own[number] = nonce
             if rng.random() < 0.05:
                 await chaos.write(writer, data[: rng.randint(1, len(data))])
@@ -313,15 +302,17 @@ async def bolt_client(chaos: Chaos, address: Address, name: str) -> None:
             sending = asyncio.create_task(chaos.write(writer, data))
             try:
                 while own:
-                    head = await reader.readexactly(RESPONSE.size)
-                    _, _, _, _, answered, _, status, classes, headers, size = RESPONSE.unpack(head)
-                    body = await reader.readexactly(classes + headers + size)
-                    nonce = own.pop(answered)  # else it was not asked, or had its answer
-                    chaos.outcomes[f"status {status}"] += 1
-                    if status == 0 and nonce:
-                        content = body[classes + headers :]
-                        assert content, nonce
-                        assert content.replace(nonce + b" ", b"") == b"", (nonce, content[:100])
+                    answer = await wire.read_from(reader)
+                    assert isinstance(answer, Answer), answer
+                    nonce = own.pop(answer.id)  # else it was not asked, or had its answer
+                    chaos.outcomes[f"status {answer.status}"] += 1
+                    if answer.status == wire.good and nonce:
+                        assert answer.content, nonce
+                        assert answer.content.replace(nonce + b" ", b"") == b"", (
+                            nonce,
+                            answer.content[:100],
+                        )
+                await sending  # calls that want no answer
             finally:
                 sending.cancel()
                 with contextlib.suppress(asyncio.CancelledError, ConnectionError):
@@ -332,10 +323,21 @@ async def bolt_client(chaos: Chaos, address: Address, name: str) -> None:
         writer.close()
 
 
-# ---- both ----
+# ---- all of them ----
 
 Serve = Callable[[Chaos, Reader, Writer], Awaitable[None]]
 Client = Callable[[Chaos, Address, str], Awaitable[None]]
+
+
+PEERS: dict[str, tuple[Serve, Client]] = {
+    "http": (serve_http, http_client),
+    **{
+        wire.name: (partial(serve_frames, wire), partial(frames_client, wire))
+        for wire in (BOLT, DUBBO)
+    },
+}
+GOOD = {"http": 200, "bolt": BOLT.good, "dubbo": DUBBO.good}
+each_protocol = pytest.mark.parametrize("protocol", PEERS)
 
 
 class Upstreams:
@@ -430,23 +432,22 @@ def _chaos(protocol: str, seconds: float, seed: int | None = None) -> Chaos:
     seed = random.randrange(1 << 32) if seed is None else seed
     print("seed", seed)  # shown with a failure
     chaos = Chaos(random.Random(seed), time.monotonic() + seconds)
-    serve, client = {"http": (serve_http, http_client), "bolt": (serve_bolt, bolt_client)}[protocol]
-    asyncio.run(_run(chaos, protocol, serve, client))
+    asyncio.run(_run(chaos, protocol, *PEERS[protocol]))
     print(sorted(chaos.outcomes.items()))
     return chaos
 
 
-@pytest.mark.parametrize("protocol", ["http", "bolt"])
+@each_protocol
 def test_each_request_gets_its_own_answer(protocol: str) -> None:
     before = len(os.listdir("/proc/self/fd"))
     chaos = _chaos(protocol, SECONDS)
-    assert chaos.outcomes["status 200" if protocol == "http" else "status 0"] > 50
+    assert chaos.outcomes[f"status {GOOD[protocol]}"] > 50
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("protocol", ["http", "bolt"])
+@each_protocol
 def test_each_request_gets_its_own_answer_for_long(protocol: str) -> None:
     for _ in range(40):
         _chaos(protocol, 15)
