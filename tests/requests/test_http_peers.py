@@ -16,15 +16,18 @@ from pathlib import Path
 
 import pytest
 
+from pysidecar.testing import Request
 from tests.interop import servers
 from tests.interop.servers import Nginx, free_port, program
 from tests.requests import aiohttp_peer, programs
 from tests.requests.fronts import Front, front
 from tests.requests.programs import Program
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, eventually
 
 _LONG = 100 << 20  # bytes
 _PIECES = 200
+_NOBODY = "10.1.2.3"
+"""An address that nobody has: hooked programs find the services there."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,9 @@ def mesh(web: Nginx) -> Iterator[Front]:
             ports[name] = port
         services = {name: {"endpoints": [f"127.0.0.1:{port}"]} for name, port in ports.items()}
         requests = [{"match": {"host": f"{name}.*"}, "services": name} for name in services]
-        yield stack.enter_context(front("http", services, requests))
+        routes = [{"match": {"destination": _NOBODY}, "action": "requests", "protocol": "http"}]
+        settings = {"outbound": {"routes": routes}}
+        yield stack.enter_context(front("http", services, requests, settings=settings))
 
 
 def _curl(*options: str | Path, check: bool = True) -> str:
@@ -181,6 +186,98 @@ def test_different_services_are_pipelined_over_one_connection(mesh: Front) -> No
         rb"(nginx|one|two)(?: HTTP/1.1 host=web| 200)", _ask(mesh.address(), b"".join(requests))
     )
     assert [answer.decode().replace("nginx", "web") for answer in answers] == order
+
+
+# ---- An nginx that passes requests on ----
+
+
+@pytest.fixture(scope="module", params=["listener", "hooked"])
+def proxy(
+    request: pytest.FixtureRequest, mesh: Front, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[int]:
+    """The port of one that keeps its connections to the sidecar, or as it believes: to a server."""
+    hooked = request.param == "hooked"
+    directory = tmp_path_factory.mktemp("proxy")
+    port = free_port()
+    file = directory / "nginx.conf"
+    file.write_text(
+        servers.nginx_preamble(directory)
+        + f"""
+http {{
+    {servers.nginx_paths(directory)}
+    upstream kept {{ server {f"{_NOBODY}:80" if hooked else mesh.address()}; keepalive 32; }}
+    server {{
+        listen 127.0.0.1:{port};
+        client_max_body_size 0;
+        proxy_http_version 1.1;
+        proxy_set_header Connection "";
+        proxy_set_header Host $host;
+        location / {{ proxy_pass http://kept; }}
+        location /bytes {{ proxy_pass http://kept; proxy_buffering off; }}
+    }}
+}}
+"""
+    )
+    with servers.running(
+        [program("nginx"), "-p", directory, "-c", file, "-g", "daemon off;"],
+        log=directory / "nginx.log",
+        ready=lambda: servers.accepts(port),
+        environment=servers.plain_environment(**(mesh.sidecar.environment if hooked else {})),
+    ):
+        yield port
+
+
+def test_nginx_keeps_its_connections_and_mixes_nothing_up(
+    mesh: Front, node: Program, proxy: int
+) -> None:
+    path = f"/echo/1/{proxy}"
+    bursts = [
+        node.start(
+            "burst",
+            address=f"127.0.0.1:{proxy}",
+            host=f"{name}.test",
+            path=path,
+            count=300,
+            concurrency=8,
+            way="http",
+        )
+        for name in ("one", "two")
+    ]
+    assert [burst.result(PATIENCE) for burst in bursts] == [{"right": "300"}] * 2
+
+    def logged() -> list[Request]:
+        found = [each for each in mesh.sidecar.requests() if each.path == path]
+        return found if len(found) == 600 else []
+
+    requests = eventually(logged, "600 lines")
+    assert {(each.status, each.flags) for each in requests} == {(200, ())}
+    assert len({each.source for each in requests}) <= 16
+
+
+def test_nginx_gets_bodies_and_answers_without_one(mesh: Front, proxy: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", proxy, timeout=PATIENCE)
+    for method, status in [("HEAD", 200), ("GET", 204), ("GET", 304), ("HEAD", 404), ("GET", 200)]:
+        connection.request(method, f"/status/{status}", headers={"Host": "one.test"})
+        response = connection.getresponse()
+        assert (response.status, response.headers["x-method"]) == (status, method)
+        assert response.read() == (b"one 200" if (method, status) == ("GET", 200) else b"")
+    content = os.urandom(3 << 20)
+    pieces = iter([content[:1000], content[1000:]])  # in chunks
+    connection.request("PUT", "/digest", body=pieces, headers={"Host": "two.test"})
+    answer = connection.getresponse().read().decode()
+    assert answer == f"{hashlib.sha256(content).hexdigest()} {len(content)}"
+    connection.close()
+
+
+def test_a_client_that_leaves_nginx_takes_no_other_answer_with_it(mesh: Front, proxy: int) -> None:
+    path = f"/bytes/{_LONG + proxy}"
+    with socket.create_connection(("127.0.0.1", proxy), timeout=PATIENCE) as client:
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: one.test\r\n\r\n".encode())
+        assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+    left = mesh.sidecar.wait_for_request("one", path=path)
+    assert left.flags == ("downstream_closed",)
+    url = f"http://127.0.0.1:{proxy}/echo/1"
+    assert _curl("-H", "Host: one.test", "-d", "a", url, url) == "one aone a"
 
 
 # ---- The parts of HTTP ----
