@@ -130,7 +130,10 @@ def _add_services(
     families: _Families, services: Iterable[ServiceSums], labels: dict[int, str]
 ) -> None:
     for each in services:
-        label = f'service="{_escaped(each.name)}"'
+        label = (
+            f'service="{_escaped(each.name)}",protocol="{each.protocol.name.lower()}"'
+            f',role="{each.role.name.lower()}"'
+        )
         # A reload meanwhile may have put it elsewhere, or made another one of it.
         if families.is_new(label):
             labels[each.number] = label

@@ -81,13 +81,15 @@ class ServicesPage:
             yield entries
         unserved = self._services.unserved()
         if unserved.requests and not wanted:
-            yield [encode({"service": None, "protocol": None, **_sums(unserved), "endpoints": []})]
+            nothing = {"service": None, "protocol": None, "role": None}
+            yield [encode({**nothing, **_sums(unserved), "endpoints": []})]
 
     def _describe(self, service: ServiceSums, endpoints: Iterable[EndpointSums]) -> dict[str, Any]:
         tally = service.tally
         return {
             "service": service.name,
             "protocol": service.protocol.name.lower(),
+            "role": service.role.name.lower(),
             "active": tally.active,
             "pending": tally.pending,
             **_sums(tally),

@@ -32,6 +32,7 @@ def _service(entry: dict[str, Any]) -> list[str]:
     return [
         name,
         entry["protocol"] or "-",
+        entry["role"] or "-",
         "-",
         "-",
         state,
@@ -44,6 +45,7 @@ def _endpoint(entry: dict[str, Any], endpoint: dict[str, Any]) -> list[str]:
     return [
         entry["service"],
         entry["protocol"],
+        entry["role"],
         endpoint["address"],
         str(endpoint["weight"]),
         "ejected" if endpoint["ejected"] else "-",
@@ -67,8 +69,8 @@ def _numbers(entry: dict[str, Any]) -> list[str]:
 SERVICES = View(
     path="/services",
     columns=(
-        *("service", "protocol", "endpoint", "weight", "state", "requests", "failures", "rate"),
-        *("p50", "p99", "connections", "active", "pending"),
+        *("service", "protocol", "role", "endpoint", "weight", "state", "requests", "failures"),
+        *("rate", "p50", "p99", "connections", "active", "pending"),
     ),
     numbers=(
         *("weight", "requests", "failures", "rate", "p50", "p99", "connections", "active"),

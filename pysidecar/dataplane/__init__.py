@@ -32,6 +32,7 @@ from pysidecar.dataplane.requests import (
     Protocol,
     RequestRecord,
     RequestTally,
+    ServiceRole,
     ServiceSums,
     decode_request,
     read_endpoint,
@@ -74,6 +75,8 @@ __all__ = [
     "RequestTally",
     "Route",
     "RouteTable",
+    "Scope",
+    "ServiceRole",
     "ServiceSums",
     "Station",
     "Tallies",
@@ -126,6 +129,14 @@ class Action(enum.IntEnum):
     REFUSE = lib.DP_REFUSE
     DIRECT = lib.DP_DIRECT
     REQUESTS = lib.DP_REQUESTS
+
+
+class Scope(enum.IntEnum):
+    """Which rules a request is asked of."""
+
+    OUTBOUND = lib.DP_SCOPE_OUTBOUND
+    INBOUND = lib.DP_SCOPE_INBOUND
+    PROVIDER = lib.DP_SCOPE_PROVIDER
 
 
 class ConnectionPath(enum.IntEnum):

@@ -24,6 +24,7 @@ __all__ = [
     "Protocol",
     "RequestRecord",
     "RequestTally",
+    "ServiceRole",
     "ServiceSums",
     "decode_request",
     "read_endpoint",
@@ -46,6 +47,15 @@ class Protocol(enum.IntEnum):
     BOLT = lib.DP_BOLT
     DUBBO = lib.DP_DUBBO
     AUTO = lib.DP_AUTO
+
+
+class ServiceRole(enum.IntEnum):
+    """How a service came into the table: by the configuration, or because an application here calls
+    or provides it."""
+
+    CONFIGURED = lib.DP_ROLE_CONFIGURED
+    SUBSCRIBED = lib.DP_ROLE_SUBSCRIBED
+    PUBLISHED = lib.DP_ROLE_PUBLISHED
 
 
 class Flag(enum.IntEnum):
@@ -176,6 +186,7 @@ class ServiceSums(NamedTuple):
     name: str
     protocol: Protocol
     tally: RequestTally
+    role: ServiceRole = ServiceRole.CONFIGURED
 
 
 class EndpointSums(NamedTuple):
@@ -190,6 +201,7 @@ class EndpointSums(NamedTuple):
 
 
 _PROTOCOLS = tuple(Protocol)
+_SERVICE_ROLES = tuple(ServiceRole)
 _DIRECTIONS = tuple(Direction)
 _CLASSES: int = lib.DP_STATUS_CLASSES
 _BUCKETS: int = lib.DP_REQUEST_BOUNDS + 1
@@ -230,6 +242,7 @@ def read_service(raw: Any) -> ServiceSums:
         ffi.unpack(raw.name, raw.name_size).decode("utf-8", "backslashreplace"),
         _PROTOCOLS[raw.protocol],
         read_tally(raw.tally),
+        _SERVICE_ROLES[raw.role],
     )
 
 

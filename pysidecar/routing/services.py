@@ -1,14 +1,28 @@
-"""From the configuration to the table of services: where requests go."""
+"""From the configuration, and from what takeover found, to the table of services: where requests
+go."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from pysidecar.address import Address
 from pysidecar.config import Config, RequestMatch, RequestRule, ServiceEntry, ServiceListener
-from pysidecar.dataplane import Action, Balance, PackedServices, Protocol, lib, pack_array
+from pysidecar.dataplane import (
+    Action,
+    Balance,
+    PackedServices,
+    Protocol,
+    Scope,
+    ServiceRole,
+    ffi,
+    lib,
+    pack_array,
+)
+from pysidecar.routing.found import NOTHING_FOUND, FoundService, FoundServices, Role
 
-__all__ = ["ServiceNumbers", "pack_services"]
+__all__ = ["ServiceNumbers", "consumer_entrance", "pack_services", "provider_entrance"]
 
 _PROTOCOLS = {protocol.name.lower(): protocol for protocol in Protocol}
 _BALANCES = {balance.name.lower(): balance for balance in Balance}
@@ -26,19 +40,57 @@ _SUBJECTS = (
 )
 _NEVER_GLOBS = ("path", "path_prefix")
 
+_ROLES = {Role.SUBSCRIBED: ServiceRole.SUBSCRIBED, Role.PUBLISHED: ServiceRole.PUBLISHED}
+_CONFIGURED_SCOPES = 1 << Scope.OUTBOUND | 1 << Scope.INBOUND
+_PASSED_SCOPES = 1 << Scope.PROVIDER
+_SCOPES = {
+    Role.SUBSCRIBED: 1 << Scope.OUTBOUND,
+    Role.PUBLISHED: 1 << Scope.INBOUND | 1 << Scope.PROVIDER,
+}
+_NO_VERSION = "0.0.0"  # Dubbo's word for none, in requests
+_DETECT_TIMEOUT = 5.0  # seconds, as the default of `listeners`
+
 _Predicate = tuple[int, int, int, int, int]
 
 
 class ServiceNumbers:
-    """Names services for as long as the sidecar runs: one with the same name and protocol goes on
-    with its counts and connections."""
+    """Names services for as long as the sidecar runs: one with the same name, protocol and role
+    goes on with its counts and connections. One that takeover found is forgotten when the table
+    does not have it any more; its number is not used again."""
 
     def __init__(self) -> None:
-        self._numbers: dict[tuple[str, str], int] = {}
+        self._numbers: dict[Hashable, int] = {}
+        self._unused = itertools.count()
+        self.configured: _Configured | None = None
+        """Of the table before."""
+        self.found: dict[int, _Found] = {}
+        """Of the table before, by the identity of what was packed."""
 
     def of(self, name: str, protocol: str) -> int:
+        """Of the configuration's service; the same each time."""
+        return self.of_key((name, protocol))
+
+    def of_found(self, service: FoundService) -> int:
+        """The same for each with this key and role."""
+        return self.of_key((service.key, service.role))
+
+    def of_key(self, key: Hashable) -> int:
         """The same each time."""
-        return self._numbers.setdefault((name, protocol), len(self._numbers))
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = next(self._unused)
+        return number
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def keep_found(self, found: dict[int, _Found]) -> None:
+        """Forgets all others."""
+        gone = {part.key for part in self.found.values()}
+        gone.difference_update(part.key for part in found.values())
+        for key in gone:
+            del self._numbers[key]
+        self.found = found
 
 
 class _Texts:
@@ -90,6 +142,7 @@ class _Rules:
                 *(add(rewrite.host), add(rewrite.path_prefix)),
                 add(rewrite.original_destination_header),
                 *(*set_headers, *remove_headers),
+                _CONFIGURED_SCOPES,
             )
         )
 
@@ -119,11 +172,86 @@ class _Rules:
                 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Configured:
+    """What is in the table of a configuration alone: it stands before what is found."""
+
+    config: Config
+    listeners: Sequence[Address]
+    packed: PackedServices
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What is in the table of one service that was found, in terms of its own texts: the first one
+    has the number 1, and is its name."""
+
+    source: object
+    """What this is of; kept, so that nothing else has its identity."""
+    header: str
+    """That names the service of HTTP."""
+    key: Hashable
+    """Of its number."""
+    number: int
+    protocol: Protocol
+    role: ServiceRole
+    scopes: int
+    texts: tuple[bytes, ...]
+    predicates: tuple[_Predicate, ...]
+    is_exact: bool
+    """Those that are not are asked last."""
+    endpoints: bytes
+    endpoint_count: int
+
+
 def pack_services(
-    config: Config, numbers: ServiceNumbers, listeners: Sequence[Address] = ()
+    config: Config,
+    numbers: ServiceNumbers,
+    listeners: Sequence[Address] = (),
+    found: FoundServices = NOTHING_FOUND,
 ) -> PackedServices:
-    """For ``DataPlane.set_services``, in any thread. ``listeners`` are those of the configuration
-    that the sidecar started with, in their order there."""
+    """For ``DataPlane.set_services``, in any thread, but one at a time with the same ``numbers``.
+    ``listeners`` are those of the configuration that the sidecar started with, in their order
+    there. What has not changed since the last time (the configuration, each service of ``found``)
+    is not packed again."""
+    configured = numbers.configured
+    if (
+        configured is None
+        or configured.config is not config
+        or configured.listeners != tuple(listeners)
+    ):
+        configured = numbers.configured = _pack_configured(config, numbers, listeners)
+    header = config.takeover.host_header.lower() if config.takeover is not None else "host"
+    before = numbers.found
+    parts: dict[int, _Found] = {}
+    for service in found.services:
+        part = before.get(id(service))
+        if part is None or part.header != header:
+            part = _pack_found(service, numbers, header)
+        parts[id(service)] = part
+    for passed in {passed[:2]: passed for passed in found.passed}.values():
+        parts[id(passed)] = _pack_passed(passed, numbers, header)
+    numbers.keep_found(parts)
+    return _join(configured, parts.values())
+
+
+def consumer_entrance(listeners: Sequence[object]) -> int:
+    """The number (see ``Listener.number``) of takeover's consumer port; ``listeners`` are the
+    configuration's at the start."""
+    return len(listeners)
+
+
+def provider_entrance(listeners: Sequence[object]) -> int:
+    """The number of its provider port."""
+    return len(listeners) + 1
+
+
+# ---- the configuration's part ----
+
+
+def _pack_configured(
+    config: Config, numbers: ServiceNumbers, listeners: Sequence[Address]
+) -> _Configured:
     texts = _Texts()
     services: list[tuple[int, ...]] = []
     endpoints: list[tuple[bytes | int, ...]] = []
@@ -141,8 +269,10 @@ def pack_services(
     entrances = [
         _entrance(listener, config, places) for listener in _in_order(config.listeners, listeners)
     ]
+    if config.takeover is not None:
+        entrances.extend(_port(scope) for scope in (Scope.OUTBOUND, Scope.PROVIDER))
     packed_texts, characters = texts.pack()
-    return PackedServices(
+    packed = PackedServices(
         services=pack_array("struct dp_service", services),
         endpoints=pack_array("struct dp_endpoint", endpoints),
         rules=pack_array("struct dp_rule", rules.rules),
@@ -153,6 +283,7 @@ def pack_services(
         texts=packed_texts,
         characters=characters,
     )
+    return _Configured(config, tuple(listeners), packed)
 
 
 def _milliseconds(seconds: float) -> int:
@@ -165,10 +296,16 @@ def _service(
     return (
         *(number, name, _PROTOCOLS[service.protocol], _BALANCES[service.balance.kind]),
         texts.add(service.balance.header),
+        *_limits(service),
+        *(first_endpoint, len(service.endpoints), ServiceRole.CONFIGURED),
+    )
+
+
+def _limits(service: ServiceEntry) -> tuple[int, ...]:
+    return (
         *(_milliseconds(service.timeout), _milliseconds(service.read_timeout)),
         _milliseconds(service.idle_timeout),
         *(service.connections, service.pending),
-        *(first_endpoint, len(service.endpoints)),
     )
 
 
@@ -185,7 +322,7 @@ def _in_order(
 
 def _entrance(
     listener: ServiceListener, config: Config, places: dict[str, int]
-) -> tuple[int, int, int, int]:
+) -> tuple[int, int, int, int, int]:
     service = listener.service
     protocol = listener.protocol or (config.services[service].protocol if service else "auto")
     return (
@@ -193,4 +330,175 @@ def _entrance(
         _milliseconds(listener.detect_timeout),
         Action.REFUSE,
         lib.DP_NO_SERVICE if service is None else places[service],
+        Scope.OUTBOUND,
+    )
+
+
+def _port(scope: Scope) -> tuple[int, int, int, int, int]:
+    return (
+        *(Protocol.AUTO, _milliseconds(_DETECT_TIMEOUT), Action.REFUSE, lib.DP_NO_SERVICE),
+        scope,
+    )
+
+
+# ---- what was found ----
+
+
+class _Match:
+    """The predicates of a service, and the texts in them."""
+
+    def __init__(self, name: str) -> None:
+        self.texts = [name.encode()]
+        self.predicates: list[_Predicate] = []
+
+    def _add(self, text: str) -> int:
+        if not text:
+            return 0
+        self.texts.append(text.encode())
+        return len(self.texts)
+
+    def exactly(self, subject: int, *values: str, header: str = "") -> None:
+        """One of these."""
+        name = self._add(header)
+        for place, value in enumerate(values):
+            self.predicates.append(
+                (subject, lib.DP_PATTERN_EXACT, name, self._add(value), int(place > 0))
+            )
+
+    def like(self, subject: int, value: str, *, header: str = "") -> None:
+        """Each ``*`` in the value stands for any characters."""
+        pattern = lib.DP_PATTERN_GLOB if "*" in value else lib.DP_PATTERN_EXACT
+        self.predicates.append((subject, pattern, self._add(header), self._add(value), 0))
+
+
+def _pack_found(service: FoundService, numbers: ServiceNumbers, header: str) -> _Found:
+    key = service.key
+    match = _Match(str(key))
+    is_exact = True
+    if key.protocol == "http":
+        if header == "host":
+            match.exactly(lib.DP_SUBJECT_HOST, key.name.lower())
+        else:
+            match.exactly(lib.DP_SUBJECT_HEADER, key.name, header=header)
+    else:
+        match.exactly(lib.DP_SUBJECT_TARGET, key.name)
+    if key.protocol == "dubbo":
+        is_exact = _match_variant(match, service)
+    return _Found(
+        source=service,
+        header=header,
+        key=(key, service.role),
+        number=numbers.of_found(service),
+        protocol=_PROTOCOLS[key.protocol],
+        role=_ROLES[service.role],
+        scopes=_SCOPES[service.role],
+        texts=tuple(match.texts),
+        predicates=tuple(match.predicates),
+        is_exact=is_exact,
+        endpoints=_pack_endpoints(service.endpoints),
+        endpoint_count=len(service.endpoints),
+    )
+
+
+def _match_variant(match: _Match, service: FoundService) -> bool:
+    """Version and group of Dubbo. Whether they are exactly those: ``*`` in what is subscribed
+    stands for any."""
+    version, group = service.key.version, service.key.group
+    any_version, any_group = (
+        service.role is Role.SUBSCRIBED and text == "*" for text in (version, group)
+    )
+    if not any_version:
+        is_none = version in ("", _NO_VERSION)
+        match.exactly(lib.DP_SUBJECT_VERSION, *(("", _NO_VERSION) if is_none else (version,)))
+    if not any_group:
+        match.exactly(lib.DP_SUBJECT_GROUP, group)
+    return not any_version and not any_group
+
+
+def _pack_passed(passed: tuple[str, str, Address], numbers: ServiceNumbers, header: str) -> _Found:
+    protocol, name, address = passed
+    key = ("passed", protocol, name)
+    match = _Match(name)
+    if protocol != "http":
+        match.like(lib.DP_SUBJECT_SERVICE, name)
+    elif header == "host":
+        match.like(lib.DP_SUBJECT_HOST, name.lower())
+    else:
+        match.like(lib.DP_SUBJECT_HEADER, name, header=header)
+    return _Found(
+        source=passed,
+        header=header,
+        key=key,
+        number=numbers.of_key(key),
+        protocol=_PROTOCOLS[protocol],
+        role=ServiceRole.PUBLISHED,
+        scopes=_PASSED_SCOPES,
+        texts=tuple(match.texts),
+        predicates=tuple(match.predicates),
+        is_exact=False,
+        endpoints=_pack_endpoints(((address, 1),)),
+        endpoint_count=1,
+    )
+
+
+def _pack_endpoints(endpoints: Iterable[tuple[Address, int]]) -> bytes:
+    return pack_array(
+        "struct dp_endpoint",
+        [(*address.to_native(), weight, 0) for address, weight in endpoints],
+    )
+
+
+# ---- both together ----
+
+_DEFAULTS = _limits(ServiceEntry(protocol="http"))
+_SIZES = {
+    name: ffi.sizeof(f"struct dp_{name}")
+    for name in ("service", "endpoint", "predicate", "target", "text")
+}
+
+
+def _join(configured: _Configured, found: Iterable[_Found]) -> PackedServices:
+    packed = configured.packed
+    at = len(packed.characters)
+    service_count, endpoint_count, predicate_count, target_count, text_count = (
+        len(getattr(packed, f"{name}s")) // size for name, size in _SIZES.items()
+    )
+    services: list[tuple[int, ...]] = []
+    rules: list[tuple[int, ...]] = []
+    predicates: list[_Predicate] = []
+    texts: list[tuple[int, int]] = []
+    parts = sorted(found, key=lambda part: not part.is_exact)
+    for part in parts:
+        before = text_count + len(texts) - 1
+        rules.append(
+            (
+                *(part.protocol, 0, predicate_count + len(predicates), len(part.predicates)),
+                *(target_count + len(rules), 1, 0, 0, 0, 0, 0, 0, 0, part.scopes),
+            )
+        )
+        predicates.extend(
+            (subject, pattern, name and before + name, value and before + value, alternative)
+            for subject, pattern, name, value, alternative in part.predicates
+        )
+        services.append(
+            (
+                *(part.number, before + 1, part.protocol, Balance.ROUND_ROBIN, 0, *_DEFAULTS),
+                *(endpoint_count, part.endpoint_count, part.role),
+            )
+        )
+        endpoint_count += part.endpoint_count
+        for text in part.texts:
+            texts.append((at, len(text)))
+            at += len(text)
+    targets = [(service_count + place, 1) for place in range(len(parts))]
+    return PackedServices(
+        services=packed.services + pack_array("struct dp_service", services),
+        endpoints=b"".join([packed.endpoints, *(part.endpoints for part in parts)]),
+        rules=packed.rules + pack_array("struct dp_rule", rules),
+        predicates=packed.predicates + pack_array("struct dp_predicate", predicates),
+        targets=packed.targets + pack_array("struct dp_target", targets),
+        headers=packed.headers,
+        entrances=packed.entrances,
+        texts=packed.texts + pack_array("struct dp_text", texts),
+        characters=b"".join([packed.characters, *(t for part in parts for t in part.texts)]),
     )

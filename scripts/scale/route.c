@@ -47,8 +47,10 @@ static struct rulebook make_rules(const struct way *way, uint32_t count)
         texts[i + 1] = (struct dp_text){i * NAME_BYTES, (uint32_t)strlen(name)};
         predicates[i] =
             (struct dp_predicate){.subject = way->subject, .pattern = way->pattern, .value = i + 1};
-        rules[i] =
-            (struct dp_rule){.protocol = way->protocol, .first_predicate = i, .predicate_count = 1};
+        rules[i] = (struct dp_rule){.protocol = way->protocol,
+                                    .scopes = 1u << DP_SCOPE_OUTBOUND,
+                                    .first_predicate = i,
+                                    .predicate_count = 1};
     }
     if (!rulebook_create(&book, &table, characters))
         exit(1);
@@ -80,7 +82,8 @@ int main(int argc, char **argv)
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &from);
     for (uint32_t k = 0; k < rounds; k++)
         for (uint32_t i = 0; i < REQUESTS; i++)
-            if (rulebook_match(&book, way->protocol, &requests[i]).rule == NO_RULE)
+            if (rulebook_match(&book, DP_SCOPE_OUTBOUND, way->protocol, &requests[i]).rule ==
+                NO_RULE)
                 return 1;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &to);
     printf("%.1f\n",

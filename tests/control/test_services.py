@@ -70,6 +70,7 @@ def test_services_with_their_endpoints() -> None:
     assert first == {
         "service": "orders",
         "protocol": "http",
+        "role": "configured",
         "active": 3,
         "pending": 1,
         "connections": 5,
@@ -216,6 +217,8 @@ def samples(shown: Shown) -> dict[tuple[str, tuple[tuple[str, str], ...]], float
 
 
 def value(shown: Shown, name: str, **labels: str) -> float | None:
+    if labels.get("service"):
+        labels = {"protocol": "http", "role": "configured", **labels}
     return samples(shown).get((f"pysidecar_{name}", tuple(sorted(labels.items()))))
 
 

@@ -14,8 +14,9 @@ import pytest
 from cffi import FFI
 
 from pysidecar.config import Config, parse
-from pysidecar.dataplane import PackedServices, Protocol
+from pysidecar.dataplane import PackedServices, Protocol, Scope
 from pysidecar.dataplane import ffi as native
+from pysidecar.routing.found import NOTHING_FOUND, FoundServices
 from pysidecar.routing.services import ServiceNumbers, pack_services
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,16 +100,16 @@ class Router:
         """A configuration takes effect."""
         self.use(parse(text))
 
-    def use(self, config: Config) -> None:
+    def use(self, config: Config, found: FoundServices = NOTHING_FOUND) -> None:
         self.config = config
-        self.set(pack_services(config, self.numbers))
+        self.set(pack_services(config, self.numbers, found=found))
 
     def set(self, packed: PackedServices) -> None:
         services, kept = packed.to_native()
         assert self.lib.shim_set(self._raw, int(native.cast("uintptr_t", services)))
         del kept
 
-    def route(self, request: Request) -> Routed:
+    def route(self, request: Request, scope: Scope = Scope.OUTBOUND) -> Routed:
         texts = {
             name: self.ffi.new("char[]", getattr(request, name).encode())
             for name in ("service", "group", "version", "method", "path")
@@ -127,7 +128,7 @@ class Router:
             },
         )
         result = self.ffi.new("struct shim_routed *")
-        self.lib.shim_route(self._raw, request.protocol, raw, result)
+        self.lib.shim_route(self._raw, scope, request.protocol, raw, result)
         return Routed(
             None if result.rule == NO_RULE else int(result.rule),
             None if result.service < 0 else int(result.service),
@@ -137,10 +138,12 @@ class Router:
             self.ffi.string(result.host).decode(),
         )
 
-    def entrance(self, listener: int) -> tuple[Protocol, int | None]:
-        protocol, service = self.ffi.new("uint32_t *"), self.ffi.new("int64_t *")
-        self.lib.shim_entrance(self._raw, listener, protocol, service)
-        return Protocol(protocol[0]), None if service[0] < 0 else int(service[0])
+    def entrance(self, listener: int) -> tuple[Protocol, int | None, Scope]:
+        protocol, scope = self.ffi.new("uint32_t *"), self.ffi.new("uint32_t *")
+        service = self.ffi.new("int64_t *")
+        self.lib.shim_entrance(self._raw, listener, protocol, scope, service)
+        number = None if service[0] < 0 else int(service[0])
+        return Protocol(protocol[0]), number, Scope(scope[0])
 
     @property
     def generation(self) -> int:

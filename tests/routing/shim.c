@@ -90,8 +90,8 @@ static void rewrite(const struct rewrite *rewrite, struct text path, struct shim
     result->remove_count = rewrite->remove_count;
 }
 
-void shim_route(struct shim *shim, uint32_t protocol, const struct shim_request *from,
-                struct shim_routed *result)
+void shim_route(struct shim *shim, uint32_t scope, uint32_t protocol,
+                const struct shim_request *from, struct shim_routed *result)
 {
     struct field fields[MOST_HEADERS];
     struct message request = {
@@ -107,7 +107,7 @@ void shim_route(struct shim *shim, uint32_t protocol, const struct shim_request 
 
     for (uint32_t i = 0; i < from->header_count; i++)
         fields[i] = (struct field){text(from->names[i]), text(from->values[i])};
-    router_route(&shim->worker, protocol, &request, NULL, &routed);
+    router_route(&shim->worker, scope, protocol, &request, &routed);
     *result = (struct shim_routed){
         .rule = routed.rule,
         .timeout_ms = routed.timeout_ms,
@@ -119,12 +119,14 @@ void shim_route(struct shim *shim, uint32_t protocol, const struct shim_request 
         rewrite(routed.rewrite, request.path, result);
 }
 
-/* The protocol and the service's number of a listener; -1: none. */
-void shim_entrance(struct shim *shim, uint32_t listener, uint32_t *protocol, int64_t *service)
+/* The protocol, the scope and the service's number of a listener; -1: none. */
+void shim_entrance(struct shim *shim, uint32_t listener, uint32_t *protocol, uint32_t *scope,
+                   int64_t *service)
 {
     struct entrance entrance = router_entrance(&shim->worker, listener);
 
     *protocol = entrance.protocol;
+    *scope = entrance.scope;
     *service = entrance.service ? (int64_t)entrance.service->standing->number : -1;
 }
 

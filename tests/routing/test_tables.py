@@ -8,7 +8,14 @@ import pytest
 
 from pysidecar.address import Address
 from pysidecar.config import parse
-from pysidecar.dataplane import DataPlane, PackedServices, Protocol, RequestLimits, Timeouts
+from pysidecar.dataplane import (
+    DataPlane,
+    PackedServices,
+    Protocol,
+    RequestLimits,
+    Scope,
+    Timeouts,
+)
 from pysidecar.routing.services import ServiceNumbers, pack_services
 from tests.control.configurations import EVERYTHING
 from tests.routing.conftest import Request, Router, numbers_of
@@ -81,11 +88,11 @@ def test_listeners_are_known_by_the_numbers_of_the_start(router: Router) -> None
     )
     router.load(text)
     numbers = numbers_of(router)
-    assert router.entrance(0) == (Protocol.HTTP, numbers["web"])
-    assert router.entrance(1) == (Protocol.AUTO, None)
+    assert router.entrance(0) == (Protocol.HTTP, numbers["web"], Scope.OUTBOUND)
+    assert router.entrance(1) == (Protocol.AUTO, None, Scope.OUTBOUND)
     router.set(pack_services(config, router.numbers, at_start))
-    assert router.entrance(0) == (Protocol.BOLT, numbers["bolt"])
-    assert router.entrance(1) == (Protocol.HTTP, None)
+    assert router.entrance(0) == (Protocol.BOLT, numbers["bolt"], Scope.OUTBOUND)
+    assert router.entrance(1) == (Protocol.HTTP, None, Scope.OUTBOUND)
     assert at_start == [Address("127.0.0.1", 1), Address("127.0.0.1", 2)]
 
 

@@ -82,6 +82,7 @@ static inline struct dp_rule *written_rule(struct written *written, uint32_t pro
 
     *rule = (struct dp_rule){
         .protocol = protocol,
+        .scopes = 1u << DP_SCOPE_OUTBOUND,
         .first_predicate = written->table.predicate_count,
         .first_target = written->table.target_count,
     };

@@ -57,7 +57,7 @@ static struct text text(const char *text)
 /* The number of the rule for a request. */
 static uint32_t route(uint32_t protocol)
 {
-    router_route(worker, protocol, &request, NULL, &found);
+    router_route(worker, DP_SCOPE_OUTBOUND, protocol, &request, &found);
     return found.rule;
 }
 
@@ -280,11 +280,14 @@ static void test_weights_and_timeouts(void **state)
     assert_int_equal(offer(), 0);
     assert_int_equal(route_http("h", "/"), 0);
     assert_int_equal(found.timeout_ms, 500);
-    router_route(worker, DP_HTTP1, &request, directories.newest->services[0], &found);
+    written.entrances[0] = (struct dp_entrance){.protocol = DP_HTTP1, .service = 0};
+    written.table.entrance_count = 1;
+    assert_int_equal(offer(), 0);
+    router_route_at(worker, 0, DP_HTTP1, &request, &found);
     assert_int_equal(found.rule, NO_RULE); /* a listener's own service: no rule is asked */
     assert_int_equal(found.timeout_ms, 3000);
     assert_ptr_equal(found.service, directories.newest->services[0]);
-    router_route(worker, DP_BOLT, &request, directories.newest->services[0], &found);
+    router_route_at(worker, 0, DP_BOLT, &request, &found);
     assert_null(found.service); /* it speaks another protocol now */
 }
 
@@ -311,6 +314,124 @@ static void test_hash_of_a_header(void **state)
     hash = found.hash;
     assert_int_equal(route(DP_HTTP1), 0);
     assert_int_not_equal(found.hash, hash);
+}
+
+static uint32_t route_in(enum dp_scope scope, uint32_t protocol)
+{
+    router_route(worker, scope, protocol, &request, &found);
+    return found.rule;
+}
+
+/* Of those that are found by a hash, and the others. */
+static void test_each_scope_has_its_rules(void **state)
+{
+    uint32_t everywhere = 1u << DP_SCOPE_OUTBOUND | 1u << DP_SCOPE_INBOUND;
+
+    (void)state;
+    rule_with(DP_BOLT, DP_SUBJECT_SERVICE, "both");
+    written.rules[0].scopes = everywhere;
+    rule_with(DP_BOLT, DP_SUBJECT_SERVICE, "same");
+    rule_with(DP_BOLT, DP_SUBJECT_SERVICE, "same");
+    written.rules[2].scopes = 1u << DP_SCOPE_INBOUND | 1u << DP_SCOPE_PROVIDER;
+    rule_with(DP_BOLT, DP_SUBJECT_METHOD, "any");
+    written.rules[3].scopes = everywhere;
+    rule_with(DP_BOLT, DP_SUBJECT_SERVICE, "*any*");
+    written.rules[4].scopes = 1u << DP_SCOPE_PROVIDER;
+    assert_int_equal(offer(), 0);
+    request.service = TEXT("both");
+    assert_int_equal(route_in(DP_SCOPE_OUTBOUND, DP_BOLT), 0);
+    assert_int_equal(route_in(DP_SCOPE_INBOUND, DP_BOLT), 0);
+    assert_int_equal(route_in(DP_SCOPE_PROVIDER, DP_BOLT), NO_RULE);
+    request.service = TEXT("same");
+    assert_int_equal(route_in(DP_SCOPE_OUTBOUND, DP_BOLT), 1);
+    assert_int_equal(route_in(DP_SCOPE_INBOUND, DP_BOLT), 2);
+    assert_int_equal(route_in(DP_SCOPE_PROVIDER, DP_BOLT), 2);
+    request.service = TEXT("many");
+    request.method = TEXT("any");
+    assert_int_equal(route_in(DP_SCOPE_OUTBOUND, DP_BOLT), 3);
+    assert_int_equal(route_in(DP_SCOPE_INBOUND, DP_BOLT), 3);
+    assert_int_equal(route_in(DP_SCOPE_PROVIDER, DP_BOLT), 4);
+    assert_int_equal(route_in(DP_SCOPE_PROVIDER, DP_DUBBO), NO_RULE);
+    written.entrances[0] = (struct dp_entrance){
+        .protocol = DP_AUTO, .service = DP_NO_SERVICE, .scope = DP_SCOPE_PROVIDER};
+    written.table.entrance_count = 1;
+    assert_int_equal(offer(), 0);
+    router_route_at(worker, 0, DP_BOLT, &request, &found);
+    assert_int_equal(found.rule, 4);
+}
+
+static void test_targets_are_exactly_what_a_request_names(void **state)
+{
+    (void)state;
+    rule_with(DP_BOLT, DP_SUBJECT_TARGET, "a.Orders:1.0");
+    rule_with(DP_BOLT, DP_SUBJECT_TARGET, "a.Orders:1.0:u1");
+    rule_with(DP_BOLT, DP_SUBJECT_TARGET, "a.Users");
+    rule_with(DP_DUBBO, DP_SUBJECT_TARGET, "a.Orders");
+    written_predicate(&written, DP_SUBJECT_VERSION, "1.0");
+    written_predicate(&written, DP_SUBJECT_GROUP, "");
+    assert_int_equal(offer(), 0);
+    assert_int_equal(route_bolt("a.Orders:1.0"), 0);
+    assert_int_equal(route_bolt("a.Orders:1.0:u1"), 1);
+    assert_int_equal(route_bolt("a.Orders:1.0:u2"), NO_RULE);
+    assert_int_equal(route_bolt("a.Orders:1"), NO_RULE);
+    assert_int_equal(route_bolt("a.Orders"), NO_RULE);
+    assert_int_equal(route_bolt("a.Users"), 2);
+    assert_int_equal(route_bolt("a.Users:1.0"), NO_RULE);
+    assert_int_equal(route_dubbo("a.Orders", "1.0", ""), 3);
+    assert_int_equal(route_dubbo("a.Orders", "1.0", "blue"), NO_RULE);
+    assert_int_equal(route_dubbo("a.Orders", "", ""), NO_RULE);
+    assert_int_equal(route_dubbo("a.Orders:1.0", "", ""), NO_RULE);
+}
+
+static void header_rule(const char *name, const char *value)
+{
+    rule_with(DP_HTTP1, DP_SUBJECT_HEADER, value);
+    written.predicates[written.table.predicate_count - 1].name = written_text(&written, name);
+}
+
+/* More names than are in the index; the first rule counts, wherever it is found. */
+static void test_headers_are_found_by_a_hash_or_not(void **state)
+{
+    (void)state;
+    header_rule("x-a", "1");
+    header_rule("x-b", "1");
+    header_rule("x-c", "1");
+    header_rule("x-d", "1");
+    header_rule("x-e", "1");
+    header_rule("X-A", "2");
+    header_rule("x-a", "3");
+    written_predicate(&written, DP_SUBJECT_METHOD, "PUT");
+    assert_int_equal(offer(), 0);
+    request.method = TEXT("GET");
+    request.field_count = 2;
+    fields[0] = (struct field){TEXT("X-a"), TEXT("2")};
+    fields[1] = (struct field){TEXT("x-e"), TEXT("1")};
+    assert_int_equal(route(DP_HTTP1), 4);
+    fields[1] = (struct field){TEXT("x-e"), TEXT("2")};
+    assert_int_equal(route(DP_HTTP1), 5);
+    fields[1] = (struct field){TEXT("x-b"), TEXT("1")};
+    assert_int_equal(route(DP_HTTP1), 1);
+    fields[0] = (struct field){TEXT("x-a"), TEXT("3")};
+    fields[1] = (struct field){TEXT("x-a"), TEXT("3")};
+    assert_int_equal(route(DP_HTTP1), NO_RULE);
+    request.method = TEXT("PUT");
+    assert_int_equal(route(DP_HTTP1), 6);
+    assert_int_equal(route(DP_BOLT), NO_RULE);
+}
+
+static void test_a_request_full_of_indexed_headers(void **state)
+{
+    static struct field many[MAX_FIELDS];
+
+    (void)state;
+    header_rule("x-a", "last");
+    assert_int_equal(offer(), 0);
+    for (int i = 0; i < MAX_FIELDS; i++)
+        many[i] = (struct field){TEXT("x-a"), TEXT("other")};
+    many[MAX_FIELDS - 1].value = TEXT("last");
+    request.fields = many;
+    request.field_count = MAX_FIELDS;
+    assert_int_equal(route_http("1.2.3.4.5.6.7.8.9.10.11", "/"), 0);
 }
 
 static void assert_rewritten(const char *path, const char *to)
@@ -398,14 +519,16 @@ static void test_listeners(void **state)
 
     (void)state;
     rule(DP_HTTP1);
-    written.entrances[0] = (struct dp_entrance){DP_AUTO, 700, DP_REFUSE, DP_NO_SERVICE};
-    written.entrances[1] = (struct dp_entrance){DP_HTTP1, 0, 0, 0};
+    written.entrances[0] =
+        (struct dp_entrance){DP_AUTO, 700, DP_REFUSE, DP_NO_SERVICE, DP_SCOPE_INBOUND};
+    written.entrances[1] = (struct dp_entrance){DP_HTTP1, 0, 0, 0, DP_SCOPE_OUTBOUND};
     written.table.entrance_count = 2;
     assert_int_equal(offer(), 0);
     entrance = router_entrance(worker, 0);
     assert_int_equal(entrance.protocol, DP_AUTO);
     assert_int_equal(entrance.detect_ms, 700);
     assert_int_equal(entrance.undetected, DP_REFUSE);
+    assert_int_equal(entrance.scope, DP_SCOPE_INBOUND);
     assert_null(entrance.service);
     entrance = router_entrance(worker, 1);
     assert_ptr_equal(entrance.service, directories.newest->services[0]);
@@ -487,7 +610,11 @@ static void test_what_is_not_consistent_is_refused(void **state)
     REFUSES(written.services[0].first_endpoint, 1);
     REFUSES(written.services[0].endpoint_count, UINT32_MAX);
     REFUSES(written.endpoints[0].weight, 0);
+    REFUSES(written.services[0].role, DP_ROLES);
     REFUSES(written.rules[0].protocol, DP_PROTOCOLS);
+    REFUSES(written.rules[0].scopes, 0);
+    REFUSES(written.rules[0].scopes, 1u << DP_SCOPES);
+    REFUSES(written.entrances[0].scope, DP_SCOPES);
     REFUSES(written.rules[1].first_predicate, 0);
     REFUSES(written.rules[1].predicate_count, 2);
     REFUSES(written.rules[1].first_target, 0);
@@ -502,7 +629,7 @@ static void test_what_is_not_consistent_is_refused(void **state)
     REFUSES(written.headers[0].value, written.table.text_count);
     REFUSES(written.targets[0].service, 1);
     REFUSES(written.targets[0].weight, 0);
-    REFUSES(written.predicates[0].subject, DP_SUBJECT_GROUP + 1);
+    REFUSES(written.predicates[0].subject, DP_SUBJECT_TARGET + 1);
     REFUSES(written.predicates[0].pattern, DP_PATTERN_ANY);
     REFUSES(written.predicates[0].name, written.table.text_count);
     REFUSES(written.predicates[0].value, written.table.text_count);
@@ -561,6 +688,10 @@ int main(void)
         TEST(test_dubbo_services_with_version_and_group),
         TEST(test_weights_and_timeouts),
         TEST(test_hash_of_a_header),
+        TEST(test_each_scope_has_its_rules),
+        TEST(test_targets_are_exactly_what_a_request_names),
+        TEST(test_headers_are_found_by_a_hash_or_not),
+        TEST(test_a_request_full_of_indexed_headers),
         TEST(test_paths_are_rewritten_with_one_slash),
         TEST(test_what_else_is_rewritten),
         TEST(test_listeners),

@@ -116,8 +116,9 @@ extern const uint64_t dp_request_bounds_ns[DP_REQUEST_BOUNDS];
 
 /* Of a service, since the start. */
 struct dp_service_sums {
-    uint32_t number, protocol; /* as in struct dp_service */
-    const char *name;          /* without a NUL; valid until the next dp_set_services */
+    uint32_t number, protocol, role; /* as in struct dp_service */
+    uint32_t reserved;
+    const char *name; /* without a NUL; valid until the next dp_set_services */
     uint64_t name_size;
     struct dp_tally tally;
 };

@@ -106,6 +106,7 @@ static void read_service(const struct dp *dp, const struct service *service,
     memset(sums, 0, sizeof *sums);
     sums->number = service->standing->number;
     sums->protocol = service->protocol;
+    sums->role = service->role;
     sums->name = service->name.at;
     sums->name_size = service->name.size;
     add_all(dp, service->standing->tallies, &sums->tally);

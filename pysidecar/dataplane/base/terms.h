@@ -223,6 +223,24 @@ enum {
     DP_STATUS_CLASSES = 6,      /* see struct dp_request */
 };
 
+/* Which rules a request is asked of: the configuration's count everywhere but at the provider port,
+ * those of subscribed services where applications here call, those of published ones where they are
+ * called. */
+enum dp_scope {
+    DP_SCOPE_OUTBOUND = DP_OUTBOUND, /* outbound connections, and listeners of services */
+    DP_SCOPE_INBOUND = DP_INBOUND,   /* inbound connections */
+    DP_SCOPE_PROVIDER,               /* the listener that other sidecars call */
+    DP_SCOPES,
+};
+
+/* How a service came into the table. */
+enum dp_role {
+    DP_ROLE_CONFIGURED = 0,
+    DP_ROLE_SUBSCRIBED,
+    DP_ROLE_PUBLISHED,
+    DP_ROLES,
+};
+
 /* A service: where requests go. See dp_set_services. */
 struct dp_service {
     uint32_t number; /* names it for as long as we run: with this number it goes on with its turns,
@@ -238,6 +256,7 @@ struct dp_service {
     uint32_t pending;        /* requests that wait for one at most, all workers together */
     uint32_t first_endpoint; /* index into the endpoints of all services */
     uint32_t endpoint_count;
+    uint32_t role; /* enum dp_role */
 };
 
 /* An endpoint of a service. */
@@ -264,6 +283,8 @@ enum dp_subject {
     DP_SUBJECT_SERVICE,
     DP_SUBJECT_VERSION, /* Bolt, Dubbo: of the service */
     DP_SUBJECT_GROUP,   /* Dubbo */
+    /* Bolt, Dubbo: the service exactly as the request names it; Bolt's has its version. */
+    DP_SUBJECT_TARGET,
 };
 
 enum dp_pattern {
@@ -304,6 +325,7 @@ struct dp_rule {
     uint32_t original_destination; /* the name of a header */
     uint32_t first_set, set_count;
     uint32_t first_remove, remove_count; /* headers, of which only the name counts */
+    uint32_t scopes;                     /* 1 << enum dp_scope each, at least one */
 };
 
 /* What a listener of services says: see struct dp_listener.number. */
@@ -311,6 +333,7 @@ struct dp_entrance {
     uint32_t protocol;              /* enum dp_protocol */
     uint32_t detect_ms, undetected; /* as in struct dp_route */
     uint32_t service;               /* index, or DP_NO_SERVICE: by the rules */
+    uint32_t scope;                 /* enum dp_scope: by which rules */
 };
 
 /* The table of services. */

@@ -30,6 +30,7 @@ static bool service_is_consistent(const struct dp_service *service, const struct
     if (service->number >= DP_NO_SERVICE || service->name >= from->text_count ||
         service->hash_by >= from->text_count || service->protocol >= DP_AUTO ||
         service->balance > DP_RING_HASH || service->balance == DP_LEAST_CONNECTIONS ||
+        service->role >= DP_ROLES ||
         !is_within(service->first_endpoint, service->endpoint_count, from->endpoint_count))
         return false;
     for (uint32_t i = 0; i < service->endpoint_count; i++)
@@ -41,7 +42,7 @@ static bool service_is_consistent(const struct dp_service *service, const struct
 static bool predicate_is_consistent(const struct dp_predicate *predicate,
                                     const struct dp_services *from)
 {
-    return predicate->subject <= DP_SUBJECT_GROUP && predicate->pattern <= DP_PATTERN_ANY &&
+    return predicate->subject <= DP_SUBJECT_TARGET && predicate->pattern <= DP_PATTERN_ANY &&
            (predicate->pattern != DP_PATTERN_ANY || predicate->subject == DP_SUBJECT_HEADER) &&
            predicate->name < from->text_count && predicate->value < from->text_count;
 }
@@ -77,9 +78,9 @@ static bool headers_are_consistent(uint32_t first, uint32_t count, const struct 
 
 static bool rule_is_consistent(const struct dp_rule *rule, const struct dp_services *from)
 {
-    return rule->protocol < DP_PROTOCOLS && rule->host < from->text_count &&
-           rule->path_prefix < from->text_count && rule->original_destination < from->text_count &&
-           targets_are_consistent(rule, from) &&
+    return rule->protocol < DP_PROTOCOLS && rule->scopes > 0 && rule->scopes >> DP_SCOPES == 0 &&
+           rule->host < from->text_count && rule->path_prefix < from->text_count &&
+           rule->original_destination < from->text_count && targets_are_consistent(rule, from) &&
            headers_are_consistent(rule->first_set, rule->set_count, from) &&
            headers_are_consistent(rule->first_remove, rule->remove_count, from);
 }
@@ -115,7 +116,7 @@ static bool is_consistent(const struct dp_services *from)
             return false;
     for (uint32_t i = 0; i < from->entrance_count; i++)
         if (from->entrances[i].protocol > DP_AUTO || from->entrances[i].undetected > DP_REFUSE ||
-            !is_target(from->entrances[i].service, from))
+            from->entrances[i].scope >= DP_SCOPES || !is_target(from->entrances[i].service, from))
             return false;
     return true;
 }
@@ -200,10 +201,9 @@ static void add_destination(struct directory *directory, const struct dp_service
 static void add_entrance(struct directory *directory, const struct dp_entrance *settings)
 {
     directory->entrances[directory->entrance_count++] = (struct entrance){
-        settings->protocol,
-        settings->detect_ms,
-        settings->undetected,
-        service_at(directory, settings->service),
+        settings->protocol,   settings->detect_ms,
+        settings->undetected, service_at(directory, settings->service),
+        settings->scope,
     };
 }
 
@@ -368,32 +368,51 @@ static uint64_t hash_request(const struct service *service, const struct message
     return random_next(random);
 }
 
-void router_route(struct worker *worker, enum dp_protocol protocol, const struct message *request,
-                  struct service *fixed, struct routed *routed)
+/* What follows from its service, if it has one. */
+static void complete(struct routed *routed, const struct message *request, uint64_t *random)
 {
-    const struct directory *directory = current(worker);
-    uint64_t *random = &worker->tables->random;
-
-    *routed = (struct routed){.service = fixed, .rule = NO_RULE};
-    if (fixed && fixed->protocol != protocol)
-        routed->service = NULL;
-    if (!fixed && directory) {
-        struct matched matched = rulebook_match(&directory->rules, protocol, request);
-
-        routed->rule = matched.rule;
-        routed->rewrite = matched.rewrite;
-        if (matched.rule != NO_RULE) {
-            const struct destination *destination = &directory->destinations[matched.rule];
-
-            routed->service = choose(directory, destination, random);
-            routed->timeout_ms = destination->timeout_ms;
-        }
-    }
     if (!routed->service)
         return;
     if (routed->timeout_ms == 0)
         routed->timeout_ms = routed->service->timeout_ms;
     routed->hash = hash_request(routed->service, request, random);
+}
+
+void router_route(struct worker *worker, enum dp_scope scope, enum dp_protocol protocol,
+                  const struct message *request, struct routed *routed)
+{
+    const struct directory *directory = current(worker);
+    uint64_t *random = &worker->tables->random;
+    const struct destination *destination;
+    struct matched matched;
+
+    *routed = (struct routed){.rule = NO_RULE};
+    if (!directory)
+        return;
+    matched = rulebook_match(&directory->rules, scope, protocol, request);
+    if (matched.rule == NO_RULE)
+        return;
+    destination = &directory->destinations[matched.rule];
+    routed->rule = matched.rule;
+    routed->rewrite = matched.rewrite;
+    routed->service = choose(directory, destination, random);
+    routed->timeout_ms = destination->timeout_ms;
+    complete(routed, request, random);
+}
+
+void router_route_at(struct worker *worker, uint32_t listener, enum dp_protocol protocol,
+                     const struct message *request, struct routed *routed)
+{
+    struct entrance entrance = router_entrance(worker, listener);
+
+    if (!entrance.service) {
+        router_route(worker, entrance.scope, protocol, request, routed);
+        return;
+    }
+    *routed = (struct routed){.rule = NO_RULE};
+    if (entrance.service->protocol == protocol)
+        routed->service = entrance.service;
+    complete(routed, request, &worker->tables->random);
 }
 
 struct entrance router_entrance(struct worker *worker, uint32_t listener)

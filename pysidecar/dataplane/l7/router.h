@@ -22,13 +22,17 @@ struct routed {
 struct entrance {
     enum dp_protocol protocol;
     uint32_t detect_ms, undetected; /* as in struct dp_route */
-    struct service *service;        /* NULL: by the rules */
+    struct service *service;        /* NULL: by the rules of the scope */
+    enum dp_scope scope;
 };
 
-/* The first rule that matches a request of that protocol. With `fixed` (of an entrance) no rule is
- * asked; one that speaks another protocol, as it may after a change, gets no request. */
-void router_route(struct worker *worker, enum dp_protocol protocol, const struct message *request,
-                  struct service *fixed, struct routed *routed);
+/* By the first rule of the scope that matches a request of that protocol. */
+void router_route(struct worker *worker, enum dp_scope scope, enum dp_protocol protocol,
+                  const struct message *request, struct routed *routed);
+/* At a listener: to its service, or by the rules. A service that speaks another protocol, as it may
+ * after a change, gets no request. */
+void router_route_at(struct worker *worker, uint32_t listener, enum dp_protocol protocol,
+                     const struct message *request, struct routed *routed);
 /* Of a listener, by its number. One that the table does not know has the protocol DP_TCP, and no
  * service. */
 struct entrance router_entrance(struct worker *worker, uint32_t listener);

@@ -6,7 +6,7 @@
 
 enum {
     MOST_LABELS = 8, /* of a domain that is in the index */
-    MOST_KEYS = 2 + 2 * MOST_LABELS,
+    MOST_KEYS = 3 + 2 * MOST_LABELS + MAX_FIELDS,
     MOST_NAME = 512, /* bytes of a service with its version */
     NO_LENGTH = UINT32_MAX,
 };
@@ -158,6 +158,8 @@ static bool predicate_matches(const struct predicate *predicate, const struct me
         return text_matches(predicate, names->version);
     case DP_SUBJECT_GROUP:
         return text_matches(predicate, names->group);
+    case DP_SUBJECT_TARGET:
+        return text_matches(predicate, request->service);
     }
     return false;
 }
@@ -185,7 +187,8 @@ static bool rule_matches(const struct rulebook *book, const struct rule *rule,
 
 /* ---- the index ---- */
 
-enum key_kind { EXACT = 1, BEGINNING, END };
+/* HEADER: of a name and a value. ANYTHING: rules that are found under nothing else, by scope. */
+enum key_kind { EXACT = 1, BEGINNING, END, HEADER, ANYTHING };
 
 static uint64_t key_begin(enum dp_protocol protocol, enum key_kind kind)
 {
@@ -195,6 +198,13 @@ static uint64_t key_begin(enum dp_protocol protocol, enum key_kind kind)
 static uint64_t key_add(uint64_t hash, char character)
 {
     return (hash ^ (uint8_t)lower_case(character)) * UINT64_C(0x100000001b3);
+}
+
+static uint64_t key_add_text(uint64_t hash, struct text text)
+{
+    for (uint32_t i = 0; i < text.size; i++)
+        hash = key_add(hash, text.at[i]);
+    return hash;
 }
 
 static uint32_t key_end(uint64_t hash)
@@ -209,11 +219,7 @@ static bool is_border(char character)
 
 static uint32_t hash_forwards(enum dp_protocol protocol, enum key_kind kind, struct text text)
 {
-    uint64_t hash = key_begin(protocol, kind);
-
-    for (uint32_t i = 0; i < text.size; i++)
-        hash = key_add(hash, text.at[i]);
-    return key_end(hash);
+    return key_end(key_add_text(key_begin(protocol, kind), text));
 }
 
 static uint32_t hash_backwards(enum dp_protocol protocol, struct text text)
@@ -234,6 +240,18 @@ static uint32_t count_borders(struct text text)
     return count;
 }
 
+static uint32_t hash_header(enum dp_protocol protocol, struct text name, struct text value)
+{
+    uint64_t hash = key_add_text(key_begin(protocol, HEADER), name);
+
+    return key_end(key_add_text(key_add(hash, ':'), value));
+}
+
+static uint32_t hash_anything(enum dp_protocol protocol, enum dp_scope scope)
+{
+    return key_end(key_add(key_begin(protocol, ANYTHING), (char)scope));
+}
+
 /* Under which hash requests find a rule. */
 struct key {
     enum key_kind kind;
@@ -241,16 +259,21 @@ struct key {
     uint32_t labels; /* of a domain */
 };
 
-/* False: a rule with that predicate has none. Of services only beginnings are looked for, since
- * they end with their version or without. */
-static bool key_of(enum dp_protocol protocol, const struct predicate *predicate, struct key *key)
+static bool is_name(enum dp_subject subject)
+{
+    return subject == DP_SUBJECT_HOST || subject == DP_SUBJECT_SERVICE ||
+           subject == DP_SUBJECT_TARGET;
+}
+
+/* Of a host or a service. False: a rule with that predicate has none. Of services only beginnings
+ * are looked for, since they end with their version or without. */
+static bool key_of_name(enum dp_protocol protocol, const struct predicate *predicate,
+                        struct key *key)
 {
     bool is_host = predicate->subject == DP_SUBJECT_HOST;
     struct text text = predicate->value;
     uint32_t star = find(text, '*');
 
-    if (!is_host && predicate->subject != DP_SUBJECT_SERVICE)
-        return false;
     if (predicate->pattern == DP_PATTERN_EXACT || star == text.size) {
         *key = (struct key){EXACT, hash_forwards(protocol, EXACT, text), 0};
         return true;
@@ -267,6 +290,48 @@ static bool key_of(enum dp_protocol protocol, const struct predicate *predicate,
         return false;
     key->kind = END;
     key->hash = hash_backwards(protocol, rest_of(text, 1));
+    return true;
+}
+
+static bool is_indexed_header(const struct rulebook *book, enum dp_protocol protocol,
+                              struct text name)
+{
+    for (uint32_t i = 0; i < book->header_count[protocol]; i++)
+        if (text_equal_folded(book->headers[protocol][i], name))
+            return true;
+    return false;
+}
+
+/* False: others have all the places. */
+static bool index_header(struct rulebook *book, enum dp_protocol protocol, struct text name)
+{
+    uint32_t *count = &book->header_count[protocol];
+
+    if (is_indexed_header(book, protocol, name))
+        return true;
+    if (*count == MOST_INDEXED_HEADERS)
+        return false;
+    book->headers[protocol][(*count)++] = name;
+    return true;
+}
+
+/* Notes what has to be looked for. */
+static bool key_of(struct rulebook *book, enum dp_protocol protocol,
+                   const struct predicate *predicate, struct key *key)
+{
+    if (is_name(predicate->subject)) {
+        if (!key_of_name(protocol, predicate, key))
+            return false;
+        if (key->kind == BEGINNING)
+            book->beginnings[protocol] |= UINT32_C(1) << key->labels;
+        if (key->kind == END)
+            book->ends[protocol] |= UINT32_C(1) << key->labels;
+        return true;
+    }
+    if (predicate->subject != DP_SUBJECT_HEADER || predicate->pattern != DP_PATTERN_EXACT ||
+        !index_header(book, protocol, predicate->name))
+        return false;
+    *key = (struct key){HEADER, hash_header(protocol, predicate->name, predicate->value), 0};
     return true;
 }
 
@@ -314,16 +379,27 @@ static void add_backwards(struct keys *keys, enum dp_protocol protocol, uint32_t
     }
 }
 
+static void add_headers(struct keys *keys, const struct rulebook *book, enum dp_protocol protocol,
+                        const struct message *request)
+{
+    if (book->header_count[protocol] == 0)
+        return;
+    for (uint32_t i = 0; i < request->field_count; i++)
+        if (is_indexed_header(book, protocol, request->fields[i].name))
+            keys->each[keys->count++] =
+                hash_header(protocol, request->fields[i].name, request->fields[i].value);
+}
+
 /* ---- matching ---- */
 
-/* Rules in order, from one place of the index, or those that are not in it. */
+/* Rules in order, from one place of the index. */
 struct cursor {
     const uint64_t *at, *end;
     uint32_t hash;
 };
 
 struct candidates {
-    struct cursor each[MOST_KEYS + 1];
+    struct cursor each[MOST_KEYS];
     uint32_t count;
 };
 
@@ -339,16 +415,17 @@ static void add_cursor(struct candidates *candidates, struct cursor cursor)
 }
 
 static void find_candidates(struct candidates *candidates, const struct rulebook *book,
-                            enum dp_protocol protocol, const struct names *names)
+                            enum dp_scope scope, enum dp_protocol protocol,
+                            const struct message *request, const struct names *names)
 {
     const struct places *index = &book->index;
-    const uint64_t *others = book->others[protocol];
     struct keys keys;
 
     keys.count = candidates->count = 0;
-    add_cursor(candidates, (struct cursor){others, others + book->other_count[protocol], 0});
     if (index->count == 0)
         return;
+    keys.each[keys.count++] = hash_anything(protocol, scope);
+    add_headers(&keys, book, protocol, request);
     add_forwards(&keys, protocol, book->beginnings[protocol], names->full);
     if (book->ends[protocol])
         add_backwards(&keys, protocol, book->ends[protocol], names->full);
@@ -394,8 +471,14 @@ static const struct rewrite *rewrite_for(const struct rulebook *book, const stru
     return &rewrites[GOES_ON];
 }
 
-struct matched rulebook_match(const struct rulebook *book, enum dp_protocol protocol,
-                              const struct message *request)
+/* Whether it may be asked; else it has the same hash. */
+static bool is_for(const struct rule *rule, enum dp_scope scope, enum dp_protocol protocol)
+{
+    return rule->protocol == protocol && rule->scopes >> scope & 1;
+}
+
+struct matched rulebook_match(const struct rulebook *book, enum dp_scope scope,
+                              enum dp_protocol protocol, const struct message *request)
 {
     struct matched matched = {.rule = NO_RULE};
     struct candidates candidates;
@@ -404,9 +487,9 @@ struct matched rulebook_match(const struct rulebook *book, enum dp_protocol prot
     uint32_t rule;
 
     name(&names, protocol, request);
-    find_candidates(&candidates, book, protocol, &names);
+    find_candidates(&candidates, book, scope, protocol, request, &names);
     while ((rule = next_candidate(&candidates)) != NO_RULE) {
-        if (book->rules[rule].protocol != protocol || /* another one's with the same hash */
+        if (!is_for(&book->rules[rule], scope, protocol) ||
             !rule_matches(book, &book->rules[rule], request, &names, &path))
             continue;
         matched.rule = rule;
@@ -512,7 +595,8 @@ static void make_rule(struct making *making, const struct dp_rule *from, struct 
     struct predicate *predicates = &making->book->predicates[from->first_predicate];
     struct rewrite rewrite;
 
-    *rule = (struct rule){from->protocol, from->first_predicate, from->predicate_count, NO_RULE};
+    *rule = (struct rule){from->protocol, from->scopes, from->first_predicate,
+                          from->predicate_count, NO_RULE};
     for (uint32_t i = 0; i < from->predicate_count; i++)
         make_predicate(making, &making->from->predicates[from->first_predicate + i],
                        &predicates[i]);
@@ -562,18 +646,9 @@ static uint32_t row_end(const struct predicate *predicates, uint32_t at, uint32_
     return at;
 }
 
-static void note_labels(struct rulebook *book, enum dp_protocol protocol, const struct key *key)
-{
-    if (key->kind == BEGINNING)
-        book->beginnings[protocol] |= UINT32_C(1) << key->labels;
-    if (key->kind == END)
-        book->ends[protocol] |= UINT32_C(1) << key->labels;
-}
-
-/* Appends a rule to the index. All alternatives of a row must have keys. Returns how many were
- * added; 0: it does not belong there. */
-static uint32_t index_rule(struct rulebook *book, uint32_t number, enum dp_protocol protocol,
-                           uint64_t *entries)
+/* Entries of a rule for the requests that ask for what is in it. All alternatives of a row must
+ * have keys. Returns how many were added; 0: there is no such row. */
+static uint32_t index_by_keys(struct rulebook *book, uint32_t number, uint64_t *entries)
 {
     const struct rule *rule = &book->rules[number];
     const struct predicate *predicates = &book->predicates[rule->first_predicate];
@@ -584,45 +659,41 @@ static uint32_t index_rule(struct rulebook *book, uint32_t number, enum dp_proto
         uint32_t added = 0;
 
         end = row_end(predicates, first, rule->predicate_count);
-        while (first + added < end && key_of(protocol, &predicates[first + added], &key)) {
-            note_labels(book, protocol, &key);
+        while (first + added < end &&
+               key_of(book, rule->protocol, &predicates[first + added], &key))
             entries[added++] = place_of(key.hash, number);
-        }
         if (first + added == end)
             return added;
     }
     return 0;
 }
 
-static bool make_others(struct rulebook *book, const struct dp_services *from)
+/* Appends a rule to the index. Returns how many entries were added. */
+static uint32_t index_rule(struct rulebook *book, uint32_t number, uint64_t *entries)
 {
-    for (uint32_t protocol = 0; protocol < DP_PROTOCOLS; protocol++) {
-        book->others[protocol] = array(from->rule_count, sizeof *book->others[protocol]);
-        if (!book->others[protocol])
-            return false;
-    }
-    return true;
+    const struct rule *rule = &book->rules[number];
+    uint32_t added = index_by_keys(book, number, entries);
+
+    if (added > 0)
+        return added;
+    for (uint32_t scope = 0; scope < DP_SCOPES; scope++)
+        if (rule->scopes >> scope & 1)
+            entries[added++] = place_of(hash_anything(rule->protocol, scope), number);
+    return added;
 }
 
 /* False when out of memory. */
 static bool make_index(struct rulebook *book, const struct dp_services *from)
 {
-    uint64_t *entries = array(from->predicate_count, sizeof *entries);
+    size_t most = from->predicate_count + (size_t)DP_SCOPES * from->rule_count;
+    uint64_t *entries = array(most, sizeof *entries);
     uint32_t count = 0;
     bool done;
 
-    if (!entries || !make_others(book, from)) {
-        free(entries);
+    if (!entries)
         return false;
-    }
-    for (uint32_t i = 0; i < from->rule_count; i++) {
-        uint32_t protocol = from->rules[i].protocol;
-        uint32_t added = index_rule(book, i, protocol, &entries[count]);
-
-        count += added;
-        if (added == 0)
-            book->others[protocol][book->other_count[protocol]++] = place_of(0, i);
-    }
+    for (uint32_t i = 0; i < from->rule_count; i++)
+        count += index_rule(book, i, &entries[count]);
     done = places_set(&book->index, entries, count);
     free(entries);
     return done;
@@ -648,6 +719,4 @@ void rulebook_free(struct rulebook *book)
     free(book->set);
     free(book->remove);
     places_free(&book->index);
-    for (uint32_t protocol = 0; protocol < DP_PROTOCOLS; protocol++)
-        free(book->others[protocol]);
 }

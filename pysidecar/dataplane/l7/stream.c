@@ -608,11 +608,12 @@ static bool route(struct stream *stream, const struct message *request, struct r
     struct downstream *downstream = stream->downstream;
     const struct dp_listener *listener = downstream->session->origin.listener;
     struct worker *worker = worker_of(stream);
-    struct service *fixed = NULL;
 
     if (listener->transport == DP_TRANSPORT_LISTENER)
-        fixed = router_entrance(worker, listener->number).service;
-    router_route(worker, downstream->protocol, request, fixed, routed);
+        router_route_at(worker, listener->number, downstream->protocol, request, routed);
+    else
+        router_route(worker, (enum dp_scope)listener->direction, downstream->protocol, request,
+                     routed);
     trace(worker, stream->record.connection, routed, routed->rule, DP_REQUESTS);
     stream->service = routed->service;
     stream->hash = routed->hash;

@@ -102,7 +102,8 @@ static bool service_is(const struct service *service, const struct service_plan 
     const struct dp_service *settings = plan->settings;
     struct cluster_plan cluster = cluster_of(plan);
 
-    return service->protocol == settings->protocol && service->timeout_ms == settings->timeout_ms &&
+    return service->protocol == settings->protocol && service->role == settings->role &&
+           service->timeout_ms == settings->timeout_ms &&
            service->silent_ms == settings->silent_ms && service->idle_ms == settings->idle_ms &&
            service->connections == settings->connections && service->pending == settings->pending &&
            text_equal(service->name, plan->name) && text_equal(service->hash_by, plan->hash_by) &&
@@ -164,6 +165,7 @@ static struct service *service_create(struct registry *registry, struct standing
     shared_init(&service->shared, &registry->keeper, service_destroy);
     service->standing = standing;
     service->protocol = settings->protocol;
+    service->role = settings->role;
     service->timeout_ms = settings->timeout_ms;
     service->silent_ms = settings->silent_ms;
     service->idle_ms = settings->idle_ms;

@@ -39,6 +39,7 @@ struct service {
     struct cluster *cluster; /* NULL: it has no endpoint */
     struct text name, hash_by;
     enum dp_protocol protocol;
+    enum dp_role role;
     uint32_t timeout_ms, silent_ms, idle_ms, connections, pending; /* as in struct dp_service */
     char texts[];
 };
