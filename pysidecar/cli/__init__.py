@@ -565,6 +565,83 @@ def trace(config_file: Path | None, as_json: bool, admin: str | None, **selectio
         show_trace(_admin_address(admin, config_file), _parameters(selection), as_json=as_json)
 
 
+@main.command("registry")
+@click.option(
+    "--listen",
+    metavar="ADDRESS:PORT",
+    help="Where sidecars find it.  [default: 127.0.0.1:15010]",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The file (SQLite) by which it remembers what was registered when it starts again. "
+    "Default: registry-PORT.sqlite beside the control socket of a sidecar without configuration.",
+)
+@click.option(
+    "--list",
+    "listed",
+    metavar="ADDRESS:PORT",
+    help="Print what is in the registry there, and nothing else.",
+)
+@click.option("--json", "as_json", is_flag=True, help="With --list: as JSON.")
+def run_registry(listen: str | None, state: Path | None, listed: str | None, as_json: bool) -> None:
+    """Run the embedded registry in the foreground, or show what is in one.
+
+    For one machine, and for trying out: it is a single process, and whoever reaches it may register
+    and remove services, as there is no authentication. So it listens on loopback unless --listen
+    says otherwise; from another address on, keep it in a network that you trust. For everything
+    larger there are sofaregistry, zookeeper and etcd: docs/takeover.md.
+
+    \b
+    Terminal 1:  pysidecar registry
+    sidecar.yaml:  registry: {type: embedded, address: 127.0.0.1:15010}
+    Terminal 2:  pysidecar registry --list 127.0.0.1:15010
+
+    What a sidecar registers is there for as long as the sidecar is, and registry.session_timeout
+    longer. A registry that starts again remembers it (--state), and sidecars that were connected
+    come back by themselves within seconds; calls between them go on meanwhile.
+
+    \b
+    SIGTERM, SIGINT   ends it; what is registered is remembered
+    """
+    from pysidecar.config.values import parse_endpoint
+
+    where = listed or listen or "127.0.0.1:15010"
+    if listed and (listen or state):
+        raise click.UsageError("expected --list alone, or --listen and --state")
+    if as_json and not listed:
+        raise click.UsageError("expected --json with --list only")
+    try:
+        address = parse_endpoint(where)
+    except ValueError as error:
+        hint = "--list" if listed else "--listen"
+        raise click.BadParameter(str(error), param_hint=hint) from None
+    if listed:
+        _list_registry(address, as_json)
+    else:
+        _serve_registry(address, state)
+
+
+def _list_registry(address: Address, as_json: bool) -> None:
+    from pysidecar.cli.registry import list_registry
+
+    with _showing():
+        list_registry(address, as_json=as_json)
+
+
+def _serve_registry(address: Address, state: Path | None) -> None:
+    from pysidecar.log import non_blocking_log
+    from pysidecar.registry.embedded.serving import serve
+
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    with (
+        _start_errors(),
+        non_blocking_log(logging.INFO),
+        asyncio.Runner(loop_factory=_loop_factory()) as runner,
+    ):
+        runner.run(serve(address, state))
+
+
 @main.group("rules", cls=_Paragraphs)
 def rules_group() -> None:
     """Show, apply or delete the rules in the kernel for inbound and outbound.redirect.

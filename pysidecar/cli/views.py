@@ -18,7 +18,7 @@ from pysidecar.address import Address
 from pysidecar.cli.admin import Parameters, ask
 from pysidecar.text import printable
 
-__all__ = ["View", "show"]
+__all__ = ["View", "print_entries", "show"]
 
 _FRAME = 5  # lines of a table that are not rows: title, head and rules
 
@@ -63,16 +63,20 @@ def show(
     if interval is not None and sys.stdout.isatty() and not as_json:
         _watch(address, view, parameters, interval)
     while True:
-        entries = fetch(address, view, parameters)
-        if as_json:
-            print(json.dumps(entries), flush=True)
-        elif sys.stdout.isatty():
-            Console().print(_table(view, entries))
-        else:
-            _print_plain(view, entries)
+        print_entries(view, fetch(address, view, parameters), as_json=as_json)
         if interval is None:
             return
         time.sleep(interval)
+
+
+def print_entries(view: View, entries: Entries, *, as_json: bool) -> None:
+    """A table on a terminal, lines in a pipe."""
+    if as_json:
+        print(json.dumps(entries), flush=True)
+    elif sys.stdout.isatty():
+        Console().print(_table(view, entries))
+    else:
+        _print_plain(view, entries)
 
 
 def _watch(address: Address, view: View, parameters: Parameters, interval: float) -> None:

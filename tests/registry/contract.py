@@ -55,7 +55,7 @@ class Served(abc.ABC):
             {
                 "type": self.kind,
                 "address": str(address or self.address),
-                "session_timeout": self.session_timeout,
+                "session_timeout": f"{self.session_timeout * 1000:.0f}ms",
             }
         )
 

@@ -1,0 +1,72 @@
+"""``pysidecar registry``: a process that is a registry."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from ipaddress import ip_address
+from pathlib import Path
+
+from pysidecar.address import Address
+from pysidecar.config.schema import default_control_socket
+from pysidecar.errors import StartError
+from pysidecar.listeners import open_listener
+from pysidecar.log import start_writing
+from pysidecar.registry.embedded.server import RegistryServer
+from pysidecar.registry.embedded.state import State
+
+__all__ = ["default_state", "serve"]
+
+log = logging.getLogger(__name__)
+
+
+def default_state(port: int) -> Path:
+    """Beside the control socket of a sidecar without configuration."""
+    return default_control_socket().with_name(f"registry-{port}.sqlite")
+
+
+async def serve(address: Address, state_file: Path | None) -> None:
+    """Until SIGTERM or SIGINT. Raises StartError."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    listener = open_listener(address, "--listen")
+    address = Address(*listener.getsockname()[:2])
+    if state_file is None:
+        state_file = default_state(address.port)
+        _make_directory(state_file.parent)
+    server = RegistryServer(listener, State(state_file))
+    await server.start()
+    start_writing()
+    _explain(address, state_file)
+    await ended.wait()
+    log.info("ends")
+    await server.stop()
+
+
+def _explain(address: Address, state_file: Path) -> None:
+    log.info("the registry listens on %s, and remembers in %s", address, state_file)
+    log.info("sidecars use it with  registry: {type: embedded, address: %s}", _quoted(address))
+    log.info("what is in it:  pysidecar registry --list %s", address)
+    if not ip_address(address.host.partition("%")[0]).is_loopback:
+        log.warning(
+            "whoever reaches %s can register and remove services: there is no authentication, so "
+            "keep it in a network that you trust",
+            address,
+        )
+
+
+def _quoted(address: Address) -> str:
+    return f'"{address}"' if ":" in address.host else str(address)
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        os.makedirs(directory, 0o700, exist_ok=True)
+    except OSError as error:
+        raise StartError(
+            f"cannot make {directory}: {error.strerror}; give a file with --state"
+        ) from None
