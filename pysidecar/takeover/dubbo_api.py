@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Collection
 
-from pysidecar.address import Address
 from pysidecar.config import Takeover
+from pysidecar.registry.service import ServiceKey
+from pysidecar.takeover.applications import Applications, Offer
+from pysidecar.takeover.bodies import Body, service_key
+from pysidecar.takeover.json_api import Answer, JsonApi
 from pysidecar.takeover.table import ServiceTable
 
 __all__ = ["DubboApi"]
+
+log = logging.getLogger(__name__)
+
+_INTERFACE = "com.example.Echo"
 
 
 class DubboApi:
@@ -27,14 +35,69 @@ class DubboApi:
         own_ports: Collection[int] = (),
     ) -> None:
         self._table = table
-        self._settings = settings
-        self._listener = listener
         self._registry = registry
-        self._own_ports = own_ports
-        self.address = Address(*listener.getsockname()[:2])
+        self._told = False  # that it is another one
+        self._api = JsonApi(
+            listener,
+            "takeover.dubbo_api",
+            {
+                "/pub": self._publish,
+                "/unpub": self._unpublish,
+                "/sub": self._subscribe,
+                "/unsub": self._unsubscribe,
+            },
+            lambda reason: {"err_no": 1, "err_msg": reason},
+        )
+        self.address = self._api.address
+        self.gate = self._api.gate
+        self._applications = Applications(table, settings, {self.address.port, *own_ports})
 
     async def start(self) -> None:
         """Answers from here on."""
+        await self._api.start()
 
     async def stop(self) -> None:
         """Ends at once, also when a client is slow."""
+        await self._api.stop()
+
+    def _publish(self, value: object, uid: int) -> Answer:
+        self._applications.publish(Offer(self._service(value), None), uid)
+        return _done("publish")
+
+    def _unpublish(self, value: object, uid: int) -> Answer:
+        self._table.unpublish(self._service(value), uid)
+        return _done("unpub")
+
+    def _subscribe(self, value: object, uid: int) -> Answer:
+        self._table.subscribe(self._service(value), uid)
+        return _done("subscribe")
+
+    def _unsubscribe(self, value: object, uid: int) -> Answer:
+        self._table.unsubscribe(self._service(value), uid)
+        return _done("unsubscribe")
+
+    def _service(self, value: object) -> ServiceKey:
+        """Methods are not asked for: all of an interface's are taken."""
+        body = Body(value)
+        self._compare(body.part("registry").text("type"))
+        service = body.part("service")
+        return service_key(
+            "dubbo",
+            service.name("interface", _INTERFACE),
+            service.name("group", "blue", required=False),
+            service.name("version", "1.0.0", required=False),
+        )
+
+    def _compare(self, registry: str) -> None:
+        if registry and registry != self._registry and not self._told:
+            self._told = True
+            log.warning(
+                "an application names a registry of type %s; its services go to the one that is "
+                "configured, of type %s",
+                registry,
+                self._registry,
+            )
+
+
+def _done(what: str) -> Answer:
+    return {"err_no": 0, "err_msg": f"{what} success"}

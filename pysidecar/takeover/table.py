@@ -133,6 +133,17 @@ class ServiceTable:
         of_service[publication.address] = after = replace(before, alive=alive)
         self._tell(methodcaller("published", after))
 
+    def forget(self, publication: Publication) -> None:
+        """Takes it away, and no other one of the same service."""
+        service, address = publication.service, publication.address
+        found = self._published.get(service, {}).pop(address, None)
+        if found is None:
+            return
+        self._counts["published", found.uid] -= 1
+        if not self._published[service]:
+            del self._published[service]
+        self._tell(methodcaller("unpublished", found))
+
     def subscribe(self, service: ServiceKey, uid: int) -> None:
         """This user wants it. Raises TableError."""
         entry = self._subscribed.get(service)

@@ -58,10 +58,10 @@ class Connection(asyncio.Protocol):
         self.gate = gate
         self.peer = peer
         self.waiting = True  # for a request to be complete
+        self.idle = False  # after an answer
         self._limits = gate.limits
         self._inner = inner
         self._received = 0  # bytes of this request
-        self._idle = False  # after an answer
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._aborted = False
@@ -77,10 +77,9 @@ class Connection(asyncio.Protocol):
         """All of it has been written: another request may come."""
         if self._aborted or self._transport is None or self._transport.is_closing():
             return
-        self.waiting = self._idle = True
+        self.waiting = self.idle = True
         self._received = 0
         self._allow(self._limits.idle_timeout)
-        self.gate.put_last(self)
         self._transport.resume_reading()
 
     def go_on(self) -> None:
@@ -113,8 +112,8 @@ class Connection(asyncio.Protocol):
     @override
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
-        if self._idle:
-            self._idle = False
+        if self.idle:
+            self.idle = False
             self._allow(self._limits.request_timeout)
         if self.waiting and self._received > self._limits.request_bytes:
             self.gate.complain("a request is too long")
@@ -156,15 +155,15 @@ class Gate:
     makes. ``name`` says in the log which interface it is.
 
     A peer (a user of this host, or another host) that has as many connections as it may have loses
-    the oldest one without a request for a new one, and so do all together; where each has its
-    request, the new one is refused.
+    one without a request for a new one, and so do all together: the oldest that had its answer, or
+    else the oldest. Where each has its request, the new one is refused.
     """
 
     def __init__(self, listener: socket.socket, name: str, limits: Limits) -> None:
         self.refused = 0
         self.bad_requests = 0
         self.limits = limits
-        self._name = name
+        self.name = name
         self._listener = listener
         self._serve: Callable[[], asyncio.Protocol]
         self._connections: dict[Connection, None] = {}  # the oldest first
@@ -201,19 +200,13 @@ class Gate:
         """It is closed."""
         self._connections.pop(connection, None)
 
-    def put_last(self, connection: Connection) -> None:
-        """It had an answer just now: others lose their places before."""
-        if connection in self._connections:
-            del self._connections[connection]
-            self._connections[connection] = None
-
     def _say(self, text: str, peer: Peer) -> None:
         now = time.monotonic()
         if now < self._next_complaint:
             self._silent += 1
             return
         more = f"; {self._silent} more since the last such line" if self._silent else ""
-        log.warning("%s: %s (%s)%s", self._name, text, peer, more)
+        log.warning("%s: %s (%s)%s", self.name, text, peer, more)
         self._silent = 0
         self._next_complaint = now + _COMPLAINT_PAUSE
 
@@ -263,12 +256,13 @@ class Gate:
             crowd = list(self._connections)
             if len(crowd) < self.limits.connections:
                 return True
-        for connection in crowd:
-            if connection.waiting:
-                self.forget(connection)
-                connection.abort()
-                return True
-        return False
+        waiting = [each for each in crowd if each.waiting]
+        if not waiting:
+            return False
+        loser = next((each for each in waiting if each.idle), waiting[0])
+        self.forget(loser)
+        loser.abort()
+        return True
 
 
 class BadRequestFilter(logging.Filter):

@@ -21,7 +21,12 @@ class GatedServer:
         logger.parent = logging.getLogger(__name__)
         logger.addFilter(BadRequestFilter(gate))
         self._runner = web.AppRunner(
-            application, access_log=None, logger=logger, lingering_time=0, shutdown_timeout=0
+            application,
+            access_log=None,
+            logger=logger,
+            lingering_time=0,
+            shutdown_timeout=0,
+            auto_decompress=False,  # else a few bytes could become very many
         )
 
     async def start(self) -> None:
@@ -36,14 +41,14 @@ class GatedServer:
         await self._runner.cleanup()
 
 
-def is_for_us(request: web.Request) -> bool:
+def is_for_us(request: web.Request, port: int | None = None) -> bool:
     """Whether its Host is an IP address or localhost. Another name is a web page that got our
-    address under its own name (DNS rebinding)."""
-    host = request.url.host or ""
-    if host == "localhost":
-        return True
+    address under its own name (DNS rebinding). With ``port``: on loopback, and no other port."""
     try:
-        ip_address(host)
+        host, said = request.url.host or "", request.url.explicit_port
+        if host == "localhost":
+            return port is None or said in (None, port)
+        address = ip_address(host)
     except ValueError:
         return False
-    return True
+    return port is None or (address.is_loopback and said in (None, port))

@@ -1,0 +1,305 @@
+"""What a sidecar that starts again knows of before."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pysidecar.address import Address
+from pysidecar.registry.service import Instance, ServiceKey
+from pysidecar.takeover import state as states
+from pysidecar.takeover.state import State
+from pysidecar.takeover.table import Publication, ServiceTable
+from tests.users import USERS, needs_root
+from tests.waiting import PATIENCE, eventually
+
+CONFIGURATION = -1  # in the place of a uid
+ECHO = ServiceKey("bolt", "Echo:1.0")
+DUBBO = ServiceKey("dubbo", "Echo", "1.0", "blue")
+PUBLICATION = Publication(
+    ECHO, Address("127.0.0.1", 12200), 1000, "prov", 50, 30.0, 1.5, (("p", "1"), ("v", "ä\n"))
+)
+INSTANCES = (
+    Instance(Address("10.0.0.7", 20881), 50, 1.5, 30.0, "zone", (("p", "1"),)),
+    Instance(Address("fd00::7", 20881)),
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states, "PAUSE", 0.0)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "takeover-13330.json"
+
+
+def fill(table: ServiceTable) -> None:
+    table.publish(PUBLICATION)
+    table.subscribe(ECHO, 1000)
+    table.subscribe(ECHO, 0)
+    table.push(ECHO, INSTANCES)
+    table.subscribe(DUBBO, 1000)
+
+
+def written(
+    path: Path,
+    change: Callable[[ServiceTable], None] = fill,
+    then: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """By a sidecar to whose table this is done, and which then stops."""
+
+    async def run() -> None:
+        table = ServiceTable()
+        state = State(table, path)
+        state.restore()
+        state.start()
+        change(table)
+        if then is not None:
+            await then()
+        await state.stop()
+
+    asyncio.run(run())
+
+
+def restored(path: Path) -> ServiceTable:
+    async def run() -> ServiceTable:
+        table = ServiceTable()
+        State(table, path).restore()
+        return table
+
+    return asyncio.run(run())
+
+
+def watch_writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What somebody tries to write."""
+    seen: list[bytes] = []
+    write = states._write
+
+    def watch(path: Path, data: bytes) -> None:
+        seen.append(data)
+        write(path, data)
+
+    monkeypatch.setattr(states, "_write", watch)
+    return seen
+
+
+def is_empty(table: ServiceTable) -> bool:
+    return not list(table.publications) and not list(table.subscriptions)
+
+
+def test_everything_is_known_again_but_not_alive(path: Path) -> None:
+    written(path)
+    table = restored(path)
+    (publication,) = table.publications
+    assert not publication.alive
+    assert publication == replace(PUBLICATION, alive=False)
+    assert list(table.subscriptions) == [
+        (ECHO, frozenset({0, 1000}), INSTANCES),
+        (DUBBO, frozenset({1000}), ()),
+    ]
+    assert table.is_known(ECHO)
+    assert not table.is_known(DUBBO)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_the_configuration_publishes_is_its_own(path: Path) -> None:
+    written(
+        path, lambda table: table.publish(Publication(ECHO, INSTANCES[0].address, CONFIGURATION))
+    )
+    assert is_empty(restored(path))
+
+
+def test_what_is_taken_back_is_not_known_again(path: Path) -> None:
+    written(path)
+
+    def take_back(table: ServiceTable) -> None:
+        table.unpublish(ECHO, 1000)
+        table.unsubscribe(DUBBO, 1000)
+
+    written(path, take_back)
+    table = restored(path)
+    assert not list(table.publications)
+    assert [service for service, _, _ in table.subscriptions] == [ECHO]
+
+
+def test_it_is_written_while_the_sidecar_runs(path: Path) -> None:
+    async def until_there() -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not path.exists():
+                await asyncio.sleep(0.001)
+
+    written(path, then=until_there)
+
+
+def test_changes_that_come_together_are_written_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states, "PAUSE", 3600.0)
+    writes = watch_writes(monkeypatch)
+
+    def change(table: ServiceTable) -> None:
+        for number in range(1000):
+            table.subscribe(ServiceKey("http", f"host{number}"), 1000)
+
+    written(path, change)
+    assert len(writes) == 1
+    assert len(list(restored(path).subscriptions)) == 1000
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-10],
+        lambda text: b"",
+        lambda text: b"\0" * len(text),
+        lambda text: text.replace(b'"version":1', b'"version":2', 1),
+        lambda text: text.replace(b'"uid":1000', b'"uid":"1000"'),
+        lambda text: text.replace(b'"port":12200', b'"port":null'),
+        lambda text: b"[]",
+        lambda text: b"[" * 100_000,
+    ],
+)
+def test_a_file_that_is_damaged_is_put_aside(
+    path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    written(path)
+    damaged = damage(path.read_bytes())
+    path.write_bytes(damaged)
+    assert is_empty(restored(path))
+    assert str(path) in caplog.text
+    assert not path.exists()
+    assert path.with_name(f"{path.name}.bad").read_bytes() == damaged
+    written(path)
+    assert not is_empty(restored(path))
+
+
+def test_a_file_that_is_too_large_is_put_aside(path: Path) -> None:
+    path.touch(0o600)
+    os.truncate(path, states.MAX_BYTES + 1)
+    assert is_empty(restored(path))
+    assert path.with_name(f"{path.name}.bad").exists()
+
+
+def test_a_link_is_not_followed(path: Path) -> None:
+    real = path.with_name("real")
+    written(real)
+    path.symlink_to(real)
+    assert is_empty(restored(path))
+    before = real.read_bytes()
+    written(path, lambda table: table.subscribe(DUBBO, 1000))
+    assert real.read_bytes() == before
+    assert not path.is_symlink()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_read(path: Path, make: Callable[[Path], None]) -> None:
+    make(path)
+    assert is_empty(restored(path))
+
+
+@needs_root
+def test_another_users_file_is_not_believed(path: Path) -> None:
+    written(path)
+    os.chown(path, USERS[0], -1)
+    assert is_empty(restored(path))
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602])
+def test_a_file_that_others_may_write_is_not_believed(path: Path, mode: int) -> None:
+    written(path)
+    path.chmod(mode)
+    assert is_empty(restored(path))
+
+
+def test_without_a_directory_it_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states, "_PAUSE_AFTER_FAILURE", 0.001)
+    directory = tmp_path / "none"
+    path = directory / "takeover.json"
+    attempts = watch_writes(monkeypatch)
+
+    async def until_written() -> None:
+        async with asyncio.timeout(PATIENCE):
+            while len(attempts) < 5:
+                await asyncio.sleep(0.001)
+            directory.mkdir()
+            while not path.exists():
+                await asyncio.sleep(0.001)
+
+    written(path, then=until_written)
+    assert caplog.text.count("cannot write") == 1
+    assert caplog.text.count("is written again") == 1
+    assert not is_empty(restored(path))
+
+
+def test_instances_that_are_too_many_are_left_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states, "MAX_BYTES", 20_000)
+
+    def change(table: ServiceTable) -> None:
+        fill(table)
+        table.push(DUBBO, [Instance(Address("10.0.0.1", port)) for port in range(1, 1000)])
+
+    written(path, change)
+    assert path.stat().st_size < states.MAX_BYTES
+    table = restored(path)
+    assert table.instances_of(ECHO) == INSTANCES
+    assert table.is_subscribed(DUBBO)
+    assert not table.is_known(DUBBO)
+
+
+_WRITER = """
+import asyncio, sys
+from pathlib import Path
+from pysidecar.registry.service import ServiceKey
+from pysidecar.takeover import state as states
+from pysidecar.takeover.table import ServiceTable
+states.PAUSE = states._PAUSE_FACTOR = 0
+
+async def run():
+    table = ServiceTable(limit=1 << 20)
+    state = states.State(table, Path(sys.argv[1]))
+    state.start()
+    for number in range(1 << 20):
+        table.subscribe(ServiceKey("http", f"host{number}"), 0)
+        await asyncio.sleep(0)
+
+asyncio.run(run())
+"""
+
+
+def test_a_kill_leaves_a_whole_file(path: Path) -> None:
+    seen = 0
+    for _ in range(5):
+        process = subprocess.Popen([sys.executable, "-c", _WRITER, path])
+        try:
+            for _ in range(3):  # it is in the middle of the next one then
+                wait_for_a_write(path)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        table = restored(path)
+        seen += len(list(table.subscriptions))
+        assert not path.with_name(f"{path.name}.bad").exists()
+    assert seen
+
+
+def wait_for_a_write(path: Path) -> None:
+    def number() -> int:
+        return path.stat().st_ino if path.exists() else 0
+
+    before = number()
+    eventually(lambda: number() != before)
