@@ -53,6 +53,7 @@ from pysidecar.log import lost_lines
 from pysidecar.room import Room
 from pysidecar.routing.services import ServiceNumbers, pack_services
 from pysidecar.routing.table import excluded_table, route_table
+from pysidecar.takeover.advertised import expand, local_hosts
 
 __all__ = ["Sidecar", "prepare_process"]
 
@@ -256,9 +257,7 @@ class Sidecar:
         self._accelerate(data_plane)
         for way in self._ways:
             way.attach(data_plane)
-        data_plane.set_own_addresses(
-            [self.admin_address, *(own for way in self._ways for own in way.own_addresses)]
-        )
+        data_plane.set_own_addresses(self._own_addresses())
         data_plane.set_request_limits(_request_limits(config))
         self._set_tables(self._make_tables(config))
         self._settle()
@@ -299,6 +298,13 @@ class Sidecar:
                     f"acceleration.mode is require, but connections cannot be accelerated: {error}"
                 ) from None
             log.info("connections are relayed without acceleration: %s", error)
+
+    def _own_addresses(self) -> list[Address]:
+        """With a listener on every address, each of them."""
+        own = [self.admin_address, *(own for way in self._ways for own in way.own_addresses)]
+        hosts = local_hosts()
+        reached = (each for address in own for each in (address, *expand(address, hosts)))
+        return list(dict.fromkeys(reached))
 
     async def stop(self) -> None:
         """Aborts what is still open and removes everything; ``drain`` first to be gentle."""

@@ -50,9 +50,11 @@ def _present(listen: Sequence[Address], asked_for: bool, netns: str | None) -> S
 
 
 def _reachable_own_ports(config: Config) -> list[int]:
-    """The admin interface and listeners for services, where others are meant to reach them: they
-    are not the application's."""
+    """The admin interface and listeners for services and takeover, where others are meant to reach
+    them: they are not the application's."""
     own = [config.admin.listen, *(listener.listen for listener in config.listeners)]
+    if config.takeover is not None:
+        own.extend(each for _, addresses in config.takeover.listeners for each in addresses)
     reachable = (each.port for each in own if not ip_address(each.host).is_loopback)
     return sorted({port for port in reachable if port})
 

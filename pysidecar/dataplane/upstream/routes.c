@@ -39,9 +39,9 @@ bool routes_is_own(const struct routes *routes, const struct mosnhook_address *a
     for (size_t i = 0; i < routes->own_count; i++) {
         const struct mosnhook_address *own = &routes->own[i];
 
-        if (address_equal(own, address) ||
-            (own->port == address->port && address_is_unspecified(own) &&
-             address_is_loopback(address)))
+        if (own->port == address->port &&
+            (address_equal(own, address) ||
+             (address_is_unspecified(own) && address_is_loopback(address))))
             return true;
     }
     return false;

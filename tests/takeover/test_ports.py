@@ -1,0 +1,204 @@
+"""Takeover's two ports, with a data plane and without a registry: who is called at each."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pysidecar.address import Address
+from pysidecar.config import parse
+from pysidecar.dataplane import DataPlane, Direction, Flag, ServiceRole, Timeouts
+from pysidecar.interception.services import ServiceListeners
+from pysidecar.registry.service import ServiceKey
+from pysidecar.routing.found import NOTHING_FOUND, FoundService, FoundServices, Role
+from pysidecar.routing.services import ServiceNumbers, pack_services
+from tests.requests.frames import BOLT, DUBBO, Answer, Request, Wire
+from tests.requests.support import Upstream, echo, read_message
+from tests.waiting import PATIENCE, eventually
+
+SERVICES = {  # what the frames ask for
+    "bolt": ServiceKey("bolt", "any"),
+    "dubbo": ServiceKey("dubbo", "any", "1.0"),
+    "http": ServiceKey("http", "orders"),
+}
+WIRES = {"bolt": BOLT, "dubbo": DUBBO}
+
+
+class Ports:
+    """A data plane with nothing but the ports."""
+
+    def __init__(self, config: str = "") -> None:
+        takeover = f"{{consumer: '127.0.0.1:0', provider: '0.0.0.0:0'{config}}}"
+        self.config = parse(f"takeover: {takeover}\nlisteners: [{{listen: '127.0.0.1:0'}}]")
+        self.numbers = ServiceNumbers()
+        self.listeners = ServiceListeners(self.config)
+        self.listeners.open()
+        _, *own = self.listeners.own_addresses
+        self.consumer, *self.twins, provider = own
+        assert provider.host == "0.0.0.0"
+        self.provider = Address("127.0.0.1", provider.port)
+        self.plane = DataPlane(workers=2, timeouts=Timeouts())
+        self.listeners.attach(self.plane)
+        self.plane.set_own_addresses(self.listeners.own_addresses)
+        self.find(NOTHING_FOUND)
+        self.plane.start()
+
+    def find(self, found: FoundServices) -> None:
+        listen = [each.listen for each in self.config.listeners]
+        self.plane.set_services(pack_services(self.config, self.numbers, listen, found))
+
+    def add(self, role: Role, protocol: str, *endpoints: Address) -> None:
+        """Nothing but this is found."""
+        found = FoundService(SERVICES[protocol], role, tuple((each, 1) for each in endpoints))
+        self.find(FoundServices((found,)))
+
+    def close(self) -> None:
+        self.plane.stop()
+        self.plane.close()
+        self.listeners.close()
+
+    def last(self) -> tuple[Direction, str | None, tuple[Flag, ...]]:
+        [request, *_] = next(self.plane.recent_requests())
+        return request.direction, request.service, request.flags
+
+
+@pytest.fixture
+def ports() -> Iterator[Ports]:
+    ports = Ports()
+    yield ports
+    ports.close()
+
+
+def connect(address: Address) -> socket.socket:
+    return socket.create_connection((address.host, address.port), PATIENCE)
+
+
+def call(address: Address, protocol: str) -> int:
+    """The status of the answer to one request for the service."""
+    with connect(address) as client:
+        if protocol == "http":
+            client.sendall(b"GET / HTTP/1.1\r\nHost: orders:80\r\n\r\n")
+            return int(read_message(client)[0].split(b" ")[1])
+        wire = WIRES[protocol]
+        client.sendall(wire.request(Request(7, "echo", b"hello")))
+        answer = wire.read(client)
+        assert isinstance(answer, Answer)
+        assert answer.id == 7
+        return answer.status
+
+
+def answering(wire: Wire) -> Callable[[socket.socket], None]:
+    def serve(connection: socket.socket) -> None:
+        while True:
+            request = wire.read(connection)
+            assert isinstance(request, Request)
+            connection.sendall(wire.answer(Answer(request.id, wire.good, request.content)))
+
+    return serve
+
+
+@contextlib.contextmanager
+def application(protocol: str) -> Iterator[Address]:
+    with Upstream(echo if protocol == "http" else answering(WIRES[protocol])) as upstream:
+        yield upstream.address
+
+
+def good(protocol: str) -> int:
+    return 200 if protocol == "http" else WIRES[protocol].good
+
+
+@pytest.mark.parametrize("protocol", SERVICES)
+def test_each_port_knows_its_services(ports: Ports, protocol: str) -> None:
+    ways = (
+        (Role.SUBSCRIBED, ports.consumer, ports.provider),
+        (Role.PUBLISHED, ports.provider, ports.consumer),
+    )
+    with application(protocol) as address:
+        for role, right, wrong in ways:
+            ports.add(role, protocol, address)
+            assert call(right, protocol) == good(protocol)
+            direction = Direction.OUTBOUND if role is Role.SUBSCRIBED else Direction.INBOUND
+            name = str(SERVICES[protocol])
+            eventually(lambda want=(direction, name, ()): ports.last() == want)  # type: ignore[misc]
+            [found] = [each for piece in ports.plane.services() for each in piece]
+            assert (found.role, found.tally.requests) == (ServiceRole[role.name], 1)
+            assert call(wrong, protocol) != good(protocol)
+            eventually(lambda: ports.last()[2] == (Flag.NO_ROUTE,))
+
+
+@pytest.mark.parametrize("protocol", SERVICES)
+def test_an_unknown_service_is_answered_at_once(ports: Ports, protocol: str) -> None:
+    for port in (ports.consumer, ports.provider):
+        assert call(port, protocol) != good(protocol)
+        eventually(lambda: ports.last()[2] == (Flag.NO_ROUTE,))
+    ports.add(Role.SUBSCRIBED, protocol)
+    assert call(ports.consumer, protocol) != good(protocol)
+    eventually(lambda: ports.last()[2] == (Flag.NO_ENDPOINT,))
+
+
+def test_the_application_of_a_passed_service_is_asked(ports: Ports) -> None:
+    with application("dubbo") as address:
+        ports.find(FoundServices(passed=(("dubbo", "a*", address),)))
+        assert call(ports.provider, "dubbo") == DUBBO.good
+        assert call(ports.consumer, "dubbo") != DUBBO.good
+        assert call(ports.provider, "bolt") != BOLT.good
+
+
+def test_many_services_on_one_connection(ports: Ports) -> None:
+    """Each request by itself: also where its neighbour has no service."""
+    with application("bolt") as address, connect(ports.consumer) as client:
+        ports.add(Role.SUBSCRIBED, "bolt", address)
+        known = BOLT.request(Request(1, "echo", b"x"))
+        client.sendall(known.replace(b"\3any", b"\3AnY") + known + b"".join([known] * 3))
+        answers = [BOLT.read(client) for _ in range(5)]
+        statuses = [each.status for each in answers if isinstance(each, Answer)]
+        assert sorted(statuses)[:4] == [BOLT.good] * 4
+        assert sorted(statuses)[4] != BOLT.good
+
+
+def test_calls_to_ourselves_end_here(ports: Ports) -> None:
+    """Whatever a registry says."""
+    for own in (ports.provider, ports.consumer):
+        ports.add(Role.SUBSCRIBED, "http", own)
+        assert call(ports.consumer, "http") == 508
+        eventually(lambda: ports.last()[2] == (Flag.LOOP,))
+
+
+def test_dubbo_finds_the_consumer_port_by_ipv6(ports: Ports) -> None:
+    if not ports.twins:
+        pytest.skip("there is no IPv6 here")
+    assert ports.twins == [Address("::1", ports.consumer.port)]
+    with application("dubbo") as address:
+        ports.add(Role.SUBSCRIBED, "dubbo", address)
+        assert call(ports.twins[0], "dubbo") == DUBBO.good
+    assert any("[::1]" in line for line in ports.listeners.description)
+
+
+def test_a_twin_whose_port_is_taken_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("there is no IPv6 here")
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = taken.getsockname()[1]
+        config = parse(f"takeover: {{consumer: '127.0.0.1:{port}', provider: '127.0.0.1:0'}}")
+        listeners = ServiceListeners(config)
+        listeners.open()
+        assert Address("::1", port) not in listeners.own_addresses
+        assert Address("127.0.0.1", port) in listeners.own_addresses
+        listeners.close()
+    assert f"[::1]:{port} (takeover.consumer)" in caplog.text
+    assert "Dubbo" in caplog.text
+
+
+def test_with_an_address_of_its_own_nothing_is_added() -> None:
+    config = parse("takeover: {consumer: ['127.0.0.1:0', '[::1]:0'], provider: '127.0.0.1:0'}")
+    listeners = ServiceListeners(config)
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("there is no IPv6 here")
+    listeners.open()
+    hosts = [each.host for each in listeners.own_addresses]
+    assert hosts.count("127.0.0.1") == 2
+    assert "::1" in hosts
+    listeners.close()
