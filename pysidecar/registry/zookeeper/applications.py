@@ -1,0 +1,159 @@
+"""Providers that Dubbo 3 registered by application: which endpoints of it provide an interface.
+
+Read from Dubbo's sources: ``/dubbo/mapping/INTERFACE`` names applications with commas
+(``ZookeeperMetadataReport``); ``/services/APPLICATION/IP:PORT`` is an instance in Curator's JSON
+(``CuratorFrameworkUtils``), with its endpoints by protocol;
+``/dubbo/metadata/APPLICATION/REVISION`` says which services it has (``MetadataInfo``), where
+``metadata-type`` is ``remote``. With the default, ``local``, only the provider itself says so: then
+the mapping alone counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pysidecar.address import Address
+from pysidecar.registry.service import Instance
+from pysidecar.registry.zookeeper.layout import Variant, dubbo_variant
+
+__all__ = [
+    "ApplicationInstance",
+    "Services",
+    "instances_of",
+    "mapping_path",
+    "metadata_path",
+    "read_instance",
+    "read_mapping",
+    "read_services",
+    "services_path",
+]
+
+MAX_APPLICATIONS: Final = 64  # of one interface
+_MAX_ENDPOINTS = 16  # of one instance
+_WARMUP = 600.0  # seconds: Dubbo's, where nobody says anything else
+
+Services = Mapping[str, Sequence[tuple[Variant, int | None, float]]]
+"""By interface: which variants of it there are, at which port (None: the endpoint's), and with what
+weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationInstance:
+    """One process of an application."""
+
+    addresses: tuple[Address, ...]
+    """Where it speaks Dubbo."""
+
+    revision: str
+    """Names its services; empty: nobody says."""
+
+    started: float
+
+
+def mapping_path(interface: str) -> str:
+    """The node that names the applications."""
+    return f"/dubbo/mapping/{interface}"
+
+
+def services_path(application: str) -> str:
+    """The node whose children are the application's instances."""
+    return f"/services/{application}"
+
+
+def metadata_path(application: str, revision: str) -> str:
+    """The node that says what services they have."""
+    return f"/dubbo/metadata/{application}/{revision}"
+
+
+def read_mapping(data: bytes) -> tuple[str, ...]:
+    """The applications. Those whose names cannot be one of a node are left out."""
+    names = data.decode(errors="replace").split(",", MAX_APPLICATIONS)[:MAX_APPLICATIONS]
+    return tuple(dict.fromkeys(name for each in names if _is_segment(name := each.strip())))
+
+
+def read_instance(data: bytes) -> ApplicationInstance | None:
+    """None where it is none that may be called by Dubbo. Raises ValueError."""
+    fields = _object(_json(data))
+    if fields.get("enabled") is False:
+        return None
+    metadata = _object(_object(fields.get("payload")).get("metadata"))
+    endpoints = metadata.get("dubbo.endpoints")
+    if not isinstance(endpoints, str):
+        return None
+    host = str(fields.get("address"))
+    found = _json(endpoints.encode())
+    addresses = tuple(
+        address_of(host, each.get("port"))
+        for each in (found if isinstance(found, list) else [])[:_MAX_ENDPOINTS]
+        if isinstance(each, dict) and each.get("protocol") == "dubbo"
+    )
+    revision = metadata.get("dubbo.metadata.revision")
+    remote = metadata.get("dubbo.metadata.storage-type") == "remote"
+    named = remote and isinstance(revision, str) and _is_segment(revision)
+    since = fields.get("registrationTimeUTC")
+    started = since / 1000 if isinstance(since, int) and 0 <= since < 1 << 53 else 0.0
+    return ApplicationInstance(addresses, str(revision) if named else "", started)
+
+
+def read_services(data: bytes) -> Services:
+    """What a revision's metadata says. Raises ValueError."""
+    found: dict[str, list[tuple[Variant, int | None, float]]] = {}
+    for entry in _object(_object(_json(data)).get("services")).values():
+        if not isinstance(entry, dict) or entry.get("protocol") != "dubbo":
+            continue
+        which = dubbo_variant(str(entry.get("version") or ""), str(entry.get("group") or ""))
+        port = entry.get("port")
+        weight = str(_object(entry.get("params") or {}).get("weight", 100))
+        found.setdefault(str(entry.get("name")), []).append(
+            (
+                which,
+                port if isinstance(port, int) and 0 < port <= 65535 else None,
+                float(weight) if weight.isascii() and weight.isdigit() and len(weight) < 9 else 100,
+            )
+        )
+    return found
+
+
+def instances_of(
+    interface: str, which: Variant, instance: ApplicationInstance, services: Services | None
+) -> Iterator[Instance]:
+    """Where that instance of an application provides this; ``services`` is what its revision says,
+    None: nothing."""
+    if services is None:
+        for address in instance.addresses:
+            yield Instance(address, started=instance.started, warmup=_WARMUP)
+        return
+    for variant, port, weight in services.get(interface, ()):
+        if variant != which:
+            continue
+        # The port that the provider listens on may not be the one that it registers.
+        own = [address for address in instance.addresses if address.port == port]
+        for address in own or instance.addresses:
+            yield Instance(address, weight=int(weight), started=instance.started, warmup=_WARMUP)
+
+
+def address_of(host: str, port: Any) -> Address:
+    """Raises ValueError."""
+    return Address.parse(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("expected an object")
+    return value
+
+
+def _is_segment(name: str) -> bool:
+    return (
+        name not in ("", ".", "..") and "/" not in name and name.isprintable() and len(name) < 512
+    )
