@@ -120,6 +120,31 @@ class ZooKeeperWithTls(ZooKeeperServer):
             return True
 
 
+class EtcdServer(ServerProcess):
+    """Debian's, alone."""
+
+    more_options: Sequence[str] = ()
+    scheme = "http"
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._peers = f"http://127.0.0.1:{free_port()}"
+
+    def command(self) -> Sequence[str | Path]:
+        url = f"{self.scheme}://{self.address}"
+        return (
+            *("etcd", "--data-dir", self.data, "--listen-client-urls", url),
+            *("--advertise-client-urls", url, "--listen-peer-urls", self._peers),
+            *("--initial-advertise-peer-urls", self._peers),
+            *("--initial-cluster", f"default={self._peers}"),
+            *("--logger", "zap", "--log-level", "warn", *self.more_options),
+        )
+
+    def serves(self) -> bool:
+        with socket.create_connection((self.address.host, self.address.port), 1):
+            return True
+
+
 def free_port() -> int:
     """One that nobody listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
