@@ -99,6 +99,24 @@ static void read_when_away(const char *text)
     environment.wait_ms = ms < UINT32_MAX ? (uint32_t)ms : UINT32_MAX;
 }
 
+/* Ports with commas; the first that makes no sense ends the list. */
+static void read_awaited(const char *text)
+{
+    size_t room = sizeof environment.awaited / sizeof *environment.awaited;
+
+    while (environment.awaited_count < room) {
+        uint32_t port = 0;
+
+        for (; *text >= '0' && *text <= '9' && port <= UINT16_MAX; text++)
+            port = port * 10 + (uint32_t)(*text - '0');
+        if (port == 0 || port > UINT16_MAX || (*text && *text != ','))
+            return;
+        environment.awaited[environment.awaited_count++] = (uint16_t)port;
+        if (!*text++)
+            return;
+    }
+}
+
 static void read_variable(const char *entry)
 {
     const char *kept = store(entry, length(entry)), *value;
@@ -113,6 +131,8 @@ static void read_variable(const char *entry)
         environment.log = value;
     else if ((value = environment_value(kept, "MOSNHOOK_WHEN_AWAY")))
         read_when_away(value);
+    else if ((value = environment_value(kept, "MOSNHOOK_AWAIT")))
+        read_awaited(value);
     else if ((value = environment_value(kept, "MOSNHOOK_INHERIT")))
         environment.inherit = !text_equal(value, "0");
     else if ((value = environment_value(kept, "MOSNHOOK_DISABLE")))

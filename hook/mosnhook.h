@@ -97,6 +97,9 @@ struct environment {
     bool inherit;
     uint32_t when_away; /* enum mosnhook_when_away */
     uint32_t wait_ms;
+    /* Ports of the sidecar on loopback that are worth waiting for, like it: see MOSNHOOK_AWAIT. */
+    uint16_t awaited[4];
+    size_t awaited_count;
     const char *policy; /* NULL: the usual places */
     const char *log;    /* NULL: silent */
     const char *runtime_directory;

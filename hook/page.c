@@ -244,15 +244,28 @@ static bool read_page(const struct mosnhook_address *destination, struct page_vi
     return false;
 }
 
+/* Whether it is an interface of the sidecar for applications, which has no one behind it now. */
+static bool is_awaited(const struct mosnhook_address *destination, const struct page_view *view)
+{
+    for (size_t i = 0; i < environment.awaited_count; i++)
+        if (environment.awaited[i] == destination->port && address_is_loopback(destination))
+            /* One that drains listens still: for who takes back what it said. */
+            return !page_serving(view) &&
+                   !(view->known && page_heartbeat() && view->state == MOSNHOOK_STATE_DRAINING);
+    return false;
+}
+
 void page_look(const struct mosnhook_address *destination, struct page_view *view)
 {
     view->known = read_page(destination, view);
-    if (view->known)
-        return;
-    view->generation = 1; /* odd, which no page that could be read is */
-    view->excluded = address_is_loopback(destination);
-    view->when_away = environment.when_away;
-    view->wait_ms = environment.wait_ms;
+    if (!view->known) {
+        view->generation = 1; /* odd, which no page that could be read is */
+        view->excluded = address_is_loopback(destination);
+        view->when_away = environment.when_away;
+        view->wait_ms = environment.wait_ms;
+    }
+    if (view->excluded && is_awaited(destination, view))
+        view->excluded = false;
 }
 
 /* One in the future, from before a reboot perhaps, is none. */

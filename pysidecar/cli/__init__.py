@@ -145,6 +145,7 @@ def exec_(config_file: Path | None, command: tuple[str, ...]) -> None:
             hook=hook,
             policy=policy,
             when_away=config.outbound.when_away,
+            awaited=_awaited(config),
         )
     except ValueError as error:
         _fail(str(error))
@@ -159,6 +160,14 @@ def exec_(config_file: Path | None, command: tuple[str, ...]) -> None:
         _fail(f"{command[0]}: command not found", status=_NOT_FOUND)
     except OSError as error:
         _fail(f"{command[0]}: {error.strerror}", status=_NOT_EXECUTABLE)
+
+
+def _awaited(config: Config) -> list[int]:
+    """Where an application says once what it provides and wants, and never again."""
+    if config.takeover is None:
+        return []
+    apis = (config.takeover.api, config.takeover.dubbo_api)
+    return [address.port for address in apis if address is not None]
 
 
 def _takeover_environment(config: Config) -> dict[str, str]:

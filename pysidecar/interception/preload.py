@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,17 @@ def without_hook(preload: str) -> str:
 
 
 def hooked_environment(
-    environment: Mapping[str, str], *, hook: Path, policy: Path, when_away: WhenAway
+    environment: Mapping[str, str],
+    *,
+    hook: Path,
+    policy: Path,
+    when_away: WhenAway,
+    awaited: Sequence[int] = (),
 ) -> dict[str, str]:
     """The environment of a hooked command. What is preloaded already stays, after the hook; a
-    MOSNHOOK_WHEN_AWAY that is set stays, too. Raises ValueError for a hook path that LD_PRELOAD
-    cannot hold."""
+    MOSNHOOK_WHEN_AWAY that is set stays, too. ``awaited`` are ports of the sidecar on loopback for
+    which ``when_away`` holds, too, although loopback is excluded. Raises ValueError for a hook path
+    that LD_PRELOAD cannot hold."""
     if re.search("[ :]", str(hook)):
         raise ValueError(
             f"{hook}: LD_PRELOAD separates libraries by spaces and colons, so the hook's path must "
@@ -62,6 +68,7 @@ def hooked_environment(
     others = without_hook(environment.get("LD_PRELOAD", ""))
     return {
         "MOSNHOOK_WHEN_AWAY": when_away.environment_value,
+        **({"MOSNHOOK_AWAIT": ",".join(map(str, awaited))} if awaited else {}),
         **environment,
         "LD_PRELOAD": f"{hook}:{others}" if others else str(hook),
         "MOSNHOOK_POLICY": str(policy),

@@ -33,6 +33,17 @@ def test_the_environment_names_hook_and_page() -> None:
     }
 
 
+def test_the_sidecars_own_interfaces_are_waited_for() -> None:
+    found = hooked_environment(
+        {},
+        hook=Path("/x/libmosnhook.so"),
+        policy=Path("/r/p"),
+        when_away=WhenAway(),
+        awaited=[13330, 22222],
+    )
+    assert found["MOSNHOOK_AWAIT"] == "13330,22222"
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [

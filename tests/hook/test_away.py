@@ -99,6 +99,51 @@ def test_a_program_may_start_before_its_sidecar(
     assert result.number("ms") < SLACK_MS
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_an_interface_of_the_sidecar_on_loopback_is_waited_for(
+    run: Runner, tmp_path: Path, make_sidecar: MakeSidecar, upstream: EchoServer, mode: str
+) -> None:
+    """Then connected to directly, as loopback is excluded."""
+    host, port = upstream.address
+    extra = {
+        "MOSNHOOK_POLICY": str(tmp_path / "hook.policy"),
+        "MOSNHOOK_WHEN_AWAY": "wait:10",
+        "MOSNHOOK_AWAIT": f"1,{port}",
+    }
+    with Interactive(run, *_mode(mode), "-e", sidecar=None, **extra) as program:
+        program.send(host, port)
+        time.sleep(0.2)  # so that it does wait
+        assert upstream.accepted == 0
+        sidecar = make_sidecar()
+        result = program.result()
+    assert result["echo"] == "hello"
+    assert not sidecar.requests
+
+    def connect() -> Result:
+        words = [*_mode(mode), "-e", host, port]
+        return run("connect", *words, sidecar=sidecar, MOSNHOOK_AWAIT=extra["MOSNHOOK_AWAIT"])
+
+    # One that drains still listens; one that is gone does not.
+    sidecar.state = DRAINING
+    sidecar.publish()
+    assert connect()["echo"] == "hello"
+    sidecar.state = GONE
+    sidecar.publish()
+    _assert_refused(connect())
+
+
+@pytest.mark.parametrize("ports", ["0", "x", "1,2,3,4,{port}", "65536,{port}", "", "1;{port}"])
+def test_nothing_else_on_loopback_is_waited_for(
+    run: Runner, tmp_path: Path, upstream: EchoServer, ports: str
+) -> None:
+    result = run(
+        *("connect", "-e", *upstream.address),
+        MOSNHOOK_POLICY=str(tmp_path / "none"),
+        MOSNHOOK_AWAIT=ports.format(port=upstream.address[1]),
+    )
+    assert result["echo"] == "hello"
+
+
 def test_send_timeout_shortens_the_wait(run: Runner, tmp_path: Path) -> None:
     policy = str(tmp_path / "none")
     result = run(
