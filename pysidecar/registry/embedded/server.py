@@ -35,6 +35,7 @@ _SLOW: Final = 10.0  # seconds in which a client that does not keep up has to re
 _MOST_UNREAD: Final = 1 << 20  # bytes that wait for a client, from which on it is sent less
 _PUSH_PAUSE: Final = 0.005  # seconds in which changes of a service come together
 _PUSHED_AT_ONCE: Final = 100  # services, until others get their turn
+_TAKEN_AT_ONCE: Final = 50  # requests of a client, until others get their turn
 _TICK: Final = 0.2  # seconds from one look at the leases to the next
 _STALL: Final = 1.0  # seconds without a look, after which no client could have been heard
 _RETURN: Final = 10.0  # seconds after a restart within which each client is back
@@ -195,6 +196,7 @@ class _Connection(asyncio.Protocol):
         self._listing: Iterator[bytes] | None = None
         self._full = False  # the client does not read as much as it is sent
         self._closed = False
+        self._waits = False  # for its next turn
         self._timer: asyncio.TimerHandle | None = None
 
     # ---- asyncio ----
@@ -213,21 +215,41 @@ class _Connection(asyncio.Protocol):
 
     @override
     def data_received(self, data: bytes) -> None:
-        if self._closed:
-            return
         self._input += data
+        if not self._waits:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        """Takes what there is, and lets others have their turn where it is much."""
+        self._waits = False
         begin = 0
-        while not self._closed and (end := self._input.find(b"\n", begin)) >= 0:
+        for _ in range(_TAKEN_AT_ONCE):
+            end = self._input.find(b"\n", begin)
+            if self._closed or end < 0:
+                break
             self._take(bytes(self._input[begin:end]))
             begin = end + 1
+        else:
+            self._waits = True
+            asyncio.get_running_loop().call_soon(self._read_on)
         del self._input[:begin]
-        if len(self._input) >= wire.MOST_BYTES_OF_REQUEST:
+        if not self._waits and len(self._input) >= wire.MOST_BYTES_OF_REQUEST:
             self.fail("a request is too long", complain=True)
+        self._pace()
+
+    def _pace(self) -> None:
+        """Reads as much as is served, and as the client reads itself."""
+        if self._closed:
+            self._input.clear()
+        elif self._waits or self._full:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
 
     @override
     def pause_writing(self) -> None:
         self._full = True
-        self._transport.pause_reading()
+        self._pace()
         self._allow(_SLOW, "it reads too slowly")
 
     @override
@@ -241,8 +263,7 @@ class _Connection(asyncio.Protocol):
             del self._pending[service]
             self.push(service, self._server.text_of(service))
         self._list_on()
-        if not self._full:
-            self._transport.resume_reading()
+        self._pace()
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
