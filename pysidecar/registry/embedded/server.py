@@ -55,7 +55,7 @@ class RegistryServer:
         self._state: State | None = None  # until it is read
         self._loop: asyncio.AbstractEventLoop
         self._server: asyncio.Server
-        self._connections: dict[_Connection, None] = {}
+        self.connections: dict[_Connection, None] = {}
         self._due: dict[ServiceKey, None] = {}
         self._pushing: asyncio.Handle | None = None
         self._ticking: asyncio.Task[None]
@@ -79,7 +79,7 @@ class RegistryServer:
         self._ticking.cancel()
         if self._pushing is not None:
             self._pushing.cancel()
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             connection.fail("the registry ends")
         if self._state is not None:
             await self._state.close()
@@ -90,19 +90,19 @@ class RegistryServer:
         """Makes room for it where it can; raises RegistryError."""
         peer = connection.peer
         share = 1 if _is_own(peer) else _SHARE
-        crowd = [each for each in self._connections if each.peer == peer]
+        crowd = [each for each in self.connections if each.peer == peer]
         if len(crowd) < MOST_CONNECTIONS // share:
-            crowd = list(self._connections)
+            crowd = list(self.connections)
         if len(crowd) >= MOST_CONNECTIONS // share:
             strange = next((each for each in crowd if not each.greeted), None)
             if strange is None:
                 raise RegistryError(f"there are {len(crowd)} connections already")
             strange.fail("another client needs the place")
-        self._connections[connection] = None
+        self.connections[connection] = None
 
     def forget(self, connection: _Connection) -> None:
         """It is closed."""
-        self._connections.pop(connection, None)
+        self.connections.pop(connection, None)
 
     def complain(self, text: str, peer: Peer) -> None:
         """Strangers get few lines in the log, however much they do."""
@@ -154,7 +154,7 @@ class RegistryServer:
                 self.store.prolong(now - last + _RETURN)
             last = now
             over = set(self.store.expire(now))
-            for connection in list(self._connections):
+            for connection in list(self.connections):
                 if connection.lease in over:
                     connection.fail("it was silent for too long")
 

@@ -71,7 +71,7 @@ class State:
     def __init__(self, path: Path) -> None:
         """Raises StartError."""
         self._path = path
-        self._database = _open(path)
+        self.database = _open(path)
         self._thread = ThreadPoolExecutor(1, "state")
         self._everything: Callable[[], Iterable[tuple[ServiceKey, Held]]]
         self._changes: dict[_Key, _Row | None] = {}
@@ -82,7 +82,7 @@ class State:
     def remembered(self) -> list[Remembered]:
         """What was there at the end; what cannot be read is left out, and said."""
         try:
-            rows = self._database.execute("SELECT * FROM held ORDER BY lease").fetchall()
+            rows = self.database.execute("SELECT * FROM held ORDER BY lease").fetchall()
         except sqlite3.Error as error:
             raise StartError(f"cannot read {self._path}: {error}") from None
         found, unreadable = [], 0
@@ -115,7 +115,7 @@ class State:
         if self._writing is not None:
             await self._writing
         self._thread.shutdown()
-        self._database.close()
+        self.database.close()
 
     # ---- writing ----
 
@@ -133,9 +133,9 @@ class State:
         while self._changes or self._whole:
             await self._pause(_RETRY_PAUSE if failed else _WRITE_PAUSE)
             whole, changes = self._whole, self._changes
-            work = partial(_save, self._database, changes)
+            work = partial(_save, self.database, changes)
             if whole:
-                work = partial(_save_everything, self._database, list(self._everything()))
+                work = partial(_save_everything, self.database, list(self._everything()))
             self._whole, self._changes = False, {}
             problem = await asyncio.get_running_loop().run_in_executor(self._thread, work)
             if problem:

@@ -1,0 +1,240 @@
+"""The sidecar's side of the embedded registry: what a hostile one can do to it, the one inside of a
+sidecar, and the command."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from pysidecar.address import Address
+from pysidecar.cli import main
+from pysidecar.config import RegistryEntry
+from pysidecar.registry import MAX_INSTANCES, RegistryError, make_registry
+from pysidecar.registry.service import Instance, Registration, ServiceKey
+from tests.registry.sides import Side
+from tests.registry.test_embedded import ServedEmbedded
+from tests.waiting import PATIENCE, eventually
+
+ECHO = ServiceKey("bolt", "Echo:1.0")
+A = Instance(Address("10.0.0.1", 20881))
+
+
+@contextlib.contextmanager
+def hostile(*lines: bytes, greeting: object = 10.0, hang: bool = False) -> Iterator[RegistryEntry]:
+    """A registry that takes everything that it is asked for, and then says this."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    accepted, _ = listener.accept()
+                except OSError:
+                    return
+                with accepted, accepted.makefile("rb") as asked, contextlib.suppress(OSError):
+                    answer(accepted, asked)
+
+        def answer(accepted: socket.socket, asked: Any) -> None:
+            for line in asked:
+                request = json.loads(line)
+                taken: dict[str, Any] = {"id": request["id"], "ok": True}
+                if request["do"] == "hello":
+                    taken["timeout"] = greeting
+                accepted.sendall(json.dumps(taken).encode() + b"\n")
+                if request["do"] == "subscribe":
+                    for said in lines:
+                        accepted.sendall(said)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield RegistryEntry.model_validate({"address": str(Address(*listener.getsockname()))})
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def push(*instances: object, service: object = None) -> bytes:
+    named = service or {"protocol": "bolt", "name": "Echo:1.0"}
+    return json.dumps({"service": named, "instances": instances}).encode() + b"\n"
+
+
+def test_thirty_thousand_instances_are_cut() -> None:
+    instances = [
+        {"address": f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}:1", "weight": 1 << 70}
+        for n in range(30_000)
+    ]
+    with hostile(push(*instances)) as entry, Side(entry) as side:
+        side.subscribe(ECHO)
+        eventually(lambda: side.sees(ECHO))
+        seen = side.sees(ECHO) or {}
+        assert len(seen) == MAX_INSTANCES
+        assert {each.weight for each in seen.values()} == {10_000}
+        assert side.state == "connected"
+
+
+def test_what_nobody_asked_for_is_ignored() -> None:
+    other = {"protocol": "bolt", "name": "Other"}
+    said = [
+        push({"address": "10.0.0.1:1"}, service=other),
+        b'{"id": 999, "ok": true}\n',
+        b'{"id": 1}\n',
+        push({"address": "10.0.0.1:20881"}),
+    ]
+    with hostile(*said) as entry, Side(entry) as side:
+        side.subscribe(ECHO)
+        eventually(lambda: side.sees(ECHO))
+        assert side.state == "connected"
+        assert side.sees(ECHO) == {A.address: A}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"\n",
+        b"\xff\n",
+        b"[]\n",
+        b"{}\n",
+        b'{"id": "1"}\n',
+        b'{"service": 1, "instances": []}\n',
+        b'{"service": {"protocol": "bolt", "name": "Echo:1.0"}}\n',
+        push(7),
+        push({"address": "evil.example:80"}),
+        push({"address": "10.0.0.1:99999"}),
+        push({"address": "10.0.0.1:80", "weight": "1"}),
+        push({"address": "10.0.0.1:80", "metadata": {"a": {}}}),
+        b'{"a":' * 50_000 + b"\n",
+        b"[" * 200_000 + b"\n",
+        b'{"closing": "\x1b[2J"}\n',
+        b'{"closing": "\\u001b[2J"}\n',
+        b"x" * (17 << 20),
+    ],
+    ids=lambda said: repr(said[:40]),
+)
+def test_nonsense_costs_the_session_and_nothing_more(said: bytes) -> None:
+    with hostile(said) as entry, Side(entry) as side:
+        side.subscribe(ECHO)
+        eventually(lambda: side.state.startswith("away: "))
+        assert "\x1b" not in side.state
+        assert side.sees(ECHO) is None
+
+
+@pytest.mark.parametrize("greeting", [None, "10", 0.0, -1.0, 1e9, True])
+def test_a_lease_that_cannot_be_is_no_session(greeting: object) -> None:
+    with hostile(greeting=greeting) as entry, Side(entry) as side:
+        eventually(lambda: side.state.startswith("away: "))
+
+
+def test_of_several_addresses_one_that_answers_is_taken(tmp_path: Path) -> None:
+    with ServedEmbedded(tmp_path) as served, socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        entry = RegistryEntry.model_validate(
+            {"address": f"127.0.0.1:{closed.getsockname()[1]},{served.address}"}
+        )
+        with Side(entry) as side:
+            eventually(lambda: side.state == "connected")
+            listed = CliRunner().invoke(main, ["registry", "--list", str(served.address)])
+            assert listed.output.startswith("service\tprotocol\taddress")
+            side.register(Registration(ECHO, Instance(A.address, 7, metadata=(("app", "a\x1b"),))))
+
+            def line() -> list[str] | None:
+                listed = CliRunner().invoke(main, ["registry", "--list", str(served.address)])
+                lines = listed.output.splitlines()
+                return lines[1].split("\t") if len(lines) > 1 else None
+
+            cells = eventually(line)
+            assert cells[:6] == [
+                "Echo:1.0",
+                "bolt",
+                "10.0.0.1:20881",
+                "7",
+                "-",
+                f"uid {os.getuid()}",
+            ]
+            assert cells[7] == "app=a\N{REPLACEMENT CHARACTER}"
+            command = ["registry", "--list", str(served.address), "--json"]
+            (entry_listed,) = json.loads(CliRunner().invoke(main, command).output)
+            assert entry_listed["instances"][0]["instance"]["weight"] == 7
+
+
+def test_the_command_says_what_it_is_and_ends_in_order(tmp_path: Path) -> None:
+    with ServedEmbedded(tmp_path) as served:
+        assert f"registry: {{type: embedded, address: {served.address}}}" in served.log
+        assert f"pysidecar registry --list {served.address}" in served.log
+        assert "no authentication" not in served.log
+        second = CliRunner().invoke(main, ["registry", "--listen", str(served.address)])
+        assert second.exit_code == 1
+        assert "in use by another pysidecar, pid" in second.output
+        with Side(served.entry()) as side:
+            side.register(Registration(ECHO, A))
+            eventually(lambda: side.has_registered(Registration(ECHO, A)))
+            served.process.send_signal(signal.SIGTERM)
+            assert served.process.wait(PATIENCE) == 0
+            eventually(lambda: side.state.startswith("away: "))
+        assert "Traceback" not in served.log
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--list", "127.0.0.1:1"], "no registry answers at 127.0.0.1:1"),
+        (["--list", "localhost"], "Invalid value for --list"),
+        (["--listen", "everywhere"], "Invalid value for --listen"),
+        (["--list", "127.0.0.1:1", "--listen", "127.0.0.1:1"], "expected --list alone"),
+        (["--json"], "expected --json with --list only"),
+        (["--listen", "192.0.2.1:1"], "this machine does not have that address"),
+    ],
+)
+def test_a_command_that_cannot_be_says_why(arguments: list[str], says: str) -> None:
+    result = CliRunner().invoke(main, ["registry", *arguments])
+    assert result.exit_code != 0
+    assert says in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_sidecar_without_an_address_has_its_own() -> None:
+    with Side(RegistryEntry()) as side:
+        side.subscribe(ECHO)
+        eventually(lambda: side.sees(ECHO) == {})
+        side.register(Registration(ECHO, A))
+        eventually(lambda: side.sees(ECHO) == {A.address: A})
+        heavier = Instance(A.address, weight=200)
+        side.register(Registration(ECHO, heavier))
+        eventually(lambda: side.sees(ECHO) == {A.address: heavier})
+        side.unregistered([Registration(ECHO, heavier)], 5)
+        eventually(lambda: side.sees(ECHO) == {})
+        with Side(RegistryEntry()) as other:  # another sidecar's
+            other.subscribe(ECHO)
+            side.register(Registration(ECHO, A))
+            eventually(lambda: other.sees(ECHO) == {})
+
+
+def test_sessions_inside_end_with_what_they_registered() -> None:
+    async def run() -> None:
+        registry = make_registry(RegistryEntry())
+        told: list[int] = []
+        watching = await registry.open(lambda service, instances: told.append(len(instances)))
+        await watching.subscribe(ECHO)
+        session = await registry.open(lambda service, instances: None)
+        await session.register(Registration(ECHO, A))
+        await asyncio.sleep(0)
+        await session.close()
+        await session.close()
+        assert await session.closed() == "it was closed"
+        with pytest.raises(RegistryError):
+            await session.register(Registration(ECHO, A))
+        await asyncio.sleep(0)
+        assert told[-1] == 0
+        await watching.close()
+
+    asyncio.run(run())
