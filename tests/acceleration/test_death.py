@@ -78,7 +78,7 @@ def _kill(traffic: Path, directory: Path, rounds: int, **settings: Any) -> None:
 def test_killed_sidecar_breaks_connections_and_truncates_none(
     traffic: Path, tmp_path: Path, transport: str, path: str
 ) -> None:
-    _kill(traffic, tmp_path, 3, transport=transport, path=path)
+    _kill(traffic, tmp_path, 1, transport=transport, path=path)
 
 
 @pytest.mark.soak

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import product
 from pathlib import Path
 
 import psutil
@@ -84,9 +85,19 @@ def _stopped(
         assert logged["duration_ms"] < _STOP_MS + 8000  # at 20 MiB/s
 
 
-@pytest.mark.parametrize("way", ["edge", "level", "short", "blocking"])
-@pytest.mark.parametrize("direction", ["up", "down"])
-@pytest.mark.parametrize("path", ["full", "local"])
+def _each_pair(*ways: str) -> pytest.MarkDecorator:
+    """Each two of path, direction and way; the combinations that are left are for `make soak`."""
+    found = product(enumerate(["full", "local"]), enumerate(["up", "down"]), enumerate(ways))
+    return pytest.mark.parametrize(
+        ("path", "direction", "way"),
+        [
+            pytest.param(path, direction, way, marks=[pytest.mark.soak] if (i + j + k) % 2 else [])
+            for (i, path), (j, direction), (k, way) in found
+        ],
+    )
+
+
+@_each_pair("edge", "level", "short", "blocking")
 def test_reader_that_stops(make_mesh: MakeMesh, path: str, direction: str, way: str) -> None:
     with _stopped(make_mesh, path, direction, way) as (mesh, sender_pid):
         _watch_cpu(mesh, sender_pid)
@@ -103,9 +114,7 @@ def test_reader_that_stops_takes_bounded_memory(
         _watch_memory(before + _MAX_IN_KERNEL)
 
 
-@pytest.mark.parametrize("way", ["edge", "blocking"])
-@pytest.mark.parametrize("direction", ["up", "down"])
-@pytest.mark.parametrize("path", ["full", "local"])
+@_each_pair("edge", "blocking")
 def test_slow_reader_gets_everything(
     make_mesh: MakeMesh, path: str, direction: str, way: str
 ) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import socket
 from collections.abc import Sequence
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pysidecar.address import Address
@@ -117,18 +116,15 @@ def test_a_reload_keeps_what_is_known_of_endpoints(sidecar: RunningSidecar, echo
         assert metric(sidecar, "pysidecar_endpoint_connect_failures_total") == 50
 
 
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
+def test_only_our_own_names_are_answered(sidecar: RunningSidecar) -> None:
+    for host, status in (
         ("127.0.0.1:15000", 200),
         ("[::1]:15000", 200),
         ("localhost", 200),
         ("evil.example:15000", 403),
         ("127.0.0.1.evil.example", 403),
-    ],
-)
-def test_only_our_own_names_are_answered(sidecar: RunningSidecar, host: str, status: int) -> None:
-    assert sidecar.get("/connections", host=host)[0] == status
+    ):
+        assert sidecar.get("/connections", host=host)[0] == status, host
 
 
 def test_it_only_reads(sidecar: RunningSidecar) -> None:
@@ -136,11 +132,11 @@ def test_it_only_reads(sidecar: RunningSidecar) -> None:
     assert sidecar.get("/no-such-page")[0] == 404
 
 
-@pytest.mark.parametrize("closed", ["-1", "x", "", "9999999999", "%D9%A3"])
-def test_a_wrong_number_is_a_bad_request(sidecar: RunningSidecar, closed: str) -> None:
-    status, body = sidecar.get(f"/connections?closed={closed}")
-    assert status == 400
-    assert "expected a whole number" in body
+def test_a_wrong_number_is_a_bad_request(sidecar: RunningSidecar) -> None:
+    for closed in ("-1", "x", "", "9999999999", "%D9%A3"):
+        status, body = sidecar.get(f"/connections?closed={closed}")
+        assert status == 400, closed
+        assert "expected a whole number" in body
 
 
 def test_closed_connections_are_the_latest(sidecar: RunningSidecar, echo: Address) -> None:

@@ -110,6 +110,7 @@ class _Scene:
     def __init__(self, sidecar: Sidecar, load: Path, port: int, directory: Path) -> None:
         self.sidecar = sidecar
         self._load, self._port, self._directory = load, port, directory
+        self._fresh = psutil.Process(sidecar.pid).num_fds()
         self.probes: list[_Probe] = []
         self.start_probes()
 
@@ -143,12 +144,8 @@ class _Scene:
             return all(connection.closed for connection in self.sidecar.connections())
 
         eventually(idle, "the connections of ended clients are closed")
-        process = psutil.Process(self.sidecar.pid)
-        held = process.num_fds()
-        self.sidecar.stop()
-        self.sidecar.start()
-        fresh = psutil.Process(self.sidecar.pid).num_fds()
-        assert held <= fresh + 2, "descriptors are left over"  # the access log may be one
+        held = psutil.Process(self.sidecar.pid).num_fds()
+        assert held <= self._fresh + 2, "descriptors are left over"  # the access log may be one
 
 
 @pytest.fixture
