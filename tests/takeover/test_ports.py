@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -202,3 +204,61 @@ def test_with_an_address_of_its_own_nothing_is_added() -> None:
     assert hosts.count("127.0.0.1") == 2
     assert "::1" in hosts
     listeners.close()
+
+
+def test_names_come_and_go_while_requests_run(ports: Ports) -> None:
+    """And nothing of them is kept."""
+    rounds, name = 200, SERVICES["bolt"].name
+    with application("bolt") as address:
+        lasting = FoundService(SERVICES["bolt"], Role.SUBSCRIBED, ((address, 1),))
+        failed = threading.Event()
+        done = threading.Event()
+
+        def ask() -> None:
+            with connect(ports.consumer) as client:
+                while not done.is_set():
+                    client.sendall(BOLT.request(Request(1, "echo", b"x")))
+                    answer = BOLT.read(client)
+                    if not isinstance(answer, Answer) or answer.status != BOLT.good:
+                        failed.set()
+
+        ports.find(FoundServices((lasting,)))
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for number in range(rounds):
+            other = FoundService(ServiceKey("bolt", f"{name}{number}"), Role.SUBSCRIBED)
+            # The lasting one changes, too.
+            changed = replace(lasting, endpoints=((address, 1 + number % 2),))
+            ports.find(FoundServices((other, changed)))
+            ports.plane.clear_event()
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert not failed.is_set()
+        assert len(ports.numbers) == 2
+        assert {each.name for piece in ports.plane.services() for each in piece} == {
+            *(name, f"{name}{rounds - 1}"),
+        }
+
+
+def test_a_service_that_goes_while_it_is_called_is_counted_anew(ports: Ports) -> None:
+    released = threading.Event()
+
+    def late(connection: socket.socket) -> None:
+        request = BOLT.read(connection)
+        released.wait(PATIENCE)
+        connection.sendall(BOLT.answer(Answer(request.id, BOLT.good, b"")))
+
+    with Upstream(late) as upstream, connect(ports.consumer) as client:
+        ports.add(Role.SUBSCRIBED, "bolt", upstream.address)
+        client.sendall(BOLT.request(Request(1, "echo", b"x")))
+        eventually(lambda: upstream.accepted == 1)
+        ports.find(NOTHING_FOUND)
+        ports.add(Role.SUBSCRIBED, "bolt", upstream.address)
+        released.set()
+        answer = BOLT.read(client)
+        assert isinstance(answer, Answer)
+        assert answer.status == BOLT.good
+        [found] = [each for piece in ports.plane.services() for each in piece]
+        assert (found.tally.requests, found.tally.active) == (0, 0)

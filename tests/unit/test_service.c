@@ -11,6 +11,7 @@ static struct standings standings;
 static struct service *service;
 static struct dp_endpoint endpoints[MANY];
 static uint64_t random_state;
+static enum dp_role role;
 
 static int set_up(void **state)
 {
@@ -18,6 +19,7 @@ static int set_up(void **state)
     registry_init(&registry, -1);
     standings_init(&standings, WORKERS);
     random_state = 4711;
+    role = DP_ROLE_CONFIGURED;
     service = NULL;
     for (uint16_t i = 0; i < MANY; i++)
         endpoints[i] =
@@ -39,8 +41,11 @@ static int tear_down(void **state)
 
 static struct service *intern(uint32_t number, uint32_t balance, uint32_t count)
 {
-    struct dp_service settings = {
-        .number = number, .protocol = DP_BOLT, .balance = balance, .endpoint_count = count};
+    struct dp_service settings = {.number = number,
+                                  .protocol = DP_BOLT,
+                                  .balance = balance,
+                                  .endpoint_count = count,
+                                  .role = role};
     struct service_plan plan = {&settings, TEXT("orders"), TEXT("x-user"), endpoints};
 
     return service_intern(&registry, &standings, &plan);
@@ -291,11 +296,59 @@ static void test_a_number_keeps_its_name(void **state)
     assert_int_equal(errno, EINVAL);
 }
 
+/* Whatever the names are that applications subscribe, for ever. */
+static void test_what_was_found_goes_with_the_last_that_has_it(void **state)
+{
+    struct service *older;
+
+    (void)state;
+    role = DP_ROLE_SUBSCRIBED;
+    for (uint32_t number = 1; number < 100; number++) {
+        keeper_release(&intern(number, DP_ROUND_ROBIN, 2)->shared);
+        assert_int_equal(standings.map.count, 0);
+        assert_int_equal(standings.tallies.taken, 0);
+    }
+    use(DP_ROUND_ROBIN, 1);
+    counter_add(&service->standing->tallies[1].statuses[2], 7);
+    older = service;
+    shared_reference(&older->shared); /* as a request that is under way */
+    use(DP_ROUND_ROBIN, 2);
+    assert_ptr_equal(service->standing, older->standing);
+    keeper_release(&service->shared);
+    service = NULL;
+    assert_int_equal(counter_read(&older->standing->tallies[1].statuses[2]), 7);
+    use(DP_ROUND_ROBIN, 2); /* it is back before the request has ended */
+    assert_ptr_equal(service->standing, older->standing);
+    keeper_release(&older->shared);
+    assert_int_equal(standings.map.count, 1);
+    keeper_release(&service->shared);
+    service = NULL;
+    assert_null(standings.first);
+    assert_int_equal(standings.map.count, 0);
+}
+
+static void test_what_is_found_leaves_the_others_alone(void **state)
+{
+    struct service *found[3];
+
+    (void)state;
+    use(DP_ROUND_ROBIN, 1);
+    role = DP_ROLE_PUBLISHED;
+    for (uint32_t i = 0; i < 3; i++)
+        found[i] = intern(2 + i, DP_ROUND_ROBIN, 1);
+    keeper_release(&found[1]->shared);
+    keeper_release(&found[2]->shared);
+    keeper_release(&found[0]->shared);
+    assert_ptr_equal(standings.first, service->standing);
+    assert_null(standings.first->next);
+}
+
 static void test_whichever_allocation_fails_nothing_is_left(void **state)
 {
     bool failed = true;
 
     (void)state;
+    role = DP_ROLE_SUBSCRIBED;
     endpoints[2].weight = 9;
     for (unsigned number = 1; failed; number++) {
         struct service *made;
@@ -308,6 +361,7 @@ static void test_whichever_allocation_fails_nothing_is_left(void **state)
             keeper_release(&made->shared);
         assert_int_equal(registry.clusters.count, 0);
         assert_int_equal(registry.endpoints.count, 0);
+        assert_null(standings.first);
     }
 }
 
@@ -328,6 +382,8 @@ int main(void)
         TEST(test_what_has_not_changed_is_the_same),
         TEST(test_what_is_known_outlives_a_change),
         TEST(test_a_number_keeps_its_name),
+        TEST(test_what_was_found_goes_with_the_last_that_has_it),
+        TEST(test_what_is_found_leaves_the_others_alone),
         TEST(test_whichever_allocation_fails_nothing_is_left),
     };
 

@@ -41,11 +41,34 @@ static struct standing *standing_create(struct standings *standings,
         errno = ENOMEM;
         return NULL;
     }
+    standing->all = standings;
     standing->number = plan->settings->number;
     name_of(plan, standing->name);
     standing->next = standings->first;
+    standing->previous = &standings->first;
+    if (standing->next)
+        standing->next->previous = &standing->next;
     standings->first = standing;
     return standing;
+}
+
+static void standing_free(struct standing *standing)
+{
+    struct standings *standings = standing->all;
+
+    *standing->previous = standing->next;
+    if (standing->next)
+        standing->next->previous = standing->previous;
+    map_remove(&standings->map, &standing->entry);
+    slab_give(&standings->tallies, standing->tallies);
+    free(standing);
+}
+
+/* There was a service with it, or almost. Names that are found may come and go for ever. */
+static void standing_leave(struct standing *standing, enum dp_role role)
+{
+    if (standing->services == 0 && role != DP_ROLE_CONFIGURED)
+        standing_free(standing);
 }
 
 static struct standing *standing_intern(struct standings *standings,
@@ -71,15 +94,8 @@ static struct standing *standing_intern(struct standings *standings,
 
 void standings_close(struct standings *standings)
 {
-    struct standing *next;
-
-    for (struct standing *standing = standings->first; standing; standing = next) {
-        next = standing->next;
-        map_remove(&standings->map, &standing->entry);
-        slab_give(&standings->tallies, standing->tallies);
-        free(standing);
-    }
-    standings->first = NULL;
+    while (standings->first)
+        standing_free(standings->first);
     map_close(&standings->map);
     slab_close(&standings->tallies);
 }
@@ -113,11 +129,14 @@ static bool service_is(const struct service *service, const struct service_plan 
 static void service_destroy(struct shared *shared)
 {
     struct service *service = OWNER(shared, struct service, shared);
+    struct standing *standing = service->standing;
 
-    if (service->standing->newest == service)
-        service->standing->newest = NULL;
+    if (standing->newest == service)
+        standing->newest = NULL;
     if (service->cluster)
         keeper_release(&service->cluster->shared);
+    standing->services--;
+    standing_leave(standing, service->role);
     free(service);
 }
 
@@ -160,10 +179,13 @@ static struct service *service_create(struct registry *registry, struct standing
         calloc(1, sizeof *service + (size_t)plan->name.size + plan->hash_by.size);
     char *texts;
 
-    if (!service)
+    if (!service) {
+        standing_leave(standing, settings->role);
         return NULL;
+    }
     shared_init(&service->shared, &registry->keeper, service_destroy);
     service->standing = standing;
+    standing->services++;
     service->protocol = settings->protocol;
     service->role = settings->role;
     service->timeout_ms = settings->timeout_ms;

@@ -2,7 +2,8 @@
  *
  * Immutable: a service that changes is another struct with the same number. Its endpoints are
  * interned in a scope of its own (see endpoint_intern), so that what is known of them outlives the
- * change, and its standing outlives all. */
+ * change, and its standing outlives all of these structs: that of a configured service for as long
+ * as we run, that of one that was found as long as there is one. */
 #ifndef PYSIDECAR_UPSTREAM_SERVICE_H
 #define PYSIDECAR_UPSTREAM_SERVICE_H
 
@@ -12,12 +13,15 @@
 #include "upstream/cluster.h"
 #include "upstream/tally.h"
 
-/* What is counted of a service, for as long as we run. */
+/* What is counted of a service. */
 struct standing {
     struct map_entry entry;
-    struct standing *next;  /* in no order */
-    struct service *newest; /* the control thread's, like the next one; NULL: there is none now */
-    uint64_t listed;        /* by whoever makes a table: the last one that names it */
+    struct standings *all;
+    struct standing *next, **previous; /* in no order */
+    /* The control thread's, like the next ones; NULL: there is none now. */
+    struct service *newest;
+    uint32_t services; /* structs that have it */
+    uint64_t listed;   /* by whoever makes a table: the last one that names it */
     uint32_t number;
     char name[DP_SERVICE_BYTES]; /* NUL-padded; cut where it is too long */
     atomic_uint connections;     /* upstream connections, of all workers */
@@ -26,7 +30,8 @@ struct standing {
     struct tally *tallies;       /* by worker */
 };
 
-/* Of all services that there ever were. The control thread's. */
+/* Of all services that there are, and of those that were configured at some time. The control
+ * thread's. */
 struct standings {
     struct map map;
     struct standing *first;
