@@ -10,8 +10,9 @@ from typing import Final
 
 from pysidecar.address import Address
 from pysidecar.config import Takeover
+from pysidecar.listeners import has_ipv6_loopback
 from pysidecar.registry.service import ServiceKey
-from pysidecar.takeover.applications import Applications, Offer
+from pysidecar.takeover.applications import Applications, Offer, Unpublish
 from pysidecar.takeover.bodies import Body, BodyError, service_key
 from pysidecar.takeover.json_api import Answer, JsonApi
 from pysidecar.takeover.table import ServiceTable
@@ -38,7 +39,8 @@ _MAX_TIME: Final = 1 << 43
 
 class MeshApi:
     """On a listener that the caller opened. ``consumers`` is where applications are to send their
-    calls, and ``own_ports`` those of the sidecar, which nobody may publish."""
+    calls, ``own_ports`` those of the sidecar, which nobody may publish, and ``unpublish`` is called
+    in the table's place."""
 
     def __init__(
         self,
@@ -48,6 +50,7 @@ class MeshApi:
         *,
         consumers: Sequence[Address] = (),
         own_ports: Collection[int] = (),
+        unpublish: Unpublish | None = None,
     ) -> None:
         self._table = table
         self._consumers = list(consumers or settings.consumer)
@@ -65,7 +68,9 @@ class MeshApi:
         )
         self.address = self._api.address
         self.gate = self._api.gate
-        self._applications = Applications(table, settings, {self.address.port, *own_ports})
+        self._applications = Applications(
+            table, settings, {self.address.port, *own_ports}, unpublish
+        )
 
     async def start(self) -> None:
         """Answers from here on."""
@@ -75,7 +80,7 @@ class MeshApi:
         """Ends at once, also when a client is slow."""
         await self._api.stop()
 
-    def _application(self, value: object, uid: int) -> Answer:
+    async def _application(self, value: object, uid: int) -> Answer:
         """Comes first, and often several times. Nothing of it is needed, or kept: publishing names
         the application again, and the rest may be secret."""
         body = Body(value)
@@ -85,7 +90,7 @@ class MeshApi:
             body.text(key)
         return _answer()
 
-    def _publish(self, value: object, uid: int) -> Answer:
+    async def _publish(self, value: object, uid: int) -> Answer:
         body = Body(value)
         service = _service(body)
         about = body.part("providerMetaInfo")
@@ -102,12 +107,11 @@ class MeshApi:
         )
         return _answer()
 
-    def _unpublish(self, value: object, uid: int) -> Answer:
-        """It is no error that there is nothing: so it should be."""
-        self._table.unpublish(_service(Body(value)), uid)
+    async def _unpublish(self, value: object, uid: int) -> Answer:
+        await self._applications.unpublish(_service(Body(value)), uid)
         return _answer()
 
-    def _subscribe(self, value: object, uid: int) -> Answer:
+    async def _subscribe(self, value: object, uid: int) -> Answer:
         body = Body(value)
         service = _service(body)
         self._table.subscribe(service, uid)
@@ -117,18 +121,18 @@ class MeshApi:
             "datas": [f"{self._consumer(service)}?{_query(service)}"],
         }
 
-    def _unsubscribe(self, value: object, uid: int) -> Answer:
+    async def _unsubscribe(self, value: object, uid: int) -> Answer:
         self._table.unsubscribe(_service(Body(value)), uid)
         return _answer()
 
     def _consumer(self, service: ServiceKey) -> Address:
         """Where to call it. Dubbo never connects to 127.x."""
-        reachable = [
-            each
-            for each in self._consumers
-            if service.protocol != "dubbo" or not each.host.startswith("127.")
-        ]
-        consumer = (reachable or self._consumers)[0]
+        consumers = self._consumers
+        if service.protocol == "dubbo":
+            consumers = [each for each in consumers if not each.host.startswith("127.")]
+            if not consumers and has_ipv6_loopback():
+                return Address("::1", self._consumers[0].port)
+        consumer = (consumers or self._consumers)[0]
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(consumer.host, consumer.host)
         return Address(host, consumer.port)
 

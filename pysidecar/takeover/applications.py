@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from pysidecar.address import Address
@@ -12,7 +12,11 @@ from pysidecar.sock_diag import ListeningSocket, listening_sockets
 from pysidecar.takeover.bodies import BodyError
 from pysidecar.takeover.table import Publication, ServiceTable
 
-__all__ = ["Applications", "Offer", "is_owner"]
+__all__ = ["Applications", "Offer", "Unpublish", "is_owner"]
+
+Unpublish = Callable[[ServiceKey, int], Awaitable[None]]
+"""Takes away what that user published of a service, as ``ServiceTable.unpublish``, and returns when
+the application may hear that it is done. Raises TableError."""
 
 _LOOPBACK = ("127.0.0.1", "::1")
 
@@ -34,8 +38,15 @@ class Offer:
 class Applications:
     """``own_ports`` are those of the sidecar: a service there would be called in a loop."""
 
-    def __init__(self, table: ServiceTable, settings: Takeover, own_ports: Collection[int]) -> None:
-        self.table = table
+    def __init__(
+        self,
+        table: ServiceTable,
+        settings: Takeover,
+        own_ports: Collection[int],
+        unpublish: Unpublish | None,
+    ) -> None:
+        self._table = table
+        self._unpublish = unpublish
         self._ports = settings.application_ports
         self._own_ports = own_ports
 
@@ -43,7 +54,7 @@ class Applications:
         """Raises BodyError and TableError."""
         port = self._port(offer)
         address, alive = _where(port, uid)
-        self.table.publish(
+        self._table.publish(
             Publication(
                 offer.service,
                 address,
@@ -56,6 +67,13 @@ class Applications:
                 alive,
             )
         )
+
+    async def unpublish(self, service: ServiceKey, uid: int) -> None:
+        """It is no error that there is nothing: so it should be. Raises TableError."""
+        if self._unpublish is not None:
+            await self._unpublish(service, uid)
+        else:
+            self._table.unpublish(service, uid)
 
     def _port(self, offer: Offer) -> int:
         protocol = offer.service.protocol

@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from pysidecar.config import Takeover
 from pysidecar.registry.service import ServiceKey
-from pysidecar.takeover.applications import Applications, Offer
+from pysidecar.takeover.applications import Applications, Offer, Unpublish
 from pysidecar.takeover.bodies import Body, service_key
 from pysidecar.takeover.json_api import Answer, JsonApi
 from pysidecar.takeover.table import ServiceTable
@@ -22,8 +22,7 @@ _INTERFACE = "com.example.Echo"
 
 class DubboApi:
     """On a listener that the caller opened. ``registry`` is the type of ours, which is used
-    whatever an application says, and ``own_ports`` are those of the sidecar, which nobody may
-    publish."""
+    whatever an application says; else see ``MeshApi``."""
 
     def __init__(
         self,
@@ -33,6 +32,7 @@ class DubboApi:
         *,
         registry: str = "",
         own_ports: Collection[int] = (),
+        unpublish: Unpublish | None = None,
     ) -> None:
         self._table = table
         self._registry = registry
@@ -50,7 +50,9 @@ class DubboApi:
         )
         self.address = self._api.address
         self.gate = self._api.gate
-        self._applications = Applications(table, settings, {self.address.port, *own_ports})
+        self._applications = Applications(
+            table, settings, {self.address.port, *own_ports}, unpublish
+        )
 
     async def start(self) -> None:
         """Answers from here on."""
@@ -60,19 +62,19 @@ class DubboApi:
         """Ends at once, also when a client is slow."""
         await self._api.stop()
 
-    def _publish(self, value: object, uid: int) -> Answer:
+    async def _publish(self, value: object, uid: int) -> Answer:
         self._applications.publish(Offer(self._service(value), None), uid)
         return _done("publish")
 
-    def _unpublish(self, value: object, uid: int) -> Answer:
-        self._table.unpublish(self._service(value), uid)
+    async def _unpublish(self, value: object, uid: int) -> Answer:
+        await self._applications.unpublish(self._service(value), uid)
         return _done("unpub")
 
-    def _subscribe(self, value: object, uid: int) -> Answer:
+    async def _subscribe(self, value: object, uid: int) -> Answer:
         self._table.subscribe(self._service(value), uid)
         return _done("subscribe")
 
-    def _unsubscribe(self, value: object, uid: int) -> Answer:
+    async def _unsubscribe(self, value: object, uid: int) -> Answer:
         self._table.unsubscribe(self._service(value), uid)
         return _done("unsubscribe")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -29,14 +29,13 @@ LIMITS = Limits(
     # More than a body may have: one that is too long is answered, and not just cut off.
     request_bytes=16 * MAX_BODY,
     request_timeout=10.0,
-    answer_timeout=10.0,
+    answer_timeout=30.0,
     idle_timeout=120.0,
 )
 
 Answer = dict[str, Any]
-Handler = Callable[[Any, int], Answer]
-"""Gets what the JSON says, and the uid of who sent it. Returns at once. Raises BodyError or
-TableError."""
+Handler = Callable[[Any, int], Awaitable[Answer]]
+"""Gets what the JSON says, and the uid of who sent it. Raises BodyError or TableError."""
 
 
 class Stranger(Exception):
@@ -76,7 +75,7 @@ class JsonApi:
         connection.begin_answer()
         status = 200
         try:
-            answer = self._answer(request, body, _user(request, self.address.port))
+            answer = await self._answer(request, body, _user(request, self.address.port))
         except Stranger as error:
             status, answer = 403, self._refuse(str(error))
         except (BodyError, TableError) as error:
@@ -93,13 +92,13 @@ class JsonApi:
             connection.end_answer()
         return response
 
-    def _answer(self, request: web.Request, body: bytes | None, uid: int) -> Answer:
+    async def _answer(self, request: web.Request, body: bytes | None, uid: int) -> Answer:
         handler = self._handlers.get(request.path)
         if handler is None or request.method != "POST":
             raise BodyError(f"expected POST to one of {', '.join(self._handlers)}")
         if body is None:
             raise BodyError(f"expected a body of at most {MAX_BODY} bytes")
-        return handler(_parse(body), uid)
+        return await handler(_parse(body), uid)
 
     def _refuse(self, reason: str) -> Answer:
         self.gate.complain(f"refused: {reason}")

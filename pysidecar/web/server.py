@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from ipaddress import ip_address
 
 from aiohttp import web
@@ -10,6 +11,10 @@ from aiohttp import web
 from pysidecar.web.gate import BadRequestFilter, Gate
 
 __all__ = ["GatedServer", "is_for_us"]
+
+_HOST = re.compile(
+    r"(?P<name>localhost|[0-9.]+|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{1,5}))?", re.IGNORECASE
+)
 
 
 class GatedServer:
@@ -44,11 +49,16 @@ class GatedServer:
 def is_for_us(request: web.Request, port: int | None = None) -> bool:
     """Whether its Host is an IP address or localhost. Another name is a web page that got our
     address under its own name (DNS rebinding). With ``port``: on loopback, and no other port."""
+    parts = _HOST.fullmatch(request.headers.get("Host", ""))
+    if parts is None:
+        return False
+    host, said = parts["name"].strip("[]").lower(), parts["port"]
+    if port is not None and said not in (None, str(port)):
+        return False
+    if host == "localhost":
+        return True
     try:
-        host, said = request.url.host or "", request.url.explicit_port
-        if host == "localhost":
-            return port is None or said in (None, port)
         address = ip_address(host)
     except ValueError:
         return False
-    return port is None or (address.is_loopback and said in (None, port))
+    return port is None or address.is_loopback

@@ -57,9 +57,12 @@ class Served:
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(self.address.host, self.address.port, timeout=PATIENCE)
 
+    def socket(self) -> socket.socket:
+        return socket.create_connection((self.address.host, self.address.port), PATIENCE)
+
     def exchange(self, request: bytes) -> bytes:
         """All that is answered to these bytes, until the end."""
-        with socket.create_connection((self.address.host, self.address.port), PATIENCE) as client:
+        with self.socket() as client:
             client.sendall(request)
             received = b""
             while data := client.recv(65536):

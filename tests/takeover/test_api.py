@@ -202,6 +202,11 @@ def test_an_application_may_listen_anywhere(api: Served, host: str) -> None:
         assert publication.alive
 
 
+def test_dubbo_is_told_an_address_that_it_calls(api: Served) -> None:
+    body = {"serviceName": "Echo:1.0", "protocolType": "dubbo"}
+    assert api.post("/services/subscribe", body)["datas"] == ["[::1]:12220?p=dubbo&v=4.0"]
+
+
 def test_ten_thousand_subscriptions(api: Served) -> None:
     with socket.create_connection((api.address.host, api.address.port), PATIENCE) as client:
         answers = client.makefile("rb")
