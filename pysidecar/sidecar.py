@@ -12,8 +12,10 @@ import os
 import resource
 import shlex
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,9 +53,11 @@ from pysidecar.interception.services import ServiceListeners
 from pysidecar.listeners import open_listener
 from pysidecar.log import lost_lines
 from pysidecar.room import Room
+from pysidecar.routing.found import NOTHING_FOUND, FoundServices
 from pysidecar.routing.services import ServiceNumbers, pack_services
 from pysidecar.routing.table import excluded_table, route_table
 from pysidecar.takeover.advertised import expand, local_hosts
+from pysidecar.takeover.takeover import Takeover
 
 __all__ = ["Sidecar", "prepare_process"]
 
@@ -73,6 +77,8 @@ class _Tables(NamedTuple):
     inbound: PackedRoutes
     excluded: PackedRoutes
     services: PackedServices
+    found: FoundServices
+    """Which of them takeover had found."""
 
 
 class Sidecar:
@@ -101,6 +107,11 @@ class Sidecar:
         self._reload_wanted = False
         self._reloading: asyncio.Task[None] | None = None
         self._applying = False  # part of a reload that is not given up in the middle
+        self._takeover: Takeover | None = None
+        self._found = NOTHING_FOUND  # by takeover, and what of it the data plane has
+        self._found_applied = NOTHING_FOUND
+        self._updating: asyncio.Task[None] | None = None
+        self._packing = threading.Lock()
         self._hook = ConnectHook(config)
         self._kernel = interceptions(config)
         self._services = ServiceListeners(config)
@@ -141,6 +152,7 @@ class Sidecar:
         return [
             *self._hook.description,
             *(line for way in (*self._kernel, self._services) for line in way.description),
+            *(self._takeover.description if self._takeover else ()),
             f"or: pysidecar exec{file} -- ./app",
             f"admin: http://{self.admin_address}/",
         ]
@@ -250,6 +262,10 @@ class Sidecar:
         listener = open_listener(config.admin.listen, "admin.listen")
         stack.callback(listener.close)
         self._admin = AdminServer(self, listener)
+        if config.takeover is not None:
+            self._takeover = Takeover(config, self._own_listeners(), self._on_found)
+            stack.callback(self._takeover.close)
+            self._takeover.open()
 
         data_plane = DataPlane(workers=config.worker_count, timeouts=_timeouts(config))
         self._data_plane = data_plane
@@ -276,6 +292,9 @@ class Sidecar:
             remove_leftovers(self._kernel)
         for way in self._ways:
             way.serve(also_own=[self.admin_address, *self._services.own_addresses])
+        if self._takeover is not None:
+            stack.push_async_callback(self._stop_takeover)
+            await self._takeover.start()
         self.state = "serving"
 
     def _accelerate(self, data_plane: DataPlane) -> None:
@@ -301,10 +320,52 @@ class Sidecar:
 
     def _own_addresses(self) -> list[Address]:
         """With a listener on every address, each of them."""
-        own = [self.admin_address, *(own for way in self._ways for own in way.own_addresses)]
         hosts = local_hosts()
+        own = self._own_listeners()
         reached = (each for address in own for each in (address, *expand(address, hosts)))
         return list(dict.fromkeys(reached))
+
+    def _own_listeners(self) -> dict[Address, str]:
+        """What listens where, by the key that says so, or in words."""
+        takeover = self.config.takeover
+        return {
+            self.admin_address: "admin.listen",
+            **{own: "of connections" for way in self._ways for own in way.own_addresses},
+            **{
+                each: key
+                for key, addresses in (takeover.listeners if takeover else ())
+                for each in addresses
+            },
+        }
+
+    async def _stop_takeover(self) -> None:
+        assert self._takeover is not None
+        await self._takeover.stop()
+        if self._updating is not None:
+            await self._updating
+
+    def _on_found(self, found: FoundServices) -> None:
+        """Takeover knows of other services or endpoints than before."""
+        self._found = found
+        if self._updating is None:
+            self._updating = asyncio.get_running_loop().create_task(self._update_services())
+
+    async def _update_services(self) -> None:
+        """However many changes come while a table is made: one more table follows it."""
+        try:
+            while self._found_applied is not self._found and self.state != "stopped":
+                found, config = self._found, self.config
+                services = await in_background(partial(self._pack_services, config, found))
+                if config is self.config:  # no reload came between
+                    self._data_plane.set_services(services)
+                    self._found_applied = found
+        finally:
+            self._updating = None
+
+    def _pack_services(self, config: Config, found: FoundServices) -> PackedServices:
+        """In any thread."""
+        with self._packing:
+            return pack_services(config, self._service_numbers, self._listeners_at_start, found)
 
     async def stop(self) -> None:
         """Aborts what is still open and removes everything; ``drain`` first to be gentle."""
@@ -370,6 +431,10 @@ class Sidecar:
         self._data_plane.set_timeouts(_timeouts(config))
         _set_log(self._data_plane, config)
         self.config = config
+        self._found_applied = tables.found
+        if self._takeover is not None:
+            self._takeover.apply(config)
+        self._on_found(self._found)
 
     @property
     def _name(self) -> str:
@@ -378,7 +443,8 @@ class Sidecar:
 
     def _make_tables(self, config: Config) -> _Tables:
         """In any thread, but one at a time."""
-        return make_tables(config, self._service_numbers, self._listeners_at_start)
+        with self._packing:
+            return make_tables(config, self._service_numbers, self._listeners_at_start, self._found)
 
     def _set_tables(self, tables: _Tables) -> None:
         """The services first: routes with ``requests`` need them."""
@@ -426,6 +492,7 @@ class Sidecar:
             for line in self.description:
                 log.info("%s", line)
             await first.wait()
+            await self._leave(second)
             self.begin_drain()
             live = self._data_plane.passing
             if live:
@@ -436,6 +503,12 @@ class Sidecar:
         finally:
             await self.stop()
         log.info("stopped")
+
+    async def _leave(self, aborted: asyncio.Event) -> None:
+        """Consumers elsewhere are told first, so that none of their requests is refused."""
+        if self._takeover is not None and self._takeover.is_registered:
+            log.info("taking back what is registered, and waiting for consumers to hear of it")
+            await _first_of(self._takeover.leave(), aborted.wait())
 
     def _on_hangup(self) -> None:
         """However many come while a reload is under way: one more follows it."""
@@ -551,15 +624,19 @@ def _reason(error: OSError) -> str:
 
 
 def make_tables(
-    config: Config, numbers: ServiceNumbers, listeners: Sequence[Address] = ()
+    config: Config,
+    numbers: ServiceNumbers,
+    listeners: Sequence[Address] = (),
+    found: FoundServices = NOTHING_FOUND,
 ) -> _Tables:
-    """All that the data plane decides by; for the last two see ``pack_services``."""
+    """All that the data plane decides by; for all but the first see ``pack_services``."""
     inbound = config.inbound.routes if config.inbound is not None else ()
     return _Tables(
         pack_routes(route_table(config.outbound.routes)),
         pack_routes(route_table(inbound)),
         pack_routes(excluded_table(config.outbound)),
-        pack_services(config, numbers, listeners),
+        pack_services(config, numbers, listeners, found),
+        found,
     )
 
 

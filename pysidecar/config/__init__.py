@@ -26,7 +26,7 @@ from pysidecar.config.schema import (
     json_schema,
     needs_restart,
 )
-from pysidecar.config.takeover import RegistryEntry, Takeover
+from pysidecar.config.takeover import ProvidedService, RegistryEntry, Takeover, WantedService
 
 __all__ = [
     "Config",
@@ -36,6 +36,7 @@ __all__ = [
     "Match",
     "Outbound",
     "Problem",
+    "ProvidedService",
     "Redirect",
     "RegistryEntry",
     "RequestMatch",
@@ -45,6 +46,7 @@ __all__ = [
     "ServiceEntry",
     "ServiceListener",
     "Takeover",
+    "WantedService",
     "default_control_socket",
     "json_schema",
     "load",

@@ -46,6 +46,12 @@ def misfits(config: Config) -> Iterator[Misfit]:
         yield from _of_rule(config, rule, ("requests", index))
     for index, listener in enumerate(config.listeners):
         yield from _of_listener(config, listener, ("listeners", index))
+    for name, service in config.services.items():
+        if service.subscribe and config.takeover is None:
+            yield Misfit(
+                ("services", name, "subscribe"),
+                "expected a section takeover beside it: without it no registry is asked",
+            )
     yield from _own_endpoints(config)
 
 

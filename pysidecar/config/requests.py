@@ -276,6 +276,11 @@ class ServiceEntry(Section):
     """Addresses, or mappings with `address` and `weight`. Without any, each request is answered
     with an error at once."""
 
+    subscribe: ServiceName | None = None
+    """The service's name at the registry, which tells its endpoints, instead of `endpoints` (see
+    `docs/takeover.md`); of dubbo `interface:version` or `group/interface:version`, where it has
+    them. Needs the section `takeover`."""
+
     balance: Annotated[
         Balance,
         PlainValidator(parse_balance),
@@ -334,6 +339,10 @@ class ServiceEntry(Section):
             raise ValueError(
                 f"expected another balance than ring_hash: there are no headers with protocol "
                 f"{self.protocol}"
+            )
+        if self.subscribe and (self.endpoints or self.protocol == "tcp"):
+            raise ValueError(
+                "expected subscribe without endpoints, in a service whose requests are understood"
             )
         addresses = [endpoint.address for endpoint in self.endpoints]
         for address in addresses if len(set(addresses)) < len(addresses) else ():

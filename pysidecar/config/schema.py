@@ -40,7 +40,14 @@ from pysidecar.config.requests import (
 from pysidecar.config.section import AT_START as _AT_START
 from pysidecar.config.section import Section as _Section
 from pysidecar.config.section import one_or_many as _one_or_many
-from pysidecar.config.takeover import Credentials, RegistryEntry, RegistryTls, Takeover
+from pysidecar.config.takeover import (
+    Credentials,
+    ProvidedService,
+    RegistryEntry,
+    RegistryTls,
+    Takeover,
+    WantedService,
+)
 from pysidecar.config.values import (
     AddressText,
     CgroupPath,
@@ -677,7 +684,7 @@ _NAMED_SECTIONS: list[type[BaseModel]] = [
     *(RouteEntry, Match, Exclude, Redirect),
     *(ServiceEntry, ServiceEndpoint, RequestRule, RequestMatch, Rewrite),
     *(ServiceListener, RequestLimits),
-    *(Takeover, RegistryEntry, Credentials, RegistryTls),
+    *(Takeover, WantedService, ProvidedService, RegistryEntry, Credentials, RegistryTls),
 ]
 
 

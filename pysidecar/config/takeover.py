@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from pysidecar.address import Address
+from pysidecar.config.requests import ServiceName
 from pysidecar.config.section import AT_START, Section, one_or_many
 from pysidecar.config.values import (
     AddressText,
@@ -27,9 +28,11 @@ from pysidecar.config.values import (
 
 __all__ = [
     "Credentials",
+    "ProvidedService",
     "RegistryEntry",
     "RegistryTls",
     "Takeover",
+    "WantedService",
 ]
 
 _Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
@@ -52,6 +55,32 @@ _Addresses = Annotated[
     PlainSerializer(lambda value: ",".join(str(each) for each in value), return_type=str),
     WithJsonSchema({"type": "string", "kind": "address, or several with commas"}),
 ]
+
+
+class WantedService(Section):
+    """A service at the registry."""
+
+    service: ServiceName
+    """Its name there: `interface:version` of bolt, the interface of dubbo, the host of http."""
+
+    protocol: Literal["bolt", "dubbo", "http"]
+    """What it speaks."""
+
+    version: Annotated[str, Field(max_length=256)] = ""
+    """Of dubbo."""
+
+    group: Annotated[str, Field(max_length=256)] = ""
+    """Of dubbo."""
+
+
+class ProvidedService(WantedService):
+    """A service that an application here provides."""
+
+    port: _Port
+    """Where the application listens, on loopback."""
+
+    weight: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 100
+    """Its share, in proportion to the weights of those elsewhere."""
 
 
 class Takeover(Section):
@@ -91,6 +120,14 @@ class Takeover(Section):
 
     host_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] = "host"
     """HTTP: the header that names the service."""
+
+    subscribe: Annotated[tuple[WantedService, ...], Field(max_length=_MAX_NAMES)] = ()
+    """Services that applications here call without having subscribed them: those without an SDK.
+    Each with `service`, `protocol`, and for dubbo `version` and `group`."""
+
+    publish: Annotated[tuple[ProvidedService, ...], Field(max_length=_MAX_NAMES)] = ()
+    """Services that applications here provide without publishing them, likewise, with `port` and
+    `weight`. They are registered as long as something listens on their port."""
 
     pass_unknown: Annotated[
         Annotated[tuple[str, ...], Field(max_length=_MAX_NAMES)] | None,

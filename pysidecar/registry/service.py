@@ -26,6 +26,15 @@ class ServiceKey:
     group: str = ""
     """Of dubbo; empty: none. Of bolt the registry's group, where it is not the default one."""
 
+    @classmethod
+    def parse(cls, protocol: str, text: str) -> ServiceKey:
+        """From what ``str`` makes of it; of bolt and http, text is the name as a whole."""
+        if protocol != "dubbo":
+            return cls(protocol, text)
+        group, _, name = text.rpartition("/")
+        name, _, version = name.partition(":")
+        return cls(protocol, name, version, group)
+
     def __str__(self) -> str:
         """As Dubbo writes it, and people read it: ``group/name:version``."""
         name = f"{self.name}:{self.version}" if self.version else self.name

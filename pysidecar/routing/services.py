@@ -20,6 +20,7 @@ from pysidecar.dataplane import (
     lib,
     pack_array,
 )
+from pysidecar.registry.service import ServiceKey
 from pysidecar.routing.found import NOTHING_FOUND, FoundService, FoundServices, Role
 
 __all__ = ["ServiceNumbers", "consumer_entrance", "pack_services", "provider_entrance"]
@@ -51,6 +52,8 @@ _NO_VERSION = "0.0.0"  # Dubbo's word for none, in requests
 _DETECT_TIMEOUT = 5.0  # seconds, as the default of `listeners`
 
 _Predicate = tuple[int, int, int, int, int]
+_Endpoints = Sequence[tuple[Address, int]]
+"""With weights."""
 
 
 class ServiceNumbers:
@@ -178,6 +181,7 @@ class _Configured:
 
     config: Config
     listeners: Sequence[Address]
+    told: Sequence[_Endpoints]
     packed: PackedServices
 
 
@@ -215,12 +219,14 @@ def pack_services(
     there. What has not changed since the last time (the configuration, each service of ``found``)
     is not packed again."""
     configured = numbers.configured
+    told = _told(config, found)
     if (
         configured is None
         or configured.config is not config
         or configured.listeners != tuple(listeners)
+        or configured.told != told
     ):
-        configured = numbers.configured = _pack_configured(config, numbers, listeners)
+        configured = numbers.configured = _pack_configured(config, numbers, listeners, told)
     header = config.takeover.host_header.lower() if config.takeover is not None else "host"
     before = numbers.found
     parts: dict[int, _Found] = {}
@@ -249,19 +255,44 @@ def provider_entrance(listeners: Sequence[object]) -> int:
 # ---- the configuration's part ----
 
 
+def _told(config: Config, found: FoundServices) -> list[_Endpoints]:
+    """The endpoints of those that are subscribed, in their order."""
+    wanted = [
+        ServiceKey.parse(service.protocol, service.subscribe)
+        for service in config.services.values()
+        if service.subscribe
+    ]
+    if not wanted:
+        return []
+    endpoints = {
+        service.key: service.endpoints
+        for service in found.services
+        if service.role is Role.SUBSCRIBED
+    }
+    return [endpoints.get(key, ()) for key in wanted]
+
+
 def _pack_configured(
-    config: Config, numbers: ServiceNumbers, listeners: Sequence[Address]
+    config: Config,
+    numbers: ServiceNumbers,
+    listeners: Sequence[Address],
+    told: Sequence[_Endpoints],
 ) -> _Configured:
     texts = _Texts()
     services: list[tuple[int, ...]] = []
     endpoints: list[tuple[bytes | int, ...]] = []
     places = {name: place for place, name in enumerate(config.services)}
+    left = iter(told)
     for name, service in config.services.items():
         number = numbers.of(name, service.protocol)
-        services.append(_service(number, texts.add(name), service, texts, len(endpoints)))
-        endpoints.extend(
-            (*endpoint.address.to_native(), endpoint.weight, 0) for endpoint in service.endpoints
+        own = (
+            next(left)
+            if service.subscribe
+            else [(endpoint.address, endpoint.weight) for endpoint in service.endpoints]
         )
+        span = (len(endpoints), len(own))
+        services.append(_service(number, texts.add(name), service, texts, span))
+        endpoints.extend((*address.to_native(), weight, 0) for address, weight in own)
     rules = _Rules(texts, places)
     for rule in config.requests:
         protocol = config.services[next(iter(rule.services))].protocol
@@ -283,7 +314,7 @@ def _pack_configured(
         texts=packed_texts,
         characters=characters,
     )
-    return _Configured(config, tuple(listeners), packed)
+    return _Configured(config, tuple(listeners), told, packed)
 
 
 def _milliseconds(seconds: float) -> int:
@@ -291,13 +322,14 @@ def _milliseconds(seconds: float) -> int:
 
 
 def _service(
-    number: int, name: int, service: ServiceEntry, texts: _Texts, first_endpoint: int
+    number: int, name: int, service: ServiceEntry, texts: _Texts, endpoints: tuple[int, int]
 ) -> tuple[int, ...]:
+    """``endpoints``: the index of its first one, and how many there are."""
     return (
         *(number, name, _PROTOCOLS[service.protocol], _BALANCES[service.balance.kind]),
         texts.add(service.balance.header),
         *_limits(service),
-        *(first_endpoint, len(service.endpoints), ServiceRole.CONFIGURED),
+        *(*endpoints, ServiceRole.CONFIGURED),
     )
 
 

@@ -13,12 +13,16 @@ from operator import methodcaller
 from pysidecar.address import Address
 from pysidecar.registry.service import Instance, ServiceKey
 
-__all__ = ["MAX_PER_USER", "Publication", "ServiceTable", "TableError", "Watcher"]
+__all__ = ["CONFIGURATION", "MAX_PER_USER", "Publication", "ServiceTable", "TableError", "Watcher"]
 
 MAX_PER_USER = 2048
 """Publications of one user, and as many subscriptions; root may have eight times as many."""
 
 _ROOT_SHARE = 8
+
+CONFIGURATION = -1
+"""In the place of a uid: what the configuration itself publishes and subscribes. It may do what
+root may."""
 
 
 class TableError(Exception):
@@ -108,11 +112,15 @@ class ServiceTable:
         self._published.setdefault(service, {})[address] = publication
         self._tell(methodcaller("published", publication))
 
-    def unpublish(self, service: ServiceKey, uid: int) -> bool:
-        """Takes away all that this user published of it (root: all). False: there was nothing.
-        Raises TableError where it is only others'."""
+    def unpublish(self, service: ServiceKey, uid: int, address: Address | None = None) -> bool:
+        """Takes away all that this user published of it (root: all), or only what is at that
+        address. False: there was nothing. Raises TableError where it is only others'."""
         found = self._published.get(service, {})
-        own = [each for each in found.values() if uid in (0, each.uid)]
+        own = [
+            each
+            for each in found.values()
+            if uid in (0, each.uid) and address in (None, each.address)
+        ]
         if not own:
             _check_owner(service, self._owners(service), uid)
         for each in own:
@@ -224,7 +232,7 @@ class ServiceTable:
 
     def _check_room(self, uid: int, what: str) -> None:
         count = self._counts[what, uid]
-        if count >= self._limit * (_ROOT_SHARE if uid == 0 else 1):
+        if count >= self._limit * (_ROOT_SHARE if uid <= 0 else 1):
             raise TableError(f"user {uid} has {what} {count} services already, the limit")
 
     def _tell(self, tell: Callable[[Watcher], None]) -> None:
@@ -234,5 +242,6 @@ class ServiceTable:
 
 
 def _check_owner(service: ServiceKey, owners: set[int], uid: int) -> None:
-    if owners and uid != 0 and uid not in owners:
-        raise TableError(f"{service} was published by another user")
+    if owners and uid > 0 and uid not in owners:
+        whose = "by the configuration" if owners == {CONFIGURATION} else "by another user"
+        raise TableError(f"{service} is published {whose}")

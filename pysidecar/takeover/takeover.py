@@ -4,24 +4,32 @@ says becomes endpoints."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
+import socket
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 
 from typing_extensions import override
 
 from pysidecar.address import Address
-from pysidecar.config import Config
+from pysidecar.config import Config, ProvidedService, WantedService
+from pysidecar.listeners import open_listener
 from pysidecar.registry import make_registry
 from pysidecar.registry.client import RegistryClient
 from pysidecar.registry.service import Instance, Registration, ServiceKey
 from pysidecar.routing.found import NOTHING_FOUND, FoundService, FoundServices, Role
 from pysidecar.takeover.advertised import advertised, expand, local_hosts
+from pysidecar.takeover.api import MeshApi
+from pysidecar.takeover.dubbo_api import DubboApi
 from pysidecar.takeover.endpoints import Endpoints
-from pysidecar.takeover.table import Publication, ServiceTable, Watcher
+from pysidecar.takeover.liveness import Liveness
+from pysidecar.takeover.state import State, default_path
+from pysidecar.takeover.table import CONFIGURATION, Publication, ServiceTable, Watcher
 
 __all__ = ["Takeover"]
 
@@ -52,50 +60,129 @@ class Takeover(Watcher):
         self.table = ServiceTable()
         self.address = advertised(settings.advertise, settings.provider, config.registry.address)
         """What the registry is told."""
-        registries = [each.host for each in config.registry.address]
+        told = [self.address.host] if config.registry.address else []
+        registry = [each.host for each in config.registry.address]
         self._endpoints = Endpoints(
             zone=config.registry.zone,
-            loopback=all(
-                ip_address(each).is_loopback for each in (registries or [self.address.host])
+            loopback=any(
+                all(ip_address(host).is_loopback for host in hosts) for hosts in (told, registry)
             ),
             provider=self.address,
         )
         self._registry = make_registry(config.registry)
         self._client = RegistryClient(self._registry, self.table.push)
+        self._config = config
+        self._stack = contextlib.ExitStack()
+        self._servers: list[MeshApi | DubboApi] = []
+        self._liveness = Liveness(self.table)
+        self._state = State(
+            self.table,
+            settings.state or default_path(config.outbound.control_path, settings.api),
+        )
         self._registered: dict[ServiceKey, Registration] = {}
+        self._leaving = False
         self._services: dict[tuple[Role, ServiceKey], FoundService] = {}
         self._stale: set[ServiceKey] = set()
         self._changes: dict[ServiceKey, float] = {}  # seconds since the epoch
         self._warned: set[Address] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._table = NOTHING_FOUND
-        self.table.watch(self)
 
     # ---- Life ----
 
-    def start(self) -> None:
-        """From here on the registry is spoken to."""
+    def open(self) -> None:
+        """Listens, for the APIs. Raises StartError."""
+        settings, registry = self._settings, self._config.registry.type
+        ports = frozenset(address.port for address in self._own)
+        listener = self._listen(settings.api, "takeover.api")
+        self._servers.append(MeshApi(self.table, settings, listener, own_ports=ports))
+        if settings.dubbo_api is not None:
+            listener = self._listen(settings.dubbo_api, "takeover.dubbo_api")
+            self._servers.append(
+                DubboApi(self.table, settings, listener, registry=registry, own_ports=ports)
+            )
+
+    def _listen(self, address: Address, key: str) -> socket.socket:
+        listener = open_listener(address, key)
+        self._stack.callback(listener.close)
+        return listener
+
+    async def start(self) -> None:
+        """From here on applications and the registry are spoken to."""
+        self._state.restore()
+        self.table.watch(self)
+        for service in {each.service for each in self.table.publications}:
+            self._register(service)
+        for service, _, instances in self.table.subscriptions:
+            self._stale.add(service)
+            self._client.subscribe(service, instances)
+        self.apply(self._config)
+        self._state.start()
+        self._liveness.start()
         self._client.start()
-        self._schedule(0)
+        for server in self._servers:
+            await server.start()
+        self._build()
+
+    def apply(self, config: Config) -> None:
+        """What the configuration itself publishes and subscribes has changed, perhaps."""
+        assert config.takeover is not None
+        self._config, self._settings = config, config.takeover
+        wanted = {_key(each) for each in config.takeover.subscribe} | {
+            ServiceKey.parse(each.protocol, each.subscribe)
+            for each in config.services.values()
+            if each.subscribe
+        }
+        for service, uids, _ in self.table.subscriptions:
+            if CONFIGURATION in uids and service not in wanted:
+                self.table.unsubscribe(service, CONFIGURATION)
+        for service in wanted:
+            self.table.subscribe(service, CONFIGURATION)
+        self._publish_configured(
+            {
+                (each.service, each.address): each
+                for each in map(_publication, config.takeover.publish)
+            }
+        )
+
+    def _publish_configured(
+        self, provided: Mapping[tuple[ServiceKey, Address], Publication]
+    ) -> None:
+        published = {
+            (each.service, each.address): each
+            for each in self.table.publications
+            if each.uid == CONFIGURATION
+        }
+        for service, address in published.keys() - provided.keys():
+            self.table.unpublish(service, CONFIGURATION, address)
+        for place, publication in provided.items():
+            before = published.get(place)
+            alive = before.alive if before is not None else publication.alive
+            self.table.publish(replace(publication, alive=alive))
 
     async def leave(self) -> None:
         """Takes back what is registered, and returns when no consumer should call any more, or the
         registry is away."""
         registrations = list(self._registered.values())
+        self._leaving = True
         self._registered.clear()
-        if not registrations:
-            return
-        for registration in registrations:
-            self._client.unregister(registration)
-        if self._client.state == "connected":
+        if registrations and self._client.state == "connected":
             await self._client.unregistered(registrations, _LEAVE_TIMEOUT)
             await asyncio.sleep(_LEAVE_DELAY)
 
     async def stop(self) -> None:
-        """Ends everything."""
+        """Ends what ``start`` began."""
+        for server in self._servers:
+            await server.stop()
+        self._liveness.stop()
         if self._timer is not None:
             self._timer.cancel()
         await self._client.stop()
+        await self._state.stop()
+
+    def close(self) -> None:
+        """Ends what ``open`` began."""
+        self._stack.close()
 
     # ---- What others see ----
 
@@ -103,8 +190,16 @@ class Takeover(Watcher):
     def description(self) -> Sequence[str]:
         """For people: a line each."""
         return [
-            f"registry: {self._registry.description}, told of {self.address}",
+            f"mesh API: http://{self._settings.api}, calls to "
+            f"{' and '.join(str(each) for each in self._settings.consumer)}",
+            f"calls from elsewhere: {self._settings.provider}, registered as {self.address}",
+            f"registry: {self._registry.description}",
         ]
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether consumers elsewhere may know of anything here."""
+        return bool(self._registered)
 
     @property
     def registry_state(self) -> str:
@@ -142,7 +237,9 @@ class Takeover(Watcher):
     def _register(self, service: ServiceKey) -> None:
         """As its publications are now: one registration for all of them."""
         self._stale.add(service)
-        publications = [each for each in self.table.published_of(service) if each.alive]
+        publications = [
+            each for each in self.table.published_of(service) if each.alive and not self._leaving
+        ]
         before = self._registered.pop(service, None)
         if not publications:
             if before is not None:
@@ -237,6 +334,21 @@ class Takeover(Watcher):
         if settings.pass_unknown is None and by_itself and "dubbo" in settings.application_ports:
             passed.append(("dubbo", "*", Address("127.0.0.1", settings.application_ports["dubbo"])))
         return tuple(passed)
+
+
+def _key(wanted: WantedService) -> ServiceKey:
+    return ServiceKey(wanted.protocol, wanted.service, wanted.version, wanted.group)
+
+
+def _publication(provided: ProvidedService) -> Publication:
+    """Not alive until somebody has looked."""
+    return Publication(
+        _key(provided),
+        Address("127.0.0.1", provided.port),
+        CONFIGURATION,
+        weight=provided.weight,
+        alive=False,
+    )
 
 
 def _even(addresses: Sequence[Address]) -> tuple[tuple[Address, int], ...]:
