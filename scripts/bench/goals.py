@@ -13,6 +13,7 @@ from scripts.bench.request_proxies import (
     LISTENER,
     LOGGED,
     RELAYING_LISTENER,
+    TWO_SIDECARS,
 )
 from scripts.bench.results import Results
 from scripts.bench.scenarios import HOOK_COST, HTTP_IDLE, IDLE, SCENARIOS, Metric, Scenario
@@ -23,6 +24,7 @@ __all__ = ["Outcome", "of_connections", "of_requests"]
 _UNPRIVILEGED = (RELAY, "relay header")
 _MAX_IDLE_BYTES = 1024
 _MAX_HOOK_COST = 1.02
+_MAX_ADDED_LATENCY = 2.5
 _IDLE_MEMORY = "user memory for an idle connection"
 
 
@@ -130,6 +132,15 @@ _REQUEST_GOALS = (
         _best_peer,
         "the best peer",
     ),
+    _Goal(
+        (TWO_SIDECARS,),
+        ("http-100-32", "bolt-100-32-1", "dubbo-100-32-1"),
+        ("rate",),
+        0.3,
+        _direct,
+        "direct",
+    ),
+    _Goal((TWO_SIDECARS,), ("bolt-100-32-8", "dubbo-100-32-8"), ("rate",), 0.2, _direct, "direct"),
     # At most 0.8 of the CPU.
     _Goal(_NO_PRIVILEGE, _HTTP_AT_32, ("CPU proxy",), 1.25, _best_peer, "the best peer"),
     _Goal(_NO_PRIVILEGE, _LONG, ("rate",), 0.95, functools.partial(_side, RELAY), RELAY),
@@ -163,7 +174,21 @@ def of_connections(results: Results) -> Iterator[Outcome]:
 def of_requests(results: Results) -> Iterator[Outcome]:
     """The goals of requests, likewise."""
     yield from _all_compared(results, _REQUEST_GOALS)
+    for scenario in ("http-100-1", "bolt-100-1-1", "dubbo-100-1-1"):
+        yield _added_latency(results, scenario)
     yield _at_most_idle_bytes(results, LISTENER, HTTP_IDLE)
+
+
+def _added_latency(results: Results, scenario: str) -> Outcome:
+    """What two sidecars that read requests add to one, by what one relay of bytes adds."""
+    what = f"{TWO_SIDECARS}: {scenario}, p50 above direct"
+    wanted = f"≤ {_MAX_ADDED_LATENCY:g} × that of {RELAY}"
+    spreads = [results.spread(scenario, side, "p50") for side in (TWO_SIDECARS, RELAY, DIRECT)]
+    medians = [spread.median for spread in spreads if spread]
+    if len(medians) < len(spreads) or medians[1] <= medians[2]:
+        return Outcome(what, wanted)
+    ratio = (medians[0] - medians[2]) / (medians[1] - medians[2])
+    return Outcome(what, wanted, f"{ratio:.2f} × {RELAY}", ratio <= _MAX_ADDED_LATENCY)
 
 
 def _all_compared(results: Results, goals: Sequence[_Goal]) -> Iterator[Outcome]:

@@ -25,6 +25,7 @@ __all__ = [
     "LOGGED",
     "RELAYING_LISTENER",
     "REQUEST_PROXIES",
+    "TWO_SIDECARS",
 ]
 
 LISTENER = "listener"
@@ -33,6 +34,7 @@ RELAYING_LISTENER = "listener, tcp"
 HOOKED = "requests unix"
 ACCELERATED = "requests local"
 ENVOY = "Envoy"
+TWO_SIDECARS = "two sidecars"
 
 _REQUESTS = frozenset({Load.HTTP, Load.BOLT, Load.DUBBO})
 
@@ -72,6 +74,25 @@ def _relaying_listener(server: Address) -> Ours:
     return Ours(configuration, {Load.HTTP: here})
 
 
+_RULES = [
+    {"match": {"host": "orders.example"}, "services": "http"},
+    {"match": {"service": "com.example.Orders:1.0"}, "services": "bolt"},
+    {"match": {"service": "com.example.Orders"}, "services": "dubbo"},
+]
+
+
+def _one_port(server: Address) -> Ours:
+    """For all protocols and services, as takeover's ports are."""
+    here = Address("127.0.0.1", free_port())
+    configuration = {
+        "acceleration": "off",
+        "services": _services(server),
+        "requests": _RULES,
+        "listeners": [{"listen": str(here), "protocol": "auto"}],
+    }
+    return Ours(configuration, dict.fromkeys(sorted(_REQUESTS), here))
+
+
 def _hooked(server: Address, *, acceleration: Any) -> Ours:
     routes = [
         {
@@ -84,11 +105,7 @@ def _hooked(server: Address, *, acceleration: Any) -> Ours:
     configuration = {
         "acceleration": acceleration,
         "services": _services(server),
-        "requests": [
-            {"match": {"host": "orders.example"}, "services": "http"},
-            {"match": {"service": "com.example.Orders:1.0"}, "services": "bolt"},
-            {"match": {"service": "com.example.Orders"}, "services": "dubbo"},
-        ],
+        "requests": _RULES,
         "outbound": {"transport": "unix", "routes": routes},
     }
     return Ours(configuration, _CAPTURED)
@@ -370,6 +387,14 @@ REQUEST_PROXIES: tuple[Side, ...] = (
         _relaying_listener,
         loads=frozenset({Load.HTTP}),
         variation=True,
+    ),
+    ours(
+        TWO_SIDECARS,
+        "client → sidecar → sidecar → server, each sidecar with one port for all services, as with "
+        "takeover",
+        _one_port,
+        loads=_REQUESTS,
+        sidecars=2,
     ),
     ours(
         HOOKED,

@@ -6,7 +6,7 @@ import functools
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -143,6 +143,8 @@ class Side:
     """Why, where it does."""
     sidecar: Callable[[Address], Ours] | None = None
     """Of ours: for a server there."""
+    sidecars: int = 1
+    """Of ours: how many one after the other, each of which is the server of the one before."""
     loads: frozenset[Load] = frozenset({Load.BYTES})
     """That it is measured with."""
     variation: bool = False
@@ -188,19 +190,25 @@ class _MeasuredSidecar(Sidecar):
 
 
 @contextmanager
-def _through_sidecar(
-    site: Site, sidecar: Callable[[Address], Ours], kind: type[Sidecar] = _MeasuredSidecar
+def _through_sidecars(
+    site: Site,
+    sidecar: Callable[[Address], Ours],
+    count: int = 1,
+    kind: type[Sidecar] = _MeasuredSidecar,
 ) -> Iterator[Way]:
-    with site.server("127.0.0.1") as (address, server):
-        wanted = sidecar(address)
-        with kind(wanted.configuration) as started:
-            yield Way(
-                address,
-                server,
+    with site.server("127.0.0.1") as (address, server), ExitStack() as stack:
+        way, far = Way(address, server), address
+        for _ in range(count):
+            wanted = sidecar(far)
+            started = stack.enter_context(kind(wanted.configuration))
+            way = replace(
+                way,
                 environment=started.environment,
-                proxies=family(psutil.Process(started.pid)),
+                proxies=(*way.proxies, *family(psutil.Process(started.pid))),
                 by_load=wanted.by_load,
             )
+            far = next(iter(wanted.by_load.values()), address)
+        yield way
 
 
 class _BesideSidecar(_MeasuredSidecar):
@@ -221,7 +229,9 @@ def beside(side: Side, python: str) -> Side:
 
     Beside.python = python
     assert side.sidecar is not None
-    start = functools.partial(_through_sidecar, sidecar=side.sidecar, kind=Beside)
+    start = functools.partial(
+        _through_sidecars, sidecar=side.sidecar, count=side.sidecars, kind=Beside
+    )
     return replace(side, name=f"{side.name} (beside)", start=start, what=f"{side.what}: {python}")
 
 
@@ -232,6 +242,7 @@ def ours(
     *,
     loads: frozenset[Load] = frozenset({Load.BYTES}),
     variation: bool = False,
+    sidecars: int = 1,
 ) -> Side:
     """A side of ours, with the configuration that `sidecar` returns over what all of them have."""
 
@@ -242,8 +253,16 @@ def ours(
         everywhere = {"workers": None, "access_log": "off"}
         return replace(wanted, configuration={**everywhere, **wanted.configuration})
 
-    start = functools.partial(_through_sidecar, sidecar=complete)
-    return Side(name, Kind.OURS, what, start, sidecar=complete, loads=loads, variation=variation)
+    return Side(
+        name,
+        Kind.OURS,
+        what,
+        functools.partial(_through_sidecars, sidecar=complete, count=sidecars),
+        sidecar=complete,
+        sidecars=sidecars,
+        loads=loads,
+        variation=variation,
+    )
 
 
 def cpus() -> int:
