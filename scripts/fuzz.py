@@ -11,12 +11,15 @@ When a target fails, its input is in ``build/fuzz``: the target is run with that
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +32,38 @@ _FLAGS = (
 ).split()
 _SECONDS_FOR_ONE_INPUT = 10
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # of a ZIP file: the same inputs make the same file
+
+
+def _sources(pattern: str) -> list[Path]:
+    directories = ("hook", "pysidecar/dataplane", "tests/fuzz")
+    return sorted(path for each in directories for path in (ROOT / each).rglob(pattern))
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _run_if_changed(command: Sequence[str], read: str, product: Path) -> None:
+    """``read`` is the digest of what the command reads."""
+    digest = hashlib.sha256("\0".join([*command, read]).encode()).hexdigest()
+    stamp = product.with_suffix(".stamp")
+    if product.exists() and stamp.exists() and stamp.read_text() == digest:
+        return
+    subprocess.run(command, cwd=ROOT, check=True)
+    stamp.write_text(digest)
+
+
+def _compile(source: Path, headers: str) -> Path:
+    """The object; of the headers it may read any."""
+    name = "-".join(source.relative_to(ROOT).with_suffix(".o").parts)
+    product = BUILD / "objects" / name
+    product.parent.mkdir(exist_ok=True)
+    command = ["clang", *_FLAGS, "-c", str(source), "-o", str(product)]
+    _run_if_changed(command, headers + _digest([source]), product)
+    return product
 
 
 @dataclass(frozen=True)
@@ -58,24 +93,22 @@ class Target:
         return BUILD / "corpus" / self.name
 
     def build(self) -> None:
-        """Compiles it if anything has changed."""
+        """Compiles it if anything has changed: what targets have in common once for all of them."""
         linked = {
             path
             for path in (ROOT.glob(self.linked) if self.linked else ())
             if not path.name.endswith(".bpf.c")
         }
-        sources = [SOURCES / f"{self.name}.c", *sorted(linked - {ROOT / self.includes})]
-        command = ["clang", *_FLAGS, *map(str, sources), "-ldl", "-lm", "-o", str(self.program)]
-        digest = hashlib.sha256("\0".join(command).encode())
-        for directory in ("hook", "pysidecar/dataplane", "tests/fuzz"):
-            for path in sorted((ROOT / directory).rglob("*.[ch]")):
-                digest.update(path.read_bytes())
-        stamp = self.program.with_suffix(".stamp")
-        if stamp.exists() and stamp.read_text() == digest.hexdigest():
-            return
         BUILD.mkdir(parents=True, exist_ok=True)
-        subprocess.run(command, cwd=ROOT, check=True)
-        stamp.write_text(digest.hexdigest())
+        with (BUILD / "lock").open("w") as lock, ThreadPoolExecutor(os.cpu_count()) as executor:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # targets may be built at the same time
+            headers = _digest(_sources("*.h"))
+            objects = list(
+                executor.map(lambda path: _compile(path, headers), linked - {ROOT / self.includes})
+            )
+        sources = [SOURCES / f"{self.name}.c", *sorted(objects)]
+        command = ["clang", *_FLAGS, *map(str, sources), "-ldl", "-lm", "-o", str(self.program)]
+        _run_if_changed(command, _digest(_sources("*.[ch]")), self.program)
 
     def run(self, corpus: Path, *options: str) -> None:
         """Raises CalledProcessError where it failed; what it says is for the terminal."""
