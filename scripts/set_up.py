@@ -297,7 +297,8 @@ def build_java_programs() -> None:
     """The programs that speak Bolt, Dubbo and HTTP with us, and the libraries that they use; each
     module's class path is ``build/java/MODULE/lib``."""
     files = [*JAVA.glob("**/pom.xml"), *JAVA.glob("**/*.java")]
-    products = [JAVA_BUILT / module / "lib" for module in ("dubbo", "dubbo2", "http", "sofa")]
+    modules = ("dubbo", "dubbo2", "http", "sofa", "sofaregistry")
+    products = [JAVA_BUILT / module / "lib" for module in modules]
     with when_changed("java", content_hash(files), *products) as changed:
         if changed:
             say("compiling the Java programs")

@@ -1,0 +1,219 @@
+"""SOFARegistry's own server, and SOFARPC with its own client of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from typing_extensions import override
+
+from pysidecar.address import Address
+from pysidecar.registry.service import Instance, Registration, ServiceKey
+from tests.interop.servers import free_port
+from tests.registry.contract import BACK_WITHIN, Contract, Served, Way, instance
+from tests.registry.relay import Relay
+from tests.registry.sides import Side
+from tests.registry.sofaregistry_server import SofaRegistryServer
+from tests.requests.programs import Program, sofa
+from tests.waiting import eventually
+
+# The server starts in 15 s on two processors that are idle, and once for all tests of this file.
+pytestmark = [
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces, which needs root"),
+]
+
+
+class _Served(Served):
+    kind = "sofaregistry"
+
+    def __init__(self, server: SofaRegistryServer) -> None:
+        self._server = server
+        self.address = server.address
+        self.host = server.host
+        """Our own address, as it is seen there."""
+
+    @override
+    def start(self) -> None:
+        self._server.start()
+
+    @override
+    def kill(self) -> None:
+        self._server.kill()
+
+    @override
+    def pause(self) -> None:
+        self._server.pause()
+
+    @override
+    def resume(self) -> None:
+        self._server.resume()
+
+    @override
+    def forget(self) -> None:
+        """It remembers nothing."""
+
+    @override
+    @contextlib.contextmanager
+    def way(self) -> Iterator[Way]:
+        with (
+            Relay(self._server.bolt) as bolt,
+            _naming(bolt.address) as names,
+            Relay(names) as http,
+        ):
+
+            def cut() -> None:
+                bolt.cut()
+                http.cut()
+
+            def heal() -> None:
+                bolt.heal()
+                http.heal()
+
+            yield Way(self.entry(http.address), cut, heal)
+
+
+@contextlib.contextmanager
+def _naming(session_server: Address) -> Iterator[Address]:
+    """Says where session servers are: there only."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            with contextlib.suppress(OSError):  # whoever asked did not wait
+                self.end_headers()
+                self.wfile.write(str(session_server).encode())
+
+        @override
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield Address(*server.server_address[:2])  # type: ignore[arg-type]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Served]:
+    with SofaRegistryServer(tmp_path_factory.mktemp("sofaregistry")) as server:
+        yield _Served(server)
+
+
+class TestContract(Contract):
+    patience = 60.0
+    # It pushes 0.8 s after a change, and the first time to a subscriber after as long.
+    settled_within = 15.0
+
+    @pytest.mark.soak  # what another one does with the same restart
+    @override
+    def test_all_is_back_after_a_registry_that_was_killed(self, served: Served) -> None:
+        super().test_all_is_back_after_a_registry_that_was_killed(served)
+
+    @pytest.mark.soak  # the server needs a minute to see it
+    @pytest.mark.timeout(600)
+    @override
+    def test_all_is_back_after_a_network_that_was_cut(self, served: Served) -> None:
+        super().test_all_is_back_after_a_network_that_was_cut(served)
+
+    def test_a_cut_that_only_we_noticed_is_seen_by_nobody(self, served: _Served) -> None:
+        """The server has the old connection yet while all is registered anew, and closes it later:
+        which takes nothing away."""
+        service = self.service()
+        registration = Registration(service, instance(1))
+        with (
+            served.way() as way,
+            Side(way.entry) as cut_off,
+            Side(served.entry()) as other,
+        ):
+            other.subscribe(service)
+            cut_off.register(registration)
+            self.until(other, service, instance(1))
+            known = len(other.told(service)) - 1
+            way.cut()
+            eventually(lambda: cut_off.state != "connected")
+            way.heal()
+            back = time.monotonic()
+            eventually(lambda: cut_off.has_registered(registration))
+            assert time.monotonic() - back < BACK_WITHIN
+            cut_off.register(Registration(service, instance(1, weight=50)))
+            self.until(other, service, instance(1, weight=50))
+            assert all(instance(1).address in seen for seen in other.told(service)[known:])
+            cut_off.unregister(Registration(service, instance(1, weight=50)))
+            self.until(other, service)
+
+
+# ---- SOFARPC ----
+
+_SERVICE = ServiceKey("bolt", "peer.Echo:1.0:theirs")
+
+
+@pytest.fixture(scope="module")
+def sofarpc() -> Iterator[Program]:
+    with sofa() as program:
+        yield program
+
+
+def test_a_provider_of_sofarpc_is_found(served: _Served, sofarpc: Program) -> None:
+    with Side(served.entry()) as side:
+        port = free_port()
+        side.subscribe(_SERVICE)
+        eventually(lambda: side.sees(_SERVICE) == {})
+        where = {"registry": "sofa", "at": str(served.address), "host": served.host}
+        common = {
+            "library": "sofarpc",
+            "name": "found",
+            "services": "theirs",
+            "application": "theirs",
+        }
+        assert not sofarpc.ask("serve", port=port, **common, **where)
+        seen = eventually(lambda: side.sees(_SERVICE), "SOFARPC's provider")
+        (found,) = seen.values()
+        assert found.address == Address(served.host, port)
+        assert (found.weight, found.zone, found.warmup) == (100, "", 0.0)
+        assert abs(found.started - time.time()) < 600
+        assert {("appName", "theirs"), ("serialization", "hessian2")} <= set(found.metadata)
+        assert not sofarpc.ask("stop", name="found")
+        eventually(lambda: side.sees(_SERVICE) == {}, "its leave")
+
+
+def test_a_consumer_of_sofarpc_finds_us(served: _Served, sofarpc: Program) -> None:
+    service = ServiceKey("bolt", "peer.Echo:1.0:ours")
+    with Side(served.entry()) as side:
+        port = free_port()
+        assert not sofarpc.ask(
+            *("serve",),
+            library="sofarpc",
+            name="ours",
+            services="ours",
+            host=served.host,
+            port=port,
+        )
+        provided = Registration(
+            service,
+            Instance(
+                Address(served.host, port), warmup=1.0, metadata=(("serialization", "hessian2"),)
+            ),
+        )
+        side.register(provided)
+        call = {
+            "library": "sofarpc",
+            "service": "ours",
+            "method": "echo",
+            "text": "hello",
+            "registry": "sofa",
+            "at": str(served.address),
+        }
+        answer = sofarpc.call(**call)
+        assert answer["value"].endswith("ours hello"), answer
+        side.unregister(provided)
+        eventually(lambda: "error" in sofarpc.call(**call), "the end of it")
