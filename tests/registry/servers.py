@@ -81,7 +81,7 @@ class ZooKeeperServer(ServerProcess):
         settings = self.directory / "zoo.cfg"
         settings.write_text(
             f"tickTime=500\ndataDir={self.data}\nadmin.enableServer=false\nmaxClientCnxns=0\n"
-            f"4lw.commands.whitelist=ruok\n{self.listening()}"
+            f"4lw.commands.whitelist=srvr\n{self.listening()}"
         )
         netty = ("buffer", "codec", "common", "handler", "resolver", "transport")
         jars = ("zookeeper", "slf4j-simple", *(f"netty-{name}" for name in netty))
@@ -97,8 +97,8 @@ class ZooKeeperServer(ServerProcess):
 
     def serves(self) -> bool:
         with socket.create_connection((self.address.host, self.address.port), 1) as connection:
-            connection.sendall(b"ruok")
-            return connection.recv(16) == b"imok"
+            connection.sendall(b"srvr")
+            return b"Mode: " in connection.makefile("rb").read()
 
 
 class ZooKeeperWithTls(ZooKeeperServer):

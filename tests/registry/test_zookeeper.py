@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import socketserver
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from urllib.parse import quote_plus
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kazoo.client import KazooClient
 
@@ -28,6 +29,7 @@ from tests.registry.contract import Contract, Served, instance
 from tests.registry.servers import ZooKeeperServer, ZooKeeperWithTls
 from tests.registry.sessions import Told, session_at, until
 from tests.registry.sides import Side, SideProcess
+from tests.serving import serving
 from tests.waiting import PATIENCE, eventually
 
 
@@ -155,6 +157,7 @@ def test_malformed_names_are_errors(name: str) -> None:
         read_node("dubbo", name)
 
 
+@settings(max_examples=50)
 @given(st.sampled_from(["dubbo", "bolt", "http"]), st.text())
 def test_no_name_of_a_node_is_a_crash(protocol: str, name: str) -> None:
     for each in (name, quote_plus(name), f"{protocol}%3A%2F%2F10.0.0.1%3A1%3F{name}"):
@@ -207,6 +210,7 @@ _values = st.recursive(
 )
 
 
+@settings(max_examples=50)
 @given(st.binary() | _values.map(lambda value: json.dumps(value).encode()))
 def test_no_application_is_a_crash(data: bytes) -> None:
     read_mapping(data)
@@ -347,6 +351,12 @@ def test_what_dubbo_registered_by_application_is_found(
             register("near", "10.0.1.1", "r1", "local")
             keeper.create("/dubbo/mapping/org.example.Apps", b"near", makepath=True)
             await until(lambda: hosts(blue) == hosts(plain) == ["10.0.1.1"])
+            # Its own word for the one is one against the other.
+            keeper.create("/dubbo/metadata/org.example.Apps/1.0/blue/provider/near", makepath=True)
+            await until(lambda: hosts(plain) == [])
+            assert hosts(blue) == ["10.0.1.1"]
+            keeper.create("/dubbo/metadata/org.example.Apps/provider/near", makepath=True)
+            await until(lambda: hosts(plain) == ["10.0.1.1"])
             publish("r2", group="blue", version="1.0", protocol="dubbo", params={"weight": "7"})
             register("far", "10.0.1.2", "r2", "remote")
             keeper.set("/dubbo/mapping/org.example.Apps", b"near, far,gone,../bad")
@@ -358,6 +368,15 @@ def test_what_dubbo_registered_by_application_is_found(
             keeper.create(f"{directory(blue)}/{by_url}", makepath=True)
             await until(lambda: hosts(plain) == [])
             assert hosts(blue) == ["10.0.1.1", "10.0.1.2"]
+            # And one that takes that back does not provide it any more, while it lives on.
+            keeper.delete(f"{directory(blue)}/{by_url}")
+            await until(lambda: hosts(blue) == ["10.0.1.2"])
+            register("near", "10.0.1.1", "r4", "local")
+            register("near", "10.0.1.3", "r4", "local")
+            await until(lambda: hosts(blue) == ["10.0.1.2", "10.0.1.3"])
+            keeper.delete("/services/near/10.0.1.3:20880")
+            keeper.create(f"{directory(blue)}/{by_url}", makepath=True)
+            await until(lambda: hosts(blue) == ["10.0.1.1", "10.0.1.2"])
             # Another revision without that service, in a node of the same name.
             publish("r3", group="green", version="1.0", protocol="dubbo")
             register("far", "10.0.1.2", "r3", "remote")
@@ -505,6 +524,27 @@ def test_tls_is_verified_in_both_directions(tmp_path: Path) -> None:
                 await make_registry(entry(**own)).open(Told())
             with pytest.raises(RegistryError):  # the server asks for one
                 await make_registry(entry(ca=server.certificate)).open(Told())
+
+        asyncio.run(main())
+
+
+class EndlessReply(socketserver.BaseRequestHandler):
+    """Says that two gigabytes follow."""
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self.request.sendall(b"\x7f" * 65536)
+
+
+def test_a_reply_of_any_size_is_not_read() -> None:
+    with serving(EndlessReply) as address:
+        entry = RegistryEntry.model_validate({"type": "zookeeper", "address": str(address)})
+
+        async def main() -> None:
+            with pytest.raises(RegistryError):
+                async with asyncio.timeout(PATIENCE):
+                    await make_registry(entry).open(Told())
 
         asyncio.run(main())
 

@@ -4,8 +4,9 @@ Read from Dubbo's sources: ``/dubbo/mapping/INTERFACE`` names applications with 
 (``ZookeeperMetadataReport``); ``/services/APPLICATION/IP:PORT`` is an instance in Curator's JSON
 (``CuratorFrameworkUtils``), with its endpoints by protocol;
 ``/dubbo/metadata/APPLICATION/REVISION`` says which services it has (``MetadataInfo``), where
-``metadata-type`` is ``remote``. With the default, ``local``, only the provider itself says so: then
-the mapping alone counts.
+``metadata-type`` is ``remote``. With the default, ``local``, only the provider itself says so; then
+what counts is ``/dubbo/metadata/INTERFACE[/VERSION][/GROUP]/provider/APPLICATION``, which it writes
+all the same, for people, and where there is none of that interface, the mapping alone.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pysidecar.registry.zookeeper.layout import Variant, dubbo_variant
 __all__ = [
     "ApplicationInstance",
     "Services",
+    "definition_path",
+    "definitions_path",
     "instances_of",
     "mapping_path",
     "metadata_path",
@@ -66,6 +69,20 @@ def services_path(application: str) -> str:
 def metadata_path(application: str, revision: str) -> str:
     """The node that says what services they have."""
     return f"/dubbo/metadata/{application}/{revision}"
+
+
+def definitions_path(interface: str) -> str:
+    """The node that is there if any application says that it provides this interface."""
+    return f"/dubbo/metadata/{interface}"
+
+
+def definition_path(interface: str, which: Variant, application: str) -> str | None:
+    """The node that is there if that application provides that; None: there cannot be one."""
+    parts = (which.version, which.group, "provider", application)
+    named = [part for part in parts if part]
+    if not all(map(_is_segment, named)):
+        return None
+    return "/".join((definitions_path(interface), *named))
 
 
 def read_mapping(data: bytes) -> tuple[str, ...]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from kazoo.exceptions import KazooException, NoNodeError
 
+from pysidecar.address import Address
 from pysidecar.registry import MAX_INSTANCES, Pushed, RegistryError
 from pysidecar.registry.service import Instance, ServiceKey
 from pysidecar.registry.zookeeper.applications import (
     ApplicationInstance,
     Services,
+    definition_path,
+    definitions_path,
     instances_of,
     mapping_path,
     metadata_path,
@@ -33,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _PAUSE: Final = 2.0  # seconds until what could not be read is read again
 _AT_ONCE: Final = 100  # names; to read more takes so long that a thread does it
+_REMEMBERED: Final = 30.0  # seconds for who registered by interface to come back by application
 _MAX_REVISIONS = 64  # of one application, of which metadata is kept
 
 
@@ -137,22 +141,27 @@ class Application(_Follower):
 
     def __init__(self, connection: Connection, name: str) -> None:
         super().__init__(connection, services_path(name))
-        self._name = name
+        self.name = name
         self._of_interfaces: set[Directory] = set()
         self._stale: set[str] = set()
         self._watches: dict[str, Callable[[Any], None]] = {}
         self._instances: dict[str, ApplicationInstance | None] = {}
         self._services: dict[str, Services | None] = {}
 
-    def instances_of(self, interface: str, which: Variant) -> list[Instance]:
-        return [
-            each
-            for instance in self._instances.values()
-            if instance is not None
-            for each in instances_of(
-                interface, which, instance, self._services.get(instance.revision)
-            )
-        ]
+    def instances_of(self, interface: str, which: Variant, defined: bool) -> Iterator[Instance]:
+        """``defined``: whether those provide it whose revision nobody knows."""
+        for instance in self._instances.values():
+            if instance is None:
+                continue
+            services = self._services.get(instance.revision)
+            if services is not None or defined:
+                yield from instances_of(interface, which, instance, services)
+
+    @property
+    def addresses(self) -> set[Address]:
+        """Of all of its instances."""
+        found = (each.addresses for each in self._instances.values() if each is not None)
+        return {address for addresses in found for address in addresses}
 
     async def read(self) -> None:
         """Children, those of them that changed, and what new revisions say."""
@@ -172,7 +181,7 @@ class Application(_Follower):
             if self._services.get(revision) is None:
                 self._services[revision] = await self._read_services(revision)
         for interface in self._of_interfaces:
-            interface.push()
+            interface.read_again()
 
     async def _read_instance(self, name: str) -> None:
         self._stale.discard(name)
@@ -195,7 +204,7 @@ class Application(_Follower):
 
     async def _read_services(self, revision: str) -> Services | None:
         try:
-            data, _ = await self._connection.call("get", metadata_path(self._name, revision))
+            data, _ = await self._connection.call("get", metadata_path(self.name, revision))
             return read_services(data)
         except NoNodeError:
             return None
@@ -258,14 +267,25 @@ class Directory(_Follower):
         self._told: dict[ServiceKey, list[Instance]] = {}
         self._nodes: dict[str, Provider | None] = {}
         self._applications: list[Application] = []
+        self._defined: dict[tuple[str, Variant], bool] = {}
+        self._found: set[tuple[str, Variant]] = set()
+        self._by_url: dict[Address, float] = {}
+        """Who is or was registered by interface, and so says for itself what it provides; when it
+        was last seen, in either form."""
         self._is_read = False
 
     def add(self, service: ServiceKey) -> None:
         """It is told of what is known, or will be."""
         self._services[service] = variant(service)
         self._told.pop(service, None)
-        if self._is_read:
+        if self._applications:
+            self.read_again()
+        else:
             self.push()
+
+    def read_again(self) -> None:
+        """Something else than its own nodes changed."""
+        self._changed.set()
 
     def remove(self, service: ServiceKey) -> bool:
         """Whether others are still wanted."""
@@ -287,6 +307,7 @@ class Directory(_Follower):
             mapped = await self._data(mapping_path(self._interface))
             names_of = read_mapping(mapped) if mapped else ()
             self._applications = await self._all_applications.of(self, names_of)
+            await self._read_definitions()
         self._is_read = True
         self.push()
 
@@ -301,12 +322,37 @@ class Directory(_Follower):
             self._warn(problem)
         self._nodes = {name: known[name] if name in known else read[name] for name in names}
 
+    async def _read_definitions(self) -> None:
+        """Which applications say that they provide which of our services."""
+        self._defined = {}
+        if not self._applications:
+            return
+        watch, call = self._watch, self._connection.call
+        any_says = await call("exists", definitions_path(self._interface), watch=watch)
+        for application in self._applications:
+            for which in set(self._services.values()):
+                key = application.name, which
+                path = definition_path(self._interface, which, application.name)
+                wanted = any_says and path and key not in self._found
+                if wanted and await call("exists", path, watch=watch):
+                    self._found.add(key)
+                self._defined[key] = not any_says or key in self._found
+
+    def _note_by_url(self, providers: list[Provider]) -> None:
+        """One that takes a service back does so here, and its application lives on: with another
+        revision, for which it is unregistered for a moment."""
+        now = asyncio.get_running_loop().time()
+        applications = {each for found in self._applications for each in found.addresses}
+        seen = {each.instance.address for each in providers} | (applications & self._by_url.keys())
+        self._by_url |= dict.fromkeys(seen, now)
+        self._by_url = {key: at for key, at in self._by_url.items() if now - at < _REMEMBERED}
+
     def push(self) -> None:
         """To each service that it changed for."""
         if not self._is_read:
             return
         providers = [each for each in self._nodes.values() if each is not None]
-        by_url = {each.instance.address for each in providers}
+        self._note_by_url(providers)
         for service, which in self._services.items():
             found: dict[Any, Instance] = {}
             for provider in providers:
@@ -317,8 +363,9 @@ class Directory(_Follower):
                 ):
                     found[instance.address] = instance
             for application in self._applications:
-                for instance in application.instances_of(self._interface, which):
-                    if instance.address not in by_url:  # which say for which variant it is
+                defined = self._defined.get((application.name, which), False)
+                for instance in application.instances_of(self._interface, which, defined):
+                    if instance.address not in self._by_url:
                         found.setdefault(instance.address, instance)
             told = list(found.values())
             if self._told.get(service) != told:
