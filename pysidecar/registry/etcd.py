@@ -15,7 +15,6 @@ import contextlib
 import json
 import logging
 import math
-import ssl
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,7 +29,7 @@ from typing_extensions import override
 from pysidecar.address import Address
 from pysidecar.errors import StartError
 from pysidecar.registry import MAX_INSTANCES, Pushed, Registry, RegistryError, Session
-from pysidecar.registry.security import client_context, read_credentials
+from pysidecar.registry.security import authorities, client_context, read_credentials
 from pysidecar.registry.service import Instance, Registration, ServiceKey
 from pysidecar.text import printable
 
@@ -127,10 +126,8 @@ def _number(fields: Mapping[str, Any], key: str, default: float) -> float:
 
 def make(entry: RegistryEntry) -> Registry:
     """Raises StartError."""
-    context = client_context(entry.tls)  # says what is wrong with the files
-    channel_credentials = None
-    if context is not None and entry.tls is not None:
-        channel_credentials = _channel_credentials(context, entry.tls)
+    client_context(entry.tls)  # says what is wrong with the files, which gRPC does not
+    channel_credentials = None if entry.tls is None else _channel_credentials(entry.tls)
     return _Etcd(
         entry.address,
         max(1, math.ceil(entry.session_timeout)),
@@ -139,18 +136,14 @@ def make(entry: RegistryEntry) -> Registry:
     )
 
 
-def _channel_credentials(context: ssl.SSLContext, tls: RegistryTls) -> Any:
+def _channel_credentials(tls: RegistryTls) -> Any:
     try:
-        if tls.ca is not None:
-            authorities = Path(tls.ca).read_bytes()
-        else:  # the system's, which are not those that gRPC brings along
-            found = (ssl.DER_cert_to_PEM_cert(each) for each in context.get_ca_certs(True))
-            authorities = "".join(found).encode()
         key = Path(tls.key).read_bytes() if tls.key is not None else None
         chain = Path(tls.certificate).read_bytes() if tls.certificate is not None else None
     except OSError as error:
         raise StartError(f"registry.tls: {error.filename}: {error.strerror}") from None
-    return grpc.ssl_channel_credentials(authorities or None, key, chain)
+    # With an empty text gRPC would take those that it brings along.
+    return grpc.ssl_channel_credentials(authorities(tls) or b"\n", key, chain)
 
 
 class _Etcd(Registry):
@@ -434,8 +427,8 @@ class _EtcdSession(Session):
             yield
         except grpc.aio.AioRpcError as error:
             reason = _explain(error)
-            if self._lease and error.code() in _FATAL:
-                self._lose(reason)
+            if self._lease and error.code() == grpc.StatusCode.NOT_FOUND:
+                self._lose(reason)  # the lease. Whether the server is there, streams find out.
             raise RegistryError(reason) from None
         except (asyncio.InvalidStateError, grpc.aio.UsageError) as error:
             raise RegistryError(f"the connection is closed: {error}") from None
@@ -480,10 +473,6 @@ class _EtcdSession(Session):
                 )
         with contextlib.suppress(Exception):
             await self._channel.close()
-
-
-# Of a call: then the session is of no use any more. NOT_FOUND: the lease.
-_FATAL = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INTERNAL)
 
 
 def _explain(error: grpc.aio.AioRpcError) -> str:

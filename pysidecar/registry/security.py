@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 import stat
 from pathlib import Path
@@ -13,9 +14,10 @@ from pysidecar.errors import StartError
 if TYPE_CHECKING:
     from pysidecar.config.takeover import Credentials, RegistryTls
 
-__all__ = ["client_context", "read_credentials"]
+__all__ = ["authorities", "client_context", "read_credentials"]
 
 _MAX_PASSWORD = 4096  # bytes
+_HASHED = re.compile(r"[0-9a-f]{8}\.\d+")  # what OpenSSL looks for in a directory
 
 
 def read_credentials(credentials: Credentials | None) -> tuple[str, str] | None:
@@ -37,6 +39,20 @@ def read_credentials(credentials: Credentials | None) -> tuple[str, str] | None:
     if not password:
         raise StartError(f"registry.credentials.password_file {path}: the first line is empty")
     return credentials.username, password
+
+
+def authorities(tls: RegistryTls) -> bytes:
+    """Those that sign the registry's certificate, as PEM, for who takes no context. Raises
+    StartError."""
+    paths = ssl.get_default_verify_paths()
+    try:
+        if tls.ca is not None or paths.cafile is not None:
+            return Path(tls.ca or str(paths.cafile)).read_bytes()
+        found = sorted(Path(paths.capath).iterdir()) if paths.capath is not None else []
+        hashed = [each for each in found if _HASHED.fullmatch(each.name)]
+        return b"".join(dict.fromkeys(each.read_bytes() for each in hashed))
+    except OSError as error:
+        raise StartError(f"registry.tls: {error.filename}: {error.strerror}") from None
 
 
 def client_context(tls: RegistryTls | None) -> ssl.SSLContext | None:
