@@ -344,11 +344,13 @@ class Sidecar:
         if self._updating is not None:
             await self._updating
 
-    def _on_found(self, found: FoundServices) -> None:
-        """Takeover knows of other services or endpoints than before."""
+    def _on_found(self, found: FoundServices) -> asyncio.Task[None]:
+        """Takeover knows of other services or endpoints than before; the task is done when requests
+        go there."""
         self._found = found
         if self._updating is None:
             self._updating = asyncio.get_running_loop().create_task(self._update_services())
+        return self._updating
 
     async def _update_services(self) -> None:
         """However many changes come while a table is made: one more table follows it."""

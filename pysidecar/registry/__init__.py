@@ -69,6 +69,9 @@ class Session(abc.ABC):
 class Registry(abc.ABC):
     """One kind of registry, as it is configured."""
 
+    spread = 0.5
+    """Seconds after which others have heard of a change that the registry has taken."""
+
     @property
     @abc.abstractmethod
     def description(self) -> str:

@@ -14,7 +14,7 @@ from pysidecar.listeners import has_ipv6_loopback
 from pysidecar.registry.service import ServiceKey
 from pysidecar.takeover.applications import Applications, Offer, Unpublish
 from pysidecar.takeover.bodies import Body, BodyError, service_key
-from pysidecar.takeover.json_api import Answer, JsonApi
+from pysidecar.takeover.json_api import Answer, JsonApi, Settled
 from pysidecar.takeover.table import ServiceTable
 
 __all__ = ["MeshApi"]
@@ -51,6 +51,7 @@ class MeshApi:
         consumers: Sequence[Address] = (),
         own_ports: Collection[int] = (),
         unpublish: Unpublish | None = None,
+        settled: Settled | None = None,
     ) -> None:
         self._table = table
         self._consumers = list(consumers or settings.consumer)
@@ -65,6 +66,7 @@ class MeshApi:
                 "/services/unsubscribe": self._unsubscribe,
             },
             _answer,
+            settled,
         )
         self.address = self._api.address
         self.gate = self._api.gate

@@ -14,6 +14,7 @@ from pysidecar.takeover.table import Publication, ServiceTable
 
 __all__ = ["Applications", "Offer", "Unpublish", "is_owner"]
 
+
 Unpublish = Callable[[ServiceKey, int], Awaitable[None]]
 """Takes away what that user published of a service, as ``ServiceTable.unpublish``, and returns when
 the application may hear that it is done. Raises TableError."""

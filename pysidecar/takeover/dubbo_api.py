@@ -10,7 +10,7 @@ from pysidecar.config import Takeover
 from pysidecar.registry.service import ServiceKey
 from pysidecar.takeover.applications import Applications, Offer, Unpublish
 from pysidecar.takeover.bodies import Body, service_key
-from pysidecar.takeover.json_api import Answer, JsonApi
+from pysidecar.takeover.json_api import Answer, JsonApi, Settled
 from pysidecar.takeover.table import ServiceTable
 
 __all__ = ["DubboApi"]
@@ -33,6 +33,7 @@ class DubboApi:
         registry: str = "",
         own_ports: Collection[int] = (),
         unpublish: Unpublish | None = None,
+        settled: Settled | None = None,
     ) -> None:
         self._table = table
         self._registry = registry
@@ -47,6 +48,7 @@ class DubboApi:
                 "/unsub": self._unsubscribe,
             },
             lambda reason: {"err_no": 1, "err_msg": reason},
+            settled,
         )
         self.address = self._api.address
         self.gate = self._api.gate

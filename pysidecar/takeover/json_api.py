@@ -17,7 +17,7 @@ from pysidecar.web.gate import Gate, Limits, current_connection
 from pysidecar.web.peer import uid_of
 from pysidecar.web.server import GatedServer, is_for_us
 
-__all__ = ["Answer", "Handler", "JsonApi", "Stranger"]
+__all__ = ["Answer", "Handler", "JsonApi", "Settled", "Stranger"]
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +38,18 @@ Handler = Callable[[Any, int], Awaitable[Answer]]
 """Gets what the JSON says, and the uid of who sent it. Raises BodyError or TableError."""
 
 
+Settled = Callable[[], Awaitable[None]]
+"""Returns when requests go as the table is now: applications call as soon as they have an
+answer."""
+
+
 class Stranger(Exception):
     """Why a request is none of an application of this host."""
 
 
 class JsonApi:
     """Answers to POST requests by their path. ``failed`` makes the answer that says what went
-    wrong."""
+    wrong. An answer is sent when ``settled`` has returned."""
 
     def __init__(
         self,
@@ -52,11 +57,13 @@ class JsonApi:
         name: str,
         handlers: Mapping[str, Handler],
         failed: Callable[[str], Answer],
+        settled: Settled | None = None,
     ) -> None:
         self.address = Address(*listener.getsockname()[:2])
         self.gate = Gate(listener, name, LIMITS)
         self._handlers = handlers
         self._failed = failed
+        self._settled = settled
         application = web.Application()
         application.router.add_route("*", "/{path:.*}", self._serve)
         self._server = GatedServer(application, self.gate)
@@ -98,7 +105,10 @@ class JsonApi:
             raise BodyError(f"expected POST to one of {', '.join(self._handlers)}")
         if body is None:
             raise BodyError(f"expected a body of at most {MAX_BODY} bytes")
-        return await handler(_parse(body), uid)
+        answer = await handler(_parse(body), uid)
+        if self._settled is not None:
+            await self._settled()
+        return answer
 
     def _refuse(self, reason: str) -> Answer:
         self.gate.complain(f"refused: {reason}")

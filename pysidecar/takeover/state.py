@@ -295,7 +295,7 @@ class State(Watcher):
         the instances have to be kept, too."""
         return _Content(
             1,
-            tuple(each for each in self._table.publications if each.uid >= 0),
+            tuple(each for each in self._table.publications if each.uid >= 0 and not each.leaving),
             tuple(
                 _Subscription(
                     service, tuple(uids), instances if self._table.is_known(service) else None

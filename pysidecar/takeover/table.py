@@ -6,7 +6,7 @@ Nothing here waits, listens or writes: the table is told, and tells who watches 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import methodcaller
 
@@ -49,6 +49,15 @@ class Publication:
 
     alive: bool = True
     """Whether the application listens: one that does not is not in the registry."""
+
+    leaving: bool = False
+    """It is to be unpublished: it is not in the registry any more, and still served to those who
+    have not heard of that."""
+
+    @property
+    def is_offered(self) -> bool:
+        """Whether it is to be in the registry."""
+        return self.alive and not self.leaving
 
 
 @dataclass(slots=True)
@@ -131,6 +140,26 @@ class ServiceTable:
         for each in own:
             self._tell(methodcaller("unpublished", each))
         return bool(own)
+
+    def begin_unpublish(self, service: ServiceKey, uid: int) -> list[Publication]:
+        """All that ``unpublish`` would take away is leaving, until that, or until it is published
+        again. Raises TableError."""
+        found = self._published.get(service, {})
+        own = [each for each in found.values() if uid in (0, each.uid)]
+        if not own:
+            _check_owner(service, self._owners(service), uid)
+        leaving = [replace(each, leaving=True) for each in own]
+        for each in leaving:
+            found[each.address] = each
+            self._tell(methodcaller("published", each))
+        return leaving
+
+    def end_unpublish(self, publications: Iterable[Publication]) -> None:
+        """Takes away those that are still leaving."""
+        for each in publications:
+            found = self._published.get(each.service, {}).get(each.address)
+            if found is not None and found.leaving and found.uid == each.uid:
+                self.unpublish(each.service, each.uid, each.address)
 
     def set_alive(self, publication: Publication, alive: bool) -> None:
         """Whether its application listens. One that is not published any more is left alone."""

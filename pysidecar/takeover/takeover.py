@@ -40,17 +40,19 @@ _LOCAL_WEIGHT = 100
 # Seconds. Changes that come together make one table; many that do not, one after each pause.
 _PAUSE = 0.01
 _LEAVE_TIMEOUT = 2.0  # for the registry to take everything back
-# After that, for consumers to hear of it: SOFARegistry tells them after up to 2 s.
-_LEAVE_DELAY = 2.5
+_SETTLE_TIMEOUT = 1.0  # for requests to go where an application was told that they do
 
 
 class Takeover(Watcher):
-    """Its life: ``start``, then ``leave`` to be gentle, then ``stop``. ``found`` is called in the
-    loop each time that where requests go has changed. ``own`` are the sidecar's listeners, by what
-    they are for."""
+    """Its life: ``open``, ``start``, then ``leave`` to be gentle, ``stop``, ``close``. ``found`` is
+    called in the loop each time that where requests go has changed, and begins a task that makes it
+    so. ``own`` are the sidecar's listeners, by what they are for."""
 
     def __init__(
-        self, config: Config, own: Mapping[Address, str], found: Callable[[FoundServices], None]
+        self,
+        config: Config,
+        own: Mapping[Address, str],
+        found: Callable[[FoundServices], asyncio.Task[None]],
     ) -> None:
         settings = config.takeover
         assert settings is not None
@@ -87,6 +89,7 @@ class Takeover(Watcher):
         self._warned: set[Address] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._table = NOTHING_FOUND
+        self._applying: asyncio.Task[None] | None = None
 
     # ---- Life ----
 
@@ -95,11 +98,28 @@ class Takeover(Watcher):
         settings, registry = self._settings, self._config.registry.type
         ports = frozenset(address.port for address in self._own)
         listener = self._listen(settings.api, "takeover.api")
-        self._servers.append(MeshApi(self.table, settings, listener, own_ports=ports))
+        self._servers.append(
+            MeshApi(
+                self.table,
+                settings,
+                listener,
+                own_ports=ports,
+                unpublish=self.unpublish,
+                settled=self.settled,
+            )
+        )
         if settings.dubbo_api is not None:
             listener = self._listen(settings.dubbo_api, "takeover.dubbo_api")
             self._servers.append(
-                DubboApi(self.table, settings, listener, registry=registry, own_ports=ports)
+                DubboApi(
+                    self.table,
+                    settings,
+                    listener,
+                    registry=registry,
+                    own_ports=ports,
+                    unpublish=self.unpublish,
+                    settled=self.settled,
+                )
             )
 
     def _listen(self, address: Address, key: str) -> socket.socket:
@@ -160,15 +180,38 @@ class Takeover(Watcher):
             alive = before.alive if before is not None else publication.alive
             self.table.publish(replace(publication, alive=alive))
 
+    async def unpublish(self, service: ServiceKey, uid: int) -> None:
+        """As ``ServiceTable.unpublish``, and returns when no consumer elsewhere should call it any
+        more, so that the application can stop; until then it is served. Raises TableError."""
+        registration = self._registered.get(service)
+        leaving = self.table.begin_unpublish(service, uid)
+        try:
+            if registration is not None:
+                await self._withdraw([registration])
+        finally:
+            self.table.end_unpublish(leaving)
+
+    async def settled(self) -> None:
+        """Returns when requests go as the table is now; not later than after a second."""
+        if self._stale:
+            self._build()
+        if self._applying is not None:
+            await asyncio.wait([self._applying], timeout=_SETTLE_TIMEOUT)
+
+    async def _withdraw(self, registrations: Sequence[Registration]) -> None:
+        if self._client.state == "connected":
+            gone = [each for each in registrations if self._registered.get(each.service) is None]
+            await self._client.unregistered(gone, _LEAVE_TIMEOUT)
+            await asyncio.sleep(self._registry.spread)
+
     async def leave(self) -> None:
         """Takes back what is registered, and returns when no consumer should call any more, or the
         registry is away."""
         registrations = list(self._registered.values())
         self._leaving = True
         self._registered.clear()
-        if registrations and self._client.state == "connected":
-            await self._client.unregistered(registrations, _LEAVE_TIMEOUT)
-            await asyncio.sleep(_LEAVE_DELAY)
+        if registrations:
+            await self._withdraw(registrations)
 
     async def stop(self) -> None:
         """Ends what ``start`` began."""
@@ -238,7 +281,9 @@ class Takeover(Watcher):
         """As its publications are now: one registration for all of them."""
         self._stale.add(service)
         publications = [
-            each for each in self.table.published_of(service) if each.alive and not self._leaving
+            each
+            for each in self.table.published_of(service)
+            if each.is_offered and not self._leaving
         ]
         before = self._registered.pop(service, None)
         if not publications:
@@ -259,7 +304,9 @@ class Takeover(Watcher):
             self._timer = asyncio.get_running_loop().call_later(delay, self._build)
 
     def _build(self) -> None:
-        self._timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         now = time.time()
         self._stale.update(key for key, at in self._changes.items() if at <= now)
         if self._stale:
@@ -270,7 +317,7 @@ class Takeover(Watcher):
         table = FoundServices(tuple(self._services.values()), self._passed())
         if table != self._table:
             self._table = table
-            self._found(table)
+            self._applying = self._found(table)
         if self._changes:
             self._schedule(max(_PAUSE, min(self._changes.values()) - now))
 

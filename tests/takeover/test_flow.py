@@ -195,6 +195,7 @@ def test_a_call_goes_from_application_to_application(
     assert consumer.get("orders")[0] == 404
     provider.publish("orders", orders.server_port)
     consumer.subscribe("orders")
+    assert consumer.get("orders")[0] != 404  # it is known as soon as the API has answered
     consumer.gets("orders", "orders orders")
     consumer.called("orders", f"{provider.host}:{PROVIDER}")
     provider.called("orders", f"127.0.0.1:{orders.server_port}")
@@ -229,12 +230,13 @@ def test_an_application_that_is_gone_is_unpublished_until_it_is_back(
     again.delay = 0
 
 
+@pytest.mark.parametrize("how", ["the sidecar stops", "the application unpublishes and stops"])
 def test_a_provider_that_leaves_in_order_loses_no_request(
-    pods: Callable[..., Pod], application: Callable[..., _Application]
+    pods: Callable[..., Pod], application: Callable[..., _Application], how: str
 ) -> None:
     leaving, staying, consumer = pods(), pods(), pods()
-    for pod, name in ((leaving, "leaving"), (staying, "staying")):
-        served = application(name)
+    leaves = application("leaving")
+    for pod, served in ((leaving, leaves), (staying, application("staying"))):
         served.delay = 0.01
         pod.publish("orders", served.server_port)
     consumer.subscribe("orders")
@@ -256,7 +258,13 @@ def test_a_provider_that_leaves_in_order_loses_no_request(
     callers = [threading.Thread(target=call) for _ in range(4)]
     for each in callers:
         each.start()
-    leaving.sidecar.stop(timeout=20)
+    if how == "the sidecar stops":
+        leaving.sidecar.stop(timeout=20)
+    else:
+        assert leaving.say("/services/unpublish", serviceName="orders", protocolType="http")[
+            "success"
+        ]
+        leaves.leave()
     count = len(answered)
     eventually(lambda: len(answered) > count + 20)
     done.set()

@@ -107,6 +107,24 @@ def test_a_user_has_so_many_and_no_more(uid: int, share: int) -> None:
     table.publish(Publication(ECHO, HERE, uid))
 
 
+def test_what_is_leaving_may_come_back() -> None:
+    table = ServiceTable()
+    seen = Seen(table)
+    published = Publication(ECHO, HERE, ALICE)
+    table.publish(published)
+    with pytest.raises(TableError, match="another user"):
+        table.begin_unpublish(ECHO, BOB)
+    leaving = table.begin_unpublish(ECHO, ALICE)
+    assert [each.is_offered for each in table.published_of(ECHO)] == [False]
+    table.publish(published)
+    table.end_unpublish(leaving)
+    assert list(table.publications) == [published]
+    table.end_unpublish(table.begin_unpublish(ECHO, ALICE))
+    assert not list(table.publications)
+    assert seen.calls[-1][0] == "unpublished"
+    assert table.begin_unpublish(ECHO, ALICE) == []
+
+
 _STEPS = st.lists(
     st.tuples(
         st.sampled_from(["publish", "unpublish", "subscribe", "unsubscribe"]),
