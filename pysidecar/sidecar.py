@@ -270,6 +270,8 @@ class Sidecar:
         data_plane = DataPlane(workers=config.worker_count, timeouts=_timeouts(config))
         self._data_plane = data_plane
         stack.callback(data_plane.close)
+        if self._takeover is not None:
+            data_plane.keep_descriptors(self._takeover.most_connections)
         self._accelerate(data_plane)
         for way in self._ways:
             way.attach(data_plane)

@@ -547,6 +547,10 @@ class DataPlane:
         """For all timers that start from now on."""
         lib.dp_set_timeouts(self._dp, _timeouts(timeouts))
 
+    def keep_descriptors(self, count: int) -> None:
+        """Leaves as many more to the control plane. Before ``start``."""
+        lib.dp_keep_fds(self._dp, count)
+
     def start(self) -> None:
         """Starts the workers: from here on connections are accepted."""
         _check(lib.dp_start(self._dp), "cannot start the workers")

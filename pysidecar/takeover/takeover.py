@@ -240,6 +240,11 @@ class Takeover(Watcher):
         ]
 
     @property
+    def most_connections(self) -> int:
+        """Of applications, to say something; their calls are the data plane's."""
+        return sum(server.gate.limits.connections for server in self._servers)
+
+    @property
     def is_registered(self) -> bool:
         """Whether consumers elsewhere may know of anything here."""
         return bool(self._registered)

@@ -262,3 +262,11 @@ def test_a_child_that_was_just_forked_may_hold_what_was_closed() -> None:
         print("ok")
     """
     run_alone(script, MALLOC_PERTURB_="165")
+
+
+def test_what_is_kept_for_the_control_plane_is_for_no_connections() -> None:
+    def budget(kept: int) -> int:
+        with Plane(workers=1, before_start=lambda data: data.keep_descriptors(kept)) as plane:
+            return plane.data.counters().fds_budget
+
+    assert budget(0) - budget(50) == 50

@@ -364,12 +364,17 @@ size_t dp_ejected(struct dp *dp, struct dp_ejected *ejected, size_t max)
 
 /* ---- life ---- */
 
+void dp_keep_fds(struct dp *dp, uint32_t count)
+{
+    dp->kept_fds = count;
+}
+
 int plane_prepare(struct dp *dp)
 {
+    int spare = FDS_SPARE + (int)(dp->kept_fds + dp->worker_count * FDS_TO_REFUSE);
     int result = ensure_tables(dp);
 
-    if (result == 0 &&
-        !budget_measure(&dp->budget, FDS_SPARE + (int)dp->worker_count * FDS_TO_REFUSE))
+    if (result == 0 && !budget_measure(&dp->budget, spare))
         result = -EMFILE;
     if (result < 0)
         return result;

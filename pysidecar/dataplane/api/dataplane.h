@@ -219,6 +219,9 @@ int dp_set_services(struct dp *dp, const struct dp_services *services);
 /* 0 or -errno (-EINVAL: there is no room for so many fields). Before dp_start only. */
 int dp_set_request_limits(struct dp *dp, const struct dp_request_limits *limits);
 
+/* Leaves `count` more fds to the control plane, a small number. Before dp_start only. */
+void dp_keep_fds(struct dp *dp, uint32_t count);
+
 void dp_set_timeouts(struct dp *dp, const struct dp_timeouts *timeouts);
 
 /* 0 or -errno. */

@@ -17,6 +17,7 @@ struct dp {
     struct worker *workers;
     struct thread *threads; /* as many */
     uint32_t worker_count;
+    uint32_t kept_fds; /* for the control plane, beside those that it always has */
     bool started, joined;
     atomic_bool stopping;
     int event;
