@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -143,9 +144,18 @@ class BuildExt(build_ext):
 
 
 class BuildLibrary(build_clib):
-    """Makes the archive anew: an old one still has what was made of files that are no more."""
+    """Makes the archive anew: an old one still has what was made of files that are no more. And
+    compiles as many files at a time as there are processors."""
 
     def build_libraries(self, libraries: Any) -> None:
+        compile_in_turn = self.compiler.compile
+
+        def compile_at_once(sources: list[str], **settings: Any) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as executor:
+                made = executor.map(lambda each: compile_in_turn([each], **settings), sources)
+                return [each for objects in made for each in objects]
+
+        self.compiler.compile = compile_at_once
         for name, _ in libraries:
             Path(self.build_clib, self.compiler.library_filename(name)).unlink(missing_ok=True)
         super().build_libraries(libraries)
