@@ -131,6 +131,7 @@ class Sidecar:
             own=self._own_counters,
             rule_counters=lambda: self._rule_counters,
             conntrack=rules.conntrack,
+            takeover=self.takeover_status,
         )
 
     # ---- What others see ----
@@ -216,6 +217,17 @@ class Sidecar:
     def services(self, *, only_used: bool = False) -> Iterator[Sequence[ServiceSums]]:
         """What their requests add up to, in pieces, between which others may work."""
         return self._data_plane.services(only_used=only_used)
+
+    def service_details(self, service: ServiceSums) -> dict[str, Any]:
+        """What takeover knows of one; empty for others."""
+        if self._takeover is None:
+            return {}
+        words = (service.role.name.lower(), service.protocol.name.lower(), service.name)
+        return self._takeover.details(*words)
+
+    def takeover_status(self) -> dict[str, Any] | None:
+        """How takeover does; None: it is off."""
+        return None if self._takeover is None else self._takeover.status
 
     def endpoints(self, *, only_used: bool = False) -> Iterator[Sequence[EndpointSums]]:
         """Those of all services, likewise."""

@@ -44,6 +44,9 @@ class Observed(Connections, Requests, Services, Traced, Protocol):
     def state(self) -> str:
         """Such as ``serving``; only then the sidecar is ready."""
 
+    def takeover_status(self) -> Mapping[str, Any] | None:
+        """How takeover does; None: it is off."""
+
     def descriptors(self) -> Mapping[str, Any]:
         """How many file descriptors are left for connections; their ``state`` is ``full`` where
         there are none."""
@@ -64,6 +67,7 @@ class AdminServer:
         application.router.add_get("/ready", self._ready)
         application.router.add_get("/connections", ConnectionsPage(observed, self._turns).answer)
         application.router.add_get("/services", self._services.answer)
+        application.router.add_get("/takeover", self._takeover)
         application.router.add_get("/requests", RequestsPage(observed, self._turns).answer)
         application.router.add_get("/config", self._config)
         application.router.add_get("/metrics", self._metrics)
@@ -94,6 +98,7 @@ class AdminServer:
             "                limit=N, format=ndjson and filters such as destination=10.0.0.0/8:\n"
             "                see pysidecar connections --help\n"
             "  /services     services and their endpoints, and how they do; service=NAME\n"
+            "  /takeover     the registry, and how many services are registered there\n"
             "  /requests     those that ended lately; list=failed: that failed; list=slowest:\n"
             "                the slowest of the last five minutes; limit=N, format=ndjson and\n"
             "                filters such as service=NAME, status=5xx: see pysidecar requests\n"
@@ -113,6 +118,9 @@ class AdminServer:
         return web.json_response(
             {"state": state, "descriptors": descriptors}, status=200 if state == "serving" else 503
         )
+
+    async def _takeover(self, request: web.Request) -> web.Response:
+        return web.json_response(self._observed.takeover_status())
 
     async def _config(self, request: web.Request) -> web.Response:
         return await in_background(

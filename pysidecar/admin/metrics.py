@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import (
@@ -69,6 +70,7 @@ class Metrics:
         own: Callable[[], OwnCounters],
         rule_counters: Callable[[], RuleCounters],
         conntrack: Callable[[], Conntrack | None],
+        takeover: Callable[[], Mapping[str, Any] | None],
     ) -> None:
         self._registry = CollectorRegistry()
         self._reloads = Counter(
@@ -82,6 +84,7 @@ class Metrics:
         self._registry.register(_DataPlaneCollector(version, counters, ejected))
         self._registry.register(_OwnCollector(own))
         self._registry.register(_KernelCollector(rule_counters, conntrack))
+        self._registry.register(_TakeoverCollector(takeover))
 
     def count_reload(self, *, applied: bool) -> None:
         """Adds a reload that was applied or rejected."""
@@ -291,3 +294,30 @@ class _KernelCollector(Collector):
                 ("limit", "Most connections that can be tracked.", conntrack.limit),
             ):
                 yield GaugeMetricFamily(f"pysidecar_conntrack_{name}", text, value=value)
+
+
+class _TakeoverCollector(Collector):
+    def __init__(self, status: Callable[[], Mapping[str, Any] | None]) -> None:
+        self._status = status
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._status()
+        if status is None:
+            return
+        connected = GaugeMetricFamily(
+            "pysidecar_registry_connected",
+            "1 while there is a session with the registry.",
+            labels=["type"],
+        )
+        registry = status["registry"]
+        connected.add_metric([registry["type"]], float(registry["state"] == "connected"))
+        yield connected
+        for name, text in (
+            ("published", "Services that applications here provide."),
+            ("registered", "Those of them that the registry has."),
+            ("subscribed", "Services that applications here call."),
+        ):
+            yield GaugeMetricFamily(f"pysidecar_services_{name}", text, value=status[name])

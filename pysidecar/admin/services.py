@@ -27,6 +27,9 @@ class Services(LookedAt, Protocol):
     def unserved(self) -> RequestTally:
         """What requests add up to that reached none."""
 
+    def service_details(self, service: ServiceSums) -> dict[str, Any]:
+        """What else is known of one."""
+
 
 class ServicesPage:
     """Answers requests for services. From ``start`` on it looks at them now and then."""
@@ -90,6 +93,7 @@ class ServicesPage:
             "service": service.name,
             "protocol": service.protocol.name.lower(),
             "role": service.role.name.lower(),
+            **self._services.service_details(service),
             "active": tally.active,
             "pending": tally.pending,
             **_sums(tally),

@@ -28,7 +28,9 @@ def _service(entry: dict[str, Any]) -> list[str]:
     else:
         name = entry["service"]
         ejected = sum(endpoint["ejected"] for endpoint in entry["endpoints"])
-        state = f"{ejected} ejected" if ejected else "-" if entry["endpoints"] else "no endpoint"
+        state = _takeover_state(entry) or (
+            f"{ejected} ejected" if ejected else "-" if entry["endpoints"] else "no endpoint"
+        )
     return [
         name,
         entry["protocol"] or "-",
@@ -39,6 +41,18 @@ def _service(entry: dict[str, Any]) -> list[str]:
         *_numbers(entry),
         format_count(entry.get("pending", 0)),
     ]
+
+
+def _takeover_state(entry: dict[str, Any]) -> str | None:
+    """What hinders calls of it that no endpoint shows."""
+    if entry.get("known") is False:
+        return "registry has not told"
+    publications = entry.get("publications")
+    if publications is None:
+        return None
+    if not any(each["listens"] for each in publications):
+        return "application does not listen"
+    return "registered" if entry["registered"] else "not registered"
 
 
 def _endpoint(entry: dict[str, Any], endpoint: dict[str, Any]) -> list[str]:

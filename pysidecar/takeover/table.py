@@ -240,6 +240,11 @@ class ServiceTable:
         """Whether anybody wants it."""
         return service in self._subscribed
 
+    def users_of(self, service: ServiceKey) -> frozenset[int]:
+        """Who wants it."""
+        entry = self._subscribed.get(service)
+        return frozenset(entry.uids) if entry is not None else frozenset()
+
     def instances_of(self, service: ServiceKey) -> tuple[Instance, ...]:
         """What is known of it."""
         entry = self._subscribed.get(service)

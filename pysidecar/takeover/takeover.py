@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 
 from typing_extensions import override
 
@@ -25,6 +26,7 @@ from pysidecar.registry.service import Instance, Registration, ServiceKey
 from pysidecar.routing.found import NOTHING_FOUND, FoundService, FoundServices, Role
 from pysidecar.takeover.advertised import advertised, expand, local_hosts
 from pysidecar.takeover.api import MeshApi
+from pysidecar.takeover.described import describe
 from pysidecar.takeover.dubbo_api import DubboApi
 from pysidecar.takeover.endpoints import Endpoints
 from pysidecar.takeover.liveness import Liveness
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _METADATA_SERVICE = "org.apache.dubbo.metadata.MetadataService"
 _LOCAL_WEIGHT = 100
+_ROLES = {role.value: role for role in Role}
 # Seconds. Changes that come together make one table; many that do not, one after each pause.
 _PAUSE = 0.01
 _LEAVE_TIMEOUT = 2.0  # for the registry to take everything back
@@ -233,10 +236,8 @@ class Takeover(Watcher):
     def description(self) -> Sequence[str]:
         """For people: a line each."""
         return [
-            f"mesh API: http://{self._settings.api}, calls to "
-            f"{' and '.join(str(each) for each in self._settings.consumer)}",
-            f"calls from elsewhere: {self._settings.provider}, registered as {self.address}",
-            f"registry: {self._registry.description}",
+            f"mesh API: http://{self._settings.api}",
+            f"registry: {self._registry.description}, which is told of {self.address}",
         ]
 
     @property
@@ -253,6 +254,34 @@ class Takeover(Watcher):
     def registry_state(self) -> str:
         """``connected``, or why not."""
         return self._client.state
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """For people and programs, as plain values."""
+        return {
+            "registry": {
+                "type": self._config.registry.type,
+                "description": self._registry.description,
+                "state": self._client.state,
+            },
+            "advertised": str(self.address),
+            "published": sum(role is Role.PUBLISHED for role, _ in self._services),
+            "registered": sum(map(self._client.is_registered, self._registered.values())),
+            "subscribed": sum(role is Role.SUBSCRIBED for role, _ in self._services),
+        }
+
+    def details(self, role: str, protocol: str, name: str) -> dict[str, Any]:
+        """Of a service as the data plane names it; empty where there is none."""
+        if role not in _ROLES:
+            return {}
+        key = ServiceKey.parse(protocol, name)
+        if (_ROLES[role], key) not in self._services:
+            return {}
+        return describe(self.table, _ROLES[role], key, self._is_registered)
+
+    def _is_registered(self, service: ServiceKey) -> bool:
+        registration = self._registered.get(service)
+        return registration is not None and self._client.is_registered(registration)
 
     # ---- Watching the table ----
 
@@ -373,19 +402,19 @@ class Takeover(Watcher):
                 )
 
     def _passed(self) -> tuple[tuple[str, str, Address], ...]:
-        settings = self._settings
-        names = settings.pass_unknown
-        if names is None:
-            names = (_METADATA_SERVICE,)
-        passed = [
-            (protocol, name, Address("127.0.0.1", port))
-            for protocol, port in settings.application_ports.items()
-            for name in names
-        ]
-        by_itself = not any(each.service.protocol == "dubbo" for each in self.table.publications)
-        if settings.pass_unknown is None and by_itself and "dubbo" in settings.application_ports:
-            passed.append(("dubbo", "*", Address("127.0.0.1", settings.application_ports["dubbo"])))
-        return tuple(passed)
+        ports = {
+            str(protocol): Address("127.0.0.1", port)
+            for protocol, port in self._settings.application_ports.items()
+        }
+        names = self._settings.pass_unknown
+        if names is not None:
+            return tuple(
+                (protocol, name, address) for protocol, address in ports.items() for name in names
+            )
+        if "dubbo" not in ports:
+            return ()
+        published = any(each.service.protocol == "dubbo" for each in self.table.publications)
+        return (("dubbo", _METADATA_SERVICE if published else "*", ports["dubbo"]),)
 
 
 def _key(wanted: WantedService) -> ServiceKey:

@@ -90,6 +90,7 @@ class Shown:
     turn: int = 0
     asked: list[int] = field(default_factory=list)
     metrics: Any = None
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)  # by service
 
     def descriptors(self) -> dict[str, str]:
         return {"state": "enough"}
@@ -121,6 +122,12 @@ class Shown:
 
     def endpoints(self, *, only_used: bool = False) -> Iterator[Sequence[EndpointSums]]:
         return self._pieces(self.endpoint_sums)
+
+    def service_details(self, service: ServiceSums) -> dict[str, Any]:
+        return self.details.get(service.name, {})
+
+    def takeover_status(self) -> dict[str, Any] | None:
+        return None
 
     def unserved(self) -> RequestTally:
         return self.unserved_tally

@@ -319,25 +319,38 @@ def test_calls_go_on_while_the_registry_is_away(
                 assert consumer.get("orders") == (200, "orders orders")
 
 
-def test_a_change_reaches_requests_quickly_and_the_api_says_what_is_wrong(
+def test_what_is_published_and_subscribed_is_seen(
     pods: Callable[..., Pod], application: Callable[..., _Application]
 ) -> None:
-    provider = pods()
+    pod = pods()
     orders = application("orders")
-    assert "serviceName" in provider.say("/services/publish", port=1)["errorMessage"]
-    provider.publish("orders", orders.server_port)
-    entry = eventually(
-        lambda: next(
-            (
-                each
-                for each in provider.sidecar.admin_json("/services")
-                if each["service"] == "orders"
-            ),
-            None,
-        )
-    )
-    assert entry["role"] == "published"
-    assert provider.say("/services/unpublish", serviceName="orders", protocolType="http")["success"]
+    assert "serviceName" in pod.say("/services/publish", port=1)["errorMessage"]
+    pod.publish("orders", orders.server_port)
+    pod.subscribe("orders")
+
+    def seen() -> dict[str, Any] | None:
+        entries = pod.sidecar.admin_json("/services?service=orders")
+        found = {each["role"]: each for each in entries}
+        done = found["published"]["registered"] and found["subscribed"]["instances"]
+        return found if done else None
+
+    found = eventually(seen)
+    (publication,) = found["published"]["publications"]
+    assert publication["address"] == f"127.0.0.1:{orders.server_port}"
+    assert publication["listens"]
+    assert found["published"]["endpoints"][0]["address"] == publication["address"]
+    assert found["subscribed"]["known"]
+    assert found["subscribed"]["instances"][0]["address"] == f"{pod.host}:{PROVIDER}"
+    status = pod.sidecar.admin_json("/takeover")
+    assert status["registry"]["state"] == "connected"
+    assert [status[key] for key in ("published", "registered", "subscribed")] == [1, 1, 1]
+    admin = http.client.HTTPConnection(pod.sidecar.admin.host, pod.sidecar.admin.port, timeout=10)
+    admin.request("GET", "/metrics")
+    assert b'pysidecar_registry_connected{type="embedded"} 1.0' in admin.getresponse().read()
+    admin.close()
+    assert pod.say("/services/unpublish", serviceName="orders", protocolType="http")["success"]
+    (left,) = pod.sidecar.admin_json("/services?service=orders")
+    assert left["role"] == "subscribed"
 
 
 def test_the_configuration_publishes_and_subscribes_for_those_without_an_sdk(
