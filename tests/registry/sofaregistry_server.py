@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from pysidecar.address import Address
+from pysidecar.interception.rules.namespace import inside
 from tests.interop.servers import plain_environment, program
 from tests.namespaces import ip, namespace
 from tests.waiting import eventually
@@ -91,6 +92,19 @@ class SofaRegistryServer:
 
     def resume(self) -> None:
         self.process.send_signal(signal.SIGCONT)
+
+    def cut(self) -> None:
+        """From here on all packets are lost, between it and everybody else."""
+        self._nft("add table inet cut")
+        for hook, device in (("input", "iif"), ("output", "oif")):
+            chain = f"{{ type filter hook {hook} priority 0; {device} eth0 drop; }}"
+            self._nft(f"add chain inet cut {hook} {chain}")
+
+    def heal(self) -> None:
+        self._nft("delete table inet cut")
+
+    def _nft(self, rule: str) -> None:
+        inside(self.namespace, lambda: subprocess.run([program("nft"), rule], check=True))
 
     @property
     def _log(self) -> str:

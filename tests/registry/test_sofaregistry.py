@@ -19,7 +19,7 @@ from tests.registry.contract import BACK_WITHIN, Contract, Served, Way, instance
 from tests.registry.relay import Relay
 from tests.registry.sides import Side
 from tests.registry.sofaregistry_server import SofaRegistryServer
-from tests.requests.programs import Program, sofa
+from tests.requests.programs import Program, registered_dubbo, sofa
 from tests.waiting import eventually
 
 # The server starts in 15 s on two processors that are idle, and once for all tests of this file.
@@ -33,26 +33,26 @@ class _Served(Served):
     kind = "sofaregistry"
 
     def __init__(self, server: SofaRegistryServer) -> None:
-        self._server = server
+        self.server = server
         self.address = server.address
         self.host = server.host
         """Our own address, as it is seen there."""
 
     @override
     def start(self) -> None:
-        self._server.start()
+        self.server.start()
 
     @override
     def kill(self) -> None:
-        self._server.kill()
+        self.server.kill()
 
     @override
     def pause(self) -> None:
-        self._server.pause()
+        self.server.pause()
 
     @override
     def resume(self) -> None:
-        self._server.resume()
+        self.server.resume()
 
     @override
     def forget(self) -> None:
@@ -62,7 +62,7 @@ class _Served(Served):
     @contextlib.contextmanager
     def way(self) -> Iterator[Way]:
         with (
-            Relay(self._server.bolt) as bolt,
+            Relay(self.server.bolt) as bolt,
             _naming(bolt.address) as names,
             Relay(names) as http,
         ):
@@ -151,6 +151,45 @@ class TestContract(Contract):
             cut_off.unregister(Registration(service, instance(1, weight=50)))
             self.until(other, service)
 
+    @pytest.mark.soak
+    @pytest.mark.timeout(600)
+    def test_a_thousand_services_are_back_at_once(
+        self, served: _Served, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        services = [self.service() for _ in range(1000)]
+        registrations = [Registration(service, instance(1)) for service in services]
+        with Side(served.entry()) as provider, Side(served.entry()) as consumer:
+            provider.register(*registrations)
+            consumer.subscribe(*services)
+            eventually(lambda: all(map(consumer.sees, services)), patience=self.patience)
+
+            def is_back(by: Instance, service: ServiceKey) -> float:
+                began = time.monotonic()
+                consumer.register(Registration(service, by))
+                eventually(
+                    lambda: (
+                        provider.has_registered(*registrations)
+                        and by.address in (consumer.sees(service) or ())
+                    ),
+                    patience=self.patience,
+                )
+                return time.monotonic() - began
+
+            served.server.cut()
+            sides = (provider, consumer)
+            eventually(lambda: not any(side.state == "connected" for side in sides))
+            time.sleep(10)  # in which they try again
+            served.server.heal()
+            after_cut = is_back(instance(2), services[0])
+            served.kill()
+            served.start()
+            after_restart = is_back(instance(3), services[1])
+            with capsys.disabled():
+                print(
+                    f"after lost packets {after_cut:.1f} s, after a restart {after_restart:.1f} s"
+                )
+            assert max(after_cut, after_restart) < BACK_WITHIN
+
 
 # ---- SOFARPC ----
 
@@ -217,3 +256,31 @@ def test_a_consumer_of_sofarpc_finds_us(served: _Served, sofarpc: Program) -> No
         assert answer["value"].endswith("ours hello"), answer
         side.unregister(provided)
         eventually(lambda: "error" in sofarpc.call(**call), "the end of it")
+
+
+# ---- Dubbo ----
+
+
+def test_dubbo_finds_us_and_is_found(served: _Served) -> None:
+    theirs = ServiceKey("dubbo", "peer.Echo", "1.0", "blue")
+    ours = ServiceKey("dubbo", "peer.Echo", "2.0")
+    port = free_port()
+    with (
+        registered_dubbo(2) as provider,
+        registered_dubbo(2) as other,
+        Side(served.entry()) as side,
+    ):
+        side.subscribe(theirs)
+        provider.ask("begin", application="ours", registry="N/A", port=port)
+        provider.ask("serve", name="ours", services="2.0 ")
+        metadata = (("application", "ours"),)
+        here = Instance(Address(served.host, port), metadata=metadata)
+        side.register(Registration(ours, here))
+        registry = f"sofa://{served.address}"
+        other.ask("begin", application="theirs", registry=registry, port=free_port())
+        assert not other.ask("serve", name="theirs", services="1.0 blue")
+        (found,) = eventually(lambda: side.sees(theirs), "Dubbo's provider").values()
+        assert (found.weight, found.warmup) == (100, 600.0)
+        assert ("application", "theirs") in found.metadata
+        answer = other.call(service="2.0 ", method="echo", text="hello")
+        assert answer["value"].endswith("hello"), answer
