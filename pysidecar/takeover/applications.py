@@ -55,19 +55,26 @@ class Applications:
         """Raises BodyError and TableError."""
         port = self._port(offer)
         address, alive = _where(port, uid)
-        self._table.publish(
-            Publication(
-                offer.service,
-                address,
-                uid,
-                offer.application,
-                offer.weight,
-                offer.warmup,
-                offer.started,
-                tuple(sorted(offer.metadata.items())),
-                alive,
-            )
+        publication = Publication(
+            offer.service,
+            address,
+            uid,
+            offer.application,
+            offer.weight,
+            offer.warmup,
+            offer.started,
+            tuple(sorted(offer.metadata.items())),
+            alive,
         )
+        self._table.publish(publication)
+        if alive:
+            self._forget_before(publication)
+
+    def _forget_before(self, publication: Publication) -> None:
+        """An application that started again at another port: what was at the one of before."""
+        for each in self._table.published_of(publication.service):
+            if each.uid == publication.uid and not each.alive:
+                self._table.forget(each)
 
     async def unpublish(self, service: ServiceKey, uid: int) -> None:
         """It is no error that there is nothing: so it should be. Raises TableError."""

@@ -55,10 +55,11 @@ class Liveness:
         gone = {}
         now = time.monotonic()
         for each in publications:
-            alive = is_owner(each.uid, each.address, listening[each.address.port])
+            there = [one for one in listening[each.address.port] if one.accepts(each.address)]
+            alive = is_owner(each.uid, each.address, there)
             if alive != each.alive:
                 changes[each.address, each.uid, alive] += 1
-                self._table.set_alive(each, alive)
+            self._table.set_alive(each, alive, taken=bool(there) and not alive)
             if not alive:
                 place = (each.service, each.address)
                 gone[place] = self._gone.get(place, now)

@@ -201,7 +201,7 @@ class State(Watcher):
         refused = 0
         for publication in content.publications:
             try:
-                self._table.publish(replace(publication, alive=False))
+                self._table.publish(replace(publication, alive=False, taken=False))
             except TableError:
                 refused += 1
         for subscription in content.subscriptions:

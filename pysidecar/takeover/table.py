@@ -54,6 +54,9 @@ class Publication:
     """It is to be unpublished: it is not in the registry any more, and still served to those who
     have not heard of that."""
 
+    taken: bool = False
+    """Somebody else listens there in its place: nobody is served by it."""
+
     @property
     def is_offered(self) -> bool:
         """Whether it is to be in the registry."""
@@ -161,13 +164,14 @@ class ServiceTable:
             if found is not None and found.leaving and found.uid == each.uid:
                 self.unpublish(each.service, each.uid, each.address)
 
-    def set_alive(self, publication: Publication, alive: bool) -> None:
-        """Whether its application listens. One that is not published any more is left alone."""
+    def set_alive(self, publication: Publication, alive: bool, *, taken: bool = False) -> None:
+        """Whether its application listens, or somebody else. One that is not published any more is
+        left alone."""
         of_service = self._published.get(publication.service, {})
         before = of_service.get(publication.address)
-        if before is None or before.alive == alive:
+        if before is None or (before.alive, before.taken) == (alive, taken):
             return
-        of_service[publication.address] = after = replace(before, alive=alive)
+        of_service[publication.address] = after = replace(before, alive=alive, taken=taken)
         self._tell(methodcaller("published", after))
 
     def forget(self, publication: Publication) -> None:

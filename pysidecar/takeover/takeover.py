@@ -366,9 +366,9 @@ class Takeover(Watcher):
     def _build_service(self, service: ServiceKey, now: float) -> None:
         publications = list(self.table.published_of(service))
         local = [each.address for each in publications if each.alive] or [
-            each.address for each in publications
+            each.address for each in publications if not each.taken
         ]
-        self._put(Role.PUBLISHED, service, _even(local) if local else None)
+        self._put(Role.PUBLISHED, service, _even(local) if publications else None)
         self._changes.pop(service, None)
         if not self.table.is_subscribed(service):
             self._put(Role.SUBSCRIBED, service, None)

@@ -174,6 +174,16 @@ def test_roots_port_is_not_published_by_others(api: Served) -> None:
     assert answer["errorMessage"].startswith("port: expected")
 
 
+def test_an_application_that_starts_again_elsewhere_leaves_nothing_behind(api: Served) -> None:
+    with socket.socket() as before:
+        before.bind(("127.0.0.1", 0))
+        api.post("/services/publish", {"serviceName": "Echo:1.0", "port": before.getsockname()[1]})
+    with socket.create_server(("127.0.0.1", 0)) as application:
+        port = application.getsockname()[1]
+        assert api.post("/services/publish", {"serviceName": "Echo:1.0", "port": port})["success"]
+    assert [each.address.port for each in api.table.publications] == [port]
+
+
 def test_a_port_on_which_nobody_listens_is_not_alive(api: Served) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

@@ -78,6 +78,25 @@ def test_who_else_listens_there_is_not_the_application(owner: int, alive: bool) 
         application.kill()
 
 
+@needs_root
+def test_nobody_is_served_by_who_took_the_port() -> None:
+    table = ServiceTable()
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    table.publish(Publication(ECHO, Address("127.0.0.1", port), USERS[1], alive=False))
+    assert not is_alive(table)
+    assert [each.taken for each in table.publications] == [False]
+    application = Application(USERS[0], port)
+    try:
+        assert not is_alive(table)
+        assert [each.taken for each in table.publications] == [True]
+    finally:
+        application.kill()
+    assert not is_alive(table)
+    assert [each.taken for each in table.publications] == [False]
+
+
 @pytest.mark.parametrize(
     ("listens", "published", "alive"),
     [
