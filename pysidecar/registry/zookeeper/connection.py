@@ -249,7 +249,8 @@ class Connection:
 
         def bounded(length: int, timeout: float) -> bytes:
             if not 0 <= length <= MAX_REPLY:
-                raise ConnectionDropped(f"a reply of {length} bytes")
+                self._handler.problem = f"it sends a reply of {length} bytes"
+                raise ConnectionDropped(self._handler.problem)
             found: bytes = read(length, timeout)
             return found
 
