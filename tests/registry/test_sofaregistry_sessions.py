@@ -637,8 +637,13 @@ def test_a_large_push_is_told_before_the_next_and_the_loop_goes_on() -> None:
             boxes = [_box(f"10.1.{n >> 8}.{n & 255}:80?weight=3") for n in range(20_000)]
             server.push({"z": boxes})
             server.push({}, version=Long(2))
-            await until(lambda: len(seen) == 2)
+            turns = 0
+            async with asyncio.timeout(PATIENCE):
+                while len(seen) < 2:
+                    await asyncio.sleep(0.001)
+                    turns += 1
             assert [len(instances) for _, instances in seen] == [20_000, 0]
+            assert turns > 30  # it takes some tenths of a second
 
     run(test)
 
