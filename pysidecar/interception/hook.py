@@ -77,6 +77,8 @@ class ConnectHook(Interception):
                 self._obstacles[host] = obstacle
         if self._needs_listeners:
             self._open_listeners()
+        # Whoever connects from here on finds what is excluded, and what to do until we serve.
+        self._publish(State.STARTING)
 
     @property
     def _needs_listeners(self) -> bool:
@@ -194,7 +196,7 @@ class ConnectHook(Interception):
         assert self._checked is not None
         return self._checked[1]
 
-    def _publish(self) -> None:
+    def _publish(self, state: State = State.SERVING) -> None:
         assert self._page is not None
         outbound = self._config.outbound
         self._page.publish(
@@ -208,7 +210,7 @@ class ConnectHook(Interception):
                 rules=self._rules(),
                 server_uid=os.geteuid(),
             ),
-            State.SERVING,
+            state,
         )
 
     @override

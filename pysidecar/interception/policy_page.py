@@ -104,8 +104,8 @@ class PolicyPage:
     have it mapped: after a kill -9 of its writer they see the new one without looking for it."""
 
     def __init__(self, path: Path, *, socket_mode: int) -> None:
-        """Opens the file, in state STARTING. It is readable for those who may read the control
-        socket. Raises OSError."""
+        """Opens the file, in state STARTING; a new one is no page before the first ``publish``. It
+        is readable for those who may read the control socket. Raises OSError."""
         self.path = path
         mode = 0o600 | (socket_mode & 0o444)
         fd = _open_existing(path, mode)
@@ -123,8 +123,6 @@ class PolicyPage:
             # direct connections outlive a sidecar.
             self._page.alive_ns = time.monotonic_ns()
             self._page.ticket = secrets.token_bytes(lib.MOSNHOOK_TICKET_SIZE)
-            self._page.version = lib.MOSNHOOK_VERSION
-            self._page.magic = lib.MOSNHOOK_MAGIC
 
     @property
     def buffer(self) -> mmap.mmap:
@@ -161,6 +159,8 @@ class PolicyPage:
                 setattr(page, f"{name}_count", len(addresses))
             ffi.memmove(ffi.addressof(page, "rules"), policy.rules, len(policy.rules))
             page.state = state
+            page.version = lib.MOSNHOOK_VERSION
+            page.magic = lib.MOSNHOOK_MAGIC
 
     def set_state(self, state: State) -> None:
         """Changes the state alone."""

@@ -47,6 +47,19 @@ def serving(config: Config) -> Iterator[ConnectHook]:
         connect_hook.close()
 
 
+def test_before_it_serves_the_page_says_what_connects_do(tmp_path: Path) -> None:
+    config = configured(tmp_path, "when_away: wait:3s")
+    connect_hook = ConnectHook(config)
+    try:
+        connect_hook.open()
+        status = read_page(page_path(tmp_path / "hook.sock"))
+        assert status is not None
+        assert status.state is State.STARTING
+        assert status.when_away == config.outbound.when_away
+    finally:
+        connect_hook.close()
+
+
 def test_the_page_names_every_listener(tmp_path: Path) -> None:
     config = configured(tmp_path, "listen: [127.0.0.1:0, 127.0.0.2:0], exclude: []")
     with serving(config) as connect_hook, page_path(tmp_path / "hook.sock").open("rb") as file:

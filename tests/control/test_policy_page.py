@@ -78,6 +78,17 @@ def test_a_status_is_what_was_published(tmp_path: Path) -> None:
     assert not status.serving
 
 
+def test_a_new_page_is_none_before_it_says_something(tmp_path: Path) -> None:
+    """Else a process would take it that nothing is excluded, and that nobody waits."""
+    path = tmp_path / "hook.policy"
+    page = PolicyPage(path, socket_mode=0o600)
+    assert read_page(path) is None
+    page.publish(POLICY, State.STARTING)
+    status = read_page(path)
+    assert status is not None
+    assert (status.state, status.when_away) == (State.STARTING, WhenAway("wait", 2.5))
+
+
 def test_a_silent_sidecar_does_not_serve(tmp_path: Path) -> None:
     path = tmp_path / "hook.policy"
     page = PolicyPage(path, socket_mode=0o600)
