@@ -27,7 +27,7 @@ test: setup-tests ## run all tests (about a quarter of an hour at most)
 # What takes a fifth of a minute and more: real applications, rules in namespaces, BPF, fuzzing.
 SLOW_TESTS = $(addprefix tests/,interop requests mesh interception acceleration harness bench \
 	fuzz/test_targets.py $(patsubst %,control/test_%.py,room trace storm install) \
-	$(patsubst %,registry/test_%.py,sofaregistry zookeeper etcd))
+	$(patsubst %,registry/test_%.py,sofaregistry zookeeper zookeeper_java etcd))
 
 .PHONY: test-quick
 test-quick: setup-tests ## run most tests within two minutes: none of real applications or rules

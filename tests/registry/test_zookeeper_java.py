@@ -1,0 +1,61 @@
+"""What is written to ZooKeeper, found by Dubbo as it is; and what Dubbo writes, found by us."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pysidecar.address import Address
+from pysidecar.config import RegistryEntry
+from pysidecar.registry.service import Instance, Registration, ServiceKey
+from tests.registry.servers import ZooKeeperServer, free_port
+from tests.registry.sides import Side
+from tests.requests import programs
+from tests.waiting import PATIENCE, eventually
+
+PLAIN = ServiceKey("dubbo", "peer.Echo", version="1.0")
+BLUE = ServiceKey("dubbo", "peer.Echo", version="1.0", group="blue")
+GREEN = ServiceKey("dubbo", "peer.Echo", version="1.0", group="green")
+
+
+def answer(consumer: programs.Program, service: str) -> programs.Answer:
+    """The first one that is no error."""
+
+    def ask() -> programs.Answer:
+        return consumer.call(service=service, method="echo", text="hi", timeout=3000)
+
+    eventually(lambda: "value" in ask(), lambda: str(ask()), 2 * PATIENCE)
+    return ask()
+
+
+def test_dubbo_finds_us_and_we_find_dubbo(tmp_path: Path) -> None:
+    port = free_port()
+    with (
+        ZooKeeperServer(tmp_path) as server,
+        programs.registered_dubbo(3) as served,
+        programs.registered_dubbo(3) as three,
+        programs.registered_dubbo(2) as two,
+        programs.registered_dubbo(3) as itself,
+        Side(
+            RegistryEntry.model_validate({"type": "zookeeper", "address": str(server.address)})
+        ) as side,
+    ):
+        # A provider that registers nowhere, and which only the sidecar tells of.
+        served.ask("begin", application="served", registry="N/A", port=port)
+        served.ask("serve", name="by the sidecar", services="1.0 ,1.0 blue")
+        # Dubbo never connects to 127.x, but to [::1].
+        at = Instance(Address("::1", port), metadata=(("application", "served"),))
+        side.register(*(Registration(service, at) for service in (PLAIN, BLUE)))
+        registry = f"zookeeper://{server.address}"
+        for version, consumer in ((3, three), (2, two)):
+            consumer.ask("begin", application=f"app{version}", registry=registry)
+            for service in ("1.0 ", "1.0 blue"):
+                assert answer(consumer, service) == {"value": f"by the sidecar/{service} hi"}
+        # One that registers itself, in both of Dubbo's forms, and takes it back while it lives on.
+        side.subscribe(PLAIN, BLUE, GREEN)
+        itself.ask("begin", application="itself", registry=registry, port=free_port())
+        itself.ask("serve", name="by itself", services="1.0 blue")
+        eventually(lambda: len(side.sees(BLUE) or ()) == 2, lambda: str(side.sees(BLUE)))
+        assert side.sees(PLAIN) == {at.address: at}
+        itself.ask("stop")
+        eventually(lambda: side.sees(BLUE) == {at.address: at}, lambda: str(side.sees(BLUE)))
+    assert not any(side.told(GREEN))
