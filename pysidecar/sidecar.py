@@ -588,6 +588,8 @@ class Sidecar:
         self._data_plane.clear_event()
         closed_before, self._closed = self._closed, self._data_plane.counters().closed
         self._room.look()
+        if self._takeover is not None and self.state != "stopped":
+            self._takeover.demand(self._data_plane.take_wanted())
         size = 0
         while taken := self._access_log.fill(self._data_plane.take_lines):
             size += taken

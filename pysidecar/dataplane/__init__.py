@@ -60,6 +60,7 @@ __all__ = [
     "ConnectionRecord",
     "Counters",
     "DataPlane",
+    "DemandedService",
     "Direction",
     "EjectedEndpoint",
     "End",
@@ -95,6 +96,7 @@ _PROGRAMS = Path(__file__).with_name("accelerate.bpf.o")
 _NO_ROUTE = 0xFFFFFFFF
 _UNKNOWN_UID = 0xFFFFFFFF
 _BATCH = 512
+_WANTED = 64
 LINES_BYTES = int(lib.DP_LOG_BLOCK_BYTES)
 """Of the buffer that ``take_lines`` takes."""
 TRACE_PIECE = 128
@@ -417,6 +419,15 @@ class Acceleration:
     connections: int = 16384
 
 
+class DemandedService(NamedTuple):
+    """A service as requests name it; version and group are Dubbo's."""
+
+    protocol: Protocol
+    name: str
+    version: str
+    group: str
+
+
 class AccelerationError(Exception):
     """Why connections cannot be accelerated here; the text says what is missing."""
 
@@ -534,6 +545,15 @@ class DataPlane:
         raw, kept = table.to_native()
         _check(lib.dp_set_services(self._dp, raw), "cannot set the services")
         del kept
+
+    def take_wanted(self) -> list[DemandedService]:
+        """Services that requests wait for, since no rule leads to one, and that were not taken yet;
+        some perhaps twice. Requests go on when a table leads them there."""
+        raw = ffi.new("struct dp_wanted[]", _WANTED)
+        found: list[DemandedService] = []
+        while count := lib.dp_take_wanted(self._dp, raw, _WANTED):
+            found.extend(_wanted(each) for each in raw[0:count])
+        return found
 
     def set_request_limits(self, limits: RequestLimits) -> None:
         """Before ``start``."""
@@ -775,6 +795,15 @@ def _timeouts(timeouts: Timeouts) -> Any:
             "ejection_ms": milliseconds(timeouts.ejection) if timeouts.ejection else 0,
         },
     )
+
+
+def _wanted(raw: Any) -> DemandedService:
+    texts = (ffi.string(text) for text in (raw.name, raw.version, raw.group))
+    return DemandedService(Protocol(raw.protocol), *(_decoded(text) for text in texts))
+
+
+def _decoded(text: Any) -> str:
+    return bytes(text).decode("utf-8", "backslashreplace")
 
 
 def _ejected(raw: Any) -> EjectedEndpoint:

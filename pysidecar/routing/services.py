@@ -52,6 +52,7 @@ _NO_VERSION = "0.0.0"  # Dubbo's word for none, in requests
 _DETECT_TIMEOUT = 5.0  # seconds, as the default of `listeners`
 
 _Predicate = tuple[int, int, int, int, int]
+_Entrance = tuple[int, ...]
 _Endpoints = Sequence[tuple[Address, int]]
 """With weights."""
 
@@ -301,7 +302,11 @@ def _pack_configured(
         _entrance(listener, config, places) for listener in _in_order(config.listeners, listeners)
     ]
     if config.takeover is not None:
-        entrances.extend(_port(scope) for scope in (Scope.OUTBOUND, Scope.PROVIDER))
+        takeover = config.takeover
+        wait = _milliseconds(takeover.on_demand_timeout) if takeover.on_demand else 0
+        header = takeover.host_header.lower()
+        named = texts.add(None if header == "host" else header)
+        entrances += [_port(Scope.OUTBOUND, wait, named), _port(Scope.PROVIDER)]
     packed_texts, characters = texts.pack()
     packed = PackedServices(
         services=pack_array("struct dp_service", services),
@@ -352,9 +357,7 @@ def _in_order(
         yield listener
 
 
-def _entrance(
-    listener: ServiceListener, config: Config, places: dict[str, int]
-) -> tuple[int, int, int, int, int]:
+def _entrance(listener: ServiceListener, config: Config, places: dict[str, int]) -> _Entrance:
     service = listener.service
     protocol = listener.protocol or (config.services[service].protocol if service else "auto")
     return (
@@ -362,14 +365,14 @@ def _entrance(
         _milliseconds(listener.detect_timeout),
         Action.REFUSE,
         lib.DP_NO_SERVICE if service is None else places[service],
-        Scope.OUTBOUND,
+        *(Scope.OUTBOUND, 0, 0),
     )
 
 
-def _port(scope: Scope) -> tuple[int, int, int, int, int]:
+def _port(scope: Scope, on_demand: int = 0, name_header: int = 0) -> _Entrance:
     return (
         *(Protocol.AUTO, _milliseconds(_DETECT_TIMEOUT), Action.REFUSE, lib.DP_NO_SERVICE),
-        scope,
+        *(scope, on_demand, name_header),
     )
 
 

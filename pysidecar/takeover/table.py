@@ -13,7 +13,15 @@ from operator import methodcaller
 from pysidecar.address import Address
 from pysidecar.registry.service import Instance, ServiceKey
 
-__all__ = ["CONFIGURATION", "MAX_PER_USER", "Publication", "ServiceTable", "TableError", "Watcher"]
+__all__ = [
+    "CONFIGURATION",
+    "MAX_PER_USER",
+    "ON_DEMAND",
+    "Publication",
+    "ServiceTable",
+    "TableError",
+    "Watcher",
+]
 
 MAX_PER_USER = 2048
 """Publications of one user, and as many subscriptions; root may have eight times as many."""
@@ -23,6 +31,9 @@ _ROOT_SHARE = 8
 CONFIGURATION = -1
 """In the place of a uid: what the configuration itself publishes and subscribes. It may do what
 root may."""
+
+ON_DEMAND = -2
+"""In the place of a uid: what is subscribed because it was called. Bounded as a user's."""
 
 
 class TableError(Exception):
@@ -270,8 +281,9 @@ class ServiceTable:
 
     def _check_room(self, uid: int, what: str) -> None:
         count = self._counts[what, uid]
-        if count >= self._limit * (_ROOT_SHARE if uid <= 0 else 1):
-            raise TableError(f"user {uid} has {what} {count} services already, the limit")
+        if count >= self._limit * (_ROOT_SHARE if uid in (0, CONFIGURATION) else 1):
+            who = "on demand there are" if uid == ON_DEMAND else f"user {uid} has"
+            raise TableError(f"{who} {what} {count} services already, the limit")
 
     def _tell(self, tell: Callable[[Watcher], None]) -> None:
         for watcher in self._watchers:

@@ -10,7 +10,7 @@ import math
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from pysidecar.address import Address
 from pysidecar.config import Config, ProvidedService, WantedService
+from pysidecar.dataplane import DemandedService
 from pysidecar.listeners import open_listener
 from pysidecar.registry import make_registry
 from pysidecar.registry.client import RegistryClient
@@ -26,12 +27,20 @@ from pysidecar.registry.service import Instance, Registration, ServiceKey
 from pysidecar.routing.found import NOTHING_FOUND, FoundService, FoundServices, Role
 from pysidecar.takeover.advertised import advertised, expand, local_hosts
 from pysidecar.takeover.api import MeshApi
+from pysidecar.takeover.bodies import Body, BodyError, service_key
 from pysidecar.takeover.described import describe
 from pysidecar.takeover.dubbo_api import DubboApi
 from pysidecar.takeover.endpoints import Endpoints
 from pysidecar.takeover.liveness import Liveness
 from pysidecar.takeover.state import State, default_path
-from pysidecar.takeover.table import CONFIGURATION, Publication, ServiceTable, Watcher
+from pysidecar.takeover.table import (
+    CONFIGURATION,
+    ON_DEMAND,
+    Publication,
+    ServiceTable,
+    TableError,
+    Watcher,
+)
 
 __all__ = ["Takeover"]
 
@@ -40,6 +49,7 @@ log = logging.getLogger(__name__)
 _METADATA_SERVICE = "org.apache.dubbo.metadata.MetadataService"
 _LOCAL_WEIGHT = 100
 _ROLES = {role.value: role for role in Role}
+_NO_VERSION = "0.0.0"  # what Dubbo's requests have for none
 # Seconds. Changes that come together make one table; many that do not, one after each pause.
 _PAUSE = 0.01
 _LEAVE_TIMEOUT = 2.0  # for the registry to take everything back
@@ -90,6 +100,7 @@ class Takeover(Watcher):
         self._stale: set[ServiceKey] = set()
         self._changes: dict[ServiceKey, float] = {}  # seconds since the epoch
         self._warned: set[Address] = set()
+        self._refused = False  # something on demand
         self._timer: asyncio.TimerHandle | None = None
         self._table = NOTHING_FOUND
         self._applying: asyncio.Task[None] | None = None
@@ -150,6 +161,8 @@ class Takeover(Watcher):
     def apply(self, config: Config) -> None:
         """What the configuration itself publishes and subscribes has changed, perhaps."""
         assert config.takeover is not None
+        if config.takeover.on_demand != self._settings.on_demand:
+            self._stale.update(service for service, _, _ in self.table.subscriptions)
         self._config, self._settings = config, config.takeover
         wanted = {_key(each) for each in config.takeover.subscribe} | {
             ServiceKey.parse(each.protocol, each.subscribe)
@@ -159,6 +172,8 @@ class Takeover(Watcher):
         for service, uids, _ in self.table.subscriptions:
             if CONFIGURATION in uids and service not in wanted:
                 self.table.unsubscribe(service, CONFIGURATION)
+            if ON_DEMAND in uids and not self._settings.on_demand:
+                self.table.unsubscribe(service, ON_DEMAND)
         for service in wanted:
             self.table.subscribe(service, CONFIGURATION)
         self._publish_configured(
@@ -329,6 +344,19 @@ class Takeover(Watcher):
         if registration != before:
             self._client.register(registration)
 
+    def demand(self, services: Iterable[DemandedService]) -> None:
+        """Requests wait for these services, which nobody subscribed: this does."""
+        for each in services if self._settings.on_demand else ():
+            try:
+                self.table.subscribe(_demanded(each), ON_DEMAND)
+            except (BodyError, TableError) as error:
+                log.log(
+                    logging.DEBUG if self._refused else logging.WARNING,
+                    "a service that was called is not subscribed on demand: %s",
+                    error,
+                )
+                self._refused = True
+
     # ---- From the table to where requests go ----
 
     def _schedule(self, delay: float) -> None:
@@ -370,7 +398,8 @@ class Takeover(Watcher):
         ]
         self._put(Role.PUBLISHED, service, _even(local) if publications else None)
         self._changes.pop(service, None)
-        if not self.table.is_subscribed(service):
+        waits = self._settings.on_demand and not self.table.is_known(service)
+        if waits or not self.table.is_subscribed(service):
             self._put(Role.SUBSCRIBED, service, None)
             return
         selection = self._endpoints.select(self.table.instances_of(service), local, now)
@@ -419,6 +448,18 @@ class Takeover(Watcher):
 
 def _key(wanted: WantedService) -> ServiceKey:
     return ServiceKey(wanted.protocol, wanted.service, wanted.version, wanted.group)
+
+
+def _demanded(service: DemandedService) -> ServiceKey:
+    """Raises BodyError where a request named what no application could subscribe."""
+    names = Body(service._asdict())
+    version = names.name("version", "1.0", required=False)
+    return service_key(
+        service.protocol.name.lower(),
+        names.name("name", "com.example.Orders"),
+        names.name("group", "blue", required=False),
+        "" if version == _NO_VERSION else version,
+    )
 
 
 def _publication(provided: ProvidedService) -> Publication:

@@ -274,6 +274,17 @@ def test_a_provider_that_leaves_in_order_loses_no_request(
     assert set(answered[count + 8 :]) == {"staying orders"}
 
 
+def test_a_call_subscribes_its_service_on_demand(
+    pods: Callable[..., Pod], application: Callable[..., _Application]
+) -> None:
+    provider, consumer = pods(), pods(on_demand=True, on_demand_timeout="20s")
+    orders = application("orders")
+    provider.publish("orders.example", orders.server_port)
+    assert consumer.get("orders.example") == (200, "orders orders.example")
+    assert consumer.get("Orders.example:80")[0] == 200
+    assert provider.get("orders.example")[0] == 404  # there it is not configured
+
+
 def test_a_killed_sidecar_remembers_what_nobody_repeats(
     pods: Callable[..., Pod], application: Callable[..., _Application]
 ) -> None:

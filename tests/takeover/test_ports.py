@@ -12,7 +12,15 @@ import pytest
 
 from pysidecar.address import Address
 from pysidecar.config import parse
-from pysidecar.dataplane import DataPlane, Direction, Flag, ServiceRole, Timeouts
+from pysidecar.dataplane import (
+    DataPlane,
+    DemandedService,
+    Direction,
+    Flag,
+    Protocol,
+    ServiceRole,
+    Timeouts,
+)
 from pysidecar.interception.services import ServiceListeners
 from pysidecar.registry.service import ServiceKey
 from pysidecar.routing.found import NOTHING_FOUND, FoundService, FoundServices, Role
@@ -62,9 +70,11 @@ class Ports:
         self.plane.close()
         self.listeners.close()
 
-    def last(self) -> tuple[Direction, str | None, tuple[Flag, ...]]:
-        [request, *_] = next(self.plane.recent_requests())
-        return request.direction, request.service, request.flags
+    def last(self) -> tuple[Direction | None, str | None, tuple[Flag, ...]]:
+        """Of the latest request that ended."""
+        for request, *_ in self.plane.recent_requests():
+            return request.direction, request.service, request.flags
+        return None, None, ()
 
 
 @pytest.fixture
@@ -262,3 +272,148 @@ def test_a_service_that_goes_while_it_is_called_is_counted_anew(ports: Ports) ->
         assert answer.status == BOLT.good
         [found] = [each for piece in ports.plane.services() for each in piece]
         assert (found.tally.requests, found.tally.active) == (0, 0)
+
+
+# ---- on demand ----
+
+
+@pytest.fixture
+def demanding() -> Iterator[Ports]:
+    ports = Ports(", on_demand: true, on_demand_timeout: 20s")
+    yield ports
+    ports.close()
+
+
+def wanted(ports: Ports) -> set[DemandedService]:
+    """What is told, as soon as anything is."""
+    return set(eventually(ports.plane.take_wanted))
+
+
+def in_background(call: Callable[[], int]) -> Callable[[], int]:
+    """Begins it; what it gives, when it does."""
+    results: list[int] = []
+    thread = threading.Thread(target=lambda: results.append(call()))
+    thread.start()
+
+    def result() -> int:
+        thread.join(PATIENCE)
+        return results[0]
+
+    return result
+
+
+@pytest.mark.parametrize("protocol", SERVICES)
+def test_an_unknown_service_is_waited_for(demanding: Ports, protocol: str) -> None:
+    with application(protocol) as address:
+        status = in_background(lambda: call(demanding.consumer, protocol))
+        key = SERVICES[protocol]
+        want = DemandedService(Protocol[protocol.upper()], key.name, key.version, key.group)
+        assert wanted(demanding) == {want}
+        demanding.find(FoundServices((FoundService(ServiceKey("bolt", "x"), Role.SUBSCRIBED),)))
+        assert demanding.plane.take_wanted() == []
+        demanding.add(Role.SUBSCRIBED, protocol, address)
+        assert status() == good(protocol)
+        eventually(lambda: demanding.last()[1:] == (str(key), ()))
+    assert call(demanding.provider, protocol) != good(protocol)  # there nobody waits
+
+
+def test_a_body_waits_with_its_head(demanding: Ports) -> None:
+    body = b"x" * 300_000
+    head = b"POST /b HTTP/1.1\r\nHost: orders\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with application("http") as address, connect(demanding.consumer) as client:
+        sending = threading.Thread(target=client.sendall, args=(head + body,))
+        sending.start()
+        assert len(wanted(demanding)) == 1
+        demanding.add(Role.SUBSCRIBED, "http", address)
+        answer = read_message(client)
+        sending.join()
+    assert answer[1] == b"/b|" + body
+
+
+def test_others_on_the_connection_go_on_meanwhile(demanding: Ports) -> None:
+    """And each name is told once."""
+    with application("bolt") as address, connect(demanding.consumer) as client:
+        other = FoundService(ServiceKey("bolt", "AnY"), Role.SUBSCRIBED, ((address, 1),))
+        demanding.find(FoundServices((other,)))
+        for number in range(100):
+            client.sendall(BOLT.request(Request(number, "echo", b"%d" % number)))
+        known = BOLT.request(Request(100, "echo", b"known"))
+        client.sendall(known.replace(b"\3any", b"\3AnY"))
+        assert BOLT.read(client) == Answer(100, BOLT.good, b"known")
+        assert demanding.plane.take_wanted() == [DemandedService(Protocol.BOLT, "any", "", "")]
+        found = FoundService(SERVICES["bolt"], Role.SUBSCRIBED, ((address, 1),))
+        demanding.find(FoundServices((other, found)))
+        answers = [BOLT.read(client) for _ in range(100)]
+        assert {each.content for each in answers} == {b"%d" % number for number in range(100)}
+
+
+def test_nobody_waits_longer_than_that(demanding: Ports) -> None:
+    short = Ports(", on_demand: true, on_demand_timeout: 100ms")
+    try:
+        for protocol in SERVICES:
+            assert call(short.consumer, protocol) != good(protocol)
+            eventually(lambda: short.last()[2] == (Flag.NO_ROUTE,))
+        assert len(wanted(short)) == len(SERVICES)
+    finally:
+        short.close()
+    with connect(demanding.consumer) as client:  # what the client itself waits
+        client.sendall(BOLT.request(Request(1, "echo", b""), timeout_ms=50))
+        answer = BOLT.read(client)
+        assert isinstance(answer, Answer)
+        assert answer.status != BOLT.good
+
+
+def test_who_leaves_waits_no_longer(demanding: Ports) -> None:
+    for _ in range(3):
+        with connect(demanding.consumer) as client:
+            for number in range(50):
+                client.sendall(BOLT.request(Request(number, "echo", b"x" * 5000)))
+            assert len(wanted(demanding)) == 1
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        eventually(lambda: demanding.last()[2] == (Flag.DOWNSTREAM_CLOSED,))
+    with application("bolt") as address:
+        demanding.add(Role.SUBSCRIBED, "bolt", address)
+        assert call(demanding.consumer, "bolt") == BOLT.good
+
+
+def test_what_is_no_name_is_refused_at_once(demanding: Ports) -> None:
+    with connect(demanding.consumer) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: %s\r\n\r\n" % (b"h" * 300))
+        assert b" 404 " in read_message(client)[0]
+        client.sendall(b"CONNECT orders:80 HTTP/1.1\r\nHost: orders:80\r\n\r\n")
+        assert b" 404 " not in read_message(client)[0]
+    assert demanding.plane.take_wanted() == []
+
+
+def test_another_header_names_what_is_wanted() -> None:
+    ports = Ports(", on_demand: true, on_demand_timeout: 100ms, host_header: X-Service")
+    try:
+        with connect(ports.consumer) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nx-service: Orders\r\n\r\n")
+            read_message(client)
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            read_message(client)
+        assert wanted(ports) == {DemandedService(Protocol.HTTP, "Orders", "", "")}
+    finally:
+        ports.close()
+
+
+def test_so_many_names_wait_and_no_more(demanding: Ports) -> None:
+    """While nobody takes what is told."""
+    names, most = 1500, 1024
+    request = BOLT.request(Request(1, "echo", b""))
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(demanding.consumer)) for _ in range(15)]
+        for number in range(names):
+            name = short_name(number)
+            clients[number % len(clients)].sendall(request.replace(b"any", name))
+        eventually(lambda: demanding.plane.unserved().requests == names - most)
+        assert len(set(demanding.plane.take_wanted())) == most
+        assert demanding.plane.take_wanted() == []
+    eventually(lambda: demanding.plane.unserved().requests == names)
+    assert call(demanding.provider, "bolt") != BOLT.good
+
+
+def short_name(number: int) -> bytes:
+    """As long as that of the frame."""
+    return b"%03x" % number

@@ -520,8 +520,8 @@ static void test_listeners(void **state)
     (void)state;
     rule(DP_HTTP1);
     written.entrances[0] =
-        (struct dp_entrance){DP_AUTO, 700, DP_REFUSE, DP_NO_SERVICE, DP_SCOPE_INBOUND};
-    written.entrances[1] = (struct dp_entrance){DP_HTTP1, 0, 0, 0, DP_SCOPE_OUTBOUND};
+        (struct dp_entrance){DP_AUTO, 700, DP_REFUSE, DP_NO_SERVICE, DP_SCOPE_INBOUND, 2000, 0};
+    written.entrances[1] = (struct dp_entrance){.protocol = DP_HTTP1, .service = 0};
     written.table.entrance_count = 2;
     assert_int_equal(offer(), 0);
     entrance = router_entrance(worker, 0);
@@ -529,6 +529,7 @@ static void test_listeners(void **state)
     assert_int_equal(entrance.detect_ms, 700);
     assert_int_equal(entrance.undetected, DP_REFUSE);
     assert_int_equal(entrance.scope, DP_SCOPE_INBOUND);
+    assert_int_equal(entrance.on_demand_ms, 2000);
     assert_null(entrance.service);
     entrance = router_entrance(worker, 1);
     assert_ptr_equal(entrance.service, directories.newest->services[0]);
@@ -615,6 +616,7 @@ static void test_what_is_not_consistent_is_refused(void **state)
     REFUSES(written.rules[0].scopes, 0);
     REFUSES(written.rules[0].scopes, 1u << DP_SCOPES);
     REFUSES(written.entrances[0].scope, DP_SCOPES);
+    REFUSES(written.entrances[0].name_header, written.table.text_count);
     REFUSES(written.rules[1].first_predicate, 0);
     REFUSES(written.rules[1].predicate_count, 2);
     REFUSES(written.rules[1].first_target, 0);

@@ -118,6 +118,7 @@ static void share(struct dp *dp, struct worker *worker)
     worker->listeners = &dp->listeners;
     worker->accelerator = &dp->accelerator;
     worker->limits = &dp->limits;
+    worker->wanted = &dp->wanted;
     worker->handler = &handler;
 }
 
@@ -168,6 +169,7 @@ struct dp *dp_create(uint32_t workers, const struct dp_timeouts *timeouts)
     dp->budget.event = dp->event;
     dp->listeners.event = dp->event;
     dp->inboxes.reports.event = dp->event;
+    dp->wanted.event = dp->event;
     routes_init(&dp->routes, dp->event);
     directories_init(&dp->directories, &dp->routes.registry, workers);
     dp_set_timeouts(dp, timeouts);
@@ -194,6 +196,7 @@ void dp_destroy(struct dp *dp)
     parks_close(&dp->parks);
     accelerator_close(&dp->accelerator);
     close_fd(&dp->event);
+    wanted_close(&dp->wanted);
     directories_close(&dp->directories);
     routes_close(&dp->routes);
     foreign_release(dp->foreign);
@@ -328,6 +331,11 @@ int dp_set_services(struct dp *dp, const struct dp_services *services)
     directories_set(&dp->directories, directory);
     wake_workers(dp);
     return 0;
+}
+
+size_t dp_take_wanted(struct dp *dp, struct dp_wanted *wanted, size_t max)
+{
+    return wanted_take(&dp->wanted, wanted, max);
 }
 
 /* Without routes every connection goes to its original destination. */

@@ -216,6 +216,10 @@ int dp_set_routes(struct dp *dp, uint32_t which, const struct mosnhook_rules *ru
  * before). */
 int dp_set_services(struct dp *dp, const struct dp_services *services);
 
+/* Stores at most `max` services that requests wait for (see dp_entrance.on_demand_ms) and that were
+ * not taken yet. Signalled by the event. Returns their number; 0 when there are no more. */
+size_t dp_take_wanted(struct dp *dp, struct dp_wanted *wanted, size_t max);
+
 /* 0 or -errno (-EINVAL: there is no room for so many fields). Before dp_start only. */
 int dp_set_request_limits(struct dp *dp, const struct dp_request_limits *limits);
 

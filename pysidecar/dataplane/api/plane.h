@@ -10,6 +10,7 @@
 #include "intercept/park.h"
 #include "l4/accelerator.h"
 #include "l7/router.h"
+#include "l7/wanted.h"
 #include "net/budget.h"
 #include "upstream/routes.h"
 
@@ -28,6 +29,7 @@ struct dp {
     struct foreign *foreign;
     struct routes routes;
     struct directories directories;
+    struct wanted wanted;
     struct clients clients;
     struct parks parks;
     struct listeners listeners;

@@ -334,6 +334,22 @@ struct dp_entrance {
     uint32_t detect_ms, undetected; /* as in struct dp_route */
     uint32_t service;               /* index, or DP_NO_SERVICE: by the rules */
     uint32_t scope;                 /* enum dp_scope: by which rules */
+    /* How long a request waits for a service that no rule of the scope leads to, and which the
+     * control plane is told of (see dp_take_wanted); 0: it is refused at once. */
+    uint32_t on_demand_ms;
+    uint32_t name_header; /* HTTP: a text, the header that names the service; none: the host */
+};
+
+enum {
+    DP_WANTED_NAME_BYTES = 256,
+    DP_WANTED_TEXT_BYTES = 64,
+};
+
+/* A service that requests wait for, as they name it. Texts are NUL-padded, and whole. */
+struct dp_wanted {
+    uint32_t protocol; /* enum dp_protocol */
+    char name[DP_WANTED_NAME_BYTES];
+    char version[DP_WANTED_TEXT_BYTES], group[DP_WANTED_TEXT_BYTES]; /* Dubbo */
 };
 
 /* The table of services. */

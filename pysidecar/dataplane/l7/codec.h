@@ -82,7 +82,7 @@ struct message {
     bool until_close;   /* an answer that ends with the connection */
     uint64_t body_size; /* UINT64_MAX: not known before its end */
     bool last;          /* the peer ends the connection after this message */
-    struct text frame;  /* codecs that multiplex: all of it */
+    struct text frame;  /* codecs that multiplex: all of it; else, by wire.c, the head as it came */
 
     struct text data; /* CODEC_DATA */
 

@@ -116,7 +116,9 @@ static bool is_consistent(const struct dp_services *from)
             return false;
     for (uint32_t i = 0; i < from->entrance_count; i++)
         if (from->entrances[i].protocol > DP_AUTO || from->entrances[i].undetected > DP_REFUSE ||
-            from->entrances[i].scope >= DP_SCOPES || !is_target(from->entrances[i].service, from))
+            from->entrances[i].scope >= DP_SCOPES ||
+            from->entrances[i].name_header >= from->text_count ||
+            !is_target(from->entrances[i].service, from))
             return false;
     return true;
 }
@@ -198,12 +200,17 @@ static void add_destination(struct directory *directory, const struct dp_service
     }
 }
 
-static void add_entrance(struct directory *directory, const struct dp_entrance *settings)
+static void add_entrance(struct directory *directory, const struct dp_services *from,
+                         const struct dp_entrance *settings)
 {
     directory->entrances[directory->entrance_count++] = (struct entrance){
-        settings->protocol,   settings->detect_ms,
-        settings->undetected, service_at(directory, settings->service),
+        settings->protocol,
+        settings->detect_ms,
+        settings->undetected,
+        service_at(directory, settings->service),
         settings->scope,
+        settings->on_demand_ms,
+        text_of(from, directory->characters, settings->name_header),
     };
 }
 
@@ -235,7 +242,7 @@ static int fill(struct directory *directory, struct directories *directories,
     for (uint32_t i = 0; i < from->rule_count; i++)
         add_destination(directory, from, i);
     for (uint32_t i = 0; i < from->entrance_count; i++)
-        add_entrance(directory, &from->entrances[i]);
+        add_entrance(directory, from, &from->entrances[i]);
     return rulebook_create(&directory->rules, from, directory->characters) ? 0 : -ENOMEM;
 }
 

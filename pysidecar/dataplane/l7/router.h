@@ -24,6 +24,8 @@ struct entrance {
     uint32_t detect_ms, undetected; /* as in struct dp_route */
     struct service *service;        /* NULL: by the rules of the scope */
     enum dp_scope scope;
+    uint32_t on_demand_ms;   /* as in struct dp_entrance */
+    struct text name_header; /* likewise; valid until the worker's next turn */
 };
 
 /* By the first rule of the scope that matches a request of that protocol. */

@@ -6,18 +6,21 @@
 
 #include "base/clock.h"
 #include "base/owner.h"
+#include "base/random.h"
 #include "base/sockaddr.h"
 #include "l7/downstream.h"
 #include "l7/pool.h"
 #include "l7/router.h"
 #include "l7/streams.h"
 #include "l7/uplink.h"
+#include "l7/wanted.h"
 #include "upstream/routes.h"
 
 enum {
     KEPT_BYTES = BLOCK_BYTES,       /* of a request that may be sent again */
     MOST_UNSENT = 16 * 1024 * 1024, /* answers that wait for one client that does not read them */
     SPARE_STREAMS = 256,
+    MOST_WANTING = 1024, /* of a worker's requests that wait for a service */
 };
 
 static struct worker *worker_of(const struct stream *stream)
@@ -169,6 +172,38 @@ static void leave_pool(struct stream *stream, bool complete)
     stream->pool = NULL;
 }
 
+/* ---- waiting for a service ---- */
+
+static void enter_wanting(struct stream *stream)
+{
+    struct streams *streams = worker_of(stream)->streams;
+
+    stream->next_wanting = streams->wanting;
+    stream->wanting = &streams->wanting;
+    if (stream->next_wanting)
+        stream->next_wanting->wanting = &stream->next_wanting;
+    streams->wanting = stream;
+}
+
+static void unlink_wanting(struct stream *stream)
+{
+    *stream->wanting = stream->next_wanting;
+    if (stream->next_wanting)
+        stream->next_wanting->wanting = stream->wanting;
+    stream->wanting = NULL;
+}
+
+static void leave_wanting(struct stream *stream)
+{
+    struct worker *worker = worker_of(stream);
+
+    if (!stream->wanting)
+        return;
+    unlink_wanting(stream);
+    worker->streams->wanting_count--;
+    wanted_leave(worker->wanted);
+}
+
 /* ---- its end ---- */
 
 static void set_flag(struct stream *stream, enum dp_flag flag)
@@ -194,6 +229,7 @@ static void end(struct stream *stream, bool complete)
     struct streams *streams = worker->streams;
 
     stream->ended = true;
+    leave_wanting(stream);
     timer_cancel(&worker->loop.timers, &stream->timer);
     if (stream->timed)
         timers_release(&worker->loop.timers, 1);
@@ -355,18 +391,24 @@ static void answer_expired(struct timer *timer)
     stream_expire(stream);
 }
 
+static bool reserve_timer(struct stream *stream)
+{
+    if (!stream->timed)
+        stream->timed = timers_reserve(&worker_of(stream)->loop.timers, 1);
+    return stream->timed;
+}
+
 /* `ms`: for all of the answer; 0: there is no such limit. */
 static void begin_timer(struct stream *stream, uint32_t ms)
 {
     struct loop *loop = &worker_of(stream)->loop;
 
-    stream->answer_at_ms = ms ? loop->now_ms + ms : UINT64_MAX;
+    stream->answer_at_ms = ms ? stream->began_ns / NS_PER_MS + ms : UINT64_MAX;
     stream->complete_ms = loop->now_ms;
     if (stream->answer_at_ms == UINT64_MAX && silent_at_ms(stream) == UINT64_MAX)
         return;
-    if (!timers_reserve(&loop->timers, 1))
+    if (!reserve_timer(stream))
         return;
-    stream->timed = true;
     set_timer(stream);
 }
 
@@ -602,11 +644,16 @@ static bool is_connect(const struct stream *stream, const struct message *reques
     return codec_used(stream)->protocol == DP_HTTP1 && text_equal(request->method, TEXT("CONNECT"));
 }
 
-/* Finds its service. False: it is over. */
-static bool route(struct stream *stream, const struct message *request, struct routed *routed)
+static const struct dp_listener *listener_of(const struct stream *stream)
+{
+    return stream->downstream->session->origin.listener;
+}
+
+/* Finds its service. */
+static void route(const struct stream *stream, const struct message *request, struct routed *routed)
 {
     struct downstream *downstream = stream->downstream;
-    const struct dp_listener *listener = downstream->session->origin.listener;
+    const struct dp_listener *listener = listener_of(stream);
     struct worker *worker = worker_of(stream);
 
     if (listener->transport == DP_TRANSPORT_LISTENER)
@@ -614,7 +661,15 @@ static bool route(struct stream *stream, const struct message *request, struct r
     else
         router_route(worker, (enum dp_scope)listener->direction, downstream->protocol, request,
                      routed);
-    trace(worker, stream->record.connection, routed, routed->rule, DP_REQUESTS);
+}
+
+/* Takes what was found. False: it is over. */
+static bool take_route(struct stream *stream, const struct message *request,
+                       const struct routed *routed)
+{
+    const struct dp_listener *listener = listener_of(stream);
+
+    trace(worker_of(stream), stream->record.connection, routed, routed->rule, DP_REQUESTS);
     stream->service = routed->service;
     stream->hash = routed->hash;
     if (stream->service) {
@@ -675,12 +730,162 @@ bool stream_keep(struct stream *stream)
     return keep_request(stream, fresh, stream->adjustment, stream->fresh_room);
 }
 
+/* With what was found for it. */
+static void go_on(struct stream *stream, const struct message *request, const struct routed *routed)
+{
+    struct adjustment adjustment = {.rewrite = routed->rewrite, .facts = request->facts};
+    const struct mosnhook_address *origin =
+        &stream->downstream->session->origin.original_destination;
+    char destination[ADDRESS_TEXT_BYTES];
+
+    if (!take_route(stream, request, routed))
+        return;
+    begin_timer(stream, timeout_for(routed, request));
+    if (routed->rewrite && routed->rewrite->original_destination.size)
+        adjustment.original_destination =
+            (struct text){destination, (uint32_t)address_format(origin, destination)};
+    send_request(stream, request, &adjustment, request->frame.size);
+}
+
+/* ---- a service that the table does not know ---- */
+
+static void demand_expired(struct timer *timer)
+{
+    struct stream *stream = OWNER(timer, struct stream, timer);
+
+    trace(worker_of(stream), stream->record.connection, expired, DP_TIMER_ANSWER, 0);
+    fail(stream, DP_FLAG_NO_ROUTE, NULL);
+}
+
+/* False: it is too long, and a part of it would be another service's. */
+static bool copy_whole(char *to, size_t size, struct text from)
+{
+    copy_text(to, size, from);
+    return from.size < size && (from.size == 0 || !memchr(from.at, '\0', from.size));
+}
+
+static struct text name_of(const struct message *request, struct text header)
+{
+    if (header.size == 0)
+        return request->service;
+    for (uint32_t i = 0; i < request->field_count; i++)
+        if (text_equal_folded(request->fields[i].name, header))
+            return request->fields[i].value;
+    return (struct text){NULL, 0};
+}
+
+/* False: no service is named. */
+static bool describe(const struct stream *stream, const struct message *request,
+                     struct text name_header, struct dp_wanted *what)
+{
+    bool is_http = stream->downstream->protocol == DP_HTTP1;
+    struct text name = name_of(request, is_http ? name_header : (struct text){NULL, 0});
+
+    memset(what, 0, sizeof *what);
+    what->protocol = stream->downstream->protocol;
+    return name.size > 0 && copy_whole(what->name, sizeof what->name, name) &&
+           copy_whole(what->version, sizeof what->version, request->version) &&
+           copy_whole(what->group, sizeof what->group, request->group);
+}
+
+static uint64_t hash_wanted(const struct dp_wanted *what)
+{
+    const char *bytes = (const char *)what;
+    uint64_t hash = 0;
+
+    for (size_t i = 0; i < sizeof *what; i++)
+        hash = (hash ^ (uint8_t)bytes[i]) * UINT64_C(0x100000001b3);
+    return random_mix(hash);
+}
+
+/* Tells the control thread, unless another request has. */
+static bool tell(struct stream *stream, const struct dp_wanted *what)
+{
+    struct worker *worker = worker_of(stream);
+
+    stream->wanted = hash_wanted(what);
+    for (struct stream *each = worker->streams->wanting; each; each = each->next_wanting)
+        if (each->wanted == stream->wanted)
+            return true;
+    return wanted_tell(worker->wanted, what);
+}
+
+/* Keeps it as it came until there is a table that knows its service. False: it does not wait. */
+static bool wait_for_service(struct stream *stream, const struct message *request)
+{
+    struct worker *worker = worker_of(stream);
+    struct streams *streams = worker->streams;
+    struct entrance entrance = router_entrance(worker, listener_of(stream)->number);
+    uint32_t ms = entrance.on_demand_ms;
+    struct dp_wanted what;
+
+    if (ms == 0 || streams->wanting_count >= MOST_WANTING || is_connect(stream, request) ||
+        !describe(stream, request, entrance.name_header, &what) || !reserve_timer(stream) ||
+        !wanted_enter(worker->wanted))
+        return false;
+    if (!buffer_add(&streams->blocks, &stream->request, request->frame.at, request->frame.size) ||
+        !tell(stream, &what)) {
+        buffer_release(&streams->blocks, &stream->request);
+        wanted_leave(worker->wanted);
+        return false;
+    }
+    streams->wanting_count++;
+    enter_wanting(stream);
+    if (request->timeout_ms && request->timeout_ms < ms)
+        ms = request->timeout_ms;
+    loop_set_timer(&worker->loop, &stream->timer, ms, demand_expired);
+    return true;
+}
+
+/* The request as it came is decoded once more. */
+static void ask_again(struct stream *stream)
+{
+    struct worker *worker = worker_of(stream);
+    struct decoder decoder = {.limits = worker->streams->limits};
+    struct buffer came = stream->request;
+    struct message request = {0};
+    struct routed routed;
+    size_t consumed = 0;
+    enum codec_event event = codec_used(stream)->decode(&decoder, came.data + came.start,
+                                                        buffer_held(&came), &consumed, &request);
+
+    assert(event == CODEC_HEAD && consumed == buffer_held(&came));
+    (void)event;
+    request.frame = (struct text){(const char *)came.data + came.start, buffer_held(&came)};
+    route(stream, &request, &routed);
+    if (!routed.service) {
+        enter_wanting(stream);
+        return;
+    }
+    worker->streams->wanting_count--;
+    wanted_leave(worker->wanted);
+    timer_cancel(&worker->loop.timers, &stream->timer);
+    stream->request = (struct buffer){.data = NULL};
+    go_on(stream, &request, &routed);
+    buffer_release(&worker->streams->blocks, &came);
+}
+
+void streams_ask_again(struct streams *streams)
+{
+    struct stream *all = streams->wanting;
+
+    streams->wanting = NULL;
+    if (all)
+        all->wanting = &all;
+    while (all) {
+        struct stream *stream = all;
+
+        unlink_wanting(stream);
+        ask_again(stream);
+    }
+}
+
+/* ---- its beginning ---- */
+
 void stream_begin(struct downstream *downstream, const struct message *request, size_t consumed)
 {
     struct stream *stream = stream_create(downstream, request);
-    struct adjustment adjustment = {0};
     struct routed routed = {0};
-    char destination[ADDRESS_TEXT_BYTES];
 
     if (!stream) {
         downstream_cut(downstream, DP_END_NO_RESOURCES);
@@ -689,16 +894,10 @@ void stream_begin(struct downstream *downstream, const struct message *request, 
     stream->record.bytes_sent = consumed;
     downstream->frame_bytes += codec_used(stream)->multiplexes ? consumed : 0;
     stream->complete = codec_used(stream)->multiplexes || !request->has_body;
-    if (!route(stream, request, &routed))
-        return;
-    begin_timer(stream, timeout_for(&routed, request));
-    adjustment.rewrite = routed.rewrite;
-    adjustment.facts = request->facts;
-    if (routed.rewrite && routed.rewrite->original_destination.size)
-        adjustment.original_destination = (struct text){
-            destination, (uint32_t)address_format(&downstream->session->origin.original_destination,
-                                                  destination)};
-    send_request(stream, request, &adjustment, consumed);
+    route(stream, request, &routed);
+    if (routed.service || listener_of(stream)->transport != DP_TRANSPORT_LISTENER ||
+        !wait_for_service(stream, request))
+        go_on(stream, request, &routed);
 }
 
 void stream_refuse(struct downstream *downstream, const struct message *problem)

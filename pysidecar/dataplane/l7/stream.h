@@ -23,6 +23,9 @@ struct stream {
     struct stream *next, **previous; /* in the downstream's list, or those that are spare */
     struct stream *next_waiting,
         **waiting; /* in the pool's queue; waiting == NULL: it is in none */
+    /* In the worker's list of those that wait for a service; wanting == NULL: it is not. */
+    struct stream *next_wanting, **wanting;
+    uint64_t wanted; /* a hash of that service's name */
     struct downstream *downstream;
     struct pool *pool;       /* where it waits, or was sent; NULL: nowhere yet */
     struct uplink *uplink;   /* NULL: it was not sent, or does not wait for an answer any more */
@@ -37,8 +40,9 @@ struct stream {
     uint64_t answer_at_ms;    /* when all of it has to be there; UINT64_MAX: whenever */
     uint64_t complete_ms;     /* when the request was read to its end */
     struct facts facts;
-    struct encoder encoder;               /* of the request */
-    struct buffer request;                /* as it is sent, to be sent later or again */
+    struct encoder encoder; /* of the request */
+    struct buffer request;  /* as it is sent, to be sent later or again; while it waits for a
+                             * service, as it came */
     uint64_t written_before, read_before; /* on the uplink, when the request was given to it */
     uint64_t answer_at; /* where the answer begins among what was written to the downstream */
     /* Only within stream_begin, for frames: the request as it came, to be encoded where it goes. */
@@ -90,6 +94,8 @@ void stream_downstream_sent(struct stream *stream);
 
 /* It goes on as a tunnel, which has its uplink's descriptor. */
 void stream_upgraded(struct stream *stream);
+/* There is another table: those that wait for a service may have one. */
+void streams_ask_again(struct streams *streams);
 /* At the end of the turn in which it ended. */
 void stream_free(struct streams *streams, struct stream *stream);
 

@@ -88,6 +88,7 @@ void streams_look(struct worker *worker)
     if (generation != streams->generation) {
         streams->generation = generation;
         look_at_pools(&streams->pools);
+        streams_ask_again(streams);
     }
     if (!atomic_load_explicit(&worker->listeners->draining, memory_order_relaxed))
         return;

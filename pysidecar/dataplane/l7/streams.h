@@ -22,6 +22,8 @@ struct streams {
     uint64_t real_of_ns, real_ns;   /* a turn's now_ns, and what CLOCK_REALTIME was then */
     uint64_t generation;            /* of the table that pools were compared with last */
     struct downstream *downstreams; /* open ones */
+    struct stream *wanting;         /* those that wait for a service that the table does not know */
+    unsigned wanting_count;
     struct stream *spare_streams;
     unsigned spare_count;
     struct stream *ended_streams; /* in this turn: freed at its end */

@@ -137,6 +137,8 @@ static size_t decode(struct wire *wire, const uint8_t *data, size_t size)
             break;
         }
         wire->broken = event == CODEC_ERROR;
+        if (event == CODEC_HEAD)
+            message.frame = (struct text){(const char *)data + used - consumed, (uint32_t)consumed};
         wire->ops->decoded(wire, event, &message, consumed);
     }
     return used;

@@ -46,6 +46,7 @@ struct worker {
     struct parks *parks;
     struct listeners *listeners;
     struct accelerator *accelerator;
+    struct wanted *wanted;
     struct inbox *inbox;
     const struct session_handler *handler;
     /* The worker's own: */
