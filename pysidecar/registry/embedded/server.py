@@ -7,7 +7,9 @@ import logging
 import os
 import socket
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, Final, cast
 
 from typing_extensions import override
@@ -34,7 +36,10 @@ _GREETING_TIMEOUT: Final = 5.0  # seconds from the connect
 _SLOW: Final = 10.0  # seconds in which a client that does not keep up has to read what waits for it
 _MOST_UNREAD: Final = 1 << 20  # bytes that wait for a client, from which on it is sent less
 _PUSH_PAUSE: Final = 0.005  # seconds in which changes of a service come together
-_PUSHED_AT_ONCE: Final = 100  # services, until others get their turn
+_TURN: Final = 262_144  # bytes that are made and sent until the loop has its turn
+_ITEM: Final = 2048  # bytes that each push counts for, at least
+_MOST_TEXTS: Final = 16  # that are kept for the next one who is pushed the same
+_BACKLOG: Final = 4096  # the kernel's net.core.somaxconn is the real limit
 _TAKEN_AT_ONCE: Final = 50  # requests of a client, until others get their turn
 _TICK: Final = 0.2  # seconds from one look at the leases to the next
 _STALL: Final = 1.0  # seconds without a look, after which no client could have been heard
@@ -56,8 +61,9 @@ class RegistryServer:
         self._loop: asyncio.AbstractEventLoop
         self._server: asyncio.Server
         self.connections: dict[_Connection, None] = {}
-        self._due: dict[ServiceKey, None] = {}
-        self._pushing: asyncio.Handle | None = None
+        self._ready: OrderedDict[_Connection, None] = OrderedDict()  # to be sent something
+        self._turning: asyncio.Handle | None = None
+        self._texts: dict[ServiceKey, bytes] = {}  # of what changed lately
         self._ticking: asyncio.Task[None]
         self._complaints = _Complaints()
 
@@ -70,15 +76,15 @@ class RegistryServer:
             self._state = self._restored
         self._ticking = self._loop.create_task(self._tick())
         self._server = await self._loop.create_server(
-            lambda: _Connection(self), sock=self._listener
+            lambda: _Connection(self), sock=self._listener, backlog=_BACKLOG
         )
 
     async def stop(self) -> None:
         """Tells the clients, and writes what is to be remembered."""
         self._server.close()
         self._ticking.cancel()
-        if self._pushing is not None:
-            self._pushing.cancel()
+        if self._turning is not None:
+            self._turning.cancel()
         for connection in list(self.connections):
             connection.fail("the registry ends")
         if self._state is not None:
@@ -103,6 +109,7 @@ class RegistryServer:
     def forget(self, connection: _Connection) -> None:
         """It is closed."""
         self.connections.pop(connection, None)
+        self._ready.pop(connection, None)
 
     def complain(self, text: str, peer: Peer) -> None:
         """Strangers get few lines in the log, however much they do."""
@@ -117,25 +124,41 @@ class RegistryServer:
                 self._state.put(service, held)
             else:
                 self._state.delete(service, address)
-        if service in self.watchers:
-            self._due[service] = None
-            if self._pushing is None:
-                self._pushing = self._loop.call_later(_PUSH_PAUSE, self._push)
+        self._texts.pop(service, None)
+        for connection in self.watchers.get(service, ()):
+            connection.push(service)
 
-    def _push(self) -> None:
-        self._pushing = None
-        for service in list(self._due)[:_PUSHED_AT_ONCE]:
-            del self._due[service]
-            text = self.text_of(service)
-            for connection in list(self.watchers.get(service, ())):
-                connection.push(service, text)
-        if self._due:
-            self._pushing = self._loop.call_soon(self._push)
+    def ready(self, connection: _Connection) -> None:
+        """It has something to be sent. Each gets a piece, and then the next one its own: nobody who
+        asks for much keeps the others waiting."""
+        self._ready[connection] = None
+        if self._turning is None:
+            self._turning = self._loop.call_later(_PUSH_PAUSE, self._turn)
+
+    def _turn(self) -> None:
+        left = _TURN
+        while self._ready and left > 0:
+            connection, _ = self._ready.popitem(last=False)
+            left -= max(connection.send_piece(), _ITEM)
+            if connection.has_more:
+                self._ready[connection] = None
+        if self._ready:
+            self._turning = self._loop.call_soon(self._turn)
+        else:
+            self._turning = None
+            self._texts.clear()
 
     def text_of(self, service: ServiceKey) -> bytes:
-        """What is pushed of it."""
-        instances = ",".join(held.text for held in self.store.held(service))
-        return f'{{"service":{wire.text_of_service(service)},"instances":[{instances}]}}\n'.encode()
+        """What is pushed of it: the same for all who watch it."""
+        text = self._texts.get(service)
+        if text is None:
+            name = wire.text_of_service(service)
+            instances = ",".join(held.text for held in self.store.held(service))
+            text = f'{{"service":{name},"instances":[{instances}]}}\n'.encode()
+            if len(self._texts) >= _MOST_TEXTS:
+                self._texts.clear()
+            self._texts[service] = text
+        return text
 
     # ---- leases ----
 
@@ -192,7 +215,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._input = bytearray()
         self._watched: set[ServiceKey] = set()
-        self._pending: dict[ServiceKey, None] = {}  # to be pushed once the client reads
+        self._pending: OrderedDict[ServiceKey, None] = OrderedDict()  # to be pushed
         self._listing: Iterator[bytes] | None = None
         self._full = False  # the client does not read as much as it is sent
         self._closed = False
@@ -258,11 +281,8 @@ class _Connection(asyncio.Protocol):
         if self._closed:
             return
         self._calm()
-        while self._pending and not self._full:
-            service = next(iter(self._pending))
-            del self._pending[service]
-            self.push(service, self._server.text_of(service))
-        self._list_on()
+        if self.has_more:
+            self._server.ready(self)
         self._pace()
 
     @override
@@ -277,12 +297,32 @@ class _Connection(asyncio.Protocol):
 
     # ---- what it is told ----
 
-    def push(self, service: ServiceKey, text: bytes) -> None:
-        """All that is registered of it; later, where the client does not keep up."""
-        if self._full:
-            self._pending[service] = None
-        elif not self._closed and service in self._watched:
-            self._transport.write(text)
+    def push(self, service: ServiceKey) -> None:
+        """All that is registered of it then is sent, once: soon, and as the client reads."""
+        self._pending[service] = None
+        if not self._full:
+            self._server.ready(self)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is something to be sent, and the client reads."""
+        return not (self._full or self._closed) and bool(self._pending or self._listing)
+
+    def send_piece(self) -> int:
+        """Something of that; how many bytes."""
+        piece = None
+        if self._full or self._closed:
+            return 0
+        if self._pending:
+            service, _ = self._pending.popitem(last=False)
+            piece = self._server.text_of(service)
+        elif self._listing is not None:
+            piece = next(self._listing, None)
+            if piece is None:
+                self._listing = None
+        if piece:
+            self._transport.write(piece)
+        return len(piece or b"")
 
     def fail(self, reason: str, *, complain: bool = False) -> None:
         """Says why, as far as it is read, and closes."""
@@ -364,7 +404,7 @@ class _Connection(asyncio.Protocol):
         if service not in self._watched:
             self._watch(service)
         self._answer(number, ok=True)
-        self.push(service, self._server.text_of(service))
+        self.push(service)
 
     def _unsubscribe(self, number: int, message: dict[str, Any]) -> dict[str, Any]:
         service = wire.read_service(message.get("service"))
@@ -385,7 +425,7 @@ class _Connection(asyncio.Protocol):
         if self._listing is not None:
             raise ValueError("expected one list at a time")
         self._listing = self._listed(number, self._server.store.services)
-        self._list_on()
+        self._server.ready(self)
 
     _requests: Final[dict[str, Callable[[_Connection, int, dict[str, Any]], Any]]] = {
         "hello": _hello,
@@ -422,21 +462,12 @@ class _Connection(asyncio.Protocol):
         if not counts[self.peer]:
             del counts[self.peer]
 
-    def _list_on(self) -> None:
-        """A piece, as long as the client reads."""
-        while self._listing is not None and not self._full and not self._closed:
-            piece = next(self._listing, None)
-            if piece is None:
-                self._listing = None
-            else:
-                self._transport.write(piece)
-
     def _listed(self, number: int, services: list[ServiceKey]) -> Iterator[bytes]:
         """A line for each service, and the answer at the end."""
         for service in services:
             now = self._server.now()
             instances = ",".join(
-                f'{{"instance":{held.text},"owner":{wire.text_of(held.lease.owner)},'
+                f'{{"instance":{held.text},"owner":{_quoted(held.lease.owner)},'
                 f'"lease":{max(0.0, held.lease.deadline - now):.1f}}}'
                 for held in self._server.store.held(service)
             )
@@ -478,6 +509,11 @@ class _Complaints:
         log.warning("a client is closed: %s (%s)%s", printable(text), peer, more)
         self._silent = 0
         self._next = now + _COMPLAINT_PAUSE
+
+
+@lru_cache(64)
+def _quoted(owner: Peer) -> str:
+    return wire.text_of(owner)
 
 
 def _is_own(peer: Peer) -> bool:
