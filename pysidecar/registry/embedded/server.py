@@ -61,6 +61,8 @@ class RegistryServer:
         self._loop: asyncio.AbstractEventLoop
         self._server: asyncio.Server
         self.connections: dict[_Connection, None] = {}
+        self.strangers: dict[_Connection, None] = {}  # those that have not greeted yet
+        self._crowds: dict[Peer, int] = {}  # connections of each
         self._ready: OrderedDict[_Connection, None] = OrderedDict()  # to be sent something
         self._turning: asyncio.Handle | None = None
         self._texts: dict[ServiceKey, bytes] = {}  # of what changed lately
@@ -95,21 +97,27 @@ class RegistryServer:
     def welcome(self, connection: _Connection) -> None:
         """Makes room for it where it can; raises RegistryError."""
         peer = connection.peer
-        share = 1 if _is_own(peer) else _SHARE
-        crowd = [each for each in self.connections if each.peer == peer]
-        if len(crowd) < MOST_CONNECTIONS // share:
-            crowd = list(self.connections)
-        if len(crowd) >= MOST_CONNECTIONS // share:
-            strange = next((each for each in crowd if not each.greeted), None)
+        crowded = self._crowds.get(peer, 0) >= MOST_CONNECTIONS // (1 if _is_own(peer) else _SHARE)
+        if crowded or len(self.connections) >= MOST_CONNECTIONS:
+            strangers = (each for each in self.strangers if not crowded or each.peer == peer)
+            strange = next(strangers, None)
             if strange is None:
-                raise RegistryError(f"there are {len(crowd)} connections already")
+                count = self._crowds[peer] if crowded else len(self.connections)
+                raise RegistryError(f"there are {count} connections already")
             strange.fail("another client needs the place")
-        self.connections[connection] = None
+            self.forget(strange)
+        self.connections[connection] = self.strangers[connection] = None
+        self._crowds[peer] = self._crowds.get(peer, 0) + 1
 
     def forget(self, connection: _Connection) -> None:
         """It is closed."""
-        self.connections.pop(connection, None)
+        self.strangers.pop(connection, None)
         self._ready.pop(connection, None)
+        if connection in self.connections:
+            del self.connections[connection]
+            self._crowds[connection.peer] -= 1
+            if not self._crowds[connection.peer]:
+                del self._crowds[connection.peer]
 
     def complain(self, text: str, peer: Peer) -> None:
         """Strangers get few lines in the log, however much they do."""
@@ -136,14 +144,15 @@ class RegistryServer:
             self._turning = self._loop.call_later(_PUSH_PAUSE, self._turn)
 
     def _turn(self) -> None:
-        left = _TURN
+        left, began = _TURN, self._loop.time()
         while self._ready and left > 0:
             connection, _ = self._ready.popitem(last=False)
             left -= max(connection.send_piece(), _ITEM)
             if connection.has_more:
                 self._ready[connection] = None
         if self._ready:
-            self._turning = self._loop.call_soon(self._turn)
+            took = self._loop.time() - began  # others have as much time
+            self._turning = self._loop.call_later(took, self._turn)
         else:
             self._turning = None
             self._texts.clear()
@@ -210,7 +219,6 @@ class _Connection(asyncio.Protocol):
     def __init__(self, server: RegistryServer) -> None:
         self.peer: Peer = ""
         self.lease: Lease | None = None
-        self.greeted = False
         self._server = server
         self._transport: asyncio.Transport
         self._input = bytearray()
@@ -381,7 +389,7 @@ class _Connection(asyncio.Protocol):
         self.lease = self._server.store.open(
             self.peer, trusted=_is_own(self.peer), timeout=timeout, now=self._server.now()
         )
-        self.greeted = True
+        self._server.strangers.pop(self, None)
         self._calm()
         return {"registry": wire.VERSION, "timeout": timeout}
 
