@@ -267,11 +267,10 @@ class RegistryClient:
         del self._calls[key]
         changed = key in self._changed
         self._changed.discard(key)
-        if problem:
-            self._words.failed(key if isinstance(key, ServiceKey) else key[0], problem)
         if problem and not changed:
             pause = self._backoffs.setdefault(key, _Backoff()).next()
-            self._again[key] = asyncio.get_running_loop().call_later(pause, self._look_at, key)
+            loop = asyncio.get_running_loop()
+            self._again[key] = loop.call_later(pause, self._try_again, key, problem)
         else:
             self._backoffs.pop(key, None)
         if not problem:
@@ -279,6 +278,11 @@ class RegistryClient:
         if changed:
             self._due[key] = None
         self._make_calls()
+
+    def _try_again(self, key: _Key, problem: str) -> None:
+        """The session is still there, so that call alone failed: the log says it now."""
+        self._words.failed(key if isinstance(key, ServiceKey) else key[0], problem)
+        self._look_at(key)
 
     async def _register(self, session: Session, wanted: Registration) -> None:
         place = _place(wanted)
