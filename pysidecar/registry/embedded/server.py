@@ -206,7 +206,7 @@ class RegistryServer:
                 )
                 lease.deadline = self.now() + max(each.timeout, _RETURN)
             try:
-                self.store.register(lease, each.registration)
+                self.store.register(lease, each.registration, each.text)
             except RegistryError:
                 state.delete(each.registration.service, each.registration.instance.address)
         if leases:

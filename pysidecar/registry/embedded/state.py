@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -58,6 +58,9 @@ class Remembered:
     """A registration of before."""
 
     registration: Registration
+    text: str
+    """As ``wire`` writes the instance."""
+
     owner: str
     trusted: bool
     lease: int
@@ -238,15 +241,21 @@ def _row(service: ServiceKey, held: Held) -> _Row:
     )
 
 
+@lru_cache(1024)
+def _service(text: str) -> ServiceKey:
+    return wire.read_service(json.loads(text))
+
+
 def _remembered(row: _Row) -> Remembered:
     timeout = float(row.timeout)
     if not wire.TIMEOUTS[0] <= timeout <= wire.TIMEOUTS[1]:
         raise ValueError("expected a timeout")
     return Remembered(
         Registration(
-            wire.read_service(json.loads(row.service)),
+            _service(row.service),
             wire.read_instance(json.loads(row.instance)),
         ),
+        row.instance,
         str(row.owner),
         bool(row.trusted),
         int(row.lease),
