@@ -72,10 +72,12 @@ def non_blocking_log(level: int) -> Iterator[None]:
     handler = _Handler()
     _handlers.append(handler)
     root.addHandler(handler)
+    before = root.level
     root.setLevel(level)
     try:
         yield
     finally:
         root.removeHandler(handler)
+        root.setLevel(before)
         handler.close()
         sys.stderr.flush()

@@ -235,7 +235,9 @@ class Contract:
         self, served: Served
     ) -> None:
         services = [self.service() for _ in range(200)]
-        with Side(served.entry()) as one, Side(served.entry()) as other:
+        # Long enough for a busy host: of a session that is lost, what is gone is kept for a while.
+        patient = served.entry().model_copy(update={"session_timeout": 9.0})
+        with Side(patient) as one, Side(patient) as other:
             truth: dict[ServiceKey, dict[Address, Instance]] = {each: {} for each in services}
             sides = (one, other)
             for side in sides:
