@@ -91,16 +91,15 @@ def test_stops_with_idle_connections_to_many_endpoints() -> None:
 # ---- another attempt ----
 
 
-def to_the_original_destination(*endpoints: Address) -> Callable[[DataPlane], object]:
-    """A route that reads requests, for everything."""
+def to_the_endpoints(*endpoints: Address) -> Callable[[DataPlane], object]:
+    """A route that reads requests, for everything; without any, to the original destination."""
     route = Route(Action.REQUESTS, protocol=Protocol.HTTP, endpoints=endpoints)
     routes = table(("0.0.0.0/0", None, route))
     return lambda data: data.set_routes(routes)
 
 
 def test_another_attempt_finds_nobody() -> None:
-    route = to_the_original_destination()
-    with Server() as server, Plane(before_start=route) as plane:
+    with Server() as server, Plane(before_start=to_the_endpoints(server.address)) as plane:
         client = plane.through(server.address)
         client.sendall(GET)
         upstream = server.accept()
@@ -117,7 +116,7 @@ def test_another_attempt_finds_nobody() -> None:
 def test_all_endpoints_of_a_route_are_tried() -> None:
     with Upstream(echo) as upstream:
         dead = [closed_address() for _ in range(3)]
-        route = to_the_original_destination(dead[0], dead[1], upstream.address, dead[2])
+        route = to_the_endpoints(dead[0], dead[1], upstream.address, dead[2])
         with Plane(timeouts=Timeouts(ejection=0), before_start=route) as plane:
             for _ in range(12):
                 client = plane.through(dead[0])

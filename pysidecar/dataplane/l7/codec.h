@@ -41,6 +41,7 @@ struct facts {
     bool head;       /* HEAD: the answer has no body */
     bool keep_alive; /* the client goes on with the connection after the answer */
     bool upgrade;    /* asks for another protocol: 101 may come */
+    bool connect;    /* CONNECT: what follows a good answer is for somebody else */
     bool heartbeat;
     uint8_t version;       /* Bolt: 1; v2: 0x20 and its second version, 1 or 2; 0 is as 1 */
     uint8_t serialization; /* Bolt's codec byte, Dubbo's serialization id */
@@ -61,6 +62,7 @@ struct message {
     struct text group, version; /* Dubbo */
     struct text method;
     struct text path;      /* HTTP: with its query, always beginning with "/" or "*" */
+    struct text target;    /* HTTP: what was sent instead, as to a proxy; empty: the path */
     uint32_t timeout_ms;   /* that the request itself asks for; 0: none */
     bool idempotent;       /* may be sent again (RFC 9110, 9.2.2) */
     bool expects_continue; /* HTTP: waits for 100 before it sends its body */
@@ -71,7 +73,7 @@ struct message {
     bool succeeded;     /* the status is a good one */
     bool
         service_failed; /* the service answered with an exception of its own: no fault of the way */
-    bool upgraded;      /* HTTP 101: what follows on both sides is another protocol */
+    bool upgraded;      /* HTTP 101, or CONNECT: what follows on both sides is another protocol */
 
     /* Of both. */
     /* HTTP: headers, or with CODEC_END trailers; Bolt: the header section; Dubbo: attachments that
@@ -140,6 +142,9 @@ struct adjustment {
     struct text original_destination; /* as address:port */
     struct facts facts;               /* responses: of the request that they answer */
     bool close;                       /* responses: say that the connection ends */
+    /* HTTP: between a client and whom it connected to itself, which may be a proxy, with nobody
+     * else's requests on either connection. */
+    bool direct;
 };
 
 /* An answer of our own. */

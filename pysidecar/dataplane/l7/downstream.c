@@ -223,6 +223,8 @@ static void release(struct downstream *downstream)
     struct streams *streams = worker_of(downstream)->streams;
 
     count_bytes(downstream);
+    if (downstream->own)
+        uplink_close(downstream->own, false);
     task_cancel(&streams->worker->loop.tasks, &downstream->task);
     wire_close(&downstream->wire);
     choice_release(&downstream->choice);
@@ -392,6 +394,48 @@ void downstream_answered(struct downstream *downstream)
         task_schedule(&worker_of(downstream)->loop.tasks, &downstream->task);
 }
 
+void downstream_deserted(struct downstream *downstream)
+{
+    if (downstream->wire.closed || downstream->streams)
+        return;
+    downstream->closing = true;
+    downstream_answered(downstream);
+}
+
+/* As recv(): what comes behind what was read, which is looked for without reading. An end, or a
+ * reset, may have come together with a request, and is not announced again. */
+static ssize_t look_ahead(const struct downstream *downstream)
+{
+    const struct wire *wire = &downstream->wire;
+    const struct channel *channel = wire->channel;
+    uint8_t byte;
+
+    if (buffer_held(&wire->in) > 0)
+        return 1;
+    if (channel->ended)
+        return 0;
+    if (!channel->hung_up || channel->transport != &transport_raw) {
+        errno = EAGAIN;
+        return -1;
+    }
+    return recv(channel->watch.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+}
+
+void downstream_pass_end(struct downstream *downstream)
+{
+    const struct stream *stream = downstream->streams;
+    struct uplink *own = downstream->own;
+    ssize_t ahead;
+
+    if (!stream || !stream->complete || multiplexes(downstream))
+        return;
+    ahead = look_ahead(downstream);
+    if (ahead < 0 && errno != EAGAIN && errno != EINTR)
+        wire_fail(&downstream->wire, errno);
+    else if (ahead == 0 && own && own->stream == stream && !own->shutting)
+        uplink_shut(own);
+}
+
 void downstream_cut(struct downstream *downstream, enum dp_end end)
 {
     if (!downstream->wire.closed)
@@ -502,6 +546,7 @@ static void sent(struct wire *wire)
     note_head(downstream);
     if (downstream->unaccelerated)
         accelerate(downstream);
+    downstream_pass_end(downstream);
     if (is_done(downstream) && buffer_held(&wire->out) == 0)
         task_schedule(&wire->worker->loop.tasks, &downstream->task);
 }
@@ -613,10 +658,11 @@ static void close_session(struct session *session, bool reset)
     enum dp_flag why =
         session->end == DP_END_DRAIN_LIMIT ? DP_FLAG_DRAIN_LIMIT : DP_FLAG_DOWNSTREAM_CLOSED;
 
-    (void)reset;
     wire_close(&downstream->wire);
     while (downstream->streams)
         stream_abandon(downstream->streams, why);
+    if (downstream->own)
+        uplink_close(downstream->own, reset);
     session->served = NULL;
     release(downstream);
 }

@@ -15,6 +15,7 @@ struct downstream {
     struct choice choice;           /* of the session: where requests go without a service */
     enum dp_protocol protocol;      /* DP_AUTO: still to be found out */
     uint32_t detect_ms, undetected; /* as in struct dp_route */
+    struct uplink *own;             /* the original destination's, for nobody else; NULL: none */
     struct stream *streams;
     uint32_t stream_count;
     uint64_t frame_bytes;   /* of those requests, where they are multiplexed */
@@ -36,6 +37,11 @@ void downstream_start(struct session *session, const struct choice *choice,
 void downstream_answered(struct downstream *downstream);
 /* An answer cannot be completed: the client has to see that. */
 void downstream_cut(struct downstream *downstream, enum dp_end end);
+/* Its own uplink has ended, with no request under way on it. */
+void downstream_deserted(struct downstream *downstream);
+/* A complete request waits: where the client has left or sends nothing more, whoever is to answer
+ * learns of it. */
+void downstream_pass_end(struct downstream *downstream);
 /* Reads on, or no longer, as its streams now are. */
 void downstream_update(struct downstream *downstream);
 /* The stream's answer, which was passed on, says that the connection goes on as another protocol.

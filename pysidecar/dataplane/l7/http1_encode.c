@@ -9,8 +9,11 @@ struct passing {
     const struct rewrite *rewrite;             /* NULL: none */
     struct text named[MAX_CONNECTION_OPTIONS]; /* by Connection: meant for us alone */
     uint32_t named_count;
-    bool upgrade;  /* Upgrade is passed on */
-    bool trailers; /* may follow */
+    bool direct;     /* see struct adjustment */
+    bool close;      /* its connection ends */
+    bool keep_alive; /* Connection says so */
+    bool upgrade;    /* Upgrade is passed on */
+    bool trailers;   /* may follow */
     bool takes_trailers, has_length;
 };
 
@@ -53,9 +56,11 @@ static void note_named(struct passing *passing, struct text list)
 {
     struct text option;
 
-    while (http1_next_element(&list, &option) && passing->named_count < MAX_CONNECTION_OPTIONS)
+    while (http1_next_element(&list, &option) && passing->named_count < MAX_CONNECTION_OPTIONS) {
+        passing->keep_alive |= http1_is(option, TEXT("keep-alive"));
         if (!is_essential(option))
             passing->named[passing->named_count++] = option;
+    }
 }
 
 static void note_connection(struct passing *passing)
@@ -106,6 +111,14 @@ static bool passes(struct passing *passing, const struct field *field)
         return passing->trailers;
     case HEADER_UPGRADE:
         return passing->upgrade;
+    case HEADER_KEEP_ALIVE:
+        return passing->direct && !passing->close;
+    case HEADER_PROXY_AUTHENTICATE:
+    case HEADER_PROXY_AUTHENTICATION_INFO:
+    case HEADER_PROXY_AUTHORIZATION:
+        /* RFC 9110, 11.7: for the next proxy, which we are none of to a client that does not know
+         * of us. */
+        return passing->direct;
     case HEADER_HOST: /* of a request it is written beside the line */
         return passing->message->kind != MESSAGE_REQUEST;
     default:
@@ -191,12 +204,19 @@ static void put_rewritten_path(struct writer *writer, struct text path,
     put(writer, text_between(rest, end));
 }
 
-static void put_path(struct writer *writer, struct text path, const struct rewrite *rewrite)
+/* The path, unless whom the client connected to may be a proxy, which is to have what it was sent.
+ */
+static void put_target(struct writer *writer, const struct message *message,
+                       const struct adjustment *adjustment)
 {
-    if (rewrite && rewrites_path(rewrite, path))
-        put_rewritten_path(writer, path, rewrite);
+    const struct rewrite *rewrite = adjustment->rewrite;
+
+    if (rewrite && rewrites_path(rewrite, message->path))
+        put_rewritten_path(writer, message->path, rewrite);
+    else if (adjustment->direct && message->target.size > 0 && (!rewrite || message->facts.connect))
+        put(writer, message->target);
     else
-        put(writer, path);
+        put(writer, message->path);
 }
 
 static struct text host_of(const struct message *message, const struct adjustment *adjustment)
@@ -209,16 +229,35 @@ static struct text host_of(const struct message *message, const struct adjustmen
     return message->authority.size > 0 ? message->authority : adjustment->original_destination;
 }
 
+/* Options of Connection: as many as there are. */
+static void put_options(struct writer *writer, const struct text *options, unsigned count)
+{
+    struct text before = TEXT("Connection: ");
+
+    for (unsigned i = 0; i < count; i++, before = TEXT(", ")) {
+        put(writer, before);
+        put(writer, options[i]);
+    }
+    if (count > 0)
+        put(writer, TEXT("\r\n"));
+}
+
 static void put_connection_to_upstream(struct writer *writer, const struct passing *passing)
 {
+    struct text options[3];
+    unsigned count = 0;
+
     if (passing->takes_trailers)
         put(writer, TEXT("TE: trailers\r\n"));
-    if (passing->upgrade && passing->takes_trailers)
-        put(writer, TEXT("Connection: Upgrade, TE\r\n"));
-    else if (passing->upgrade)
-        put(writer, TEXT("Connection: Upgrade\r\n"));
-    else if (passing->takes_trailers)
-        put(writer, TEXT("Connection: TE\r\n"));
+    if (passing->upgrade)
+        options[count++] = TEXT("Upgrade");
+    if (passing->takes_trailers)
+        options[count++] = TEXT("TE");
+    if (passing->close)
+        options[count++] = TEXT("close");
+    else if (passing->direct && passing->keep_alive)
+        options[count++] = TEXT("keep-alive");
+    put_options(writer, options, count);
 }
 
 static void put_length(struct writer *writer, uint64_t size)
@@ -235,11 +274,13 @@ static void encode_request(struct writer *writer, struct encoder *encoder, struc
 
     encoder->chunked = message->has_body && message->body_size == UINT64_MAX;
     encoder->no_body = !message->has_body;
+    /* Of CONNECT nothing is said: what follows is for somebody else. */
+    passing->close = passing->direct && !message->facts.keep_alive && !message->facts.connect;
     passing->upgrade = message->facts.upgrade;
     passing->trailers = encoder->chunked;
     put(writer, message->method);
     put(writer, TEXT(" "));
-    put_path(writer, message->path, adjustment->rewrite);
+    put_target(writer, message, adjustment);
     put(writer, TEXT(" HTTP/1.1\r\n"));
     put_field(writer, TEXT("Host"), host_of(message, adjustment));
     put_fields(writer, passing);
@@ -273,16 +314,19 @@ static void put_framing(struct writer *writer, const struct encoder *encoder,
         put_length(writer, message->body_size);
 }
 
-static void put_connection_to_downstream(struct writer *writer, const struct encoder *encoder,
-                                         const struct facts *facts, bool upgrade)
+static void put_connection_to_downstream(struct writer *writer, const struct passing *passing,
+                                         const struct facts *facts)
 {
-    if (encoder->close)
-        put(writer,
-            upgrade ? TEXT("Connection: Upgrade, close\r\n") : TEXT("Connection: close\r\n"));
-    else if (upgrade)
-        put(writer, TEXT("Connection: Upgrade\r\n"));
-    else if (facts->http10)
-        put(writer, TEXT("Connection: keep-alive\r\n"));
+    struct text options[2];
+    unsigned count = 0;
+
+    if (passing->upgrade)
+        options[count++] = TEXT("Upgrade");
+    if (passing->close)
+        options[count++] = TEXT("close");
+    else if ((passing->direct && passing->keep_alive) || (facts->http10 && !passing->upgrade))
+        options[count++] = TEXT("keep-alive");
+    put_options(writer, options, count);
 }
 
 static void encode_response(struct writer *writer, struct encoder *encoder, struct passing *passing,
@@ -293,18 +337,23 @@ static void encode_response(struct writer *writer, struct encoder *encoder, stru
     bool unsized = message->has_body && message->body_size == UINT64_MAX;
     bool final = message->status >= 200;
 
-    encoder->chunked = unsized && !facts->http10;
+    encoder->chunked = unsized && !facts->http10 && !(passing->direct && message->until_close);
     encoder->no_body = !message->has_body;
     encoder->close =
-        final && (adjustment->close || !facts->keep_alive || (unsized && facts->http10));
+        final && (adjustment->close || !facts->keep_alive || (unsized && !encoder->chunked));
+    passing->close = encoder->close;
     passing->upgrade = message->upgraded || message->status == STATUS_UPGRADE_REQUIRED;
     passing->trailers = encoder->chunked;
     put_status_line(writer, message);
     put_fields(writer, passing);
+    if (facts->connect && message->upgraded) { /* nothing about either connection any more */
+        encoder->close = false;
+        return;
+    }
     if (final)
         put_framing(writer, encoder, message);
     if (final || message->upgraded)
-        put_connection_to_downstream(writer, encoder, facts, passing->upgrade);
+        put_connection_to_downstream(writer, passing, facts);
 }
 
 size_t http1_encode(struct encoder *encoder, const struct message *message,
@@ -315,7 +364,8 @@ size_t http1_encode(struct encoder *encoder, const struct message *message,
 
     passing.message = message;
     passing.named_count = 0;
-    passing.takes_trailers = passing.has_length = false;
+    passing.takes_trailers = passing.has_length = passing.keep_alive = false;
+    passing.direct = adjustment->direct;
     if (message->kind == MESSAGE_REQUEST) {
         passing.rewrite = adjustment->rewrite;
         encode_request(&writer, encoder, &passing, adjustment);

@@ -283,6 +283,7 @@ static bool split_absolute(struct message *message)
     if (message->path.size < scheme.size ||
         !text_equal_folded(text_between(message->path.at, from), scheme))
         return http1_refuse(message, 400, "not a target");
+    message->target = message->path;
     slash = memchr(from, '/', (size_t)(end - from));
     message->authority = text_between(from, slash ? slash : end);
     if (!http1_authority(message->authority, &message->service))
@@ -298,8 +299,8 @@ static bool split_target(const struct seen *seen, struct message *message)
 {
     message->authority = seen->host;
     message->service = seen->host_name;
-    if (text_equal(message->method, TEXT("CONNECT"))) { /* host:port, for whoever refuses it */
-        message->authority = message->path;
+    if (text_equal(message->method, TEXT("CONNECT"))) { /* host:port */
+        message->authority = message->target = message->path;
         message->path = TEXT("*");
         return http1_authority(message->authority, &message->service) ||
                http1_refuse(message, 400, "not a target of CONNECT");
@@ -341,6 +342,7 @@ static bool conclude_request(struct decoder *decoder, const struct seen *seen,
     if (seen->expects_other && !facts->http10)
         return http1_refuse(message, 417, "an Expect other than 100-continue");
     facts->head = text_equal(message->method, TEXT("HEAD"));
+    facts->connect = connects;
     /* Behind CONNECT comes what is for the tunnel, even if there will be none. */
     facts->keep_alive = !seen->close && !connects && (!facts->http10 || seen->keep_alive);
     /* With a body it is none: some servers (llhttp) take that for what is said in the tunnel. */
@@ -380,11 +382,23 @@ static bool frame_response(struct decoder *decoder, const struct seen *seen,
     return true;
 }
 
+/* RFC 9110, 9.3.6: whatever it says of a body, there is none. */
+static bool conclude_connect(struct decoder *decoder, struct message *message)
+{
+    message->facts = (struct facts){.http10 = false};
+    message->succeeded = message->upgraded = true;
+    message->last = false;
+    frame(decoder, message, false, 0);
+    return true;
+}
+
 static bool conclude_response(struct decoder *decoder, const struct seen *seen,
                               struct message *message)
 {
     bool http10 = message->facts.http10;
 
+    if (decoder->facts.connect && message->status / 100 == 2)
+        return conclude_connect(decoder, message);
     if (!check_framing(seen, message))
         return false;
     message->last = seen->close || (http10 && !seen->keep_alive);

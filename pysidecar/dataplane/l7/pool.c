@@ -9,6 +9,7 @@
 #include "base/random.h"
 #include "base/sockaddr.h"
 #include "intercept/listener.h"
+#include "l7/downstream.h"
 #include "l7/streams.h"
 #include "l7/uplink.h"
 
@@ -218,7 +219,7 @@ static void count_waiting(struct pool *pool, int change)
 static bool may_wait(const struct pool *pool)
 {
     if (!pool->service)
-        return pool->waiting_count < MOST_PENDING;
+        return !pool_is_shared(pool) || pool->waiting_count < MOST_PENDING;
     return atomic_load_explicit(&pool->service->standing->pending, memory_order_relaxed) <
            pool->service->pending;
 }
@@ -249,10 +250,13 @@ void pool_leave(struct pool *pool, struct stream *stream)
 
 /* ---- serving ---- */
 
-static struct uplink *ready_uplink(const struct pool *pool)
+/* One that the stream may have. */
+static struct uplink *ready_uplink(const struct pool *pool, const struct stream *stream)
 {
-    struct uplink *uplink = pool->ready;
+    struct uplink *uplink = pool->ready, *own = stream->downstream->own;
 
+    if (own && own->pool == pool && uplink_is_ready(own))
+        return own;
     while (uplink && !uplink_is_ready(uplink))
         uplink = uplink->next;
     return uplink;
@@ -260,6 +264,8 @@ static struct uplink *ready_uplink(const struct pool *pool)
 
 static bool may_open(const struct pool *pool)
 {
+    if (!pool_is_shared(pool)) /* as many as there are connections that want one */
+        return true;
     if (!pool->service)
         return pool->uplink_count < MOST_CONNECTIONS;
     return !pool_is_wanted(pool) &&
@@ -283,6 +289,12 @@ static void fail_first(struct pool *pool, enum dp_flag why, int error)
     stream_unassigned(stream, why, error);
 }
 
+/* Whether nothing is there, or on its way, for the last one that waits. */
+static bool waits_in_vain(const struct pool *pool)
+{
+    return pool_is_shared(pool) ? pool->uplink_count == 0 : pool->connecting < pool->waiting_count;
+}
+
 /* One more connection for those that wait, where there may be one. Else those that are there will
  * be free again; where there is none, another pool has to give one. */
 static void open_more(struct pool *pool)
@@ -295,27 +307,29 @@ static void open_more(struct pool *pool)
         return;
     }
     if (!uplink_open(pool))
-        while (pool->waiting && pool->uplink_count == 0)
+        while (pool->waiting && waits_in_vain(pool))
             fail_first(pool, DP_FLAG_OVERLOAD, 0);
 }
 
 void pool_serve(struct pool *pool)
 {
     while (pool->waiting) {
-        struct uplink *uplink = ready_uplink(pool);
         struct stream *stream = pool->waiting;
+        struct uplink *uplink = ready_uplink(pool, stream);
 
         if (!uplink)
             break;
         pool_leave(pool, stream);
         stream_assigned(stream, uplink);
     }
+    if (!pool_is_shared(pool)) /* whoever waited for it has left */
+        pool_renew(pool);
     open_more(pool);
 }
 
 void pool_request(struct pool *pool, struct stream *stream)
 {
-    struct uplink *uplink = pool->waiting ? NULL : ready_uplink(pool);
+    struct uplink *uplink = pool->waiting ? NULL : ready_uplink(pool, stream);
 
     if (uplink) {
         stream_assigned(stream, uplink);
@@ -337,6 +351,8 @@ void pool_connect_failed(struct pool *pool, int error)
 
     if (pool->uplink_count == 0)
         count = pool->waiting_count;
+    else if (!pool_is_shared(pool) && !waits_in_vain(pool))
+        count = 0;
     while (count-- > 0 && pool->waiting)
         fail_first(pool, why, error);
 }

@@ -45,6 +45,14 @@ struct pool_key {
     const struct codec *codec;
 };
 
+/* Whether the requests of many connections take turns on its uplinks. To an original destination,
+ * each connection whose requests have no ids has an uplink of its own, and closes it with itself:
+ * a server may serve one connection after the other. */
+static inline bool pool_is_shared(const struct pool *pool)
+{
+    return pool->endpoint || pool->codec->multiplexes;
+}
+
 /* The worker's pool for it; NULL when out of memory. */
 struct pool *pool_find(struct worker *worker, const struct pool_key *key);
 /* Gives the stream an uplink, now or later: see stream_assigned and stream_unassigned. */

@@ -313,6 +313,14 @@ static bool take_back(struct stream *stream)
     return true;
 }
 
+/* Whether its connection ends as the upstream's did, in order: by the length of the answer, the
+ * client sees that something is missing, and has what there is. */
+static bool ends_alike(const struct stream *stream, enum dp_flag why)
+{
+    return why == DP_FLAG_UPSTREAM_RESET && stream->direct && stream->answering &&
+           !stream->facts.http10 && stream->uplink && stream->uplink->wire.told_end;
+}
+
 /* It gets no answer of the service, or no complete one. Where it can get none at all, the
  * connection ends, too: the next answer would be taken for this one. */
 static void fail(struct stream *stream, enum dp_flag why, const struct message *problem)
@@ -321,7 +329,9 @@ static void fail(struct stream *stream, enum dp_flag why, const struct message *
     enum dp_end cut = DP_END_NONE;
 
     set_flag(stream, why);
-    if (stream->answering && !take_back(stream))
+    if (ends_alike(stream, why))
+        downstream->closing = true;
+    else if (stream->answering && !take_back(stream))
         cut = why == DP_FLAG_TIMEOUT ? DP_END_UPSTREAM_TIMEOUT : DP_END_UPSTREAM_RESET;
     else if (!stream->oneway && !write_rejection(stream, why, problem))
         cut = DP_END_NO_RESOURCES;
@@ -577,6 +587,8 @@ void stream_assigned(struct stream *stream, struct uplink *uplink)
         return;
     }
     uplink->leaving |= stream->binds;
+    if (!downstream->wire.running) /* else it is not known yet what was read */
+        downstream_pass_end(downstream);
     if (uplink->pool->codec->multiplexes)
         stream->keeps = false;
     if (!stream->keeps)
@@ -639,11 +651,6 @@ static bool binds_connection(const struct message *message, struct text name)
     return false;
 }
 
-static bool is_connect(const struct stream *stream, const struct message *request)
-{
-    return codec_used(stream)->protocol == DP_HTTP1 && text_equal(request->method, TEXT("CONNECT"));
-}
-
 static const struct dp_listener *listener_of(const struct stream *stream)
 {
     return stream->downstream->session->origin.listener;
@@ -672,13 +679,15 @@ static bool take_route(struct stream *stream, const struct message *request,
     trace(worker_of(stream), stream->record.connection, routed, routed->rule, DP_REQUESTS);
     stream->service = routed->service;
     stream->hash = routed->hash;
+    stream->direct = !stream->service && listener->transport != DP_TRANSPORT_LISTENER &&
+                     !stream->downstream->choice.cluster && !codec_used(stream)->multiplexes;
     if (stream->service) {
         shared_reference(&stream->service->shared);
         memset(stream->record.service, 0, sizeof stream->record.service);
         copy_text(stream->record.service, sizeof stream->record.service, stream->service->name);
         count_service(stream, 1);
     }
-    if (is_connect(stream, request)) {
+    if (request->facts.connect && !stream->direct) {
         fail(stream, DP_FLAG_REFUSED, NULL);
         return false;
     }
@@ -709,7 +718,8 @@ static void send_request(struct stream *stream, const struct message *request,
         fail(stream, DP_FLAG_OVERLOAD, NULL);
         return;
     }
-    stream->binds = !multiplexes && binds_connection(request, TEXT("authorization"));
+    stream->binds =
+        !multiplexes && !stream->direct && binds_connection(request, TEXT("authorization"));
     if (multiplexes) {
         stream->fresh = request;
         stream->fresh_room = room;
@@ -740,6 +750,7 @@ static void go_on(struct stream *stream, const struct message *request, const st
 
     if (!take_route(stream, request, routed))
         return;
+    adjustment.direct = stream->direct;
     begin_timer(stream, timeout_for(routed, request));
     if (routed->rewrite && routed->rewrite->original_destination.size)
         adjustment.original_destination =
@@ -819,7 +830,7 @@ static bool wait_for_service(struct stream *stream, const struct message *reques
     uint32_t ms = entrance.on_demand_ms;
     struct dp_wanted what;
 
-    if (ms == 0 || streams->wanting_count >= MOST_WANTING || is_connect(stream, request) ||
+    if (ms == 0 || streams->wanting_count >= MOST_WANTING || request->facts.connect ||
         !describe(stream, request, entrance.name_header, &what) || !reserve_timer(stream) ||
         !wanted_enter(worker->wanted))
         return false;
@@ -1010,7 +1021,9 @@ static bool pass_head(struct stream *stream, const struct message *message, size
     struct adjustment adjustment = {
         .id = stream->id,
         .facts = stream->facts,
-        .close = downstream->closing || downstream_is_draining(downstream) || !stream->complete,
+        .direct = stream->direct,
+        .close = downstream->closing || downstream_is_draining(downstream) || !stream->complete ||
+                 (stream->direct && message->last),
     };
     uint8_t *to = wire_room(wire, room);
     size_t wrote;
@@ -1041,6 +1054,8 @@ static void finish(struct stream *stream)
     if (downstream->wire.encoder.close || !stream->complete)
         downstream->closing = true;
     end(stream, stream->complete);
+    if (stream->direct && !downstream->own)
+        downstream->closing = true;
     downstream_answered(downstream);
 }
 
@@ -1070,7 +1085,8 @@ static void response_head(struct stream *stream, const struct message *message, 
     buffer_release(&worker_of(stream)->streams->blocks, &stream->request);
     stream->keeps = false;
     if (!codec_used(stream)->multiplexes) {
-        stream->uplink->leaving |= binds_connection(message, TEXT("www-authenticate"));
+        stream->uplink->leaving |=
+            !stream->direct && binds_connection(message, TEXT("www-authenticate"));
         if (message->upgraded)
             downstream_upgrade(downstream, stream);
         return;
@@ -1144,10 +1160,32 @@ static bool may_be_sent_again(const struct stream *stream, enum dp_flag why)
            (untouched || stream->idempotent) && stream->uplink->wire.read == stream->read_before;
 }
 
+/* Whether the client can tell by the end of its connection, and knows best, whether to send it
+ * again: as on any connection that was kept open, and that the server does not want any more. */
+static bool is_told_by_end(const struct stream *stream, enum dp_flag why)
+{
+    return why == DP_FLAG_UPSTREAM_RESET && stream->direct && stream->reused &&
+           !stream->answering && stream->uplink->wire.read == stream->read_before;
+}
+
+static void end_unanswered(struct stream *stream, enum dp_flag why)
+{
+    struct downstream *downstream = stream->downstream;
+
+    set_flag(stream, why);
+    downstream->closing = true;
+    end(stream, false);
+    downstream_answered(downstream);
+}
+
 void stream_uplink_lost(struct stream *stream, enum dp_flag why)
 {
     struct pool *pool = stream->pool;
 
+    if (is_told_by_end(stream, why)) {
+        end_unanswered(stream, why);
+        return;
+    }
     if (!may_be_sent_again(stream, why)) {
         fail(stream, why, NULL);
         return;

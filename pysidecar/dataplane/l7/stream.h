@@ -50,6 +50,7 @@ struct stream {
     struct adjustment *adjustment;
     size_t fresh_room;
     bool idempotent, oneway;
+    bool direct; /* it goes where the client connected to, on an uplink of its connection's own */
     bool reused; /* the uplink had carried other requests before */
     bool retried;
     bool binds;     /* its uplink may be its user's afterwards: nobody else gets it */

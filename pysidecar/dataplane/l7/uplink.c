@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "base/owner.h"
+#include "l7/downstream.h"
 #include "l7/streams.h"
 #include "net/budget.h"
 
@@ -88,6 +89,17 @@ static bool begin_multiplexed(struct uplink *uplink, struct stream *stream)
     return true;
 }
 
+/* From now on it is one downstream's own, in place of the one that this may have had. */
+static void give_to(struct uplink *uplink, struct downstream *owner)
+{
+    if (uplink->owner == owner)
+        return;
+    if (owner->own)
+        uplink_close(owner->own, false);
+    owner->own = uplink;
+    uplink->owner = owner;
+}
+
 bool uplink_begin(struct uplink *uplink, struct stream *stream)
 {
     const struct codec *codec = uplink->pool->codec;
@@ -102,6 +114,8 @@ bool uplink_begin(struct uplink *uplink, struct stream *stream)
         if (codec->expect)
             codec->expect(&uplink->wire.decoder, &stream->facts);
         link_to(&uplink->pool->busy, uplink);
+        if (!pool_is_shared(uplink->pool))
+            give_to(uplink, stream->downstream);
     }
     uplink->busy++;
     stream->uplink = uplink;
@@ -136,7 +150,7 @@ void uplink_leave(struct uplink *uplink, struct stream *stream, bool complete)
         uplink->stream = NULL;
         if (!complete || uplink->leaving || !is_clean(uplink) || pool_is_wanted(pool))
             uplink_close(uplink, !complete);
-        else
+        else if (pool_is_shared(pool))
             link_to(&pool->ready, uplink);
     }
     if (pool->waiting)
@@ -158,6 +172,16 @@ bool uplink_is_ready(const struct uplink *uplink)
 
 /* ---- what it brings ---- */
 
+/* With nothing under way. Whose own it is ends with it, as it would without us. */
+static void close_idle(struct uplink *uplink)
+{
+    struct downstream *owner = uplink->owner;
+
+    uplink_close(uplink, true);
+    if (owner)
+        downstream_deserted(owner);
+}
+
 /* Everything under way on it fails. */
 static void lose(struct uplink *uplink, enum dp_flag why)
 {
@@ -167,7 +191,7 @@ static void lose(struct uplink *uplink, enum dp_flag why)
     for (uint32_t i = 0; i < uplink->slots && uplink->busy > 0; i++)
         if (uplink->streams[i])
             stream_uplink_lost(uplink->streams[i], why);
-    uplink_close(uplink, true);
+    close_idle(uplink);
 }
 
 static void write_heartbeat(struct uplink *uplink, const struct message *asked)
@@ -233,7 +257,7 @@ static void decoded(struct wire *wire, enum codec_event event, const struct mess
     } else if (uplink->pool->codec->multiplexes) {
         decoded_frame(uplink, message);
     } else if (!uplink->stream) {
-        uplink_close(uplink, true); /* an answer that nobody has asked for */
+        close_idle(uplink); /* an answer that nobody has asked for */
     } else {
         if (event == CODEC_HEAD && message->last)
             uplink->leaving = true;
@@ -252,10 +276,27 @@ static void failed(struct wire *wire, int error)
          error == ENOMEM ? DP_FLAG_OVERLOAD : DP_FLAG_UPSTREAM_RESET);
 }
 
+static void shut_when_sent(struct uplink *uplink)
+{
+    struct channel *channel = &uplink->channel;
+
+    if (!uplink->shutting || channel->finished || buffer_held(&uplink->wire.out) > 0)
+        return;
+    channel->finished = true;
+    channel->transport->shut(channel);
+}
+
+void uplink_shut(struct uplink *uplink)
+{
+    uplink->leaving = uplink->shutting = true;
+    shut_when_sent(uplink);
+}
+
 static void sent(struct wire *wire)
 {
     struct uplink *uplink = OWNER(wire, struct uplink, wire);
 
+    shut_when_sent(uplink);
     if (uplink->stream)
         stream_uplink_sent(uplink->stream);
     if (uplink->pool->waiting && uplink_is_ready(uplink))
@@ -374,6 +415,9 @@ static void end(struct uplink *uplink)
     struct worker *worker = worker_of(uplink);
 
     uplink->closed = true;
+    if (uplink->owner)
+        uplink->owner->own = NULL;
+    uplink->owner = NULL;
     wire_close(&uplink->wire);
     budget_release(worker->budget, 1);
     pool_count(uplink->pool, -1);

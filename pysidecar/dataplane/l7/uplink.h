@@ -14,14 +14,16 @@ struct uplink {
     struct connector *connector; /* while it is being connected */
     struct channel channel;
     struct wire wire;
-    struct stream *stream;   /* the one under way, where the codec does not multiplex */
-    struct stream **streams; /* those under way, where it does; by the low bits of their ids */
+    struct downstream *owner; /* the only one whose requests it takes; NULL: see pool_is_shared */
+    struct stream *stream;    /* the one under way, where the codec does not multiplex */
+    struct stream **streams;  /* those under way, where it does; by the low bits of their ids */
     uint32_t slots, busy;
     uint32_t next_id;
     uint64_t used_ms;      /* when it had a request last */
     uint64_t heartbeat_ms; /* when one was sent that is not answered; 0: none */
     bool used;             /* a request was sent on it */
     bool leaving;          /* gets no further request */
+    bool shutting;         /* its write side is shut once all is sent */
     bool closed;
 };
 
@@ -35,6 +37,8 @@ bool uplink_is_ready(const struct uplink *uplink);
 bool uplink_begin(struct uplink *uplink, struct stream *stream);
 /* The stream does not wait for an answer any more, which was complete or not. */
 void uplink_leave(struct uplink *uplink, struct stream *stream, bool complete);
+/* Nothing more is sent on it than what waits: it is told so. */
+void uplink_shut(struct uplink *uplink);
 /* Gives its descriptor away, which nobody watches, and is closed. */
 int uplink_take_fd(struct uplink *uplink);
 /* At the end of the turn in which it was closed. */
