@@ -17,6 +17,7 @@ _AT_ONCE = {"after_bytes": 1, "after_round_trips": 0}
 _LISTEN = ["127.0.0.1:0", *(["[::1]:0"] if has_ipv6_loopback() else [])]
 _HEADER = {"outbound": {"transport": "header", "listen": _LISTEN}}
 _DIRECT = {"outbound": {"routes": [{"action": "direct"}]}}
+_REQUESTS = {"outbound": {"routes": [{"action": "requests", "detect_timeout": "1s"}]}}
 _RECEIVING = _AT_ONCE | {"mode": "require", "receive": True}
 
 
@@ -45,4 +46,5 @@ MODES = (
         {"acceleration": _RECEIVING | {"blocking_sockets": True}},
         frozenset({"full", "local"}),
     ),
+    Mode("requests", _OFF | _REQUESTS, frozenset({"relay"})),
 )
