@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from pysidecar.address import Address
+from pysidecar.address import Address, is_ipv4
 from pysidecar.registry.service import Instance
 
 __all__ = ["Endpoints", "Selection", "refusal"]
@@ -26,6 +26,19 @@ _NEVER = (
     ("it is a multicast address", "is_multicast"),
     ("it is a reserved address", "is_reserved"),
 )
+
+
+@lru_cache(maxsize=65536)
+def _host(host: str) -> str:
+    """Spelled as usual: one address is one text."""
+    if is_ipv4(host):
+        return host
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address)
 
 
 @lru_cache(maxsize=65536)
@@ -76,7 +89,8 @@ class Endpoints:
     """See ``refusal``."""
 
     own: Mapping[Address, str] = field(default_factory=dict)
-    """What of ours listens where."""
+    """What of ours listens where: on each address that is spelled as usual, and 0.0.0.0, of which
+    all of 127.0.0.0/8 is a part."""
 
     provider: Address | None = None
     """The address that we tell the registry."""
@@ -89,17 +103,19 @@ class Endpoints:
         weights: dict[Address, int] = {}
         refused: list[tuple[Address, str]] = []
         changes = math.inf
+        provider = self.provider and Address(_host(self.provider.host), self.provider.port)
         for instance in self._in_zone(instances):
             weight, until = _weight(instance, now)
             if not weight:
                 continue
-            if instance.address == self.provider:
+            address = Address(_host(instance.address.host), instance.address.port)
+            if address == provider:
                 weights.update(dict.fromkeys(local, weight))
-            elif reason := self._refusal(instance.address):
+            elif reason := self._refusal(address):
                 refused.append((instance.address, reason))
                 continue
             else:
-                weights[instance.address] = weight
+                weights[address] = weight
             changes = min(changes, until)
         return Selection(tuple(weights.items()), changes, tuple(refused))
 
@@ -113,6 +129,8 @@ class Endpoints:
         if (reason := refusal(address, loopback=self.loopback)) is not None:
             return reason
         listener = self.own.get(address)
+        if listener is None and address.host.startswith("127."):
+            listener = self.own.get(Address("0.0.0.0", address.port))
         return listener and f"it is the sidecar's own listener, {listener}"
 
 

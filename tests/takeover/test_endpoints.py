@@ -56,6 +56,32 @@ def test_we_call_the_application_and_not_ourselves() -> None:
     assert endpoints.select(told, [], NOW).endpoints == ((Address("10.0.0.8", 20881), 100),)
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        Address("127.0.0.1", 12220),
+        Address("127.0.0.2", 12220),
+        Address("::ffff:127.0.0.2", 12220),
+        Address("::ffff:10.0.0.7", 12221),
+        Address("0:0:0:0:0:0:0:1", 12222),
+    ],
+    ids=str,
+)
+def test_we_are_not_called_by_another_spelling(address: Address) -> None:
+    own = (Address("0.0.0.0", 12220), Address("10.0.0.7", 12221), Address("::1", 12222))
+    endpoints = Endpoints(loopback=True, own=dict.fromkeys(own, "takeover.consumer"))
+    selection = endpoints.select([Instance(address)], (), NOW)
+    assert not selection.endpoints
+    assert selection.refused == ((address, "it is the sidecar's own listener, takeover.consumer"),)
+
+
+def test_we_are_told_of_ourselves_by_another_spelling() -> None:
+    local = Address("127.0.0.1", 8080)
+    endpoints = Endpoints(provider=Address("10.0.0.7", 20881))
+    told = Instance(Address("::ffff:10.0.0.7", 20881))
+    assert endpoints.select([told], [local], NOW).endpoints == ((local, 100),)
+
+
 def test_those_nearby_are_preferred_while_there_are_any() -> None:
     near, far = _at("10.0.0.8", zone="a"), _at("10.0.0.9", zone="b")
     endpoints = Endpoints(zone="a")
