@@ -289,8 +289,10 @@ class Sidecar:
             way.attach(data_plane)
         data_plane.set_own_addresses(self._own_addresses())
         data_plane.set_request_limits(_request_limits(config))
-        self._set_tables(self._make_tables(config))
         self._settle()
+        if self._takeover is not None:
+            self._found = self._found_applied = self._takeover.restore()
+        self._set_tables(self._make_tables(config))
         self._access_log = self._open_access_log()  # as a reload will open it
         stack.callback(self._access_log.close)
         self._access_log.start()
@@ -371,7 +373,12 @@ class Sidecar:
         try:
             while self._found_applied is not self._found and self.state != "stopped":
                 found, config = self._found, self.config
-                services = await in_background(partial(self._pack_services, config, found))
+                try:
+                    services = await in_background(partial(self._pack_services, config, found))
+                except Exception:  # with other services there may be one that can be made
+                    log.exception("requests go where they went before: no table can be made")
+                    self._found_applied = found
+                    continue
                 if config is self.config:  # no reload came between
                     self._data_plane.set_services(services)
                     self._found_applied = found

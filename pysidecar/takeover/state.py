@@ -34,6 +34,7 @@ MAX_BYTES = 64 << 20
 PAUSE = 1.0
 """Seconds from the end of a write to the next one, at least."""
 
+_PROTOCOLS = ("bolt", "dubbo", "http")  # one that was newer may have known others
 _PAUSE_FACTOR = 10  # as many times as long as a write took, where that is more
 _PAUSE_AFTER_FAILURE = 10.0
 _STOP_PATIENCE = 3.0  # seconds for the last write
@@ -200,6 +201,9 @@ class State(Watcher):
             return
         refused = 0
         for publication in content.publications:
+            if publication.service.protocol not in _PROTOCOLS:
+                refused += 1
+                continue
             try:
                 self._table.publish(replace(publication, alive=False, taken=False))
             except TableError:
@@ -211,12 +215,14 @@ class State(Watcher):
             self._path,
             len(content.publications),
             len(content.subscriptions),
-            f"; {refused} are too many" if refused else "",
+            f"; {refused} of them are not taken" if refused else "",
         )
 
     def _subscribe(self, subscription: _Subscription) -> int:
         """How often it was refused."""
         refused = 0
+        if subscription.service.protocol not in _PROTOCOLS:
+            return len(subscription.uids)
         for uid in subscription.uids:
             try:
                 self._table.subscribe(subscription.service, uid)

@@ -57,9 +57,9 @@ _SETTLE_TIMEOUT = 1.0  # for requests to go where an application was told that t
 
 
 class Takeover(Watcher):
-    """Its life: ``open``, ``start``, then ``leave`` to be gentle, ``stop``, ``close``. ``found`` is
-    called in the loop each time that where requests go has changed, and begins a task that makes it
-    so. ``own`` are the sidecar's listeners, by what they are for."""
+    """Its life: ``open``, ``restore``, ``start``, then ``leave`` to be gentle, ``stop``, ``close``.
+    ``found`` is called in the loop each time that where requests go has changed, and begins a task
+    that makes it so. ``own`` are the sidecar's listeners, by what they are for."""
 
     def __init__(
         self,
@@ -141,16 +141,24 @@ class Takeover(Watcher):
         self._stack.callback(listener.close)
         return listener
 
-    async def start(self) -> None:
-        """From here on applications and the registry are spoken to."""
+    def restore(self) -> FoundServices:
+        """What was known before, and what the configuration has: calls find it as soon as there is
+        somebody who takes them."""
         self._state.restore()
+        self.apply(self._config)
+        self._stale.update(each.service for each in self.table.publications)
+        self._stale.update(service for service, *_ in self.table.subscriptions)
+        self._table = self._look_again()
+        return self._table
+
+    async def start(self) -> None:
+        """From here on applications and the registry are spoken to. After ``restore``."""
         self.table.watch(self)
         for service in {each.service for each in self.table.publications}:
             self._register(service)
         for service, _, instances in self.table.subscriptions:
             self._stale.add(service)
             self._client.subscribe(service, instances)
-        self.apply(self._config)
         self._state.start()
         self._liveness.start()
         self._client.start()
@@ -369,6 +377,14 @@ class Takeover(Watcher):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        table = self._look_again()
+        if table != self._table:
+            self._table = table
+            self._applying = self._found(table)
+        if self._changes:
+            self._schedule(max(_PAUSE, min(self._changes.values()) - time.time()))
+
+    def _look_again(self) -> FoundServices:
         now = time.time()
         self._stale.update(key for key, at in self._changes.items() if at <= now)
         if self._stale:
@@ -376,19 +392,14 @@ class Takeover(Watcher):
         for service in self._stale:
             self._build_service(service, now)
         self._stale.clear()
-        table = FoundServices(tuple(self._services.values()), self._passed())
-        if table != self._table:
-            self._table = table
-            self._applying = self._found(table)
-        if self._changes:
-            self._schedule(max(_PAUSE, min(self._changes.values()) - now))
+        return FoundServices(tuple(self._services.values()), self._passed())
 
     def _look_at_own(self) -> None:
         hosts = local_hosts()
         self._endpoints.own = {
             address: what
             for listener, what in self._own.items()
-            for address in expand(listener, hosts)
+            for address in (listener, *expand(listener, hosts))
         }
 
     def _build_service(self, service: ServiceKey, now: float) -> None:

@@ -372,3 +372,29 @@ def test_the_configuration_publishes_and_subscribes_for_those_without_an_sdk(
     pods(publish=[provided])
     consumer = pods(subscribe=[{"service": "orders", "protocol": "http"}])
     consumer.gets("orders", "orders orders")
+
+
+def test_a_sidecar_that_is_back_knows_its_services_with_the_first_call(
+    pods: Callable[..., Pod], application: Callable[..., _Application]
+) -> None:
+    pod = pods()
+    orders = application("orders")
+    pod.publish("orders", orders.server_port)
+    pod.subscribe("orders")
+    pod.gets("orders", "orders orders")
+    state = pod.sidecar.directory / "takeover.json"
+    eventually(lambda: state.exists() and pod.host in state.read_text())
+    for _ in range(3):
+        pod.sidecar.kill()
+        restart = threading.Thread(target=pod.sidecar.start)
+        restart.start()
+        answers: list[tuple[int, str]] = []
+
+        def first_answer(answers: list[tuple[int, str]] = answers) -> bool:
+            with suppress(OSError, http.client.HTTPException):
+                answers.append(pod.get("orders"))
+            return bool(answers)
+
+        eventually(first_answer)
+        restart.join()
+        assert answers == [(200, "orders orders")]

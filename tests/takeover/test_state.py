@@ -244,6 +244,21 @@ def test_without_a_directory_it_is_said_once(
     assert not is_empty(restored(path))
 
 
+def test_what_a_newer_sidecar_knew_is_left_out(path: Path) -> None:
+    newer = replace(ECHO, protocol="triple")
+
+    def change(table: ServiceTable) -> None:
+        fill(table)
+        table.publish(replace(PUBLICATION, service=newer))
+        table.subscribe(newer, 1000)
+
+    written(path, change)
+    table = restored(path)
+    assert table.is_subscribed(ECHO)
+    assert not table.is_subscribed(newer)
+    assert not list(table.published_of(newer))
+
+
 def test_instances_that_are_too_many_are_left_out(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
