@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from pysidecar.config import Takeover
 from pysidecar.registry.service import ServiceKey
-from pysidecar.takeover.applications import Applications, Offer, Unpublish
+from pysidecar.takeover.applications import Applications, Offer, Told, Unpublish
 from pysidecar.takeover.bodies import Body, service_key
 from pysidecar.takeover.json_api import Answer, JsonApi, Settled
 from pysidecar.takeover.table import ServiceTable
@@ -33,6 +33,7 @@ class DubboApi:
         registry: str = "",
         own_ports: Collection[int] = (),
         unpublish: Unpublish | None = None,
+        told: Told | None = None,
         settled: Settled | None = None,
     ) -> None:
         self._table = table
@@ -53,7 +54,7 @@ class DubboApi:
         self.address = self._api.address
         self.gate = self._api.gate
         self._applications = Applications(
-            table, settings, {self.address.port, *own_ports}, unpublish
+            table, settings, {self.address.port, *own_ports}, unpublish, told
         )
 
     async def start(self) -> None:
@@ -73,7 +74,7 @@ class DubboApi:
         return _done("unpub")
 
     async def _subscribe(self, value: object, uid: int) -> Answer:
-        self._table.subscribe(self._service(value), uid)
+        await self._applications.subscribe(self._service(value), uid)
         return _done("subscribe")
 
     async def _unsubscribe(self, value: object, uid: int) -> Answer:
