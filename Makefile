@@ -16,9 +16,16 @@ setup-tests: ## also the programs that the tests run (nginx, PostgreSQL, Node, â
 	@python3 scripts/set_up.py --tests
 
 .PHONY: demo
-demo: ## send a curl to an nginx through a sidecar and show what happened
+demo: ## a curl through a sidecar, and a service that two sidecars take over: what happened
 	@python3 scripts/set_up.py --demo
-	@$(PYTHON) scripts/demo.py
+	@$(PYTHON) -m scripts.demo
+
+EXAMPLE = sofarpc
+
+.PHONY: example-takeover
+example-takeover: ## calls through two sidecars in two pods (EXAMPLE=sofarpc, dubbo or anthunder; root)
+	@python3 scripts/set_up.py --example
+	@$(PYTHON) -m examples.takeover.run $(EXAMPLE)
 
 .PHONY: test
 test: setup-tests ## run all tests (about a quarter of an hour at most)
@@ -27,7 +34,8 @@ test: setup-tests ## run all tests (about a quarter of an hour at most)
 # What takes a fifth of a minute and more: real applications, rules in namespaces, BPF, fuzzing.
 SLOW_TESTS = $(addprefix tests/,interop requests mesh interception acceleration harness bench \
 	fuzz/test_targets.py $(patsubst %,control/test_%.py,room trace storm install) \
-	$(patsubst %,registry/test_%.py,sofaregistry zookeeper zookeeper_java etcd))
+	$(patsubst %,registry/test_%.py,sofaregistry zookeeper zookeeper_java etcd) \
+	$(patsubst %,takeover/test_%.py,dubbo http_services sofarpc))
 
 .PHONY: test-quick
 test-quick: setup-tests ## run most tests within two minutes: none of real applications or rules

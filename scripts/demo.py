@@ -1,4 +1,5 @@
-"""Sends curl to an nginx through a sidecar with its embedded defaults, and shows what happened."""
+"""Sends curl to an nginx through a sidecar with its embedded defaults, then calls a service that
+two sidecars take over, and shows what happened."""
 
 from __future__ import annotations
 
@@ -10,30 +11,25 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 from rich import box
-from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
 import pysidecar
-from pysidecar.testing.processes import end_process
+from scripts.showing import TIMEOUT, console, ended_after, requests_in, show_hops, wait_for
 
-ADMIN = ("127.0.0.1", 15000)  # the embedded default
-PYSIDECAR = Path(sys.executable).with_name("pysidecar")
+ADMIN = "127.0.0.1:15000"  # the embedded default
+PYSIDECAR: str | Path = Path(sys.executable).with_name("pysidecar")
 LARGE = 50_000_000  # bytes
-TIMEOUT = 20.0  # seconds
-
-T = TypeVar("T")
-
-console = Console()
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "takeover"
 
 
 def main() -> None:
@@ -60,6 +56,95 @@ def main() -> None:
             curl(f"http://{server}{path}", environment)
         curl(f"http://{host}:{free_port(host)}/nobody-listens-here", environment)
         show(wait_for(lambda: closed_connections(directory, count=3), "the access log's entries"))
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pysidecar-demo-")))
+        show_takeover(directory, stack)
+
+
+def show_takeover(directory: Path, stack: ExitStack) -> None:
+    """A service in Python, called by its name through its sidecar and the caller's."""
+    console.print("Takeover: a service that its sidecar registers, called through the caller's.\n")
+    registry = f"127.0.0.1:{free_port('127.0.0.1')}"
+    command: list[str | Path]
+    command = [PYSIDECAR, "registry", "--listen", registry, "--state", directory / "registry"]
+    stack.enter_context(running(directory, f"pysidecar registry --listen {registry}", command))
+    provider, consumer = (
+        TakeoverSidecar(directory, role, registry) for role in ("provider", "consumer")
+    )
+    for sidecar in (provider, consumer):
+        title = f"pysidecar run -c {sidecar.config.name}"
+        command = [PYSIDECAR, "run", "-c", sidecar.config]
+        stack.enter_context(running(directory, title, command))
+        wait_for(partial(answers, sidecar.admin), title)
+    service = "greetings.example"
+    port = str(free_port("127.0.0.1"))
+    program: list[str | Path]
+    program = [sys.executable, EXAMPLES / "http_service.py", port, service]
+    title = f"python http_service.py {port} {service}"
+    said = stack.enter_context(running(directory, title, program, SIDECAR=provider.api))
+    wait_for(lambda: "is published" in said.read_text(), title)
+    console.print(f"[dim]$[/] python http_client.py {service} /you")
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "http_client.py", service, "/you"],
+        env={**os.environ, "SIDECAR": consumer.api, "SIDECAR_CALLS": f"http://{consumer.calls}"},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    if done.returncode != 0:
+        sys.exit("demo: the call failed")
+    console.print(f"  {escape(done.stdout.strip())}")
+    sent, received = (
+        requests_in(sidecar.access_log, service, 1)[-1] for sidecar in (consumer, provider)
+    )
+    console.print("\nEach hop of the call, as both sidecars saw it:")
+    show_hops(sent, received, consumer.calls)
+
+
+class TakeoverSidecar:
+    """Its configuration: ports of its own, since both are on this host."""
+
+    def __init__(self, directory: Path, role: str, registry: str) -> None:
+        self.config = directory / f"{role}.yaml"
+        self.access_log = directory / f"{role}.jsonl"
+        self.admin, api, self.calls, provider = (
+            f"127.0.0.1:{free_port('127.0.0.1')}" for _ in range(4)
+        )
+        self.api = f"http://{api}"
+        self.config.write_text(
+            f"""
+            admin: {{listen: "{self.admin}"}}
+            takeover: {{api: "{api}", consumer: "{self.calls}", provider: "{provider}"}}
+            registry: {{type: embedded, address: "{registry}"}}
+            outbound: {{control_socket: {directory}/{role}/hook.sock}}
+            access_log: {{path: {self.access_log}}}
+            """
+        )
+
+
+@contextmanager
+def running(
+    directory: Path, title: str, command: Sequence[str | Path], **variables: str
+) -> Iterator[Path]:
+    """A program for a while; the file with what it prints."""
+    console.print(f"[dim]$[/] {escape(title)}")
+    log = directory / f"{len(list(directory.iterdir()))}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env={**os.environ, **variables}
+        )
+    with ended_after(process):
+        yield log
+
+
+def answers(admin: str) -> bool:
+    """Whether a sidecar is ready."""
+    with closing(http.client.HTTPConnection(admin, timeout=5)) as client:
+        try:
+            client.request("GET", "/ready")
+            return client.getresponse().status == 200
+        except OSError:
+            return False
 
 
 def host_address() -> str | None:
@@ -99,12 +184,7 @@ def running_sidecar(
         def ready() -> bool:
             if process.poll() is not None:
                 sys.exit(f"demo: the sidecar ended:\n{(directory / 'sidecar.log').read_text()}")
-            with closing(http.client.HTTPConnection(*ADMIN, timeout=5)) as admin:
-                try:
-                    admin.request("GET", "/ready")
-                    return admin.getresponse().status == 200
-                except OSError:
-                    return False
+            return answers(ADMIN)
 
         wait_for(ready, "the sidecar")
         yield
@@ -154,14 +234,6 @@ def running_nginx(directory: Path, host: str) -> Iterator[str]:
         yield server
 
 
-@contextmanager
-def ended_after(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        end_process(process, TIMEOUT)
-
-
 def curl(url: str, environment: Mapping[str, str]) -> None:
     console.print(f"[dim]$[/] LD_PRELOAD=libmosnhook.so curl {escape(url)}")
     command = ["curl", "--noproxy", "*", "-sS", "-o", "/dev/null", "-w", "HTTP %{http_code}", url]
@@ -200,15 +272,6 @@ def show(connections: Sequence[Mapping[str, Any]]) -> None:
 
 def amount(count: int) -> str:
     return f"{count} B" if count < 1000 else decimal(count)
-
-
-def wait_for(condition: Callable[[], T], what: str) -> T:
-    deadline = time.monotonic() + TIMEOUT
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            sys.exit(f"demo: waited {TIMEOUT:g} s for {what}")
-        time.sleep(0.02)
-    return value
 
 
 if __name__ == "__main__":

@@ -80,6 +80,15 @@ TO_DEMO: list[Requirement] = [
     ("nginx-light", program("nginx")),
     ("curl", program("curl")),
 ]
+TO_RUN_JAVA: list[Requirement] = [
+    ("default-jdk-headless", program("java", "javac")),
+    ("libzookeeper-java", file("/usr/share/java/zookeeper.jar")),  # the server, without its service
+    ("maven", program("mvn")),
+]
+TO_EXAMPLE: list[Requirement] = [
+    *TO_RUN_JAVA,
+    ("iproute2", program("ip")),
+]
 STREAM_MODULE: Requirement = (
     "libnginx-mod-stream",
     file("/usr/lib/nginx/modules/ngx_stream_module.so"),
@@ -87,11 +96,11 @@ STREAM_MODULE: Requirement = (
 TO_TEST: list[Requirement] = [
     *TO_ACCELERATE,
     *TO_DEMO,
+    *TO_RUN_JAVA,
     ("bpftool", program("bpftool")),
     ("chromium", program("chromium")),
     ("clang-format", program("clang-format")),
     ("conntrack", program("conntrack")),
-    ("default-jdk-headless", program("java", "javac")),
     ("etcd-server", program("etcd")),
     ("faketime", program("faketime")),
     ("fcgiwrap", program("fcgiwrap")),
@@ -103,8 +112,6 @@ TO_TEST: list[Requirement] = [
     STREAM_MODULE,
     ("libclang-rt-dev", file("/usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a")),
     ("libcmocka-dev", file("/usr/include/cmocka.h")),
-    ("libzookeeper-java", file("/usr/share/java/zookeeper.jar")),  # the server, without its service
-    ("maven", program("mvn")),
     ("musl-tools", program("musl-gcc")),
     ("nftables", program("nft")),
     ("nodejs", program("node")),
@@ -309,6 +316,9 @@ def build_java_programs() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--demo", action="store_true", help="also what `make demo` runs")
+    parser.add_argument(
+        "--example", action="store_true", help="also what `make example-takeover` runs"
+    )
     parser.add_argument("--tests", action="store_true", help="also what the tests run")
     parser.add_argument("--foreign", action="store_true", help="also what `make test-foreign` runs")
     parser.add_argument("--bench", action="store_true", help="also what `make bench` runs")
@@ -324,6 +334,8 @@ def main() -> None:
             requirements += TO_TEST
         elif arguments.demo:
             requirements += TO_DEMO
+        if arguments.example:
+            requirements += TO_EXAMPLE
         if arguments.foreign:
             requirements += TO_TEST_FOREIGN
         if arguments.bench:
@@ -334,6 +346,7 @@ def main() -> None:
         build_package()
         if arguments.tests:
             install_node_packages()
+        if arguments.tests or arguments.example:
             build_java_programs()
 
 
