@@ -26,7 +26,10 @@ def pytest_configure() -> None:
 
 # Tests that share what takes seconds to start. (Marks of xdist_group would say so where they stand,
 # but xdist 3.8 loses them with pytest 9.2, where a node's id can no longer be changed.)
-_TOGETHER = re.compile(r"tests/codecs/test_frames_|tests/re(quests|gistry)/\w+")
+_TOGETHER = re.compile(
+    r"tests/codecs/test_frames_|tests/re(quests|gistry)/\w+"
+    r"|tests/takeover/test_(dubbo|http_services|sofarpc)\.py"
+)
 
 
 class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]

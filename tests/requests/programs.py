@@ -47,7 +47,8 @@ Answer = dict[str, str]
 
 
 class Program:
-    """Gives commands, and waits for the answers; the program's source describes them."""
+    """Gives commands, and waits for the answers; the program's source describes them. The first
+    ones wait until it has started: so several may be started at once."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None
@@ -57,10 +58,8 @@ class Program:
         self._answers: IO[str] = process.stdout
         self._ids = itertools.count()
         self._waiting: dict[str, Future[Answer]] = {"ready": Future()}
-        ready = self._waiting["ready"]
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        ready.result(PATIENCE)
 
     def _read(self) -> None:
         for line in self._answers:

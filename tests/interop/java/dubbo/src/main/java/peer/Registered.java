@@ -19,7 +19,8 @@ import org.apache.dubbo.config.bootstrap.DubboBootstrap;
  * Dubbo with a registry, provider and consumer, by commands; written for 2.7 and 3 alike.
  *
  * <p>{@code begin}, once and first: {@code application}, {@code registry} (an address with its
- * scheme; "N/A" for none), and for a provider {@code port}.
+ * scheme; "N/A" for none), and for a provider {@code port} and perhaps {@code register} (false: it
+ * is somebody else's to register it).
  *
  * <p>{@code serve}: {@code name} and {@code services}: "VERSION GROUP", separated by commas; each
  * part may be empty. {@code stop}: takes them back.
@@ -49,6 +50,7 @@ public final class Registered {
         application.setQosEnable(false);
         RegistryConfig registry = new RegistryConfig(command.get("registry"));
         registry.setTimeout(10_000);
+        registry.setRegister(Boolean.valueOf(command.getOrDefault("register", "true")));
         BOOTSTRAP.application(application).registry(registry);
         if (command.containsKey("port")) {
             int port = Integer.parseInt(command.get("port"));
