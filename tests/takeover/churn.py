@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import random
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -78,11 +79,24 @@ async def _answer(name: str, reader: asyncio.StreamReader, writer: asyncio.Strea
 
 @dataclass(slots=True)
 class Provided:
-    """A service at one pod."""
+    """A service at one pod. ``place`` keeps the port while nobody listens there."""
 
-    port: int
+    place: socket.socket
     server: asyncio.Server | None = None
     published: bool = False
+
+    @property
+    def port(self) -> int:
+        """The same for as long as the test runs."""
+        return int(self.place.getsockname()[1])
+
+
+def _place() -> socket.socket:
+    place = socket.socket()
+    place.bind(("127.0.0.1", 0))
+    # Only now: a server may listen there, and nobody else gets it from the kernel.
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return place
 
 
 @dataclass(slots=True)
@@ -153,7 +167,7 @@ class World:
     def _provide(self, place: int, service: str) -> None:
         provided = self._provided.get((place, service))
         if provided is None:
-            provided = self._provided[place, service] = Provided(0)
+            provided = self._provided[place, service] = Provided(_place())
         self._listen(place, service, provided)
         self.pods[place].publish(service, provided.port)
         provided.published = True
@@ -162,7 +176,6 @@ class World:
     def _listen(self, place: int, service: str, provided: Provided) -> None:
         if provided.server is None:
             provided.server = self._applications.start(f"{service}@{place}", provided.port)
-            provided.port = provided.server.sockets[0].getsockname()[1]
 
     def _leave(self, place: int, service: str) -> None:
         """In order: nobody notices who can call another one."""
@@ -308,6 +321,8 @@ class World:
         for each in self._callers:
             each.join()
         self._workers.shutdown()
+        for provided in self._provided.values():
+            provided.place.close()
         self._applications.close()
 
 
