@@ -20,6 +20,7 @@ from pysidecar.config.section import AT_START, Section, one_or_many
 from pysidecar.config.values import (
     AddressText,
     Duration,
+    DurationOrZero,
     FilePath,
     HostText,
     LoopbackText,
@@ -145,6 +146,11 @@ class Takeover(Section):
 
     on_demand_timeout: Duration = 2.0
     """See `on_demand`."""
+
+    await_timeout: DurationOrZero = 2.0
+    """How long a call waits where the service was subscribed and the registry has not told of its
+    endpoints yet: SDKs call as soon as they have subscribed. `0s`: it is answered with an error at
+    once."""
 
     state: Annotated[FilePath | None, Field(json_schema_extra=AT_START)] = None
     """The file that keeps what applications published and subscribed, for a sidecar that starts

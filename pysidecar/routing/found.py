@@ -30,6 +30,10 @@ class FoundService:
     endpoints: tuple[tuple[Address, int], ...] = ()
     """With weights of at least 1, each address once."""
 
+    await_ms: int = 0
+    """Milliseconds for which a request waits for the first endpoint: who subscribes calls at once,
+    and the registry has not told yet."""
+
 
 @dataclass(frozen=True, slots=True)
 class FoundServices:

@@ -207,6 +207,7 @@ class _Found:
     """Those that are not are asked last."""
     endpoints: bytes
     endpoint_count: int
+    await_ms: int = 0
 
 
 def pack_services(
@@ -333,7 +334,7 @@ def _service(
     return (
         *(number, name, _PROTOCOLS[service.protocol], _BALANCES[service.balance.kind]),
         texts.add(service.balance.header),
-        *_limits(service),
+        *(*_limits(service), 0),
         *(*endpoints, ServiceRole.CONFIGURED),
     )
 
@@ -432,6 +433,7 @@ def _pack_found(service: FoundService, numbers: ServiceNumbers, header: str) -> 
         is_exact=is_exact,
         endpoints=_pack_endpoints(service.endpoints),
         endpoint_count=len(service.endpoints),
+        await_ms=service.await_ms,
     )
 
 
@@ -518,7 +520,7 @@ def _join(configured: _Configured, found: Iterable[_Found]) -> PackedServices:
         services.append(
             (
                 *(part.number, before + 1, part.protocol, Balance.ROUND_ROBIN, 0, *_DEFAULTS),
-                *(endpoint_count, part.endpoint_count, part.role),
+                *(part.await_ms, endpoint_count, part.endpoint_count, part.role),
             )
         )
         endpoint_count += part.endpoint_count

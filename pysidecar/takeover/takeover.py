@@ -106,6 +106,7 @@ class Takeover(Watcher):
         self._table = NOTHING_FOUND
         self._applying: asyncio.Task[None] | None = None
         self._untold: dict[ServiceKey, asyncio.Event] = {}
+        self._ending: set[asyncio.Task[None]] = set()
 
     # ---- Life ----
 
@@ -173,7 +174,7 @@ class Takeover(Watcher):
     def apply(self, config: Config) -> None:
         """What the configuration itself publishes and subscribes has changed, perhaps."""
         assert config.takeover is not None
-        if config.takeover.on_demand != self._settings.on_demand:
+        if config.takeover.await_timeout != self._settings.await_timeout:
             self._stale.update(service for service, _, _ in self.table.subscriptions)
         self._config, self._settings = config, config.takeover
         wanted = {_key(each) for each in config.takeover.subscribe} | {
@@ -212,9 +213,24 @@ class Takeover(Watcher):
 
     async def unpublish(self, service: ServiceKey, uid: int) -> None:
         """As ``ServiceTable.unpublish``, and returns when no consumer elsewhere should call it any
-        more, so that the application can stop; until then it is served. Raises TableError."""
+        more, so that the application can stop; until then it is served. Where the application has
+        still others published, it returns at once: who has a hundred waits once. Raises
+        TableError."""
         registration = self._registered.get(service)
         leaving = self.table.begin_unpublish(service, uid)
+        addresses = {each.address for each in leaving}
+        others = any(
+            each.address in addresses and each.is_offered for each in self.table.publications
+        )
+        ends = asyncio.get_running_loop().create_task(self._unpublish(registration, leaving))
+        self._ending.add(ends)
+        ends.add_done_callback(self._ending.discard)
+        if not others:
+            await asyncio.shield(ends)
+
+    async def _unpublish(
+        self, registration: Registration | None, leaving: Sequence[Publication]
+    ) -> None:
         try:
             if registration is not None:
                 await self._withdraw([registration])
@@ -260,6 +276,9 @@ class Takeover(Watcher):
         for server in self._servers:
             await server.stop()
         self._liveness.stop()
+        for task in list(self._ending):
+            task.cancel()
+        await asyncio.gather(*self._ending, return_exceptions=True)
         if self._timer is not None:
             self._timer.cancel()
         await self._client.stop()
@@ -427,24 +446,28 @@ class Takeover(Watcher):
         ]
         self._put(Role.PUBLISHED, service, _even(local) if publications else None)
         self._changes.pop(service, None)
-        waits = self._settings.on_demand and not self.table.is_known(service)
-        if waits or not self.table.is_subscribed(service):
+        if not self.table.is_subscribed(service):
             self._put(Role.SUBSCRIBED, service, None)
             return
         selection = self._endpoints.select(self.table.instances_of(service), local, now)
-        self._put(Role.SUBSCRIBED, service, selection.endpoints)
+        wait = 0 if self.table.is_known(service) else round(self._settings.await_timeout * 1000)
+        self._put(Role.SUBSCRIBED, service, selection.endpoints, wait)
         if selection.changes < math.inf:
             self._changes[service] = selection.changes
         self._warn(service, selection.refused)
 
     def _put(
-        self, role: Role, service: ServiceKey, endpoints: tuple[tuple[Address, int], ...] | None
+        self,
+        role: Role,
+        service: ServiceKey,
+        endpoints: tuple[tuple[Address, int], ...] | None,
+        wait: int = 0,
     ) -> None:
         place = (role, service)
         if endpoints is None:
             self._services.pop(place, None)
             return
-        found = FoundService(service, role, endpoints)
+        found = FoundService(service, role, endpoints, wait)
         if self._services.get(place) != found:
             self._services[place] = found
 

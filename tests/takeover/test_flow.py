@@ -194,9 +194,10 @@ def test_a_call_goes_from_application_to_application(
     orders = application("orders")
     assert consumer.get("orders")[0] == 404
     provider.publish("orders", orders.server_port)
+    eventually(lambda: provider.sidecar.admin_json("/takeover")["registered"] == 1)
     consumer.subscribe("orders")
-    assert consumer.get("orders")[0] != 404  # it is known as soon as the API has answered
-    consumer.gets("orders", "orders orders")
+    # At once: the call waits until the registry has told.
+    assert consumer.get("orders") == (200, "orders orders")
     consumer.called("orders", f"{provider.host}:{PROVIDER}")
     provider.called("orders", f"127.0.0.1:{orders.server_port}")
 

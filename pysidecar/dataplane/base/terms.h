@@ -254,6 +254,7 @@ struct dp_service {
     uint32_t idle_ms;        /* an upstream connection without a request is closed after that */
     uint32_t connections;    /* upstream connections at most, all workers together */
     uint32_t pending;        /* requests that wait for one at most, all workers together */
+    uint32_t await_ms;       /* how long a request waits for the first endpoint; 0: not at all */
     uint32_t first_endpoint; /* index into the endpoints of all services */
     uint32_t endpoint_count;
     uint32_t role; /* enum dp_role */

@@ -758,15 +758,7 @@ static void go_on(struct stream *stream, const struct message *request, const st
     send_request(stream, request, &adjustment, request->frame.size);
 }
 
-/* ---- a service that the table does not know ---- */
-
-static void demand_expired(struct timer *timer)
-{
-    struct stream *stream = OWNER(timer, struct stream, timer);
-
-    trace(worker_of(stream), stream->record.connection, expired, DP_TIMER_ANSWER, 0);
-    fail(stream, DP_FLAG_NO_ROUTE, NULL);
-}
+/* ---- a service that the table does not know, or no endpoint of ---- */
 
 /* False: it is too long, and a part of it would be another service's. */
 static bool copy_whole(char *to, size_t size, struct text from)
@@ -821,35 +813,29 @@ static bool tell(struct stream *stream, const struct dp_wanted *what)
     return wanted_tell(worker->wanted, what);
 }
 
-/* Keeps it as it came until there is a table that knows its service. False: it does not wait. */
-static bool wait_for_service(struct stream *stream, const struct message *request)
+/* 0: it does not wait. */
+static uint32_t waiting_time(const struct stream *stream, const struct routed *routed)
 {
-    struct worker *worker = worker_of(stream);
-    struct streams *streams = worker->streams;
-    struct entrance entrance = router_entrance(worker, listener_of(stream)->number);
-    uint32_t ms = entrance.on_demand_ms;
+    const struct dp_listener *listener = listener_of(stream);
+
+    if (routed->service)
+        return routed->service->cluster ? 0 : routed->service->await_ms;
+    if (listener->transport != DP_TRANSPORT_LISTENER)
+        return 0;
+    return router_entrance(worker_of(stream), listener->number).on_demand_ms;
+}
+
+/* Where the service is not in the table. False: nobody can be told of it. */
+static bool demand(struct stream *stream, const struct message *request)
+{
+    struct entrance entrance = router_entrance(worker_of(stream), listener_of(stream)->number);
     struct dp_wanted what;
 
-    if (ms == 0 || streams->wanting_count >= MOST_WANTING || request->facts.connect ||
-        !describe(stream, request, entrance.name_header, &what) || !reserve_timer(stream) ||
-        !wanted_enter(worker->wanted))
-        return false;
-    if (!buffer_add(&streams->blocks, &stream->request, request->frame.at, request->frame.size) ||
-        !tell(stream, &what)) {
-        buffer_release(&streams->blocks, &stream->request);
-        wanted_leave(worker->wanted);
-        return false;
-    }
-    streams->wanting_count++;
-    enter_wanting(stream);
-    if (request->timeout_ms && request->timeout_ms < ms)
-        ms = request->timeout_ms;
-    loop_set_timer(&worker->loop, &stream->timer, ms, demand_expired);
-    return true;
+    return describe(stream, request, entrance.name_header, &what) && tell(stream, &what);
 }
 
 /* The request as it came is decoded once more. */
-static void ask_again(struct stream *stream)
+static void ask_again(struct stream *stream, bool expired)
 {
     struct worker *worker = worker_of(stream);
     struct decoder decoder = {.limits = worker->streams->limits};
@@ -864,7 +850,7 @@ static void ask_again(struct stream *stream)
     (void)event;
     request.frame = (struct text){(const char *)came.data + came.start, buffer_held(&came)};
     route(stream, &request, &routed);
-    if (!routed.service) {
+    if (!expired && waiting_time(stream, &routed) > 0) {
         enter_wanting(stream);
         return;
     }
@@ -874,6 +860,40 @@ static void ask_again(struct stream *stream)
     stream->request = (struct buffer){.data = NULL};
     go_on(stream, &request, &routed);
     buffer_release(&worker->streams->blocks, &came);
+}
+
+static void waited_too_long(struct timer *timer)
+{
+    struct stream *stream = OWNER(timer, struct stream, timer);
+
+    trace(worker_of(stream), stream->record.connection, expired, DP_TIMER_ANSWER, 0);
+    unlink_wanting(stream);
+    ask_again(stream, true);
+}
+
+/* Keeps it as it came until there is a table that says where to. False: it does not wait. */
+static bool wait_for_service(struct stream *stream, const struct message *request,
+                             const struct routed *routed)
+{
+    struct worker *worker = worker_of(stream);
+    struct streams *streams = worker->streams;
+    uint32_t ms = waiting_time(stream, routed);
+
+    if (ms == 0 || streams->wanting_count >= MOST_WANTING || request->facts.connect ||
+        !reserve_timer(stream) || !wanted_enter(worker->wanted))
+        return false;
+    if (!buffer_add(&streams->blocks, &stream->request, request->frame.at, request->frame.size) ||
+        (!routed->service && !demand(stream, request))) {
+        buffer_release(&streams->blocks, &stream->request);
+        wanted_leave(worker->wanted);
+        return false;
+    }
+    streams->wanting_count++;
+    enter_wanting(stream);
+    if (request->timeout_ms && request->timeout_ms < ms)
+        ms = request->timeout_ms;
+    loop_set_timer(&worker->loop, &stream->timer, ms, waited_too_long);
+    return true;
 }
 
 void streams_ask_again(struct streams *streams)
@@ -887,7 +907,7 @@ void streams_ask_again(struct streams *streams)
         struct stream *stream = all;
 
         unlink_wanting(stream);
-        ask_again(stream);
+        ask_again(stream, false);
     }
 }
 
@@ -906,8 +926,7 @@ void stream_begin(struct downstream *downstream, const struct message *request, 
     downstream->frame_bytes += codec_used(stream)->multiplexes ? consumed : 0;
     stream->complete = codec_used(stream)->multiplexes || !request->has_body;
     route(stream, request, &routed);
-    if (routed.service || listener_of(stream)->transport != DP_TRANSPORT_LISTENER ||
-        !wait_for_service(stream, request))
+    if (!wait_for_service(stream, request, &routed))
         go_on(stream, request, &routed);
 }
 

@@ -122,7 +122,8 @@ static bool service_is(const struct service *service, const struct service_plan 
            service->timeout_ms == settings->timeout_ms &&
            service->silent_ms == settings->silent_ms && service->idle_ms == settings->idle_ms &&
            service->connections == settings->connections && service->pending == settings->pending &&
-           text_equal(service->name, plan->name) && text_equal(service->hash_by, plan->hash_by) &&
+           service->await_ms == settings->await_ms && text_equal(service->name, plan->name) &&
+           text_equal(service->hash_by, plan->hash_by) &&
            (service->cluster ? cluster_is(service->cluster, &cluster) : cluster.count == 0);
 }
 
@@ -193,6 +194,7 @@ static struct service *service_create(struct registry *registry, struct standing
     service->idle_ms = settings->idle_ms;
     service->connections = settings->connections;
     service->pending = settings->pending;
+    service->await_ms = settings->await_ms;
     texts = service->texts;
     service->name = copy(&texts, plan->name);
     service->hash_by = copy(&texts, plan->hash_by);

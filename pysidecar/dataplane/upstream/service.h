@@ -45,7 +45,8 @@ struct service {
     struct text name, hash_by;
     enum dp_protocol protocol;
     enum dp_role role;
-    uint32_t timeout_ms, silent_ms, idle_ms, connections, pending; /* as in struct dp_service */
+    /* as in struct dp_service */
+    uint32_t timeout_ms, silent_ms, idle_ms, connections, pending, await_ms;
     char texts[];
 };
 
