@@ -12,7 +12,7 @@ from pysidecar.address import Address
 from pysidecar.config import Takeover
 from pysidecar.listeners import has_ipv6_loopback
 from pysidecar.registry.service import ServiceKey
-from pysidecar.takeover.applications import Applications, Offer, Told, Unpublish
+from pysidecar.takeover.applications import Applications, Offer, Unpublish
 from pysidecar.takeover.bodies import Body, BodyError, service_key
 from pysidecar.takeover.json_api import Answer, JsonApi, Settled
 from pysidecar.takeover.table import ServiceTable
@@ -51,7 +51,6 @@ class MeshApi:
         consumers: Sequence[Address] = (),
         own_ports: Collection[int] = (),
         unpublish: Unpublish | None = None,
-        told: Told | None = None,
         settled: Settled | None = None,
     ) -> None:
         self._table = table
@@ -72,7 +71,7 @@ class MeshApi:
         self.address = self._api.address
         self.gate = self._api.gate
         self._applications = Applications(
-            table, settings, {self.address.port, *own_ports}, unpublish, told
+            table, settings, {self.address.port, *own_ports}, unpublish
         )
 
     async def start(self) -> None:
@@ -117,7 +116,7 @@ class MeshApi:
     async def _subscribe(self, value: object, uid: int) -> Answer:
         body = Body(value)
         service = _service(body)
-        await self._applications.subscribe(service, uid)
+        self._table.subscribe(service, uid)
         return {
             **_answer(),
             "serviceName": body.name("serviceName", _SERVICE),

@@ -12,16 +12,12 @@ from pysidecar.sock_diag import ListeningSocket, listening_sockets
 from pysidecar.takeover.bodies import BodyError
 from pysidecar.takeover.table import Publication, ServiceTable
 
-__all__ = ["Applications", "Offer", "Told", "Unpublish", "is_owner"]
+__all__ = ["Applications", "Offer", "Unpublish", "is_owner"]
 
 
 Unpublish = Callable[[ServiceKey, int], Awaitable[None]]
 """Takes away what that user published of a service, as ``ServiceTable.unpublish``, and returns when
 the application may hear that it is done. Raises TableError."""
-
-Told = Callable[[ServiceKey], Awaitable[None]]
-"""Returns when the registry has told of a service that is subscribed, so that a call that follows
-at once finds it; soon in any case."""
 
 _LOOPBACK = ("127.0.0.1", "::1")
 
@@ -49,11 +45,9 @@ class Applications:
         settings: Takeover,
         own_ports: Collection[int],
         unpublish: Unpublish | None,
-        told: Told | None,
     ) -> None:
         self._table = table
         self._unpublish = unpublish
-        self._told = told
         self._ports = settings.application_ports
         self._own_ports = own_ports
 
@@ -88,12 +82,6 @@ class Applications:
             await self._unpublish(service, uid)
         else:
             self._table.unpublish(service, uid)
-
-    async def subscribe(self, service: ServiceKey, uid: int) -> None:
-        """Raises TableError."""
-        self._table.subscribe(service, uid)
-        if self._told is not None:
-            await self._told(service)
 
     def _port(self, offer: Offer) -> int:
         protocol = offer.service.protocol

@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from pysidecar.config import Takeover
 from pysidecar.registry.service import ServiceKey
-from pysidecar.takeover.applications import Applications, Offer, Told, Unpublish
+from pysidecar.takeover.applications import Applications, Offer, Unpublish
 from pysidecar.takeover.bodies import Body, service_key
 from pysidecar.takeover.json_api import Answer, JsonApi, Settled
 from pysidecar.takeover.table import ServiceTable
@@ -33,7 +33,6 @@ class DubboApi:
         registry: str = "",
         own_ports: Collection[int] = (),
         unpublish: Unpublish | None = None,
-        told: Told | None = None,
         settled: Settled | None = None,
     ) -> None:
         self._table = table
@@ -54,7 +53,7 @@ class DubboApi:
         self.address = self._api.address
         self.gate = self._api.gate
         self._applications = Applications(
-            table, settings, {self.address.port, *own_ports}, unpublish, told
+            table, settings, {self.address.port, *own_ports}, unpublish
         )
 
     async def start(self) -> None:
@@ -74,7 +73,7 @@ class DubboApi:
         return _done("unpub")
 
     async def _subscribe(self, value: object, uid: int) -> Answer:
-        await self._applications.subscribe(self._service(value), uid)
+        self._table.subscribe(self._service(value), uid)
         return _done("subscribe")
 
     async def _unsubscribe(self, value: object, uid: int) -> Answer:

@@ -53,7 +53,6 @@ _NO_VERSION = "0.0.0"  # what Dubbo's requests have for none
 # Seconds. Changes that come together make one table; many that do not, one after each pause.
 _PAUSE = 0.01
 _LEAVE_TIMEOUT = 2.0  # for the registry to take everything back
-_TOLD_TIMEOUT = 1.0
 _SETTLE_TIMEOUT = 1.0  # for requests to go where an application was told that they do
 
 
@@ -105,7 +104,6 @@ class Takeover(Watcher):
         self._timer: asyncio.TimerHandle | None = None
         self._table = NOTHING_FOUND
         self._applying: asyncio.Task[None] | None = None
-        self._untold: dict[ServiceKey, asyncio.Event] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
     # ---- Life ----
@@ -122,7 +120,6 @@ class Takeover(Watcher):
                 listener,
                 own_ports=ports,
                 unpublish=self.unpublish,
-                told=self.told,
                 settled=self.settled,
             )
         )
@@ -136,7 +133,6 @@ class Takeover(Watcher):
                     registry=registry,
                     own_ports=ports,
                     unpublish=self.unpublish,
-                    told=self.told,
                     settled=self.settled,
                 )
             )
@@ -236,18 +232,6 @@ class Takeover(Watcher):
                 await self._withdraw([registration])
         finally:
             self.table.end_unpublish(leaving)
-
-    async def told(self, service: ServiceKey) -> None:
-        """Returns when the registry has told of a service that is subscribed; not later than after
-        a second, and at once where it is away."""
-        if self.table.is_known(service) or self._client.state != "connected":
-            return
-        told = self._untold.setdefault(service, asyncio.Event())
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_TOLD_TIMEOUT):
-                await told.wait()
-        if self._untold.get(service) is told:
-            del self._untold[service]
 
     async def settled(self) -> None:
         """Returns when requests go as the table is now; not later than after a second."""
@@ -364,8 +348,6 @@ class Takeover(Watcher):
     @override
     def pushed(self, service: ServiceKey) -> None:
         self._stale.add(service)
-        if (told := self._untold.pop(service, None)) is not None:
-            told.set()
 
     @override
     def changed(self) -> None:
