@@ -53,6 +53,8 @@ _NO_VERSION = "0.0.0"  # what Dubbo's requests have for none
 # Seconds. Changes that come together make one table; many that do not, one after each pause.
 _PAUSE = 0.01
 _LEAVE_TIMEOUT = 2.0  # for the registry to take everything back
+_PATIENCE = 10.0  # for all that one user unpublishes at a time; SOFARPC waits for each answer
+_MOST_PATIENT = 1000  # users
 _SETTLE_TIMEOUT = 1.0  # for requests to go where an application was told that they do
 
 
@@ -105,6 +107,7 @@ class Takeover(Watcher):
         self._table = NOTHING_FOUND
         self._applying: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
+        self._waits: dict[int, float] = {}  # until when its unpublishes wait, by user
 
     # ---- Life ----
 
@@ -209,20 +212,25 @@ class Takeover(Watcher):
 
     async def unpublish(self, service: ServiceKey, uid: int) -> None:
         """As ``ServiceTable.unpublish``, and returns when no consumer elsewhere should call it any
-        more, so that the application can stop; until then it is served. Where the application has
-        still others published, it returns at once: who has a hundred waits once. Raises
-        TableError."""
+        more, so that the application can stop; until then it is served. Who unpublishes very many,
+        one after the other, waits for some seconds in all. Raises TableError."""
         registration = self._registered.get(service)
         leaving = self.table.begin_unpublish(service, uid)
-        addresses = {each.address for each in leaving}
-        others = any(
-            each.address in addresses and each.is_offered for each in self.table.publications
-        )
         ends = asyncio.get_running_loop().create_task(self._unpublish(registration, leaving))
         self._ending.add(ends)
         ends.add_done_callback(self._ending.discard)
-        if not others:
-            await asyncio.shield(ends)
+        await asyncio.wait([ends], timeout=self._patience_with(uid))
+
+    def _patience_with(self, uid: int) -> float:
+        """Seconds for which an unpublish of this user may still wait."""
+        now = asyncio.get_running_loop().time()
+        until = self._waits.get(uid, 0.0)
+        if until < now - _PATIENCE:
+            until = now + _PATIENCE
+            if len(self._waits) >= _MOST_PATIENT:
+                self._waits.clear()
+            self._waits[uid] = until
+        return max(0.0, until - now)
 
     async def _unpublish(
         self, registration: Registration | None, leaving: Sequence[Publication]
