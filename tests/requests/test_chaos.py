@@ -64,8 +64,9 @@ class Chaos:
 def cut(writer: Writer) -> None:
     """A reset."""
     sock = writer.get_extra_info("socket")
-    with contextlib.suppress(OSError):  # it is closed already
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if sock is not None:  # else it is closed already, as with OSError
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
 
 
