@@ -48,7 +48,10 @@ class GatedServer:
 
 def is_for_us(request: web.Request, port: int | None = None) -> bool:
     """Whether its Host is an IP address or localhost. Another name is a web page that got our
-    address under its own name (DNS rebinding). With ``port``: on loopback, and no other port."""
+    address under its own name (DNS rebinding); HTTP/1.0 may do without, which no web page does.
+    With ``port``: on loopback, and no other port."""
+    if "Host" not in request.headers:
+        return True
     parts = _HOST.fullmatch(request.headers.get("Host", ""))
     if parts is None:
         return False
