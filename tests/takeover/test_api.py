@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,6 +21,9 @@ from pysidecar.takeover import json_api
 from pysidecar.takeover.table import Publication
 from tests.takeover.serving_api import Served, post, serving_api
 from tests.waiting import PATIENCE
+
+# anthunder makes uvloop the loop of everything in this process, which is not what others test with.
+asyncio.set_event_loop_policy(None)
 
 ECHO = ServiceKey("bolt", "Echo:1.0")
 PATHS = (
