@@ -30,6 +30,7 @@ from pysidecar.address import Address
 from pysidecar.errors import StartError
 from pysidecar.registry import MAX_INSTANCES, Pushed, Registry, RegistryError, Session
 from pysidecar.registry.security import authorities, client_context, read_credentials
+from pysidecar.registry.servers import Servers
 from pysidecar.registry.service import Instance, Registration, ServiceKey
 from pysidecar.text import printable
 
@@ -43,8 +44,6 @@ log = logging.getLogger(__name__)
 ROOT: Final = "/pysidecar/services"
 MAX_MESSAGE: Final = 16 << 20  # bytes
 _PAGE = 1000  # keys in one answer
-_OPEN_TIME: Final = 5.0  # seconds, for all servers
-_LEAST_TIME: Final = 1.5  # seconds, for one
 _CALL_TIME: Final = 5.0  # seconds
 _REVOKE_TIME: Final = 2.0  # seconds
 _PUSH_DELAY: Final = 0.02  # seconds, in which changes of a service become one push
@@ -154,43 +153,28 @@ class _Etcd(Registry):
         credentials: tuple[str, str] | None,
         channel_credentials: Any,
     ) -> None:
-        self._addresses = addresses
+        self._servers = Servers(addresses)
         self._ttl = ttl
         self._credentials = credentials
         self._channel_credentials = channel_credentials
-        self._first = 0
 
     @property
     @override
     def description(self) -> str:
-        return f"etcd at {','.join(map(str, self._addresses))}"
+        return f"etcd at {self._servers}"
 
     @override
     async def open(self, pushed: Pushed) -> Session:
-        """Asks one server after the other: the one that answered last first."""
-        count = len(self._addresses)
-        problems: list[str] = []
-        deadline = asyncio.get_running_loop().time() + _OPEN_TIME
-        for turn in range(count):
-            address = self._addresses[(self._first + turn) % count]
-            left = deadline - asyncio.get_running_loop().time()
-            if left <= 0:
-                break
+        async def connect(address: Address) -> Session:
             session = _EtcdSession(self._channel(address), self._credentials, pushed)
             try:
-                async with asyncio.timeout(min(left, max(_OPEN_TIME / count, _LEAST_TIME))):
-                    await session.begin(self._ttl)
-            except (TimeoutError, RegistryError) as error:
-                await session.close()
-                problems.append(f"{address}: {error or 'no answer'}")
+                await session.begin(self._ttl)
             except BaseException:
                 await session.close()
                 raise
-            else:
-                self._first = (self._first + turn) % count
-                return session
-        self._first = (self._first + 1) % count
-        raise RegistryError("; ".join(problems))
+            return session
+
+        return await self._servers.open(connect)
 
     def _channel(self, address: Address) -> Any:
         target = f"ipv6:{address}" if ":" in address.host else f"ipv4:{address}"

@@ -25,6 +25,7 @@ from pysidecar.background import in_background
 from pysidecar.registry import MAX_INSTANCES, Pushed, Registry, RegistryError, Session
 from pysidecar.registry.bolt import HESSIAN, BoltError, Command, Frame, FrameReader, Kind
 from pysidecar.registry.draft_hessian import HessianError, JavaObject, dumps, loads
+from pysidecar.registry.servers import Servers
 from pysidecar.registry.service import Instance, Registration, ServiceKey
 from pysidecar.registry.sofaregistry_data import (
     DEFAULT_ZONE,
@@ -45,8 +46,6 @@ __all__ = ["make"]
 
 log = logging.getLogger(__name__)
 
-_OPEN_TIMEOUT: Final = 5.0  # seconds, for all servers together
-_LEAST_TIMEOUT: Final = 1.0  # for each
 _CONNECT_TIMEOUT: Final = 1.5
 _ANSWER_TIMEOUT: Final = 5.0
 _CLOSE_TIMEOUT: Final = 0.5
@@ -68,10 +67,9 @@ class _SofaRegistry(Registry):
     spread = 2.5  # the server waits for more changes before it pushes: 1.9 s by default, measured
 
     def __init__(self, entry: RegistryEntry) -> None:
-        self._addresses = entry.address
+        self._servers = Servers(entry.address)
         self._zone = entry.zone
         self._silence = min(_LONGEST_SILENCE, entry.session_timeout / 2)
-        self._first = 0  # of the addresses, the one that is tried first
         # A registration keeps its id from one session to the next: so it replaces what the server
         # has not yet noticed to be gone.
         self._process = uuid.uuid4()
@@ -80,32 +78,18 @@ class _SofaRegistry(Registry):
     @property
     @override
     def description(self) -> str:
-        return "sofaregistry at " + ",".join(map(str, self._addresses))
+        return f"sofaregistry at {self._servers}"
 
     @override
     async def open(self, pushed: Pushed) -> Session:
-        timeout = max(_LEAST_TIMEOUT, _OPEN_TIMEOUT / len(self._addresses))
-        problem = ""
-        try:
-            async with asyncio.timeout(_OPEN_TIMEOUT):
-                for _ in self._addresses:
-                    address = self._addresses[self._first]
-                    problem = f"{address}: no answer within {timeout:g} s"
-                    try:
-                        async with asyncio.timeout(timeout):
-                            return await self._open(address, pushed)
-                    except TimeoutError:
-                        pass
-                    except (OSError, aiohttp.ClientError, RegistryError) as error:
-                        problem = f"{address}: {error}"
-                    self._first = (self._first + 1) % len(self._addresses)
-        except TimeoutError:
-            self._first = (self._first + 1) % len(self._addresses)
-        raise RegistryError(problem)
+        return await self._servers.open(lambda address: self._open(address, pushed))
 
     async def _open(self, address: Address, pushed: Pushed) -> Session:
         """By the session servers that the one at ``address`` names."""
-        servers = await _session_servers(address, self._zone)
+        try:
+            servers = await _session_servers(address, self._zone)
+        except aiohttp.ClientError as error:
+            raise RegistryError(str(error)) from None
         random.shuffle(servers)
         problem = ""
         for server in servers:

@@ -21,6 +21,7 @@ from pysidecar.registry import (
     make_registry,
     sofaregistry,
 )
+from pysidecar.registry import servers as servers_module
 from pysidecar.registry.bolt import Command, Frame, FrameReader, Kind
 from pysidecar.registry.draft_hessian import JavaObject, Long, dumps, loads
 from pysidecar.registry.service import Instance, Registration, ServiceKey
@@ -729,7 +730,7 @@ def test_requests_of_the_server_that_nobody_understands_are_refused() -> None:
 def test_a_session_that_cannot_be_opened_says_why(
     servers: str, status: int, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sofaregistry, "_OPEN_TIMEOUT", 1.0)
+    monkeypatch.setattr(servers_module, "_OPEN_TIME", 1.0)
 
     async def test() -> None:
         server = Server(servers=servers, status=status)

@@ -7,12 +7,11 @@ created, until its timeout has passed: the next connection goes on with it, or t
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import random
 import ssl
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_plus
 
 from kazoo.exceptions import (
@@ -27,6 +26,7 @@ from typing_extensions import override
 from pysidecar.address import Address
 from pysidecar.registry import Pushed, Registry, RegistryError, Session
 from pysidecar.registry.security import client_context, read_credentials
+from pysidecar.registry.servers import Servers
 from pysidecar.registry.service import Registration, ServiceKey
 from pysidecar.registry.zookeeper.connection import Connection, SessionId
 from pysidecar.registry.zookeeper.following import Applications, Directory, explain
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["make"]
 
-_OPEN_TIME: Final = 5.0  # seconds, for all servers
-_LEAST_TIME: Final = 1.5  # seconds, for one
 _ATTEMPTS = 5  # to write what others write, too
 # What a transaction ends with when nodes came or went since they were looked at.
 _OVERTAKEN = (NoNodeError, NodeExistsError, RolledBackError, RuntimeInconsistency)
@@ -63,42 +61,21 @@ class _ZooKeeper(Registry):
         credentials: tuple[str, str] | None,
         context: ssl.SSLContext | None,
     ) -> None:
-        self._addresses = addresses
+        self._servers = Servers(addresses, first=random.randrange(len(addresses)))
         self._session_timeout = session_timeout
         self._credentials = credentials
         self._context = context
-        self._next = random.randrange(len(addresses))
         self.left: SessionId | None = None
         """What the last connection left at the servers when it was lost."""
 
     @property
     @override
     def description(self) -> str:
-        return f"zookeeper at {','.join(map(str, self._addresses))}"
+        return f"zookeeper at {self._servers}"
 
     @override
     async def open(self, pushed: Pushed) -> Session:
-        """Asks one server after the other, each time another one first."""
-        count = len(self._addresses)
-        problems: list[str] = []
-        deadline = asyncio.get_running_loop().time() + _OPEN_TIME
-        for turn in range(count):
-            address = self._addresses[(self._next + turn) % count]
-            left = deadline - asyncio.get_running_loop().time()
-            if left <= 0:
-                break
-            try:
-                async with asyncio.timeout(min(left, max(_OPEN_TIME / count, _LEAST_TIME))):
-                    connection = await self._connect(address)
-            except TimeoutError:
-                problems.append(f"{address}: no answer")
-            except RegistryError as error:
-                problems.append(f"{address}: {error}")
-            else:
-                self._next = (self._next + turn) % count
-                return _ZooKeeperSession(self, connection, pushed)
-        self._next = (self._next + 1) % count
-        raise RegistryError("; ".join(problems))
+        return _ZooKeeperSession(self, await self._servers.open(self._connect), pushed)
 
     async def _connect(self, address: Address) -> Connection:
         connection = self._connection(address, self.left)
