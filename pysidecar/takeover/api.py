@@ -37,10 +37,9 @@ _MAX_WARMUP: Final = 86_400_000
 _MAX_TIME: Final = 1 << 43
 
 
-class MeshApi:
-    """On a listener that the caller opened. ``consumers`` is where applications are to send their
-    calls, ``own_ports`` those of the sidecar, which nobody may publish, and ``unpublish`` is called
-    in the table's place."""
+class MeshApi(JsonApi):
+    """On a listener that the caller opened. ``own_ports`` are those of the sidecar, which nobody
+    may publish; ``unpublish`` is called in the table's place; for ``settled`` see ``JsonApi``."""
 
     def __init__(
         self,
@@ -48,14 +47,11 @@ class MeshApi:
         settings: Takeover,
         listener: socket.socket,
         *,
-        consumers: Sequence[Address] = (),
         own_ports: Collection[int] = (),
         unpublish: Unpublish | None = None,
         settled: Settled | None = None,
     ) -> None:
-        self._table = table
-        self._consumers = list(consumers or settings.consumer)
-        self._api = JsonApi(
+        super().__init__(
             listener,
             "takeover.api",
             {
@@ -68,19 +64,11 @@ class MeshApi:
             _answer,
             settled,
         )
-        self.address = self._api.address
-        self.gate = self._api.gate
+        self._table = table
+        self._consumers = settings.consumer
         self._applications = Applications(
             table, settings, {self.address.port, *own_ports}, unpublish
         )
-
-    async def start(self) -> None:
-        """Answers from here on."""
-        await self._api.start()
-
-    async def stop(self) -> None:
-        """Ends at once, also when a client is slow."""
-        await self._api.stop()
 
     async def _application(self, value: object, uid: int) -> Answer:
         """Comes first, and often several times. Nothing of it is needed, or kept: publishing names
@@ -129,7 +117,7 @@ class MeshApi:
 
     def _consumer(self, service: ServiceKey) -> Address:
         """Where to call it. Dubbo never connects to 127.x."""
-        consumers = self._consumers
+        consumers: Sequence[Address] = self._consumers
         if service.protocol == "dubbo":
             consumers = [each for each in consumers if not each.host.startswith("127.")]
             if not consumers and has_ipv6_loopback():

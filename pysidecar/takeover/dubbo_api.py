@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 _INTERFACE = "com.example.Echo"
 
 
-class DubboApi:
+class DubboApi(JsonApi):
     """On a listener that the caller opened. ``registry`` is the type of ours, which is used
     whatever an application says; else see ``MeshApi``."""
 
@@ -35,10 +35,7 @@ class DubboApi:
         unpublish: Unpublish | None = None,
         settled: Settled | None = None,
     ) -> None:
-        self._table = table
-        self._registry = registry
-        self._told = False  # that it is another one
-        self._api = JsonApi(
+        super().__init__(
             listener,
             "takeover.dubbo_api",
             {
@@ -50,19 +47,12 @@ class DubboApi:
             lambda reason: {"err_no": 1, "err_msg": reason},
             settled,
         )
-        self.address = self._api.address
-        self.gate = self._api.gate
+        self._table = table
+        self._registry = registry
+        self._told = False  # that it is another one
         self._applications = Applications(
             table, settings, {self.address.port, *own_ports}, unpublish
         )
-
-    async def start(self) -> None:
-        """Answers from here on."""
-        await self._api.start()
-
-    async def stop(self) -> None:
-        """Ends at once, also when a client is slow."""
-        await self._api.stop()
 
     async def _publish(self, value: object, uid: int) -> Answer:
         self._applications.publish(Offer(self._service(value), None), uid)

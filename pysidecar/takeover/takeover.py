@@ -31,6 +31,7 @@ from pysidecar.takeover.bodies import Body, BodyError, service_key
 from pysidecar.takeover.described import describe
 from pysidecar.takeover.dubbo_api import DubboApi
 from pysidecar.takeover.endpoints import Endpoints
+from pysidecar.takeover.json_api import JsonApi
 from pysidecar.takeover.liveness import Liveness
 from pysidecar.takeover.state import State, default_path
 from pysidecar.takeover.table import (
@@ -90,7 +91,7 @@ class Takeover(Watcher):
         self._client = RegistryClient(self._registry, self.table.push)
         self._config = config
         self._stack = contextlib.ExitStack()
-        self._servers: list[MeshApi | DubboApi] = []
+        self._servers: list[JsonApi] = []
         self._liveness = Liveness(self.table)
         self._state = State(
             self.table,
@@ -299,11 +300,6 @@ class Takeover(Watcher):
     def is_registered(self) -> bool:
         """Whether consumers elsewhere may know of anything here."""
         return bool(self._registered)
-
-    @property
-    def registry_state(self) -> str:
-        """``connected``, or why not."""
-        return self._client.state
 
     @property
     def status(self) -> dict[str, Any]:
