@@ -137,8 +137,9 @@ class Takeover(Section):
     """Services that nobody published here, and whose calls are handed to the application all the
     same, at the port that `application_ports` has for their protocol; others are refused. Each `*`
     stands for any characters. Default: Dubbo's `org.apache.dubbo.metadata.MetadataService`, which
-    consumers with Dubbo 3 ask for; and all of Dubbo's, as long as nobody has published a Dubbo
-    service here: then providers register by themselves (see `pysidecar exec`)."""
+    consumers with Dubbo 3 ask for; and all of Dubbo's where the registry is `zookeeper` or
+    `sofaregistry`, as long as nobody has published a Dubbo service here: then providers register by
+    themselves (see `pysidecar exec`)."""
 
     on_demand: Annotated[bool, Field(strict=True)] = False
     """Whether a call for a service that nobody subscribed subscribes it, and waits for its

@@ -48,6 +48,8 @@ __all__ = ["Takeover"]
 log = logging.getLogger(__name__)
 
 _METADATA_SERVICE = "org.apache.dubbo.metadata.MetadataService"
+# Where Dubbo's providers register by themselves, with our address: see `dubbo_environment`.
+_DUBBO_REGISTRIES = ("zookeeper", "sofaregistry")
 _LOCAL_WEIGHT = 100
 _ROLES = {role.value: role for role in Role}
 _NO_VERSION = "0.0.0"  # what Dubbo's requests have for none
@@ -480,8 +482,10 @@ class Takeover(Watcher):
             )
         if "dubbo" not in ports:
             return ()
-        published = any(each.service.protocol == "dubbo" for each in self.table.publications)
-        return (("dubbo", _METADATA_SERVICE if published else "*", ports["dubbo"]),)
+        by_itself = self._config.registry.type in _DUBBO_REGISTRIES and not any(
+            each.service.protocol == "dubbo" for each in self.table.publications
+        )
+        return (("dubbo", "*" if by_itself else _METADATA_SERVICE, ports["dubbo"]),)
 
 
 def _key(wanted: WantedService) -> ServiceKey:
