@@ -104,7 +104,8 @@ def test_out_of_fds_those_that_wait_fail_within_a_second_or_two_and_later_ones_a
                     start = time.monotonic()
                     header = plane.through(server.address)
                     other = Parked(plane)
-                    other.ask(server.address)
+                    with contextlib.suppress(BrokenPipeError):  # on a busy machine, the second is over
+                        other.ask(server.address)
                     unspoken = plane.control()
                     assert other.is_writable() and other.error() == errno.ECONNRESET
                     assert unspoken.recv(1) == b""
