@@ -40,6 +40,8 @@ _GAUGES = {
     "upstream_connections": "Upstream connections that are open.",
 }
 _HISTOGRAM = "request_duration_seconds"
+_RETRYING = "requests_retrying"
+_AT_LIMIT = "service_at_limit"
 _ENDPOINT_EJECTED = "service_endpoint_ejected"
 _BUCKETS = [f',le="{bound}"}} ' for bound in (*map(str, REQUEST_BOUNDS), "+Inf")]
 
@@ -57,6 +59,8 @@ class _Families:
             for name, text in _GAUGES.items():
                 self._begin(f"{prefix}{name}", "gauge", f"{text}{whose}")
             self._begin(f"{prefix}{_HISTOGRAM}", "histogram", f"How long requests took.{whose}")
+        self._begin(_RETRYING, "gauge", "Requests that are sent again, or wait for that.")
+        self._begin(_AT_LIMIT, "gauge", "Limits of services that are reached now.")
         self._begin(_ENDPOINT_EJECTED, "gauge", "Endpoints that get no requests for now.")
 
     def _begin(self, name: str, kind: str, text: str) -> None:
@@ -138,6 +142,10 @@ def _add_services(
         if families.is_new(label):
             labels[each.number] = label
             families.add_all("", label, each.tally)
+            if each.retries:
+                families.add(_RETRYING, label, each.retries)
+            for bound in each.reached:
+                families.add(_AT_LIMIT, f'{label},limit="{bound.name.lower()}"', 1)
 
 
 def _add_endpoints(

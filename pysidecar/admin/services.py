@@ -96,6 +96,8 @@ class ServicesPage:
             **self._services.service_details(service),
             "active": tally.active,
             "pending": tally.pending,
+            "retrying": service.retries,
+            "at_limit": [bound.name.lower() for bound in service.reached],
             **_sums(tally),
             **_pace(self._lately.pace(service.number, tally)),
             "endpoints": [

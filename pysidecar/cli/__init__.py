@@ -398,6 +398,7 @@ def services(
     connections  upstream connections that are open
     active       requests that are under way
     pending      requests that wait for an upstream connection
+    retrying     requests that are sent again, or wait for that
 
     \b
     pysidecar services --watch

@@ -12,7 +12,8 @@ from pysidecar.cli.views import Entries, Row, View
 __all__ = ["REQUESTS"]
 
 _SERVER_ERROR = 500
-_WARNINGS = frozenset(("retried",))
+_WARNINGS = frozenset(("retried", "retry_limited", "retry_unkept", "hedged", "fault_delay"))
+_NO_MATTER = frozenset(("upgraded", "mirrored"))
 
 
 def _title(entries: Entries) -> str:
@@ -27,7 +28,7 @@ def _rows(entries: Entries) -> Iterator[Row]:
 def _style(entry: dict[str, Any]) -> str:
     if entry["protocol"] == "http" and (entry["status"] or 0) >= _SERVER_ERROR:
         return "red"
-    flags = set(entry["flags"]) - {"upgraded"}
+    flags = set(entry["flags"]) - _NO_MATTER
     return "" if not flags else "yellow" if flags <= _WARNINGS else "red"
 
 

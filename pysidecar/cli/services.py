@@ -27,10 +27,7 @@ def _service(entry: dict[str, Any]) -> list[str]:
         name, state = "(no service)", "-"
     else:
         name = entry["service"]
-        ejected = sum(endpoint["ejected"] for endpoint in entry["endpoints"])
-        state = _takeover_state(entry) or (
-            f"{ejected} ejected" if ejected else "-" if entry["endpoints"] else "no endpoint"
-        )
+        state = _takeover_state(entry) or _state(entry)
     return [
         name,
         entry["protocol"] or "-",
@@ -40,7 +37,20 @@ def _service(entry: dict[str, Any]) -> list[str]:
         state,
         *_numbers(entry),
         format_count(entry.get("pending", 0)),
+        format_count(entry.get("retrying", 0)),
     ]
+
+
+def _state(entry: dict[str, Any]) -> str:
+    """What hinders requests."""
+    ejected = sum(endpoint["ejected"] for endpoint in entry["endpoints"])
+    at_limit = entry.get("at_limit")
+    states = [
+        f"{ejected} ejected" if ejected else "",
+        "" if entry["endpoints"] else "no endpoint",
+        f"at limit: {' '.join(at_limit)}" if at_limit else "",
+    ]
+    return ", ".join(filter(None, states)) or "-"
 
 
 def _takeover_state(entry: dict[str, Any]) -> str | None:
@@ -64,7 +74,7 @@ def _endpoint(entry: dict[str, Any], endpoint: dict[str, Any]) -> list[str]:
         str(endpoint["weight"]),
         "ejected" if endpoint["ejected"] else "-",
         *_numbers(endpoint),
-        "-",
+        *("-", "-"),
     ]
 
 
@@ -84,11 +94,11 @@ SERVICES = View(
     path="/services",
     columns=(
         *("service", "protocol", "role", "endpoint", "weight", "state", "requests", "failures"),
-        *("rate", "p50", "p99", "connections", "active", "pending"),
+        *("rate", "p50", "p99", "connections", "active", "pending", "retrying"),
     ),
     numbers=(
         *("weight", "requests", "failures", "rate", "p50", "p99", "connections", "active"),
-        "pending",
+        *("pending", "retrying"),
     ),
     title=_title,
     rows=_rows,

@@ -33,6 +33,10 @@ _REWRITES = {
 }
 
 
+_FIRST_FINAL = 200  # status of an answer that nothing follows
+_WITHOUT_BODY = (204, 205, 304)
+
+
 class Misfit(NamedTuple):
     """``location`` is as pydantic's; ``message`` says what was found and what was expected."""
 
@@ -52,6 +56,8 @@ def misfits(config: Config) -> Iterator[Misfit]:
                 ("services", name, "subscribe"),
                 "expected a section takeover beside it: without it no registry is asked",
             )
+        if service.mirror is not None:
+            yield from _of_mirror(config, name, service.mirror.to)
     yield from _own_endpoints(config)
 
 
@@ -85,6 +91,20 @@ def _of_rule(
         yield from _of_protocol(rule, next(iter(protocols)), location)
 
 
+def _of_mirror(config: Config, name: str, to: str) -> Iterator[Misfit]:
+    at = ("services", name, "mirror", "to")
+    protocol = config.services[name].protocol
+    if to not in config.services:
+        yield Misfit(at, _unknown(config, to))
+    elif to == name:
+        yield Misfit(at, f"{to!r}: expected another service than the one whose requests it copies")
+    elif config.services[to].protocol != protocol:
+        yield Misfit(
+            at,
+            f"{to!r}: expected a service of {protocol}, not of {config.services[to].protocol}",
+        )
+
+
 def _of_protocol(
     rule: RequestRule, protocol: str, location: tuple[str | int, ...]
 ) -> Iterator[Misfit]:
@@ -96,6 +116,15 @@ def _of_protocol(
                     (*location, part, key),
                     f"expected no {key} in a rule for {_PROTOCOLS[protocol]}: it is for {known}",
                 )
+    abort = rule.fault.abort if rule.fault is not None else None
+    if abort is None or protocol != "http":
+        return
+    if abort.status < _FIRST_FINAL or abort.status in _WITHOUT_BODY:
+        yield Misfit(
+            (*location, "fault", "abort", "status"),
+            f"{abort.status}: expected a status of HTTP from {_FIRST_FINAL} to 599, of an answer "
+            "that has a body",
+        )
 
 
 def _of_listener(

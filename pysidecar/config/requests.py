@@ -19,6 +19,14 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from pysidecar.config.resilience import (
+    CircuitBreaker,
+    Fault,
+    Hedge,
+    Mirror,
+    RateLimit,
+    Retries,
+)
 from pysidecar.config.section import AT_START, Section, one_or_many
 from pysidecar.config.values import AddressText, Duration, DurationOrZero, EndpointText
 
@@ -333,6 +341,19 @@ class ServiceEntry(Section):
     """Requests that wait for a connection at most, all workers together; further ones are answered
     with an error at once."""
 
+    circuit_breaker: CircuitBreaker | None = None
+    """How much may be under way, all workers together."""
+
+    rate_limit: RateLimit | None = None
+    """How many requests it gets in a time, all workers together."""
+
+    retries: Retries | None = None
+    """When a request that failed is sent again. Without it, only where its connection could not be
+    made or had ended before (see `docs/requests.md`)."""
+
+    mirror: Mirror | None = None
+    """Another service that gets copies of its requests."""
+
     @model_validator(mode="after")
     def _consistent(self) -> ServiceEntry:
         if self.balance.header and self.protocol in ("dubbo", "tcp"):
@@ -348,7 +369,28 @@ class ServiceEntry(Section):
         for address in addresses if len(set(addresses)) < len(addresses) else ():
             if addresses.count(address) > 1:
                 raise ValueError(f"expected each address once in endpoints, not {address} again")
+        self._unite_limits()
+        if self.protocol == "tcp":
+            self._expect_bytes()
         return self
+
+    def _unite_limits(self) -> None:
+        """Those of ``circuit_breaker`` are the service's."""
+        for key in ("connections", "pending"):
+            limit = getattr(self.circuit_breaker, key, None)
+            if limit is None:
+                continue
+            if key in self.model_fields_set and getattr(self, key) != limit:
+                raise ValueError(f"expected {key} once: it is in circuit_breaker, too")
+            self.__dict__[key] = limit  # the model is frozen for everybody else
+
+    def _expect_bytes(self) -> None:
+        """Nothing that is about requests."""
+        for key in ("retries", "rate_limit", "mirror"):
+            if getattr(self, key) is not None:
+                raise ValueError(
+                    f"expected no {key} with protocol tcp, whose requests are not understood"
+                )
 
 
 # ---- rules ----
@@ -476,6 +518,17 @@ class RequestRule(Section):
 
     timeout: Duration | None = None
     """For a request to be answered, instead of the service's."""
+
+    idempotent: bool = False
+    """Whether all of these requests may be done twice, whatever their method: they may be sent
+    again after a failure that leaves open what was done (see `services.NAME.retries`), and
+    hedged."""
+
+    hedge: Hedge | None = None
+    """A second attempt while the first one is still under way, of requests that are idempotent."""
+
+    fault: Fault | None = None
+    """Failures on purpose, of some of the requests."""
 
 
 # ---- listeners ----

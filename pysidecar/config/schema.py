@@ -37,6 +37,17 @@ from pysidecar.config.requests import (
     ServiceListener,
     parse_name,
 )
+from pysidecar.config.resilience import (
+    Backoff,
+    CircuitBreaker,
+    Fault,
+    FaultAbort,
+    FaultDelay,
+    Hedge,
+    Mirror,
+    RateLimit,
+    Retries,
+)
 from pysidecar.config.section import AT_START as _AT_START
 from pysidecar.config.section import Section as _Section
 from pysidecar.config.section import one_or_many as _one_or_many
@@ -683,6 +694,7 @@ _NAMED_SECTIONS: list[type[BaseModel]] = [
     *(Admin, AccessLog, Outbound, Inbound, Acceleration),
     *(RouteEntry, Match, Exclude, Redirect),
     *(ServiceEntry, ServiceEndpoint, RequestRule, RequestMatch, Rewrite),
+    *(CircuitBreaker, RateLimit, Retries, Backoff, Mirror, Hedge, Fault, FaultDelay, FaultAbort),
     *(ServiceListener, RequestLimits),
     *(Takeover, WantedService, ProvidedService, RegistryEntry, Credentials, RegistryTls),
 ]

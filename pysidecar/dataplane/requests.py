@@ -19,6 +19,7 @@ __all__ = [
     "FAILURES",
     "REQUEST_BOUNDS",
     "STATUS_CLASSES",
+    "Bound",
     "EndpointSums",
     "Flag",
     "Protocol",
@@ -58,6 +59,15 @@ class ServiceRole(enum.IntEnum):
     PUBLISHED = lib.DP_ROLE_PUBLISHED
 
 
+class Bound(enum.IntEnum):
+    """What is bounded of a service."""
+
+    CONNECTIONS = lib.DP_BOUND_CONNECTIONS
+    PENDING = lib.DP_BOUND_PENDING
+    REQUESTS = lib.DP_BOUND_REQUESTS
+    RATE = lib.DP_BOUND_RATE
+
+
 class Flag(enum.IntEnum):
     """What happened to a request."""
 
@@ -72,11 +82,20 @@ class Flag(enum.IntEnum):
     MALFORMED_RESPONSE = lib.DP_FLAG_MALFORMED_RESPONSE
     REFUSED = lib.DP_FLAG_REFUSED
     LOOP = lib.DP_FLAG_LOOP
+    RATE_LIMITED = lib.DP_FLAG_RATE_LIMITED
+    FAULT_ABORT = lib.DP_FLAG_FAULT_ABORT
     DRAIN_LIMIT = lib.DP_FLAG_DRAIN_LIMIT
     DOWNSTREAM_CLOSED = lib.DP_FLAG_DOWNSTREAM_CLOSED
     RETRIED = lib.DP_FLAG_RETRIED
     SERVICE_ERROR = lib.DP_FLAG_SERVICE_ERROR
     UPGRADED = lib.DP_FLAG_UPGRADED
+    RETRY_LIMITED = lib.DP_FLAG_RETRY_LIMITED
+    RETRY_UNKEPT = lib.DP_FLAG_RETRY_UNKEPT
+    HEDGED = lib.DP_FLAG_HEDGED
+    MIRRORED = lib.DP_FLAG_MIRRORED
+    FAULT_DELAY = lib.DP_FLAG_FAULT_DELAY
+    LIMIT_PENDING = lib.DP_FLAG_LIMIT_PENDING
+    LIMIT_REQUESTS = lib.DP_FLAG_LIMIT_REQUESTS
 
 
 FAILURES = tuple(flag for flag in Flag if flag <= Flag.DOWNSTREAM_CLOSED)
@@ -187,6 +206,10 @@ class ServiceSums(NamedTuple):
     protocol: Protocol
     tally: RequestTally
     role: ServiceRole = ServiceRole.CONFIGURED
+    retries: int = 0
+    """Requests that are sent again, or wait for that, now."""
+    reached: tuple[Bound, ...] = ()
+    """Bounds that are reached now: what comes beyond has to wait or is refused."""
 
 
 class EndpointSums(NamedTuple):
@@ -243,6 +266,8 @@ def read_service(raw: Any) -> ServiceSums:
         _PROTOCOLS[raw.protocol],
         read_tally(raw.tally),
         _SERVICE_ROLES[raw.role],
+        raw.retries,
+        tuple(bound for bound in Bound if raw.reached >> bound & 1) if raw.reached else (),
     )
 
 

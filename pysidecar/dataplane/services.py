@@ -17,6 +17,8 @@ _KINDS = {
     "targets": "struct dp_target[]",
     "headers": "struct dp_header[]",
     "entrances": "struct dp_entrance[]",
+    "resiliences": "struct dp_resilience[]",
+    "handlings": "struct dp_handling[]",
     "texts": "struct dp_text[]",
     "characters": "char[]",
 }
@@ -35,6 +37,8 @@ class PackedServices:
     targets: bytes = b""
     headers: bytes = b""
     entrances: bytes = b""
+    resiliences: bytes = b""
+    handlings: bytes = b""
     texts: bytes = bytes(8)  # the empty one
     characters: bytes = b""
 

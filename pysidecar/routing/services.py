@@ -22,6 +22,8 @@ from pysidecar.dataplane import (
 )
 from pysidecar.registry.service import ServiceKey
 from pysidecar.routing.found import NOTHING_FOUND, FoundService, FoundServices, Role
+from pysidecar.routing.resilience import Handlings, Resiliences
+from pysidecar.routing.resilience import milliseconds as _milliseconds
 
 __all__ = ["ServiceNumbers", "consumer_entrance", "pack_services", "provider_entrance"]
 
@@ -127,6 +129,7 @@ class _Rules:
         self.predicates: list[_Predicate] = []
         self.targets: list[tuple[int, int]] = []
         self.headers: list[tuple[int, int]] = []
+        self.handlings = Handlings()
 
     def add(self, rule: RequestRule, protocol: Protocol) -> None:
         add = self._texts.add
@@ -146,7 +149,7 @@ class _Rules:
                 *(add(rewrite.host), add(rewrite.path_prefix)),
                 add(rewrite.original_destination_header),
                 *(*set_headers, *remove_headers),
-                _CONFIGURED_SCOPES,
+                *(_CONFIGURED_SCOPES, self.handlings.add(rule)),
             )
         )
 
@@ -284,6 +287,7 @@ def _pack_configured(
     services: list[tuple[int, ...]] = []
     endpoints: list[tuple[bytes | int, ...]] = []
     places = {name: place for place, name in enumerate(config.services)}
+    resiliences = Resiliences(places)
     left = iter(told)
     for name, service in config.services.items():
         number = numbers.of(name, service.protocol)
@@ -293,7 +297,8 @@ def _pack_configured(
             else [(endpoint.address, endpoint.weight) for endpoint in service.endpoints]
         )
         span = (len(endpoints), len(own))
-        services.append(_service(number, texts.add(name), service, texts, span))
+        resilience = resiliences.add(service)
+        services.append((*_service(number, texts.add(name), service, texts, span), resilience))
         endpoints.extend((*address.to_native(), weight, 0) for address, weight in own)
     rules = _Rules(texts, places)
     for rule in config.requests:
@@ -317,14 +322,12 @@ def _pack_configured(
         targets=pack_array("struct dp_target", rules.targets),
         headers=pack_array("struct dp_header", rules.headers),
         entrances=pack_array("struct dp_entrance", entrances),
+        resiliences=pack_array("struct dp_resilience", resiliences.items),
+        handlings=pack_array("struct dp_handling", rules.handlings.items),
         texts=packed_texts,
         characters=characters,
     )
     return _Configured(config, tuple(listeners), told, packed)
-
-
-def _milliseconds(seconds: float) -> int:
-    return min(round(seconds * 1000), 0xFFFFFFFF)
 
 
 def _service(
@@ -510,7 +513,7 @@ def _join(configured: _Configured, found: Iterable[_Found]) -> PackedServices:
         rules.append(
             (
                 *(part.protocol, 0, predicate_count + len(predicates), len(part.predicates)),
-                *(target_count + len(rules), 1, 0, 0, 0, 0, 0, 0, 0, part.scopes),
+                *(target_count + len(rules), 1, 0, 0, 0, 0, 0, 0, 0, part.scopes, 0),
             )
         )
         predicates.extend(
@@ -520,7 +523,7 @@ def _join(configured: _Configured, found: Iterable[_Found]) -> PackedServices:
         services.append(
             (
                 *(part.number, before + 1, part.protocol, Balance.ROUND_ROBIN, 0, *_DEFAULTS),
-                *(part.await_ms, endpoint_count, part.endpoint_count, part.role),
+                *(part.await_ms, endpoint_count, part.endpoint_count, part.role, 0),
             )
         )
         endpoint_count += part.endpoint_count
@@ -536,6 +539,8 @@ def _join(configured: _Configured, found: Iterable[_Found]) -> PackedServices:
         targets=packed.targets + pack_array("struct dp_target", targets),
         headers=packed.headers,
         entrances=packed.entrances,
+        resiliences=packed.resiliences,
+        handlings=packed.handlings,
         texts=packed.texts + pack_array("struct dp_text", texts),
         characters=b"".join([packed.characters, *(t for part in parts for t in part.texts)]),
     )

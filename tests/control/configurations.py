@@ -51,7 +51,19 @@ services:
     idle_timeout: 5s
     connections: 10
     pending: 0
-  orders-v2: {protocol: http, endpoints: [10.0.0.9:8080], balance: {ring_hash: {header: X-User}}}
+  orders-v2:
+    protocol: http
+    endpoints: [10.0.0.9:8080]
+    balance: {ring_hash: {header: X-User}}
+    circuit_breaker: {requests: 10000, retries: 5}
+    rate_limit: {requests: 1000, per: 500ms, burst: 200}
+    mirror: {to: orders, percent: 0.5}
+    retries:
+      attempts: 2
+      "on": [connect_failure, reset_before_request, reset_before_response, "503", 429, gateway_error]
+      per_try_timeout: 500ms
+      backoff: {base: 10ms, max: 250ms}
+      budget: 25%
   "com.example.Orders:1.0": {protocol: bolt, balance: random}
   inventory: {protocol: dubbo, timeout: 0s}
   database: {protocol: tcp, endpoints: [10.0.0.5:5432]}
@@ -71,6 +83,9 @@ requests:
     timeout: 1s
   - match: {path: /health}
     services: orders
+    idempotent: true
+    hedge: {after: 50ms}
+    fault: {delay: {fixed: 200ms, percent: 10}, abort: {status: 503, percent: 0.25%}}
   - match: {service: "com.example.Orders:1.0", method: create}
     services: "com.example.Orders:1.0"
   - match: {service: com.example.*, version: "1.0", group: [blue, green]}

@@ -19,6 +19,7 @@ from pysidecar.admin.lately import Lately, by_duration, quantile
 from pysidecar.cli.services import SERVICES
 from pysidecar.dataplane import (
     REQUEST_BOUNDS,
+    Bound,
     EndpointSums,
     Flag,
     Protocol,
@@ -48,7 +49,7 @@ SHOWN = Shown(
                 pending=1,
                 connections=5,
             )
-        ),
+        )._replace(retries=2, reached=(Bound.PENDING, Bound.RATE)),
         orders(tally(), number=2, name='pay"ments\\'),
     ],
     endpoint_sums=[
@@ -73,6 +74,8 @@ def test_services_with_their_endpoints() -> None:
         "role": "configured",
         "active": 3,
         "pending": 1,
+        "retrying": 2,
+        "at_limit": ["pending", "rate"],
         "connections": 5,
         "requests": 100,
         "failures": 10,
@@ -235,6 +238,9 @@ def test_metrics_of_services() -> None:
     assert value(SHOWN, "requests_active", service="orders") == 3
     assert value(SHOWN, "requests_pending", service="orders") == 1
     assert value(SHOWN, "upstream_connections", service="orders") == 5
+    assert value(SHOWN, "requests_retrying", service="orders") == 2
+    assert value(SHOWN, "service_at_limit", service="orders", limit="rate") == 1
+    assert value(SHOWN, "service_at_limit", service="orders", limit="requests") is None
 
 
 def test_histograms_are_by_service_endpoint_and_status_class() -> None:
@@ -335,8 +341,9 @@ def test_a_row_for_each_service_and_endpoint() -> None:
         entry["rate"] = 12345.6
     service, one, other, empty = rows(entries)
     assert (service["service"], service["endpoint"], service["state"]) == (
-        *("orders", "-", "1 ejected"),
+        *("orders", "-", "1 ejected, at limit: pending rate"),
     )
+    assert (service["retrying"], one["retrying"], empty["retrying"]) == ("2", "-", "0")
     assert (service["requests"], service["failures"], service["rate"]) == ("100", "10", "12,346")
     assert (service["p50"], service["active"], service["pending"]) == ("1.8ms", "3", "1")
     assert (one["endpoint"], one["weight"], one["state"]) == ("10.0.0.1:80", "2", "-")

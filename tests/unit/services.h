@@ -15,6 +15,8 @@ struct written {
     struct dp_target targets[64];
     struct dp_header headers[16];
     struct dp_entrance entrances[16];
+    struct dp_resilience resiliences[16];
+    struct dp_handling handlings[16];
     struct dp_text texts[256];
     char characters[8192];
     struct dp_services table;
@@ -42,6 +44,8 @@ static inline void written_begin(struct written *written)
         .targets = written->targets,
         .headers = written->headers,
         .entrances = written->entrances,
+        .resiliences = written->resiliences,
+        .handlings = written->handlings,
         .texts = written->texts,
         .characters = written->characters,
     };

@@ -614,6 +614,8 @@ static void test_answers_of_our_own(void **state)
         {DP_FLAG_OVERLOAD, 4},
         {DP_FLAG_MALFORMED_REQUEST, 9},
         {DP_FLAG_MALFORMED_RESPONSE, 9},
+        {DP_FLAG_RATE_LIMITED, 4},
+        {DP_FLAG_FAULT_ABORT, 0x10},
         {DP_FLAG_DRAIN_LIMIT, 0x10},
     };
     static const uint8_t versions[] = {1, 0x21, 0x22};
@@ -636,6 +638,9 @@ static void test_answers_of_our_own(void **state)
         assert_int_equal(bytes->data[version == 1 ? 9 : 10], 11);
         assert_non_null(memmem(bytes->data, bytes->size, a_response.class_name, 46));
         assert_int_equal(codec_bolt.reject(&facts, 5, &rejection, bytes->data, bytes->size - 1), 0);
+        rejection.own_status = 2;
+        codec_bolt.reject(&facts, 5, &rejection, bytes->data, sizeof bytes->data);
+        assert_int_equal(status, 2);
         free(bytes);
     }
 }

@@ -457,6 +457,8 @@ static void test_answers_of_our_own(void **state)
         {DP_FLAG_OVERLOAD, 100},
         {DP_FLAG_MALFORMED_REQUEST, 40},
         {DP_FLAG_MALFORMED_RESPONSE, 50},
+        {DP_FLAG_RATE_LIMITED, 100},
+        {DP_FLAG_FAULT_ABORT, 80},
         {DP_FLAG_DRAIN_LIMIT, 80},
     };
 
@@ -483,6 +485,10 @@ static void test_answers_of_our_own(void **state)
         bytes->size = codec_dubbo.reject(&facts, ID, &rejection, bytes->data, sizeof bytes->data);
         assert_memory_equal(bytes->data + 18, "sidecar: ", 9);
         assert_in_range(bytes->data[17], 12, bytes->size - 18);
+        rejection.own_status = 70;
+        codec_dubbo.reject(&facts, ID, &rejection, bytes->data, sizeof bytes->data);
+        assert_int_equal(status, 70);
+        assert_int_equal(bytes->data[3], 70);
         free(bytes);
     }
 }

@@ -1064,6 +1064,8 @@ static void test_every_failure_has_a_status(void **state)
         {DP_FLAG_MALFORMED_RESPONSE, 502},
         {DP_FLAG_REFUSED, 405},
         {DP_FLAG_LOOP, 508},
+        {DP_FLAG_RATE_LIMITED, 429},
+        {DP_FLAG_FAULT_ABORT, 503},
         {DP_FLAG_DRAIN_LIMIT, 503},
     };
 

@@ -144,7 +144,7 @@ static void test_a_failure_is_the_services_or_the_ways(void **state)
         requests_ended(&counted.requests, 0, &request, NULL, NULL);
         expected += class == 5;
     }
-    for (unsigned flag = DP_FLAG_NO_ROUTE; flag <= DP_FLAG_UPGRADED; flag++) {
+    for (unsigned flag = DP_FLAG_NO_ROUTE; flag <= DP_FLAG_LIMIT_REQUESTS; flag++) {
         struct dp_request request = lasting(1, noon);
 
         request.flags = 1u << flag;

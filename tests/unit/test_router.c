@@ -291,6 +291,34 @@ static void test_weights_and_timeouts(void **state)
     assert_null(found.service); /* it speaks another protocol now */
 }
 
+static void test_what_is_said_of_failures_is_found_with_the_service(void **state)
+{
+    (void)state;
+    rule(DP_HTTP1)->handling = 1;
+    written_service(&written, "shadow", DP_HTTP1);
+    written.services[0].resilience = 2;
+    written.table.resilience_count = 2;
+    written.table.handling_count = 1;
+    written.resiliences[1] =
+        (struct dp_resilience){.retries = 3, .mirror_share = DP_SHARES, .mirror = 1};
+    written.handlings[0] = (struct dp_handling){.hedge_ms = 50};
+    written.entrances[0] = (struct dp_entrance){.protocol = DP_HTTP1, .service = 0};
+    written.table.entrance_count = 1;
+    assert_int_equal(offer(), 0);
+    assert_int_equal(route_http("h", "/"), 0);
+    assert_int_equal(found.service->resilience.retries, 3);
+    assert_ptr_equal(found.mirror, directories.newest->services[1]);
+    assert_int_equal(found.handling->hedge_ms, 50);
+    router_route_at(worker, 0, DP_HTTP1, &request, &found);
+    assert_ptr_equal(found.mirror, directories.newest->services[1]);
+    assert_null(found.handling); /* no rule was asked */
+    written.services[0].resilience = written.rules[0].handling = 0;
+    assert_int_equal(offer(), 0);
+    assert_int_equal(route_http("h", "/"), 0);
+    assert_null(found.mirror);
+    assert_null(found.handling);
+}
+
 static void test_hash_of_a_header(void **state)
 {
     uint64_t hash;
@@ -598,7 +626,21 @@ static void test_what_is_not_consistent_is_refused(void **state)
     rule_with(DP_HTTP1, DP_SUBJECT_HOST, "b");
     written.table.entrance_count = written.table.header_count = 1;
     written.rules[0].set_count = 1;
+    written.table.resilience_count = written.table.handling_count = 1;
+    written.services[0].resilience = written.rules[0].handling = 1;
+    written.resiliences[0] = (struct dp_resilience){
+        .mirror_share = 1, .rate_requests = 1, .rate_ms = 1, .rate_burst = 1};
     REFUSES(written.table.text_count, 0);
+    REFUSES(written.services[0].resilience, 2);
+    REFUSES(written.resiliences[0].budget, DP_SHARES + 1);
+    REFUSES(written.resiliences[0].mirror_share, DP_SHARES + 1);
+    REFUSES(written.resiliences[0].mirror, 1);
+    REFUSES(written.resiliences[0].rate_ms, 0);
+    REFUSES(written.resiliences[0].rate_burst, 0);
+    REFUSES(written.rules[1].handling, 2);
+    REFUSES(written.handlings[0].delay_share, DP_SHARES + 1);
+    REFUSES(written.handlings[0].abort_share, DP_SHARES + 1);
+    REFUSES(written.handlings[0].abort_status, DP_STATUSES);
     REFUSES(written.texts[0].size, 1);
     REFUSES(written.texts[1].size, UINT32_MAX);
     REFUSES(written.texts[1].first, UINT32_MAX);
@@ -689,6 +731,7 @@ int main(void)
         TEST(test_bolt_services_with_and_without_version),
         TEST(test_dubbo_services_with_version_and_group),
         TEST(test_weights_and_timeouts),
+        TEST(test_what_is_said_of_failures_is_found_with_the_service),
         TEST(test_hash_of_a_header),
         TEST(test_each_scope_has_its_rules),
         TEST(test_targets_are_exactly_what_a_request_names),

@@ -39,6 +39,8 @@ static int tear_down(void **state)
     return 0;
 }
 
+static const struct dp_resilience *resilience;
+
 static struct service *intern(uint32_t number, uint32_t balance, uint32_t count)
 {
     struct dp_service settings = {.number = number,
@@ -46,7 +48,7 @@ static struct service *intern(uint32_t number, uint32_t balance, uint32_t count)
                                   .balance = balance,
                                   .endpoint_count = count,
                                   .role = role};
-    struct service_plan plan = {&settings, TEXT("orders"), TEXT("x-user"), endpoints};
+    struct service_plan plan = {&settings, TEXT("orders"), TEXT("x-user"), endpoints, resilience};
 
     return service_intern(&registry, &standings, &plan);
 }
@@ -76,6 +78,27 @@ static void pick_many(uint32_t picks, uint32_t *counts, uint64_t since_ms)
     memset(counts, 0, MANY * sizeof *counts);
     for (uint32_t i = 0; i < picks; i++)
         counts[pick(0, since_ms)]++;
+}
+
+static void test_what_it_says_of_failures_is_its_own(void **state)
+{
+    struct dp_resilience one = {.retries = 1, .mirror_share = 5, .mirror = 7}, other = one;
+    struct service *before;
+
+    (void)state;
+    resilience = &one;
+    use(DP_ROUND_ROBIN, 3);
+    before = service;
+    one.mirror = 8; /* the same service at another place */
+    use(DP_ROUND_ROBIN, 3);
+    assert_ptr_equal(service, before);
+    other.retries = 2;
+    resilience = &other;
+    use(DP_ROUND_ROBIN, 3);
+    assert_int_equal(service->resilience.retries, 2);
+    resilience = NULL;
+    use(DP_ROUND_ROBIN, 3);
+    assert_int_equal(service->resilience.retries, 0);
 }
 
 static void test_turns_go_by_weight_and_come_evenly(void **state)
@@ -288,7 +311,7 @@ static void test_what_is_known_outlives_a_change(void **state)
 static void test_a_number_keeps_its_name(void **state)
 {
     struct dp_service settings = {.number = 1, .protocol = DP_BOLT};
-    struct service_plan plan = {&settings, TEXT("other"), {NULL, 0}, NULL};
+    struct service_plan plan = {&settings, TEXT("other"), {NULL, 0}, NULL, NULL};
 
     (void)state;
     use(DP_ROUND_ROBIN, 1);
@@ -370,6 +393,7 @@ static void test_whichever_allocation_fails_nothing_is_left(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        TEST(test_what_it_says_of_failures_is_its_own),
         TEST(test_turns_go_by_weight_and_come_evenly),
         TEST(test_very_different_weights_still_give_everybody_a_turn),
         TEST(test_chance_goes_by_weight),

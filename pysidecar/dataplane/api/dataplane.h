@@ -114,9 +114,19 @@ struct dp_tally {
 
 extern const uint64_t dp_request_bounds_ns[DP_REQUEST_BOUNDS];
 
+/* Bounds of a service that may be reached: bits of dp_service_sums.reached. */
+enum dp_bound {
+    DP_BOUND_CONNECTIONS = 0,
+    DP_BOUND_PENDING,
+    DP_BOUND_REQUESTS,
+    DP_BOUND_RATE,
+};
+
 /* Of a service, since the start. */
 struct dp_service_sums {
     uint32_t number, protocol, role; /* as in struct dp_service */
+    uint32_t reached;                /* 1 << enum dp_bound each: now */
+    uint32_t retries;                /* requests that are sent again, or wait for that, now */
     uint32_t reserved;
     const char *name; /* without a NUL; valid until the next dp_set_services */
     uint64_t name_size;

@@ -100,6 +100,27 @@ static bool is_used(const struct dp_tally *tally)
     return sum > 0;
 }
 
+static uint32_t reached_bounds(const struct service *service)
+{
+    struct standing *standing = service->standing;
+    const struct dp_resilience *resilience = &service->resilience;
+    uint32_t reached = 0;
+
+    if (atomic_load_explicit(&standing->connections, memory_order_relaxed) >= service->connections)
+        reached |= 1u << DP_BOUND_CONNECTIONS;
+    if (service->pending > 0 &&
+        atomic_load_explicit(&standing->pending, memory_order_relaxed) >= service->pending)
+        reached |= 1u << DP_BOUND_PENDING;
+    if (resilience->requests > 0 &&
+        atomic_load_explicit(&standing->load.requests, memory_order_relaxed) >=
+            resilience->requests)
+        reached |= 1u << DP_BOUND_REQUESTS;
+    if (resilience->rate_requests > 0 &&
+        !load_has_token(&standing->load, resilience, clock_ns(CLOCK_MONOTONIC)))
+        reached |= 1u << DP_BOUND_RATE;
+    return reached;
+}
+
 static void read_service(const struct dp *dp, const struct service *service,
                          struct dp_service_sums *sums)
 {
@@ -107,6 +128,8 @@ static void read_service(const struct dp *dp, const struct service *service,
     sums->number = service->standing->number;
     sums->protocol = service->protocol;
     sums->role = service->role;
+    sums->reached = reached_bounds(service);
+    sums->retries = atomic_load_explicit(&service->standing->load.retries, memory_order_relaxed);
     sums->name = service->name.at;
     sums->name_size = service->name.size;
     add_all(dp, service->standing->tallies, &sums->tally);

@@ -66,14 +66,23 @@ enum dp_flag {
     DP_FLAG_MALFORMED_RESPONSE,
     DP_FLAG_REFUSED,           /* a request that we do not serve, such as CONNECT */
     DP_FLAG_LOOP,              /* its endpoint is one of our own listeners */
+    DP_FLAG_RATE_LIMITED,      /* the service gets too many in a time */
+    DP_FLAG_FAULT_ABORT,       /* its rule makes some requests fail */
     DP_FLAG_DRAIN_LIMIT,       /* still under way when the drain limit was reached */
     DP_FLAG_DOWNSTREAM_CLOSED, /* the client gave up before it had its answer */
-    DP_FLAG_RETRIED,           /* was sent again, since a connection closed as it was sent */
+    DP_FLAG_RETRIED,           /* was sent again after a failure */
     DP_FLAG_SERVICE_ERROR,     /* the service answered with an exception of its own */
     DP_FLAG_UPGRADED,          /* went on as a tunnel */
+    DP_FLAG_RETRY_LIMITED,     /* would have been sent again, but too many are already */
+    DP_FLAG_RETRY_UNKEPT,   /* would have been sent again, but its body is too large to be kept */
+    DP_FLAG_HEDGED,         /* was sent to a second endpoint before the first one answered */
+    DP_FLAG_MIRRORED,       /* a copy of it went to another service */
+    DP_FLAG_FAULT_DELAY,    /* its rule holds some requests */
+    DP_FLAG_LIMIT_PENDING,  /* with overload: as many as may wait for a connection */
+    DP_FLAG_LIMIT_REQUESTS, /* with overload: as many as may be under way */
 };
 
-enum { DP_FLAGS = 24 }; /* room for enum dp_flag */
+enum { DP_FLAGS = 31 }; /* room for enum dp_flag */
 
 /* The way that a connection's bytes take. */
 enum dp_path {
@@ -219,6 +228,8 @@ struct dp_route {
 };
 
 enum {
+    DP_SHARES = 1000000,        /* a share of all requests is so many of these */
+    DP_STATUSES = 1024,         /* more than any protocol's highest */
     DP_NO_SERVICE = 0x7fffffff, /* no index */
     DP_STATUS_CLASSES = 6,      /* see struct dp_request */
 };
@@ -257,7 +268,35 @@ struct dp_service {
     uint32_t await_ms;       /* how long a request waits for the first endpoint; 0: not at all */
     uint32_t first_endpoint; /* index into the endpoints of all services */
     uint32_t endpoint_count;
-    uint32_t role; /* enum dp_role */
+    uint32_t role;       /* enum dp_role */
+    uint32_t resilience; /* index into struct dp_services.resiliences, from 1 on; 0: none */
+};
+
+/* After what a request is sent again; bits of dp_resilience.retry_on. */
+enum dp_retry {
+    DP_RETRY_CONNECT_FAILURE = 0,
+    DP_RETRY_REFUSED,         /* the endpoint says that it has not begun to serve it */
+    DP_RETRY_RESET_UNSENT,    /* its connection ended before a byte of it was sent */
+    DP_RETRY_RESET,           /* its connection ended without an answer */
+    DP_RETRY_ATTEMPT_TIMEOUT, /* there was no answer within attempt_ms */
+    DP_RETRIES,
+};
+
+/* What a service does against failures and overload, and with copies of its requests. */
+struct dp_resilience {
+    uint32_t retries;  /* of a request at most, besides the first attempt; 0: as without a policy */
+    uint32_t retry_on; /* 1 << enum dp_retry each */
+    uint32_t attempt_ms; /* for an answer to begin, of each attempt; 0: there is no such limit */
+    uint32_t backoff_ms, longest_backoff_ms;
+    uint32_t budget;        /* DP_SHARES of the requests under way may be retries */
+    uint32_t least_retries; /* that may be under way however few requests are */
+    uint32_t requests;      /* under way at most, all workers together; 0: any number */
+    /* So many in that time, and at once where there were none for long; 0: any number. */
+    uint32_t rate_requests, rate_ms, rate_burst;
+    uint32_t mirror_share; /* DP_SHARES of the requests are copied; 0: none */
+    uint32_t mirror;       /* to this service, an index; where there is a share */
+    uint32_t reserved;
+    uint8_t statuses[DP_STATUSES / 8]; /* bits: answers after which it is sent again */
 };
 
 /* An endpoint of a service. */
@@ -327,6 +366,15 @@ struct dp_rule {
     uint32_t first_set, set_count;
     uint32_t first_remove, remove_count; /* headers, of which only the name counts */
     uint32_t scopes;                     /* 1 << enum dp_scope each, at least one */
+    uint32_t handling; /* index into struct dp_services.handlings, from 1 on; 0: none */
+};
+
+/* What a rule says of its requests beyond their way. */
+struct dp_handling {
+    uint32_t delay_ms, delay_share;     /* DP_SHARES of them are held for so long */
+    uint32_t abort_status, abort_share; /* DP_SHARES of them are answered with that at once */
+    uint32_t hedge_ms;                  /* a second attempt after that; 0: none */
+    uint32_t idempotent;                /* 1: all of them may be done twice */
 };
 
 /* What a listener of services says: see struct dp_listener.number. */
@@ -362,10 +410,12 @@ struct dp_services {
     const struct dp_target *targets;
     const struct dp_header *headers;
     const struct dp_entrance *entrances;
+    const struct dp_resilience *resiliences;
+    const struct dp_handling *handlings;
     const struct dp_text *texts;
     const char *characters;
     uint32_t service_count, endpoint_count, rule_count, predicate_count, target_count, header_count,
-        entrance_count, text_count, character_count;
+        entrance_count, resilience_count, handling_count, text_count, character_count;
 };
 
 enum {

@@ -523,6 +523,7 @@ static uint16_t status_for(enum dp_flag flag)
     case DP_FLAG_TIMEOUT:
         return STATUS_TIMEOUT;
     case DP_FLAG_OVERLOAD:
+    case DP_FLAG_RATE_LIMITED:
         return STATUS_BUSY;
     case DP_FLAG_MALFORMED_REQUEST:
     case DP_FLAG_MALFORMED_RESPONSE:
@@ -537,7 +538,9 @@ static size_t bolt_reject(const struct facts *facts, uint64_t id, const struct r
 {
     struct head head = head_for(facts, id, TYPE_RESPONSE, COMMAND_RESPONSE);
 
-    head.timeout_or_status = status_for(rejection->flag);
+    head.timeout_or_status = rejection->own_status;
+    if (head.timeout_or_status == 0)
+        head.timeout_or_status = status_for(rejection->flag);
     if (rejection->status)
         *rejection->status = head.timeout_or_status;
     /* There is no content, but anthunder reads no answer without a class. */

@@ -151,6 +151,7 @@ struct adjustment {
 struct rejection {
     enum dp_flag flag;    /* why: decides the status */
     uint16_t http_status; /* HTTP: instead of the flag's; 0: the flag's */
+    uint8_t own_status;   /* Bolt, Dubbo: likewise */
     struct text reason;   /* few words for the client, ASCII, no line ends; may be empty */
     bool close;           /* HTTP: say that the connection ends */
     uint32_t *status;     /* stores which status was answered */

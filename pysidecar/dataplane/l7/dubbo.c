@@ -321,6 +321,8 @@ static const struct {
     [DP_FLAG_MALFORMED_RESPONSE] = {STATUS_BAD_RESPONSE, TEXT("sidecar: malformed_response")},
     [DP_FLAG_REFUSED] = {STATUS_BAD_REQUEST, TEXT("sidecar: refused")},
     [DP_FLAG_LOOP] = {STATUS_SERVER_ERROR, TEXT("sidecar: loop")},
+    [DP_FLAG_RATE_LIMITED] = {STATUS_EXHAUSTED, TEXT("sidecar: rate_limited")},
+    [DP_FLAG_FAULT_ABORT] = {STATUS_SERVER_ERROR, TEXT("sidecar: fault_abort")},
     [DP_FLAG_DRAIN_LIMIT] = {STATUS_SERVER_ERROR, TEXT("sidecar: drain_limit")},
 };
 
@@ -330,7 +332,8 @@ static size_t dubbo_reject(const struct facts *facts, uint64_t id,
                            const struct rejection *rejection, uint8_t *to, size_t room)
 {
     struct output output = output_to(to, room);
-    uint8_t status = failures[rejection->flag].status;
+    uint8_t status =
+        rejection->own_status ? rejection->own_status : failures[rejection->flag].status;
     struct text reason =
         rejection->reason.size ? rejection->reason : failures[rejection->flag].reason;
 

@@ -6,13 +6,21 @@ static const struct {
     uint16_t status;
     struct text phrase;
 } phrases[] = {
-    {400, TEXT("Bad Request")},           {404, TEXT("Not Found")},
-    {405, TEXT("Method Not Allowed")},    {408, TEXT("Request Timeout")},
-    {413, TEXT("Content Too Large")},     {414, TEXT("URI Too Long")},
-    {417, TEXT("Expectation Failed")},    {431, TEXT("Request Header Fields Too Large")},
-    {500, TEXT("Internal Server Error")}, {501, TEXT("Not Implemented")},
-    {502, TEXT("Bad Gateway")},           {503, TEXT("Service Unavailable")},
-    {504, TEXT("Gateway Timeout")},       {505, TEXT("HTTP Version Not Supported")},
+    {400, TEXT("Bad Request")},
+    {404, TEXT("Not Found")},
+    {405, TEXT("Method Not Allowed")},
+    {408, TEXT("Request Timeout")},
+    {413, TEXT("Content Too Large")},
+    {414, TEXT("URI Too Long")},
+    {417, TEXT("Expectation Failed")},
+    {429, TEXT("Too Many Requests")},
+    {431, TEXT("Request Header Fields Too Large")},
+    {500, TEXT("Internal Server Error")},
+    {501, TEXT("Not Implemented")},
+    {502, TEXT("Bad Gateway")},
+    {503, TEXT("Service Unavailable")},
+    {504, TEXT("Gateway Timeout")},
+    {505, TEXT("HTTP Version Not Supported")},
     {508, TEXT("Loop Detected")},
 };
 
@@ -32,6 +40,8 @@ static const struct {
     [DP_FLAG_MALFORMED_RESPONSE] = {502, TEXT("malformed_response")},
     [DP_FLAG_REFUSED] = {405, TEXT("refused")},
     [DP_FLAG_LOOP] = {508, TEXT("loop")},
+    [DP_FLAG_RATE_LIMITED] = {429, TEXT("rate_limited")},
+    [DP_FLAG_FAULT_ABORT] = {503, TEXT("fault_abort")},
     [DP_FLAG_DRAIN_LIMIT] = {503, TEXT("drain_limit")},
 };
 

@@ -30,13 +30,28 @@ static bool service_is_consistent(const struct dp_service *service, const struct
     if (service->number >= DP_NO_SERVICE || service->name >= from->text_count ||
         service->hash_by >= from->text_count || service->protocol >= DP_AUTO ||
         service->balance > DP_RING_HASH || service->balance == DP_LEAST_CONNECTIONS ||
-        service->role >= DP_ROLES ||
+        service->role >= DP_ROLES || service->resilience > from->resilience_count ||
         !is_within(service->first_endpoint, service->endpoint_count, from->endpoint_count))
         return false;
     for (uint32_t i = 0; i < service->endpoint_count; i++)
         if (from->endpoints[service->first_endpoint + i].weight == 0)
             return false;
     return true;
+}
+
+static bool resilience_is_consistent(const struct dp_resilience *resilience,
+                                     const struct dp_services *from)
+{
+    return resilience->budget <= DP_SHARES && resilience->mirror_share <= DP_SHARES &&
+           (resilience->mirror_share == 0 || resilience->mirror < from->service_count) &&
+           (resilience->rate_requests == 0 ||
+            (resilience->rate_ms > 0 && resilience->rate_burst > 0));
+}
+
+static bool handling_is_consistent(const struct dp_handling *handling)
+{
+    return handling->delay_share <= DP_SHARES && handling->abort_share <= DP_SHARES &&
+           handling->abort_status < DP_STATUSES;
 }
 
 static bool predicate_is_consistent(const struct dp_predicate *predicate,
@@ -78,9 +93,10 @@ static bool headers_are_consistent(uint32_t first, uint32_t count, const struct 
 
 static bool rule_is_consistent(const struct dp_rule *rule, const struct dp_services *from)
 {
-    return rule->protocol < DP_PROTOCOLS && rule->scopes > 0 && rule->scopes >> DP_SCOPES == 0 &&
-           rule->host < from->text_count && rule->path_prefix < from->text_count &&
-           rule->original_destination < from->text_count && targets_are_consistent(rule, from) &&
+    return rule->handling <= from->handling_count && rule->protocol < DP_PROTOCOLS &&
+           rule->scopes > 0 && rule->scopes >> DP_SCOPES == 0 && rule->host < from->text_count &&
+           rule->path_prefix < from->text_count && rule->original_destination < from->text_count &&
+           targets_are_consistent(rule, from) &&
            headers_are_consistent(rule->first_set, rule->set_count, from) &&
            headers_are_consistent(rule->first_remove, rule->remove_count, from);
 }
@@ -107,9 +123,20 @@ static bool rules_are_consistent(const struct dp_services *from)
     return true;
 }
 
+static bool extras_are_consistent(const struct dp_services *from)
+{
+    for (uint32_t i = 0; i < from->resilience_count; i++)
+        if (!resilience_is_consistent(&from->resiliences[i], from))
+            return false;
+    for (uint32_t i = 0; i < from->handling_count; i++)
+        if (!handling_is_consistent(&from->handlings[i]))
+            return false;
+    return true;
+}
+
 static bool is_consistent(const struct dp_services *from)
 {
-    if (!texts_are_consistent(from) || !rules_are_consistent(from))
+    if (!texts_are_consistent(from) || !rules_are_consistent(from) || !extras_are_consistent(from))
         return false;
     for (uint32_t i = 0; i < from->service_count; i++)
         if (!service_is_consistent(&from->services[i], from))
@@ -136,6 +163,7 @@ static void directory_destroy(struct shared *shared)
     free(directory->entrances);
     free(directory->destinations);
     free(directory->targets);
+    free(directory->handlings);
     free(directory->characters);
     free(directory);
 }
@@ -152,9 +180,10 @@ static bool make_arrays(struct directory *directory, const struct dp_services *f
     directory->entrances = array(from->entrance_count, sizeof *directory->entrances);
     directory->destinations = array(from->rule_count, sizeof *directory->destinations);
     directory->targets = array(from->target_count, sizeof *directory->targets);
+    directory->handlings = array(from->handling_count, sizeof *directory->handlings);
     directory->characters = array(from->character_count, 1);
     return directory->services && directory->entrances && directory->destinations &&
-           directory->targets && directory->characters;
+           directory->targets && directory->handlings && directory->characters;
 }
 
 /* 0 or -errno. */
@@ -166,6 +195,7 @@ static int add_service(struct directory *directory, struct directories *director
         .name = text_of(from, from->characters, settings->name),
         .hash_by = text_of(from, from->characters, settings->hash_by),
         .endpoints = &from->endpoints[settings->first_endpoint],
+        .resilience = settings->resilience ? &from->resiliences[settings->resilience - 1] : NULL,
     };
     struct service *service = service_intern(directories->registry, &directories->standings, &plan);
 
@@ -184,19 +214,36 @@ static struct service *service_at(const struct directory *directory, uint32_t in
     return index == DP_NO_SERVICE ? NULL : directory->services[index];
 }
 
+/* Where copies of its requests go; NULL: nowhere. */
+static struct service *mirror_at(const struct directory *directory, const struct dp_services *from,
+                                 uint32_t index)
+{
+    uint32_t number = index == DP_NO_SERVICE ? 0 : from->services[index].resilience;
+    const struct dp_resilience *resilience = number ? &from->resiliences[number - 1] : NULL;
+
+    if (!resilience || resilience->mirror_share == 0)
+        return NULL;
+    return directory->services[resilience->mirror];
+}
+
 static void add_destination(struct directory *directory, const struct dp_services *from,
                             uint32_t rule)
 {
     const struct dp_rule *settings = &from->rules[rule];
     uint32_t sum = 0;
 
-    directory->destinations[rule] =
-        (struct destination){settings->first_target, settings->target_count, settings->timeout_ms};
+    directory->destinations[rule] = (struct destination){
+        settings->first_target,
+        settings->target_count,
+        settings->timeout_ms,
+        settings->handling ? &directory->handlings[settings->handling - 1] : NULL,
+    };
     for (uint32_t i = settings->first_target; i < settings->first_target + settings->target_count;
          i++) {
         sum += from->targets[i].weight;
         directory->targets[i] =
-            (struct target){service_at(directory, from->targets[i].service), sum};
+            (struct target){service_at(directory, from->targets[i].service),
+                            mirror_at(directory, from, from->targets[i].service), sum};
     }
 }
 
@@ -211,6 +258,7 @@ static void add_entrance(struct directory *directory, const struct dp_services *
         settings->scope,
         settings->on_demand_ms,
         text_of(from, directory->characters, settings->name_header),
+        mirror_at(directory, from, settings->service),
     };
 }
 
@@ -235,6 +283,9 @@ static int fill(struct directory *directory, struct directories *directories,
 
     if (result == 0 && from->character_count)
         memcpy(directory->characters, from->characters, from->character_count);
+    if (result == 0 && from->handling_count)
+        memcpy(directory->handlings, from->handlings,
+               from->handling_count * sizeof *from->handlings);
     for (uint32_t i = 0; i < from->service_count && result == 0; i++)
         result = add_service(directory, directories, from, &from->services[i]);
     if (result < 0)
@@ -340,18 +391,18 @@ static const struct directory *current(struct worker *worker)
     return worker->router->current;
 }
 
-static struct service *choose(const struct directory *directory,
-                              const struct destination *destination, uint64_t *random)
+static const struct target *choose(const struct directory *directory,
+                                   const struct destination *destination, uint64_t *random)
 {
     const struct target *target = &directory->targets[destination->first_target];
     uint32_t count = destination->target_count, at;
 
     if (count == 1)
-        return target->service;
+        return target;
     at = random_below(random, target[count - 1].up_to);
     while (at >= target->up_to)
         target++;
-    return target->service;
+    return target;
 }
 
 static uint64_t hash_text(struct text text)
@@ -391,6 +442,7 @@ void router_route(struct worker *worker, enum dp_scope scope, enum dp_protocol p
     const struct directory *directory = current(worker);
     uint64_t *random = &worker->tables->random;
     const struct destination *destination;
+    const struct target *target;
     struct matched matched;
 
     *routed = (struct routed){.rule = NO_RULE};
@@ -402,8 +454,11 @@ void router_route(struct worker *worker, enum dp_scope scope, enum dp_protocol p
     destination = &directory->destinations[matched.rule];
     routed->rule = matched.rule;
     routed->rewrite = matched.rewrite;
-    routed->service = choose(directory, destination, random);
+    target = choose(directory, destination, random);
+    routed->service = target->service;
+    routed->mirror = target->mirror;
     routed->timeout_ms = destination->timeout_ms;
+    routed->handling = destination->handling;
     complete(routed, request, random);
 }
 
@@ -417,8 +472,10 @@ void router_route_at(struct worker *worker, uint32_t listener, enum dp_protocol 
         return;
     }
     *routed = (struct routed){.rule = NO_RULE};
-    if (entrance.service->protocol == protocol)
+    if (entrance.service->protocol == protocol) {
         routed->service = entrance.service;
+        routed->mirror = entrance.mirror;
+    }
     complete(routed, request, &worker->tables->random);
 }
 

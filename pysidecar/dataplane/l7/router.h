@@ -15,7 +15,9 @@ struct routed {
     uint32_t rule;           /* its index; UINT32_MAX: none matches */
     uint32_t timeout_ms;     /* the rule's, else the service's; 0: none */
     uint64_t hash;           /* for service_pick */
-    const struct rewrite *rewrite; /* NULL: none */
+    const struct rewrite *rewrite;      /* NULL: none */
+    struct service *mirror;             /* as `service`: gets copies of some requests; NULL: none */
+    const struct dp_handling *handling; /* NULL: none */
 };
 
 /* What a listener of services says. */
@@ -26,6 +28,7 @@ struct entrance {
     enum dp_scope scope;
     uint32_t on_demand_ms;   /* as in struct dp_entrance */
     struct text name_header; /* likewise; valid until the worker's next turn */
+    struct service *mirror;  /* of the service; NULL: none */
 };
 
 /* By the first rule of the scope that matches a request of that protocol. */
@@ -45,13 +48,15 @@ uint64_t router_generation(struct worker *worker);
 
 struct target {
     struct service *service; /* NULL: it is not there */
+    struct service *mirror;  /* of the service; NULL: none */
     uint32_t up_to;          /* of the sum of weights: its own and those before */
 };
 
-/* The targets of a rule, and its timeout. */
+/* The targets of a rule, and what else it says. */
 struct destination {
     uint32_t first_target, target_count;
     uint32_t timeout_ms;
+    const struct dp_handling *handling; /* NULL: none */
 };
 
 /* The table. Immutable. Referenced by workers. */
@@ -62,6 +67,7 @@ struct directory {
     struct entrance *entrances;
     struct destination *destinations; /* by rule */
     struct target *targets;
+    struct dp_handling *handlings;
     char *characters; /* of all texts but those of the services */
     struct rulebook rules;
     uint32_t service_count, entrance_count;

@@ -113,12 +113,25 @@ static struct cluster_plan cluster_of(const struct service_plan *plan)
     };
 }
 
+/* Its own: the index of the other service says nothing of it. */
+static struct dp_resilience resilience_of(const struct service_plan *plan)
+{
+    struct dp_resilience resilience = {0};
+
+    if (plan->resilience)
+        resilience = *plan->resilience;
+    resilience.mirror = 0;
+    return resilience;
+}
+
 static bool service_is(const struct service *service, const struct service_plan *plan)
 {
     const struct dp_service *settings = plan->settings;
     struct cluster_plan cluster = cluster_of(plan);
+    struct dp_resilience resilience = resilience_of(plan);
 
-    return service->protocol == settings->protocol && service->role == settings->role &&
+    return memcmp(&service->resilience, &resilience, sizeof resilience) == 0 &&
+           service->protocol == settings->protocol && service->role == settings->role &&
            service->timeout_ms == settings->timeout_ms &&
            service->silent_ms == settings->silent_ms && service->idle_ms == settings->idle_ms &&
            service->connections == settings->connections && service->pending == settings->pending &&
@@ -195,6 +208,7 @@ static struct service *service_create(struct registry *registry, struct standing
     service->connections = settings->connections;
     service->pending = settings->pending;
     service->await_ms = settings->await_ms;
+    service->resilience = resilience_of(plan);
     texts = service->texts;
     service->name = copy(&texts, plan->name);
     service->hash_by = copy(&texts, plan->hash_by);

@@ -11,6 +11,7 @@
 
 #include "base/text.h"
 #include "upstream/cluster.h"
+#include "upstream/resilience.h"
 #include "upstream/tally.h"
 
 /* What is counted of a service. */
@@ -27,6 +28,7 @@ struct standing {
     atomic_uint connections;     /* upstream connections, of all workers */
     atomic_uint pending;         /* requests that wait for one, of all workers */
     atomic_uint starved;         /* pools that have none and need one, of all workers */
+    struct load load;            /* where it is bounded */
     struct tally *tallies;       /* by worker */
 };
 
@@ -47,6 +49,7 @@ struct service {
     enum dp_role role;
     /* as in struct dp_service */
     uint32_t timeout_ms, silent_ms, idle_ms, connections, pending, await_ms;
+    struct dp_resilience resilience; /* zeros: none; `mirror` is not its own, see router.h */
     char texts[];
 };
 
@@ -54,7 +57,8 @@ struct service {
 struct service_plan {
     const struct dp_service *settings;
     struct text name, hash_by;
-    const struct dp_endpoint *endpoints; /* of settings->endpoint_count */
+    const struct dp_endpoint *endpoints;    /* of settings->endpoint_count */
+    const struct dp_resilience *resilience; /* NULL: none */
 };
 
 /* The endpoint for a request: `hash` is of what DP_RING_HASH goes by. Those that are ejected or
