@@ -451,12 +451,22 @@ class Sidecar:
         self._set_routes(self._initial_routes)
 
     def _set_routes(self, routes: Iterable[Any]) -> None:
-        before = self._settings["outbound"]["routes"]
-        self._settings["outbound"]["routes"] = list(routes)
+        self.configure({"outbound": {"routes": list(routes)}})
+
+    # ---- All else ----
+
+    def configure(self, settings: Mapping[str, Any]) -> None:
+        """Merges ``settings`` over those that it has, as when it was made: mappings key by key,
+        all else is replaced. When this returns, the sidecar has them.
+
+        Raises SidecarError where they are refused: then it goes on with what it had.
+        """
+        before = self._settings
+        self._settings = _merged(before, settings)
         try:
             self.reload()
         except SidecarError:
-            self._settings["outbound"]["routes"] = before
+            self._settings = before
             self._write_settings()
             raise
 

@@ -2,6 +2,8 @@
 // written as a form, `id=1&op=burst&...`; the answers are such lines, too.
 //
 // serve: `port`, `name`. See `paths` for what is served; WebSocket messages come back as they are.
+// retire: of the server at `port`, in order: it takes no more connections, and answers as long as
+//   there are requests on those that it has.
 // burst: `count` requests to `address` (host:port), `concurrency` at a time, with the `host` named
 //   in the header, each with a text of its own of `size` characters, by `way` (http, undici):
 //   how many were answered ("right"), how many by another's answer ("wrong"), and how often there
@@ -87,6 +89,8 @@ const paths = {
   },
 };
 
+const servers = new Map();
+
 function unknown(request, response) {
   response.writeHead(404);
   response.end();
@@ -116,6 +120,17 @@ async function serve({ port, name }) {
   });
   server.listen({ port: Number(port), host: '127.0.0.1' });
   await once(server, 'listening');
+  servers.set(port, server);
+  return {};
+}
+
+async function retire({ port }) {
+  const server = servers.get(port);
+  const closed = once(server, 'close');
+  server.close();
+  const sweep = setInterval(() => server.closeIdleConnections(), 10);
+  await closed;
+  clearInterval(sweep);
   return {};
 }
 
@@ -193,7 +208,7 @@ async function websocket({ address, host, count, size }) {
   return { code };
 }
 
-const operations = { serve, burst, progress: async () => progress, trailers, websocket };
+const operations = { serve, retire, burst, progress: async () => progress, trailers, websocket };
 
 function answer(values) {
   process.stdout.write(`${new URLSearchParams(values)}\n`);
