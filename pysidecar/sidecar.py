@@ -24,6 +24,7 @@ from pysidecar.access_log import AccessLog
 from pysidecar.address import Address
 from pysidecar.admin import AdminServer
 from pysidecar.admin.metrics import Metrics, OwnCounters, RuleCounters
+from pysidecar.admin.services import HealthResults
 from pysidecar.background import in_background, release, without_collector
 from pysidecar.config import Config, ConfigError, Problem, load, restart_keys
 from pysidecar.dataplane import (
@@ -45,16 +46,18 @@ from pysidecar.dataplane import (
     pack_routes,
 )
 from pysidecar.errors import StartError
+from pysidecar.health.checks import HealthChecks
+from pysidecar.health.outages import OutageLog
 from pysidecar.interception import Interception, rules
 from pysidecar.interception.hook import ConnectHook
-from pysidecar.interception.kernel import interceptions, remove_leftovers
+from pysidecar.interception.kernel import interceptions, remove_leftovers, upstream_mark
 from pysidecar.interception.preload import without_hook
 from pysidecar.interception.services import ServiceListeners
 from pysidecar.listeners import open_listener
 from pysidecar.log import lost_lines
 from pysidecar.room import Room
 from pysidecar.routing.found import NOTHING_FOUND, FoundServices
-from pysidecar.routing.services import ServiceNumbers, pack_services
+from pysidecar.routing.services import ServiceNumbers, checked_services, pack_services
 from pysidecar.routing.table import excluded_table, route_table
 from pysidecar.takeover.advertised import expand, local_hosts
 from pysidecar.takeover.takeover import Takeover
@@ -70,6 +73,10 @@ _BUSY_REPORTS = 16  # at a time
 _BUSY_BYTES = 8192  # of lines, at a time
 _RECENT_CLOSED = 1000  # connections that /connections?closed= can show
 _MOST_FDS = 1 << 20
+_OUTAGE_PERIOD = 1.0  # seconds from one look at services without enough endpoints to the next
+# Connections of health checks: of the descriptors that there are, if some service has checks at the
+# start; else as many as are left for the control plane anyway.
+_CHECKS_SHARE, _MOST_CHECKS, _FEW_CHECKS = 8, 16384, 32
 
 
 class _Tables(NamedTuple):
@@ -120,6 +127,9 @@ class Sidecar:
         self._ways: Sequence[Interception] = [self._hook, *self._kernel, self._services]
         self._rule_counters: RuleCounters = {}
         self._data_plane: DataPlane
+        self._checks: HealthChecks
+        self._outages = OutageLog()
+        self._own_by_address: dict[Address, str] | None = None
         self._access_log: AccessLog
         self._admin: AdminServer
         self._room = Room(lambda: self._data_plane.counters())
@@ -229,6 +239,25 @@ class Sidecar:
         """How takeover does; None: it is off."""
         return None if self._takeover is None else self._takeover.status
 
+    def endpoint_details(self, endpoint: EndpointSums) -> dict[str, Any]:
+        """How one is, in a word, and why."""
+        health = self._checks.of(endpoint.service, endpoint.address)
+        details = {} if health is None else {"check": health.describe()}
+        if endpoint.unhealthy:
+            problem = health.problem if health is not None else None
+            return {"health": "unhealthy", "reason": problem, **details}
+        if endpoint.ejected_for:
+            reason = f"its requests failed; ejected for {endpoint.ejected_for:.1f} s more"
+            return {"health": "ejected", "reason": reason, **details}
+        if endpoint.ejected:
+            return {"health": "unreachable", "reason": "it could not be connected", **details}
+        return {"health": "healthy", "reason": None, **details}
+
+    def health_results(self) -> HealthResults:
+        """Of the checks."""
+        checks = self._checks
+        return HealthResults(tuple(checks.results()), checks.late, checks.connections)
+
     def endpoints(self, *, only_used: bool = False) -> Iterator[Sequence[EndpointSums]]:
         """Those of all services, likewise."""
         return self._data_plane.endpoints(only_used=only_used)
@@ -284,6 +313,8 @@ class Sidecar:
         stack.callback(data_plane.close)
         if self._takeover is not None:
             data_plane.keep_descriptors(self._takeover.most_connections)
+        self._checks = self._make_checks(data_plane)
+        stack.callback(self._checks.close)
         self._accelerate(data_plane)
         for way in self._ways:
             way.attach(data_plane)
@@ -292,7 +323,7 @@ class Sidecar:
         self._settle()
         if self._takeover is not None:
             self._found = self._found_applied = self._takeover.restore()
-        self._set_tables(self._make_tables(config))
+        self._set_tables(config, self._make_tables(config))
         self._access_log = self._open_access_log()  # as a reload will open it
         stack.callback(self._access_log.close)
         self._access_log.start()
@@ -311,7 +342,42 @@ class Sidecar:
         if self._takeover is not None:
             stack.push_async_callback(self._stop_takeover)
             await self._takeover.start()
+        watch = asyncio.get_running_loop().create_task(self._watch_outages())
+        stack.callback(watch.cancel)
         self.state = "serving"
+
+    def _make_checks(self, data_plane: DataPlane) -> HealthChecks:
+        most = _FEW_CHECKS
+        if any(service.health_check for service in self.config.services.values()):
+            soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            most = min(max(most, soft // _CHECKS_SHARE), _MOST_CHECKS)
+            kept = self._takeover.most_connections if self._takeover is not None else 0
+            data_plane.keep_descriptors(kept + most)
+        return HealthChecks(
+            data_plane.set_health,
+            most=most,
+            own=self._own_listener,
+            mark=upstream_mark(self.config),
+        )
+
+    def _own_listener(self, address: Address) -> str | None:
+        """What of ours listens there."""
+        if self._own_by_address is None:
+            hosts = local_hosts()
+            self._own_by_address = {
+                each: what
+                for listener, what in self._own_listeners().items()
+                for each in (listener, *expand(listener, hosts))
+            }
+        found = self._own_by_address.get(address)
+        if found is None and address.host.startswith("127."):
+            found = self._own_by_address.get(Address("0.0.0.0", address.port))
+        return found
+
+    async def _watch_outages(self) -> None:
+        while True:
+            await asyncio.sleep(_OUTAGE_PERIOD)
+            self._outages.look(self._data_plane.outages())
 
     def _accelerate(self, data_plane: DataPlane) -> None:
         settings = self.config.acceleration
@@ -380,10 +446,14 @@ class Sidecar:
                     self._found_applied = found
                     continue
                 if config is self.config:  # no reload came between
-                    self._data_plane.set_services(services)
+                    self._set_services(services, config, found)
                     self._found_applied = found
         finally:
             self._updating = None
+
+    def _set_services(self, services: PackedServices, config: Config, found: FoundServices) -> None:
+        self._data_plane.set_services(services)
+        self._checks.set(checked_services(config, self._service_numbers, found))
 
     def _pack_services(self, config: Config, found: FoundServices) -> PackedServices:
         """In any thread."""
@@ -450,7 +520,7 @@ class Sidecar:
                 await way.apply(config)
         except StartError as error:
             raise ConfigError(source, [Problem("", str(error))]) from None
-        self._set_tables(tables)
+        self._set_tables(config, tables)
         self._data_plane.set_timeouts(_timeouts(config))
         _set_log(self._data_plane, config)
         self.config = config
@@ -469,9 +539,9 @@ class Sidecar:
         with self._packing:
             return make_tables(config, self._service_numbers, self._listeners_at_start, self._found)
 
-    def _set_tables(self, tables: _Tables) -> None:
+    def _set_tables(self, config: Config, tables: _Tables) -> None:
         """The services first: routes with ``requests`` need them."""
-        self._data_plane.set_services(tables.services)
+        self._set_services(tables.services, config, tables.found)
         self._data_plane.set_excluded(tables.excluded)
         self._data_plane.set_routes(tables.outbound, Direction.OUTBOUND)
         self._data_plane.set_routes(tables.inbound, Direction.INBOUND)

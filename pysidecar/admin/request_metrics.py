@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 
 from pysidecar.admin.lately import LookedAt
-from pysidecar.admin.services import Services
+from pysidecar.admin.services import HealthResults, Services
 from pysidecar.dataplane import (
     REQUEST_BOUNDS,
     STATUS_CLASSES,
@@ -43,6 +43,13 @@ _HISTOGRAM = "request_duration_seconds"
 _RETRYING = "requests_retrying"
 _AT_LIMIT = "service_at_limit"
 _ENDPOINT_EJECTED = "service_endpoint_ejected"
+_ENDPOINT_UNHEALTHY = "service_endpoint_unhealthy"
+_ENDPOINTS, _AVAILABLE, _PANIC = "service_endpoints", "service_endpoints_available", "service_panic"
+_CHECKS = "health_checks_total"
+_OF_CHECKS = {
+    "health_checks_late_total": ("counter", "Checks that had to wait for a connection."),
+    "health_check_connections": ("gauge", "Connections of health checks that are open."),
+}
 _BUCKETS = [f',le="{bound}"}} ' for bound in (*map(str, REQUEST_BOUNDS), "+Inf")]
 
 
@@ -62,6 +69,13 @@ class _Families:
         self._begin(_RETRYING, "gauge", "Requests that are sent again, or wait for that.")
         self._begin(_AT_LIMIT, "gauge", "Limits of services that are reached now.")
         self._begin(_ENDPOINT_EJECTED, "gauge", "Endpoints that get no requests for now.")
+        self._begin(_ENDPOINT_UNHEALTHY, "gauge", "Endpoints that health checks found unhealthy.")
+        self._begin(_ENDPOINTS, "gauge", "Endpoints that a service has.")
+        self._begin(_AVAILABLE, "gauge", "Of these, the ones neither unhealthy nor ejected.")
+        self._begin(_PANIC, "gauge", "Services that send requests to all their endpoints.")
+        self._begin(_CHECKS, "counter", "Health checks, by what came of them.")
+        for name, (kind, text) in _OF_CHECKS.items():
+            self._begin(name, kind, text)
 
     def _begin(self, name: str, kind: str, text: str) -> None:
         self._heads[name] = f"# HELP pysidecar_{name} {text}\n# TYPE pysidecar_{name} {kind}\n"
@@ -77,6 +91,16 @@ class _Families:
     def add(self, name: str, labels: str, value: float) -> None:
         """One sample; its labels as they are written."""
         self._samples[name].append(f"pysidecar_{name}{{{labels}}} {value}\n")
+
+    def add_health(self, results: HealthResults) -> None:
+        """What health checks add up to, if there are any."""
+        for name, protocol, passed, failed in results.of_services:
+            labels = f'service="{_escaped(name)}",protocol="{protocol}"'
+            self.add(_CHECKS, f'{labels},result="passed"', passed)
+            self.add(_CHECKS, f'{labels},result="failed"', failed)
+        if results.of_services:
+            for name, value in zip(_OF_CHECKS, results[1:], strict=True):
+                self._samples[name].append(f"pysidecar_{name} {value}\n")
 
     def add_all(self, prefix: str, labels: str, tally: RequestTally) -> None:
         """All of a service, or of an endpoint; what there was none of is left out."""
@@ -118,6 +142,7 @@ class _Families:
 def metrics_of_requests(services: Services) -> Iterator[str]:
     """The exposition format, in pieces, of which some are empty."""
     families = _Families()
+    families.add_health(services.health_results())
     labels: dict[int, str] = {}
     for found in services.services(only_used=True):
         _add_services(families, found, labels)
@@ -146,6 +171,10 @@ def _add_services(
                 families.add(_RETRYING, label, each.retries)
             for bound in each.reached:
                 families.add(_AT_LIMIT, f'{label},limit="{bound.name.lower()}"', 1)
+            families.add(_ENDPOINTS, label, each.endpoints)
+            families.add(_AVAILABLE, label, each.available)
+            if each.panic:
+                families.add(_PANIC, label, 1)
 
 
 def _add_endpoints(
@@ -173,8 +202,10 @@ def _add_endpoint(
     others: dict[int, RequestTally],
 ) -> None:
     labels = f'{service},endpoint="{endpoint.address}"'
-    if endpoint.ejected:
+    if endpoint.ejected or endpoint.ejected_for:
         families.add(_ENDPOINT_EJECTED, labels, 1)
+    if endpoint.unhealthy:
+        families.add(_ENDPOINT_UNHEALTHY, labels, 1)
     if number <= MOST_ENDPOINTS:
         families.add_all("endpoint_", labels, endpoint.tally)
         return

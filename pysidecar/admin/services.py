@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import Generator, Iterable
-from typing import Any, Protocol
+from collections.abc import Generator, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from aiohttp import web
 
@@ -16,9 +16,18 @@ from pysidecar.admin.pieces import Turns, answer, encode
 from pysidecar.dataplane import STATUS_CLASSES, EndpointSums, RequestTally, ServiceSums
 from pysidecar.text import printable
 
-__all__ = ["Services", "ServicesPage"]
+__all__ = ["HealthResults", "Services", "ServicesPage"]
 
 _SHOWN = 40  # characters of an unknown key
+
+
+class HealthResults(NamedTuple):
+    """What health checks add up to: ``of_services`` has name, protocol, how many passed and failed;
+    ``late`` are those that had to wait for a connection, of which so many are open."""
+
+    of_services: Sequence[tuple[str, str, int, int]] = ()
+    late: int = 0
+    connections: int = 0
 
 
 class Services(LookedAt, Protocol):
@@ -29,6 +38,12 @@ class Services(LookedAt, Protocol):
 
     def service_details(self, service: ServiceSums) -> dict[str, Any]:
         """What else is known of one."""
+
+    def endpoint_details(self, endpoint: EndpointSums) -> dict[str, Any]:
+        """How one is: ``health`` in a word, and the ``reason``."""
+
+    def health_results(self) -> HealthResults:
+        """Of the health checks."""
 
 
 class ServicesPage:
@@ -94,6 +109,8 @@ class ServicesPage:
             "protocol": service.protocol.name.lower(),
             "role": service.role.name.lower(),
             **self._services.service_details(service),
+            "available": service.available,
+            "panic": service.panic,
             "active": tally.active,
             "pending": tally.pending,
             "retrying": service.retries,
@@ -104,7 +121,9 @@ class ServicesPage:
                 {
                     "address": str(each.address),
                     "weight": each.weight,
-                    "ejected": each.ejected,
+                    "ejected": each.ejected or each.ejected_for > 0,
+                    "other_zone": each.other_zone,
+                    **self._services.endpoint_details(each),
                     "active": each.tally.active,
                     "connections": each.tally.connections,
                     "requests": each.tally.requests,

@@ -19,7 +19,7 @@ def _rows(entries: Entries) -> Iterator[Row]:
     for entry in entries:
         yield _service(entry), "bold"
         for endpoint in entry["endpoints"]:
-            yield _endpoint(entry, endpoint), "red" if endpoint["ejected"] else ""
+            yield _endpoint(entry, endpoint), "" if endpoint["health"] == "healthy" else "red"
 
 
 def _service(entry: dict[str, Any]) -> list[str]:
@@ -43,14 +43,26 @@ def _service(entry: dict[str, Any]) -> list[str]:
 
 def _state(entry: dict[str, Any]) -> str:
     """What hinders requests."""
-    ejected = sum(endpoint["ejected"] for endpoint in entry["endpoints"])
     at_limit = entry.get("at_limit")
-    states = [
-        f"{ejected} ejected" if ejected else "",
-        "" if entry["endpoints"] else "no endpoint",
-        f"at limit: {' '.join(at_limit)}" if at_limit else "",
-    ]
+    states = [_health(entry), f"at limit: {' '.join(at_limit)}" if at_limit else ""]
     return ", ".join(filter(None, states)) or "-"
+
+
+def _health(entry: dict[str, Any]) -> str:
+    """Of all endpoints together; empty: they are well."""
+    endpoints = entry["endpoints"]
+    if not endpoints:
+        return "no endpoint"
+    if entry["panic"]:
+        return f"panic: {entry['available']} of {len(endpoints)} available"
+    well = sum(endpoint["health"] == "healthy" for endpoint in endpoints)
+    return "" if well == len(endpoints) else f"{well} of {len(endpoints)} healthy"
+
+
+def _state_of(endpoint: dict[str, Any]) -> str:
+    if endpoint["health"] == "healthy":
+        return "other zone" if endpoint["other_zone"] else "-"
+    return f"{endpoint['health']}: {endpoint['reason']}" if endpoint["reason"] else "unhealthy"
 
 
 def _takeover_state(entry: dict[str, Any]) -> str | None:
@@ -72,7 +84,7 @@ def _endpoint(entry: dict[str, Any], endpoint: dict[str, Any]) -> list[str]:
         entry["role"],
         endpoint["address"],
         str(endpoint["weight"]),
-        "ejected" if endpoint["ejected"] else "-",
+        _state_of(endpoint),
         *_numbers(endpoint),
         *("-", "-"),
     ]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from pydantic import BaseModel
 
+from pysidecar.config.endpoints import HealthCheck
 from pysidecar.config.loading import ConfigError, Problem, load, parse
 from pysidecar.config.requests import (
     RequestMatch,
@@ -32,6 +33,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Exclude",
+    "HealthCheck",
     "Inbound",
     "Match",
     "Outbound",

@@ -4,7 +4,6 @@ listeners for them."""
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -19,11 +18,20 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from pysidecar.config.endpoints import (
+    Balance,
+    BalanceText,
+    HealthCheck,
+    Locality,
+    OutlierDetection,
+    ZoneText,
+)
 from pysidecar.config.resilience import (
     CircuitBreaker,
     Fault,
     Hedge,
     Mirror,
+    Percent,
     RateLimit,
     Retries,
 )
@@ -173,37 +181,6 @@ def parse_targets(value: Any) -> dict[str, int]:
     return dict(value)
 
 
-@dataclass(frozen=True, slots=True)
-class Balance:
-    """How an endpoint is picked; with ``ring_hash`` by the value of a header."""
-
-    kind: str = "round_robin"
-    header: str = ""
-
-    def to_plain(self) -> Any:
-        """As it is written."""
-        return {self.kind: {"header": self.header}} if self.header else self.kind
-
-
-_PLAIN_BALANCES = ("round_robin", "random", "least_requests")
-
-
-def parse_balance(value: Any) -> Balance:
-    """A word, or a ring with a header."""
-    if isinstance(value, Balance):
-        return value
-    if isinstance(value, str) and value in _PLAIN_BALANCES:
-        return Balance(value)
-    if isinstance(value, dict) and list(value) == ["ring_hash"]:
-        ring = value["ring_hash"]
-        if isinstance(ring, dict) and list(ring) == ["header"]:
-            return Balance("ring_hash", parse_header_name(ring["header"]).lower())
-    raise ValueError(
-        f"expected {', '.join(_PLAIN_BALANCES)}, or ring_hash: {{header: NAME}} with the name of a "
-        "header"
-    )
-
-
 def _form(kind: str) -> tuple[PlainSerializer, WithJsonSchema]:
     return (
         PlainSerializer(str, return_type=str),
@@ -259,6 +236,9 @@ class ServiceEndpoint(Section):
     weight: Annotated[int, Field(strict=True, ge=1, le=MAX_WEIGHT)] = 1
     """Its share, in proportion to the weights of the other endpoints."""
 
+    zone: ZoneText | None = None
+    """Where it is, see `locality`. Default: not known, which is no zone."""
+
     @model_validator(mode="before")
     @classmethod
     def _address_alone(cls, value: Any) -> Any:
@@ -289,38 +269,36 @@ class ServiceEntry(Section):
     `docs/takeover.md`); of dubbo `interface:version` or `group/interface:version`, where it has
     them. Needs the section `takeover`."""
 
-    balance: Annotated[
-        Balance,
-        PlainValidator(parse_balance),
-        PlainSerializer(Balance.to_plain),
-        WithJsonSchema(
-            {
-                "anyOf": [
-                    {"enum": list(_PLAIN_BALANCES)},
-                    {
-                        "type": "object",
-                        "required": ["ring_hash"],
-                        "patternProperties": {
-                            "^ring_hash$": {
-                                "type": "object",
-                                "required": ["header"],
-                                "patternProperties": {"^header$": {"type": "string"}},
-                                "additionalProperties": False,
-                            }
-                        },
-                    },
-                ],
-                "kind": f"{', '.join(f'`{name}`' for name in _PLAIN_BALANCES)} or "
-                "`ring_hash: {header: NAME}`",
-            }
-        ),
-    ] = Balance()
+    balance: BalanceText = Balance()
     """Which endpoint a request goes to, each by weight: `round_robin` goes round, `random` takes
-    any, `least_requests` takes the one of two random ones that has fewer requests under way.
-    `ring_hash` sends requests whose header has the same value to the same endpoint, for as long as
-    it is there, and few of them to another one when others come or go; requests without the header
-    go to any. Endpoints that could not be connected lately (see `outbound.ejection_time`) are
-    passed over while there are others."""
+    any, `least_requests` takes the one of two random ones that has fewer requests under way, and
+    `peak_ewma` the one of two that is likely to answer sooner: by how long its answers took lately,
+    where slow ones count at once, times its requests under way. `ring_hash` and `maglev` send
+    requests whose header has the same value to the same endpoint, for as long as it is there, and
+    few of them to another one when others come or go (`maglev` spreads them more evenly, and moves
+    a few more); requests without the header go to any. Endpoints that could not be connected lately
+    (see `outbound.ejection_time`) are passed over while there are others."""
+
+    health_check: HealthCheck | None = None
+    """Asks the endpoints whether they are well. Default: nobody asks."""
+
+    outlier_detection: OutlierDetection | None = None
+    """Ejects endpoints that fail requests. Default: only what cannot be connected is passed over,
+    see `outbound.ejection_time`."""
+
+    healthy_panic_threshold: Percent = 50.0
+    """Where a smaller share of the endpoints is available, neither unhealthy nor ejected, all of
+    them get requests: those that are left would not bear them alone. As Envoy's. With `0%` never:
+    where none is available, each request is answered with an error."""
+
+    slow_start: DurationOrZero = 0.0
+    """An endpoint that comes while the sidecar runs, or is healthy again, gets a tenth of its share
+    at first, and all of it after this time. Not with `ring_hash` and `maglev`, nor where the
+    registry says how it warms up. `0s`: at once."""
+
+    locality: Locality | None = None
+    """Which endpoints are preferred by where they are. Default: none; of a service with
+    `subscribe`: those in `registry.zone`."""
 
     timeout: DurationOrZero = 0.0
     """For a request to be answered, from its head to the answer's last byte, unless its rule has
@@ -358,9 +336,16 @@ class ServiceEntry(Section):
     def _consistent(self) -> ServiceEntry:
         if self.balance.header and self.protocol in ("dubbo", "tcp"):
             raise ValueError(
-                f"expected another balance than ring_hash: there are no headers with protocol "
-                f"{self.protocol}"
+                f"expected another balance than {self.balance.kind}: there are no headers with "
+                f"protocol {self.protocol}"
             )
+        if self.protocol == "tcp" and (
+            self.outlier_detection is not None or self.balance.kind == "peak_ewma"
+        ):
+            key = "outlier_detection" if self.outlier_detection else "peak_ewma"
+            raise ValueError(f"expected no {key} with protocol tcp: there are no answers to go by")
+        if self.health_check and (problem := self.health_check.misfit(self.protocol)):
+            raise ValueError(problem)
         if self.subscribe and (self.endpoints or self.protocol == "tcp"):
             raise ValueError(
                 "expected subscribe without endpoints, in a service whose requests are understood"

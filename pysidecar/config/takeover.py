@@ -223,7 +223,7 @@ class RegistryEntry(Section):
 
     zone: Annotated[str, Field(max_length=256, json_schema_extra=AT_START)] = ""
     """Where this host is, such as a data center's name: instances in the same zone are preferred
-    while there are any."""
+    while enough of them are available, see `docs/endpoints.md`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RegistryEntry:

@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 from collections import namedtuple
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,6 +70,7 @@ __all__ = [
     "Flag",
     "Kind",
     "Listener",
+    "Outage",
     "PackedRoutes",
     "PackedServices",
     "Protocol",
@@ -105,6 +106,8 @@ TRACE_PIECE = 128
 """Most events that ``DataPlane.take_trace`` takes at a time: a millisecond's work to show them."""
 WALK_PIECE = 64
 """Most connections that ``DataPlane.walk`` reads at a time: a millisecond's work to show them."""
+MOST_OUTAGES = 1024
+"""Most services that ``DataPlane.outages`` tells of."""
 MOST_REQUESTS = 1000
 """That ``DataPlane.recent_requests``, ``failed_requests`` and ``slowest_requests`` give."""
 _codes, _names = layout(ffi.typeof("struct dp_record"))
@@ -160,6 +163,8 @@ class Balance(enum.IntEnum):
     RANDOM = lib.DP_RANDOM
     LEAST_REQUESTS = lib.DP_LEAST_REQUESTS
     RING_HASH = lib.DP_RING_HASH
+    MAGLEV = lib.DP_MAGLEV
+    PEAK_EWMA = lib.DP_PEAK_EWMA
 
 
 class End(enum.IntEnum):
@@ -430,6 +435,18 @@ class DemandedService(NamedTuple):
     group: str
 
 
+class Outage(NamedTuple):
+    """A service, by its number, of whose endpoints only some are available; ``panic``: less than
+    ``percent``, so that all get requests."""
+
+    number: int
+    name: str
+    endpoints: int
+    available: int
+    panic: bool
+    percent: float
+
+
 class AccelerationError(Exception):
     """Why connections cannot be accelerated here; the text says what is missing."""
 
@@ -547,6 +564,32 @@ class DataPlane:
         raw, kept = table.to_native()
         _check(lib.dp_set_services(self._dp, raw), "cannot set the services")
         del kept
+
+    def set_health(self, health: Iterable[tuple[int, Address, bool]]) -> None:
+        """What health checks say: number of the service, endpoint, whether it is healthy. It counts
+        from the next request on, and for as long as a table has the endpoint."""
+        raw = pack_array(
+            "struct dp_health",
+            [(*address.to_native(), number, healthy) for number, address, healthy in health],
+        )
+        array = ffi.from_buffer("struct dp_health[]", raw)
+        lib.dp_set_health(self._dp, array, len(array))
+
+    def outages(self) -> list[Outage]:
+        """Services of which some endpoints are not available, at most 1,024."""
+        found = ffi.new("struct dp_outage[]", MOST_OUTAGES)
+        count = min(int(lib.dp_outages(self._dp, found, MOST_OUTAGES)), MOST_OUTAGES)
+        return [
+            Outage(
+                each.number,
+                ffi.unpack(each.name, each.name_size).decode("utf-8", "backslashreplace"),
+                each.endpoints,
+                each.available,
+                bool(each.panic),
+                100 * each.panic_share / lib.DP_SHARES,
+            )
+            for each in found[0:count]
+        ]
 
     def take_wanted(self) -> list[DemandedService]:
         """Services that requests wait for, since no rule leads to one, and that were not taken yet;

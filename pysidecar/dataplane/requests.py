@@ -96,6 +96,10 @@ class Flag(enum.IntEnum):
     FAULT_DELAY = lib.DP_FLAG_FAULT_DELAY
     LIMIT_PENDING = lib.DP_FLAG_LIMIT_PENDING
     LIMIT_REQUESTS = lib.DP_FLAG_LIMIT_REQUESTS
+    PANIC = lib.DP_FLAG_PANIC
+    UNAVAILABLE = lib.DP_FLAG_UNAVAILABLE
+    OTHER_ZONE = lib.DP_FLAG_OTHER_ZONE
+    EJECTED = lib.DP_FLAG_EJECTED
 
 
 FAILURES = tuple(flag for flag in Flag if flag <= Flag.DOWNSTREAM_CLOSED)
@@ -199,7 +203,8 @@ def _sum(one: Sequence[int], other: Sequence[int]) -> Sequence[int]:
 
 class ServiceSums(NamedTuple):
     """A service, and what its requests add up to since the start. ``number`` names it for as long
-    as the data plane runs."""
+    as the data plane runs. ``available`` of its ``endpoints`` are neither unhealthy nor ejected;
+    ``panic``: these are so few that all get requests."""
 
     number: int
     name: str
@@ -210,17 +215,32 @@ class ServiceSums(NamedTuple):
     """Requests that are sent again, or wait for that, now."""
     reached: tuple[Bound, ...] = ()
     """Bounds that are reached now: what comes beyond has to wait or is refused."""
+    endpoints: int = 0
+    available: int = 0
+    panic: bool = False
 
 
 class EndpointSums(NamedTuple):
     """An endpoint of the service with that number, and what its requests add up to for as long as
-    the service has it. ``weight`` is 1 where all of the service weigh the same."""
+    the service has it. ``weight`` is 1 where all of the service weigh the same.
+
+    ``ejected``: it could not be connected; ``unhealthy``: health checks say so; ``ejected_for``:
+    seconds for which it gets no requests, since they failed. ``other_zone``: others are
+    preferred."""
 
     service: int
     address: Address
     weight: int
     ejected: bool
     tally: RequestTally
+    unhealthy: bool = False
+    ejected_for: float = 0.0
+    other_zone: bool = False
+
+    @property
+    def available(self) -> bool:
+        """Whether it gets requests, where the others can be connected."""
+        return not self.unhealthy and not self.ejected_for
 
 
 _PROTOCOLS = tuple(Protocol)
@@ -268,6 +288,9 @@ def read_service(raw: Any) -> ServiceSums:
         _SERVICE_ROLES[raw.role],
         raw.retries,
         tuple(bound for bound in Bound if raw.reached >> bound & 1) if raw.reached else (),
+        raw.endpoints,
+        raw.available,
+        bool(raw.panic),
     )
 
 
@@ -275,7 +298,16 @@ def read_endpoint(raw: Any) -> EndpointSums:
     """From a ``struct dp_endpoint_sums``."""
     address = Address.from_native(raw.address)
     assert address is not None
-    return EndpointSums(raw.service, address, raw.weight, bool(raw.ejected), read_tally(raw.tally))
+    return EndpointSums(
+        raw.service,
+        address,
+        raw.weight,
+        bool(raw.ejected),
+        read_tally(raw.tally),
+        bool(raw.unhealthy),
+        raw.ejected_ms / 1000,
+        bool(raw.other_zone),
+    )
 
 
 def unpack_requests(requests: Any, count: int) -> list[Any]:

@@ -34,6 +34,12 @@ class FoundService:
     """Milliseconds for which a request waits for the first endpoint: who subscribes calls at once,
     and the registry has not told yet."""
 
+    zones: tuple[str, ...] = ()
+    """Where the endpoints are, in their order; empty: not known of any."""
+
+    warming: frozenset[Address] = frozenset()
+    """Endpoints whose weight grows since they are new."""
+
 
 @dataclass(frozen=True, slots=True)
 class FoundServices:

@@ -8,7 +8,7 @@ from pysidecar.config import RequestRule, ServiceEntry
 from pysidecar.config.resilience import CircuitBreaker, Retries
 from pysidecar.dataplane import lib
 
-__all__ = ["Handlings", "Resiliences", "milliseconds"]
+__all__ = ["Handlings", "Resiliences", "milliseconds", "shares"]
 
 _RESET = (lib.DP_RETRY_RESET_UNSENT, lib.DP_RETRY_RESET, lib.DP_RETRY_ATTEMPT_TIMEOUT)
 _ANY = (lib.DP_RETRY_CONNECT_FAILURE, lib.DP_RETRY_REFUSED, *_RESET)
@@ -34,7 +34,8 @@ def milliseconds(seconds: float) -> int:
     return min(round(seconds * 1000), 0xFFFFFFFF)
 
 
-def _shares(percent: float) -> int:
+def shares(percent: float) -> int:
+    """As the data plane counts them."""
     return round(percent / 100 * int(lib.DP_SHARES))
 
 
@@ -80,7 +81,7 @@ class Resiliences:
                     if limit
                     else (0, 0, 0)
                 ),
-                *((_shares(mirror.percent), self._places[mirror.to]) if mirror else (0, 0)),
+                *((shares(mirror.percent), self._places[mirror.to]) if mirror else (0, 0)),
                 0,
                 _statuses(retries) if retries else bytes(lib.DP_STATUSES // 8),
             ),
@@ -94,7 +95,7 @@ def _pack_retries(retries: Retries | None) -> tuple[int, ...]:
     return (
         *(retries.attempts, _reasons(retries), milliseconds(retries.per_try_timeout or 0)),
         *(milliseconds(retries.backoff.base), milliseconds(retries.backoff.longest)),
-        _shares(retries.budget),
+        shares(retries.budget),
     )
 
 
@@ -116,8 +117,8 @@ class Handlings:
         delay = rule.fault.delay if rule.fault else None
         abort = rule.fault.abort if rule.fault else None
         handling = (
-            *((milliseconds(delay.fixed), _shares(delay.percent)) if delay else (0, 0)),
-            *((abort.status, _shares(abort.percent)) if abort else (0, 0)),
+            *((milliseconds(delay.fixed), shares(delay.percent)) if delay else (0, 0)),
+            *((abort.status, shares(abort.percent)) if abort else (0, 0)),
             milliseconds(rule.hedge.after) if rule.hedge else 0,
             int(rule.idempotent),
         )

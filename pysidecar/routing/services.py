@@ -20,12 +20,20 @@ from pysidecar.dataplane import (
     lib,
     pack_array,
 )
+from pysidecar.health.checks import CheckedService
 from pysidecar.registry.service import ServiceKey
 from pysidecar.routing.found import NOTHING_FOUND, FoundService, FoundServices, Role
 from pysidecar.routing.resilience import Handlings, Resiliences
 from pysidecar.routing.resilience import milliseconds as _milliseconds
+from pysidecar.routing.resilience import shares as _shares
 
-__all__ = ["ServiceNumbers", "consumer_entrance", "pack_services", "provider_entrance"]
+__all__ = [
+    "ServiceNumbers",
+    "checked_services",
+    "consumer_entrance",
+    "pack_services",
+    "provider_entrance",
+]
 
 _PROTOCOLS = {protocol.name.lower(): protocol for protocol in Protocol}
 _BALANCES = {balance.name.lower(): balance for balance in Balance}
@@ -55,8 +63,8 @@ _DETECT_TIMEOUT = 5.0  # seconds, as the default of `listeners`
 
 _Predicate = tuple[int, int, int, int, int]
 _Entrance = tuple[int, ...]
-_Endpoints = Sequence[tuple[Address, int]]
-"""With weights."""
+_Endpoint = tuple[bytes, int, int, int, int, int, int]
+"""As ``struct dp_endpoint``."""
 
 
 class ServiceNumbers:
@@ -185,7 +193,7 @@ class _Configured:
 
     config: Config
     listeners: Sequence[Address]
-    told: Sequence[_Endpoints]
+    told: Sequence[FoundService | None]
     packed: PackedServices
 
 
@@ -198,6 +206,8 @@ class _Found:
     """What this is of; kept, so that nothing else has its identity."""
     header: str
     """That names the service of HTTP."""
+    zone: str
+    """Whose endpoints are preferred."""
     key: Hashable
     """Of its number."""
     number: int
@@ -233,17 +243,40 @@ def pack_services(
     ):
         configured = numbers.configured = _pack_configured(config, numbers, listeners, told)
     header = config.takeover.host_header.lower() if config.takeover is not None else "host"
+    zone = config.registry.zone
     before = numbers.found
     parts: dict[int, _Found] = {}
     for service in found.services:
         part = before.get(id(service))
-        if part is None or part.header != header:
-            part = _pack_found(service, numbers, header)
+        if part is None or part.header != header or part.zone != zone:
+            part = _pack_found(service, numbers, header, zone)
         parts[id(service)] = part
     for passed in {passed[:2]: passed for passed in found.passed}.values():
         parts[id(passed)] = _pack_passed(passed, numbers, header)
     numbers.keep_found(parts)
     return _join(configured, parts.values())
+
+
+def checked_services(
+    config: Config, numbers: ServiceNumbers, found: FoundServices = NOTHING_FOUND
+) -> list[CheckedService]:
+    """Those whose endpoints are to be asked how they are, once a table with them was set."""
+    told = iter(_told(config, found))
+    checked = []
+    for name, service in config.services.items():
+        subscribed = next(told) if service.subscribe else None
+        if service.health_check is None:
+            continue
+        endpoints = (
+            tuple(address for address, _ in subscribed.endpoints)
+            if subscribed is not None
+            else tuple(endpoint.address for endpoint in service.endpoints)
+        )
+        number = numbers.of(name, service.protocol)
+        checked.append(
+            CheckedService(number, name, service.protocol, service.health_check, endpoints)
+        )
+    return checked
 
 
 def consumer_entrance(listeners: Sequence[object]) -> int:
@@ -260,8 +293,8 @@ def provider_entrance(listeners: Sequence[object]) -> int:
 # ---- the configuration's part ----
 
 
-def _told(config: Config, found: FoundServices) -> list[_Endpoints]:
-    """The endpoints of those that are subscribed, in their order."""
+def _told(config: Config, found: FoundServices) -> list[FoundService | None]:
+    """Where the endpoints of those that are subscribed are, in their order."""
     wanted = [
         ServiceKey.parse(service.protocol, service.subscribe)
         for service in config.services.values()
@@ -269,37 +302,36 @@ def _told(config: Config, found: FoundServices) -> list[_Endpoints]:
     ]
     if not wanted:
         return []
-    endpoints = {
-        service.key: service.endpoints
-        for service in found.services
-        if service.role is Role.SUBSCRIBED
+    services = {
+        service.key: service for service in found.services if service.role is Role.SUBSCRIBED
     }
-    return [endpoints.get(key, ()) for key in wanted]
+    return [services.get(key) for key in wanted]
 
 
 def _pack_configured(
     config: Config,
     numbers: ServiceNumbers,
     listeners: Sequence[Address],
-    told: Sequence[_Endpoints],
+    told: Sequence[FoundService | None],
 ) -> _Configured:
     texts = _Texts()
     services: list[tuple[int, ...]] = []
-    endpoints: list[tuple[bytes | int, ...]] = []
+    endpoints: list[_Endpoint] = []
     places = {name: place for place, name in enumerate(config.services)}
     resiliences = Resiliences(places)
     left = iter(told)
     for name, service in config.services.items():
         number = numbers.of(name, service.protocol)
         own = (
-            next(left)
+            _found_endpoints(next(left), _zone(service, config))
             if service.subscribe
-            else [(endpoint.address, endpoint.weight) for endpoint in service.endpoints]
+            else _own_endpoints(service)
         )
         span = (len(endpoints), len(own))
         resilience = resiliences.add(service)
-        services.append((*_service(number, texts.add(name), service, texts, span), resilience))
-        endpoints.extend((*address.to_native(), weight, 0) for address, weight in own)
+        fixed = _service(number, texts.add(name), service, texts, span)
+        services.append((*fixed, resilience, *_policy(service)))
+        endpoints.extend(own)
     rules = _Rules(texts, places)
     for rule in config.requests:
         protocol = config.services[next(iter(rule.services))].protocol
@@ -340,6 +372,59 @@ def _service(
         *(*_limits(service), 0),
         *(*endpoints, ServiceRole.CONFIGURED),
     )
+
+
+def _policy(service: ServiceEntry) -> tuple[int, ...]:
+    """As ``struct dp_endpoint_policy``."""
+    outliers = service.outlier_detection
+    return (
+        _shares(service.healthy_panic_threshold),
+        *(
+            (
+                outliers.consecutive_errors,
+                _milliseconds(outliers.ejection_time),
+                _shares(outliers.max_ejected),
+            )
+            if outliers is not None
+            else (0, 0, 0)
+        ),
+        _milliseconds(service.slow_start),
+    )
+
+
+def _zone(service: ServiceEntry, config: Config) -> str:
+    """That is preferred; empty: none."""
+    if service.locality is not None:
+        return service.locality.prefer
+    return config.registry.zone if service.subscribe else ""
+
+
+def _own_endpoints(service: ServiceEntry) -> list[_Endpoint]:
+    zone = service.locality.prefer if service.locality is not None else ""
+    return _in_levels(
+        (*each.address.to_native(), each.weight, int(zone != "" and each.zone != zone), 0)
+        for each in service.endpoints
+    )
+
+
+def _found_endpoints(service: FoundService | None, zone: str) -> list[_Endpoint]:
+    """Those of the preferred zone before the others."""
+    if service is None:
+        return []
+    zones = service.zones or ("",) * len(service.endpoints)
+    return _in_levels(
+        (
+            *address.to_native(),
+            weight,
+            int(zone != "" and where != zone),
+            int(address in service.warming),
+        )
+        for (address, weight), where in zip(service.endpoints, zones, strict=True)
+    )
+
+
+def _in_levels(endpoints: Iterable[_Endpoint]) -> list[_Endpoint]:
+    return sorted(endpoints, key=lambda endpoint: endpoint[5])
 
 
 def _limits(service: ServiceEntry) -> tuple[int, ...]:
@@ -410,7 +495,9 @@ class _Match:
         self.predicates.append((subject, pattern, self._add(header), self._add(value), 0))
 
 
-def _pack_found(service: FoundService, numbers: ServiceNumbers, header: str) -> _Found:
+def _pack_found(
+    service: FoundService, numbers: ServiceNumbers, header: str, zone: str = ""
+) -> _Found:
     key = service.key
     match = _Match(str(key))
     is_exact = True
@@ -426,6 +513,7 @@ def _pack_found(service: FoundService, numbers: ServiceNumbers, header: str) -> 
     return _Found(
         source=service,
         header=header,
+        zone=zone,
         key=(key, service.role),
         number=numbers.of_found(service),
         protocol=_PROTOCOLS[key.protocol],
@@ -434,7 +522,7 @@ def _pack_found(service: FoundService, numbers: ServiceNumbers, header: str) -> 
         texts=tuple(match.texts),
         predicates=tuple(match.predicates),
         is_exact=is_exact,
-        endpoints=_pack_endpoints(service.endpoints),
+        endpoints=pack_array("struct dp_endpoint", _found_endpoints(service, zone)),
         endpoint_count=len(service.endpoints),
         await_ms=service.await_ms,
     )
@@ -468,6 +556,7 @@ def _pack_passed(passed: tuple[str, str, Address], numbers: ServiceNumbers, head
     return _Found(
         source=passed,
         header=header,
+        zone="",
         key=key,
         number=numbers.of_key(key),
         protocol=_PROTOCOLS[protocol],
@@ -476,21 +565,15 @@ def _pack_passed(passed: tuple[str, str, Address], numbers: ServiceNumbers, head
         texts=tuple(match.texts),
         predicates=tuple(match.predicates),
         is_exact=False,
-        endpoints=_pack_endpoints(((address, 1),)),
+        endpoints=pack_array("struct dp_endpoint", [(*address.to_native(), 1, 0, 0)]),
         endpoint_count=1,
-    )
-
-
-def _pack_endpoints(endpoints: Iterable[tuple[Address, int]]) -> bytes:
-    return pack_array(
-        "struct dp_endpoint",
-        [(*address.to_native(), weight, 0) for address, weight in endpoints],
     )
 
 
 # ---- both together ----
 
 _DEFAULTS = _limits(ServiceEntry(protocol="http"))
+_POLICY = _policy(ServiceEntry(protocol="http"))
 _SIZES = {
     name: ffi.sizeof(f"struct dp_{name}")
     for name in ("service", "endpoint", "predicate", "target", "text")
@@ -523,7 +606,7 @@ def _join(configured: _Configured, found: Iterable[_Found]) -> PackedServices:
         services.append(
             (
                 *(part.number, before + 1, part.protocol, Balance.ROUND_ROBIN, 0, *_DEFAULTS),
-                *(part.await_ms, endpoint_count, part.endpoint_count, part.role, 0),
+                *(part.await_ms, endpoint_count, part.endpoint_count, part.role, 0, *_POLICY),
             )
         )
         endpoint_count += part.endpoint_count

@@ -73,6 +73,10 @@ class Selection:
     """The endpoints, with weights, and when they will be others although nobody says so."""
 
     endpoints: tuple[tuple[Address, int], ...]
+    zones: tuple[str, ...] = ()
+    """Where these are, in their order; empty: not known of any."""
+    warming: frozenset[Address] = frozenset()
+    """Those whose weight grows."""
     changes: float = math.inf  # seconds since the epoch
     refused: tuple[tuple[Address, str], ...] = ()
     """Those that no request goes to, and why."""
@@ -81,9 +85,6 @@ class Selection:
 @dataclass(slots=True)
 class Endpoints:
     """How instances are chosen."""
-
-    zone: str = ""
-    """Where we are: instances there are taken alone while there are any."""
 
     loopback: bool = False
     """See ``refusal``."""
@@ -100,30 +101,35 @@ class Endpoints:
     ) -> Selection:
         """``local`` is where applications here provide the service: they are called themselves and
         not by way of the port that we told the registry. ``now`` is in seconds since the epoch."""
-        weights: dict[Address, int] = {}
+        found: dict[Address, tuple[int, str]] = {}
+        warming: set[Address] = set()
         refused: list[tuple[Address, str]] = []
         changes = math.inf
         provider = self.provider and Address(_host(self.provider.host), self.provider.port)
-        for instance in self._in_zone(instances):
+        for instance in instances:
             weight, until = _weight(instance, now)
             if not weight:
                 continue
             address = Address(_host(instance.address.host), instance.address.port)
             if address == provider:
-                weights.update(dict.fromkeys(local, weight))
+                addresses = tuple(local)
             elif reason := self._refusal(address):
                 refused.append((instance.address, reason))
                 continue
             else:
-                weights[address] = weight
+                addresses = (address,)
+            found.update(dict.fromkeys(addresses, (weight, instance.zone)))
+            if until < math.inf:
+                warming.update(addresses)
             changes = min(changes, until)
-        return Selection(tuple(weights.items()), changes, tuple(refused))
-
-    def _in_zone(self, instances: Sequence[Instance]) -> Sequence[Instance]:
-        if not self.zone:
-            return instances
-        here = [each for each in instances if each.zone == self.zone and each.weight > 0]
-        return here or instances
+        zones = tuple(zone for _, zone in found.values())
+        return Selection(
+            tuple((address, weight) for address, (weight, _) in found.items()),
+            zones if any(zones) else (),
+            frozenset(warming),
+            changes,
+            tuple(refused),
+        )
 
     def _refusal(self, address: Address) -> str | None:
         if (reason := refusal(address, loopback=self.loopback)) is not None:

@@ -83,7 +83,6 @@ class Takeover(Watcher):
         told = [self.address.host] if config.registry.address else []
         registry = [each.host for each in config.registry.address]
         self._endpoints = Endpoints(
-            zone=config.registry.zone,
             loopback=any(
                 all(ip_address(host).is_loopback for host in hosts) for hosts in (told, registry)
             ),
@@ -432,30 +431,29 @@ class Takeover(Watcher):
         local = [each.address for each in publications if each.alive] or [
             each.address for each in publications if not each.taken
         ]
-        self._put(Role.PUBLISHED, service, _even(local) if publications else None)
+        if publications:
+            self._put(FoundService(service, Role.PUBLISHED, _even(local)))
+        else:
+            self._services.pop((Role.PUBLISHED, service), None)
         self._changes.pop(service, None)
         if not self.table.is_subscribed(service):
-            self._put(Role.SUBSCRIBED, service, None)
+            self._services.pop((Role.SUBSCRIBED, service), None)
             return
         selection = self._endpoints.select(self.table.instances_of(service), local, now)
         wait = 0 if self.table.is_known(service) else round(self._settings.await_timeout * 1000)
-        self._put(Role.SUBSCRIBED, service, selection.endpoints, wait)
+        self._put(
+            FoundService(
+                *(service, Role.SUBSCRIBED, selection.endpoints, wait),
+                zones=selection.zones,
+                warming=selection.warming,
+            )
+        )
         if selection.changes < math.inf:
             self._changes[service] = selection.changes
         self._warn(service, selection.refused)
 
-    def _put(
-        self,
-        role: Role,
-        service: ServiceKey,
-        endpoints: tuple[tuple[Address, int], ...] | None,
-        wait: int = 0,
-    ) -> None:
-        place = (role, service)
-        if endpoints is None:
-            self._services.pop(place, None)
-            return
-        found = FoundService(service, role, endpoints, wait)
+    def _put(self, found: FoundService) -> None:
+        place = (found.role, found.key)
         if self._services.get(place) != found:
             self._services[place] = found
 

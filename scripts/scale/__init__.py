@@ -5,13 +5,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from scripts.scale import connections, endpoints, found, heads, metrics, reports, rules, sharing
+from scripts.scale import (
+    connections,
+    endpoints,
+    found,
+    heads,
+    health,
+    metrics,
+    reports,
+    rules,
+    sharing,
+)
 
 MEASUREMENTS: dict[str, Callable[[], None]] = {
     "connections": connections.measure,
     "endpoints": endpoints.measure,
     "found": found.measure,
     "heads": heads.measure,
+    "health": health.measure,
     "metrics": metrics.measure,
     "reports": reports.measure,
     "rules": rules.measure,

@@ -19,7 +19,7 @@ from pysidecar.routing.rules import Rule, compile_rules
 
 _ROOT = Path(__file__).resolve().parents[2]
 _DATA_PLANE = _ROOT / "pysidecar" / "dataplane"
-_PARTS = ("cluster", "endpoint", "shared", "weighing")
+_PARTS = ("cluster", "endpoint", "latency", "maglev", "shared", "weighing")
 _ROUNDS = 5
 _WAYS = {
     "turn": "round_robin",
@@ -29,6 +29,8 @@ _WAYS = {
     "weighted-random": "random",
     "weighted-two": "least_requests",
     "ring": "ring_hash",
+    "table": "maglev",
+    "ewma": "peak_ewma",
 }
 _COUNTS = (2, 100, 10_000)
 _ROUTES, _ENDPOINTS_OF_A_ROUTE = (500, 5_000, 50_000), 3

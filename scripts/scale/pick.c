@@ -1,7 +1,7 @@
 /* What it costs to pick an endpoint, and to count a connection there: nanoseconds of processor time
  * for each connection, printed as a line. Arguments: a way, endpoints, how many of them are
  * ejected, threads. The way `all` is the yardstick: the least busy of all, by looking at each. With
- * the last four ways the endpoints have weights, as those of a service. */
+ * the last six ways the endpoints have weights, as those of a service. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,7 +30,8 @@ static const struct way {
     {"turn", DP_ROUND_ROBIN, false},      {"two", DP_LEAST_CONNECTIONS, false},
     {"all", DP_LEAST_CONNECTIONS, false}, {"weighted-turn", DP_ROUND_ROBIN, true},
     {"weighted-random", DP_RANDOM, true}, {"weighted-two", DP_LEAST_REQUESTS, true},
-    {"ring", DP_RING_HASH, true},
+    {"ring", DP_RING_HASH, true},         {"table", DP_MAGLEV, true},
+    {"ewma", DP_PEAK_EWMA, true},
 };
 
 static uint32_t pick_of_all(uint64_t *random)

@@ -14,6 +14,7 @@ import uvloop
 
 from pysidecar.address import Address
 from pysidecar.admin import AdminServer
+from pysidecar.admin.services import HealthResults
 from pysidecar.config import Config
 from pysidecar.dataplane import (
     REQUEST_BOUNDS,
@@ -125,6 +126,14 @@ class Shown:
 
     def service_details(self, service: ServiceSums) -> dict[str, Any]:
         return self.details.get(service.name, {})
+
+    def endpoint_details(self, endpoint: EndpointSums) -> dict[str, Any]:
+        if not endpoint.ejected:
+            return {"health": "healthy", "reason": None}
+        return {"health": "unreachable", "reason": "it could not be connected"}
+
+    def health_results(self) -> HealthResults:
+        return HealthResults()
 
     def takeover_status(self) -> dict[str, Any] | None:
         return None

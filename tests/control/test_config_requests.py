@@ -94,11 +94,67 @@ def test_every_key_is_read() -> None:
         ),
         (
             "services: {a: {protocol: http, balance: {ring_hash: {cookie: x}}}}",
-            "expected round_robin, random, least_requests, or ring_hash: {header: NAME}",
+            "expected round_robin, random, least_requests, peak_ewma, or ring_hash: {header: NAME}",
         ),
         (
             "services: {a: {protocol: dubbo, balance: {ring_hash: {header: x}}}}",
             "services.a: expected another balance than ring_hash: there are no headers with",
+        ),
+        (
+            "services: {a: {protocol: bolt, balance: {maglev: {header: no name}}}}",
+            "services.a.balance: expected the name of a header such as x-user",
+        ),
+        (
+            "services: {a: {protocol: http, health_check: {}}}",
+            "services.a: expected a path, such as /health, or another type (tcp), with protocol",
+        ),
+        (
+            "services: {a: {protocol: bolt, health_check: {path: /health}}}",
+            "services.a: expected no path with type bolt, which protocol bolt has",
+        ),
+        (
+            "services: {a: {protocol: http, health_check: {type: tcp, path: /}}}",
+            "services.a.health_check: expected no path with type tcp",
+        ),
+        (
+            "services: {a: {protocol: bolt, health_check: {interval: 1s, timeout: 1s}}}",
+            "services.a.health_check: expected a timeout that is shorter than the interval",
+        ),
+        (
+            "services: {a: {protocol: bolt, health_check: {interval: 10ms, timeout: 1ms}}}",
+            "services.a.health_check: expected an interval of at least 100ms",
+        ),
+        (
+            "services: {a: {protocol: bolt, health_check: {unhealthy_after: 0}}}",
+            "services.a.health_check.unhealthy_after: 0: expected greater than or equal to 1",
+        ),
+        (
+            "services: {a: {protocol: bolt, health_check: {pth: 0}}}",
+            "services.a.health_check.pth: unknown key; did you mean path?",
+        ),
+        (
+            "services: {a: {protocol: bolt, outlier_detection: {max_ejected: -1}}}",
+            "services.a.outlier_detection.max_ejected: -1: expected a share from 0% to 100%",
+        ),
+        (
+            "services: {a: {protocol: tcp, outlier_detection: {}}}",
+            "services.a: expected no outlier_detection with protocol tcp: there are no answers",
+        ),
+        (
+            "services: {a: {protocol: tcp, balance: peak_ewma}}",
+            "services.a: expected no peak_ewma with protocol tcp: there are no answers to go by",
+        ),
+        (
+            "services: {a: {protocol: http, healthy_panic_threshold: 101%}}",
+            "services.a.healthy_panic_threshold: '101%': expected a share from 0% to 100%",
+        ),
+        (
+            "services: {a: {protocol: http, locality: zone-a}}",
+            "services.a.locality: 'zone-a': expected keys below it: prefer",
+        ),
+        (
+            "services: {a: {protocol: http, locality: {prefer: ''}}}",
+            "services.a.locality.prefer: '': expected the name of a zone",
         ),
         ("services: {a: {protocol: http, timeout: 3}}", "services.a.timeout: 3: expected a dura"),
         ("services: {a: {protocol: http, connections: 0}}", "services.a.connections: 0: expected"),

@@ -15,6 +15,7 @@ from pysidecar.address import Address
 from pysidecar.cli.requests import REQUESTS
 from pysidecar.config import Config
 from pysidecar.dataplane import (
+    FAILURES,
     Direction,
     EndpointSums,
     Flag,
@@ -62,7 +63,7 @@ def test_a_filter_leaves_out_what_does_not_fit(right: str, wrong: str) -> None:
 @pytest.mark.parametrize("flag", Flag)
 def test_flags_choose(flag: Flag) -> None:
     record = REQUEST._replace(flags=(flag,))
-    failed = flag not in (Flag.RETRIED, Flag.UPGRADED)
+    failed = flag in (*FAILURES, Flag.SERVICE_ERROR)
     assert fits(f"flag={flag.name.lower()}", record)
     assert not fits(f"flag={flag.name.lower()}")
     assert fits("flag=failed", record) == failed

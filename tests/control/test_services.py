@@ -72,6 +72,8 @@ def test_services_with_their_endpoints() -> None:
         "service": "orders",
         "protocol": "http",
         "role": "configured",
+        "available": 0,
+        "panic": False,
         "active": 3,
         "pending": 1,
         "retrying": 2,
@@ -341,13 +343,14 @@ def test_a_row_for_each_service_and_endpoint() -> None:
         entry["rate"] = 12345.6
     service, one, other, empty = rows(entries)
     assert (service["service"], service["endpoint"], service["state"]) == (
-        *("orders", "-", "1 ejected, at limit: pending rate"),
+        *("orders", "-", "1 of 2 healthy, at limit: pending rate"),
     )
     assert (service["retrying"], one["retrying"], empty["retrying"]) == ("2", "-", "0")
     assert (service["requests"], service["failures"], service["rate"]) == ("100", "10", "12,346")
     assert (service["p50"], service["active"], service["pending"]) == ("1.8ms", "3", "1")
     assert (one["endpoint"], one["weight"], one["state"]) == ("10.0.0.1:80", "2", "-")
-    assert (other["state"], other["requests"], other["pending"]) == ("ejected", "6", "-")
+    assert (other["requests"], other["pending"]) == ("6", "-")
+    assert other["state"] == "unreachable: it could not be connected"
     assert (empty["state"], empty["p99"]) == ("no endpoint", "-")
     assert SERVICES.title(entries) == "2 services"
 

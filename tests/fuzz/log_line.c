@@ -365,7 +365,7 @@ static void take_request(struct input *input, uint8_t kind, struct dp_request *r
     take(input, request, sizeof *request);
     request->protocol %= DP_PROTOCOLS;
     request->direction %= DP_DIRECTIONS;
-    request->flags &= (1u << DP_FLAGS) - 1;
+    request->flags &= (uint32_t)((UINT64_C(1) << DP_FLAGS) - 1);
     if (kind & 2)
         memcpy(request->source.ip, "\0\0\0\0\0\0\0\0\0\0\xff\xff", 12);
     if (kind & 4)

@@ -25,7 +25,7 @@ SHIM = Path(__file__).with_name("shim.c")
 FLAGS = "-std=gnu11 -D_GNU_SOURCE -O1 -g -Wall -Wextra -Werror -fPIC -shared -UNDEBUG".split()
 PARTS = {
     "base": ("map", "places", "ring", "slab", "trace"),
-    "upstream": ("cluster", "endpoint", "service", "shared", "weighing"),
+    "upstream": ("cluster", "endpoint", "latency", "maglev", "service", "shared", "weighing"),
     "l7": ("rulebook", "router"),
 }
 NO_RULE = 0xFFFFFFFF

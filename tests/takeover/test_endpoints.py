@@ -82,13 +82,14 @@ def test_we_are_told_of_ourselves_by_another_spelling() -> None:
     assert endpoints.select([told], [local], NOW).endpoints == ((local, 100),)
 
 
-def test_those_nearby_are_preferred_while_there_are_any() -> None:
-    near, far = _at("10.0.0.8", zone="a"), _at("10.0.0.9", zone="b")
-    endpoints = Endpoints(zone="a")
-    assert endpoints.select([near, far], [], NOW).endpoints == ((near.address, 100),)
-    assert endpoints.select([far], [], NOW).endpoints == ((far.address, 100),)
-    resting = _at("10.0.0.8", zone="a", weight=0)
-    assert endpoints.select([resting, far], [], NOW).endpoints == ((far.address, 100),)
+def test_it_is_known_where_they_are_and_whether_they_warm_up() -> None:
+    near, far = _at("10.0.0.8", zone="a"), _at("10.0.0.9", started=NOW, warmup=10.0)
+    selection = Endpoints().select([near, far], [], NOW)
+    assert selection.endpoints == ((near.address, 100), (far.address, 1))
+    assert selection.zones == ("a", "")
+    assert selection.warming == {far.address}
+    selection = Endpoints().select([far], [], NOW + 10)
+    assert (selection.zones, selection.warming) == ((), frozenset())
 
 
 def test_a_weight_grows_with_the_time_since_the_start() -> None:

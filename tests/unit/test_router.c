@@ -649,7 +649,8 @@ static void test_what_is_not_consistent_is_refused(void **state)
     REFUSES(written.services[0].hash_by, written.table.text_count);
     REFUSES(written.services[0].protocol, DP_AUTO);
     REFUSES(written.services[0].balance, DP_LEAST_CONNECTIONS);
-    REFUSES(written.services[0].balance, DP_RING_HASH + 1);
+    REFUSES(written.services[0].balance, DP_PEAK_EWMA + 1);
+    REFUSES(written.endpoints[0].level, SERVICE_LEVELS);
     REFUSES(written.services[0].first_endpoint, 1);
     REFUSES(written.services[0].endpoint_count, UINT32_MAX);
     REFUSES(written.endpoints[0].weight, 0);

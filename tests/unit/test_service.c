@@ -68,9 +68,21 @@ static uint32_t index_of(const struct endpoint *endpoint)
     return endpoint->address.port - 1000u;
 }
 
+static struct endpoint *pick_untried(uint64_t hash, uint64_t since_ms,
+                                     struct endpoint *const *tried, uint32_t count)
+{
+    struct pick picking = {.since_ms = since_ms,
+                           .random = &random_state,
+                           .hash = hash,
+                           .tried = tried,
+                           .tried_count = count};
+
+    return service_pick(service, &picking);
+}
+
 static uint32_t pick(uint64_t hash, uint64_t since_ms)
 {
-    return index_of(service_pick(service, hash, since_ms, NULL, 0, &random_state));
+    return index_of(pick_untried(hash, since_ms, NULL, 0));
 }
 
 static void pick_many(uint32_t picks, uint32_t *counts, uint64_t since_ms)
@@ -202,7 +214,8 @@ static void test_a_ring_goes_by_weight(void **state)
     assert_in_range(counts[0], 3400, 4600);
 }
 
-static const uint32_t balances[] = {DP_ROUND_ROBIN, DP_RANDOM, DP_LEAST_REQUESTS, DP_RING_HASH};
+static const uint32_t balances[] = {DP_ROUND_ROBIN, DP_RANDOM, DP_LEAST_REQUESTS,
+                                    DP_RING_HASH,   DP_MAGLEV, DP_PEAK_EWMA};
 
 static void test_the_ejected_are_passed_over_while_there_are_others(void **state)
 {
@@ -237,13 +250,13 @@ static void test_each_one_is_tried_once(void **state)
         for (uint32_t i = 5; i < 10; i++)
             endpoint_failed(service->cluster->endpoints[i], 1000);
         for (uint32_t i = 0; i < 10; i++) {
-            tried[i] = service_pick(service, 77, 999, tried, i, &random_state);
+            tried[i] = pick_untried(77, 999, tried, i);
             assert_non_null(tried[i]);
             for (uint32_t j = 0; j < i; j++)
                 assert_ptr_not_equal(tried[i], tried[j]);
             assert_int_equal(index_of(tried[i]) >= 5, i >= 5);
         }
-        assert_null(service_pick(service, 77, 999, tried, 10, &random_state));
+        assert_null(pick_untried(77, 999, tried, 10));
         for (uint32_t i = 0; i < 10; i++)
             endpoint_succeeded(service->cluster->endpoints[i], UINT64_MAX);
     }
@@ -253,7 +266,7 @@ static void test_a_service_without_endpoints_has_none_to_pick(void **state)
 {
     (void)state;
     use(DP_ROUND_ROBIN, 0);
-    assert_null(service_pick(service, 0, 0, NULL, 0, &random_state));
+    assert_null(pick_untried(0, 0, NULL, 0));
 }
 
 static void test_what_has_not_changed_is_the_same(void **state)
@@ -377,7 +390,7 @@ static void test_whichever_allocation_fails_nothing_is_left(void **state)
         struct service *made;
 
         failing_set(number);
-        made = intern(number, DP_RING_HASH, 40);
+        made = intern(number, number % 2 ? DP_RING_HASH : DP_MAGLEV, 40);
         failed = failing_take();
         assert_true(made || failed);
         if (made)

@@ -40,7 +40,7 @@ def _declarations() -> str:
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """cffi's ``ffi`` and ``lib``."""
     library = tmp_path_factory.mktemp("upstream") / "shim.so"
-    parts = ("cluster", "endpoint", "service", "shared", "table", "weighing")
+    parts = ("cluster", "endpoint", "latency", "maglev", "service", "shared", "table", "weighing")
     sources = [
         SHIM,
         DATA_PLANE / "base" / "map.c",

@@ -65,7 +65,7 @@ static void arrived_by_itself(struct session *session)
         session_refuse(session, DP_END_UPSTREAM_CONNECT, ECONNREFUSED);
         return;
     }
-    choice_within(&choice, worker, entrance.service->cluster);
+    choice_of_service(&choice, worker, entrance.service);
     tunnel_start(session, &choice);
 }
 

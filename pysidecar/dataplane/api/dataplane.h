@@ -127,20 +127,32 @@ struct dp_service_sums {
     uint32_t number, protocol, role; /* as in struct dp_service */
     uint32_t reached;                /* 1 << enum dp_bound each: now */
     uint32_t retries;                /* requests that are sent again, or wait for that, now */
-    uint32_t reserved;
-    const char *name; /* without a NUL; valid until the next dp_set_services */
+    uint32_t panic;                  /* 1: so few endpoints are available that all get requests */
+    const char *name;                /* without a NUL; valid until the next dp_set_services */
     uint64_t name_size;
+    uint32_t endpoints, available; /* how many there are, and how many of them may get requests */
     struct dp_tally tally;
 };
 
 /* Of an endpoint, since a service has it without interruption. */
 struct dp_endpoint_sums {
     struct mosnhook_address address;
-    uint32_t service; /* its number */
-    uint32_t weight;  /* 1 where all of the service weigh the same */
-    uint32_t ejected; /* 1: it gets no requests for now, unless all of the service are */
+    uint32_t service;    /* its number */
+    uint32_t weight;     /* 1 where all of the service weigh the same */
+    uint32_t ejected;    /* 1: it could not be connected: it gets no requests for now, unless all of
+                          * the   service are like that */
+    uint32_t unhealthy;  /* 1: see dp_set_health */
+    uint64_t ejected_ms; /* for so long it gets none, since requests failed; 0: it may get some */
+    uint32_t other_zone; /* 1: it is in the second level, and there is a first one */
     uint32_t reserved;
     struct dp_tally tally;
+};
+
+/* What health checks say of a service's endpoint. */
+struct dp_health {
+    struct mosnhook_address address;
+    uint32_t service; /* its number */
+    uint32_t healthy; /* 0: no request goes there, unless it is panic */
 };
 
 /* Where dp_read_services or dp_read_endpoints goes on; zero at the beginning, but for `only_used`.
@@ -225,6 +237,26 @@ int dp_set_routes(struct dp *dp, uint32_t which, const struct mosnhook_rules *ru
  * service they have. 0 or -errno (-EINVAL: inconsistent, or a service's number had another name
  * before). */
 int dp_set_services(struct dp *dp, const struct dp_services *services);
+
+/* Sets what health checks say, at once, without another table. Whoever is not an endpoint of the
+ * newest table, nor of one that is still used, is left out; an endpoint that comes is healthy.
+ */
+void dp_set_health(struct dp *dp, const struct dp_health *health, size_t count);
+
+/* A service of which some endpoints are not available. */
+struct dp_outage {
+    const char *name; /* without a NUL; valid until the next dp_set_services */
+    uint64_t name_size;
+    uint32_t number; /* of the service */
+    uint32_t endpoints, available;
+    uint32_t panic;       /* 1: so few that all get requests */
+    uint32_t panic_share; /* DP_SHARES: below which that is so */
+    uint32_t reserved;
+};
+
+/* Stores at most `max` services like that. Returns how many there are; with most services, it is
+ * quick. */
+size_t dp_outages(struct dp *dp, struct dp_outage *outages, size_t max);
 
 /* Stores at most `max` services that requests wait for (see dp_entrance.on_demand_ms) and that were
  * not taken yet. Signalled by the event. Returns their number; 0 when there are no more. */

@@ -124,6 +124,8 @@ static uint32_t reached_bounds(const struct service *service)
 static void read_service(const struct dp *dp, const struct service *service,
                          struct dp_service_sums *sums)
 {
+    struct availability availability;
+
     memset(sums, 0, sizeof *sums);
     sums->number = service->standing->number;
     sums->protocol = service->protocol;
@@ -132,6 +134,10 @@ static void read_service(const struct dp *dp, const struct service *service,
     sums->retries = atomic_load_explicit(&service->standing->load.retries, memory_order_relaxed);
     sums->name = service->name.at;
     sums->name_size = service->name.size;
+    availability = service_availability(service, clock_ns(CLOCK_MONOTONIC) / NS_PER_MS);
+    sums->endpoints = availability.endpoints;
+    sums->available = availability.available;
+    sums->panic = availability.panic;
     add_all(dp, service->standing->tallies, &sums->tally);
 }
 
@@ -154,14 +160,18 @@ size_t dp_read_services(struct dp *dp, struct dp_place *place, struct dp_service
 static void read_endpoint(const struct dp *dp, const struct service *service, uint32_t index,
                           struct dp_endpoint_sums *sums)
 {
-    const struct cluster *cluster = service->cluster;
-    const struct endpoint *endpoint = cluster->endpoints[index];
-    uint64_t now_ms = clock_ns(CLOCK_MONOTONIC) / NS_PER_MS;
+    const struct endpoint *endpoint = service_endpoint(service, index);
+    uint64_t now_ms = clock_ns(CLOCK_MONOTONIC) / NS_PER_MS, until_ms;
 
     memset(sums, 0, sizeof *sums);
     sums->service = service->standing->number;
     sums->address = endpoint->address;
-    sums->weight = cluster->weighing ? cluster->weighing->weights[index] : 1;
+    sums->weight = service_weight(service, index);
+    sums->other_zone = service->levels[0] && index >= service->levels[0]->count;
+    sums->unhealthy = atomic_load_explicit(&endpoint->unhealthy, memory_order_relaxed);
+    until_ms = atomic_load_explicit(&endpoint->ejected_until_ms, memory_order_relaxed);
+    if (until_ms > now_ms)
+        sums->ejected_ms = until_ms - now_ms;
     sums->ejected = endpoint_is_ejected(endpoint, ejected_since(&dp->timeouts, now_ms));
     add_all(dp, endpoint->tallies, &sums->tally);
 }
@@ -178,13 +188,14 @@ size_t dp_read_endpoints(struct dp *dp, struct dp_place *place, struct dp_endpoi
         const struct service *service = directory->services[place->service];
         struct dp_endpoint_sums *sums = &endpoints[stored];
 
-        if (!service->cluster || place->endpoint >= service->cluster->count) {
+        if (place->endpoint >= service_endpoint_count(service)) {
             place->service++;
             place->endpoint = 0;
             continue;
         }
         read_endpoint(dp, service, place->endpoint++, sums);
-        stored += !place->only_used || sums->ejected || is_used(&sums->tally);
+        stored += !place->only_used || sums->ejected || sums->unhealthy || sums->ejected_ms > 0 ||
+                  is_used(&sums->tally);
     }
     place->ended = place->service >= count;
     return stored;

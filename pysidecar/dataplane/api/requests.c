@@ -56,7 +56,7 @@ static void count(struct tally *tally, const struct dp_request *request)
 {
     unsigned class = request->status_class, bucket = 0;
 
-    assert(class < DP_STATUS_CLASSES && request->flags >> DP_FLAGS == 0);
+    assert(class < DP_STATUS_CLASSES && (uint64_t)request->flags >> DP_FLAGS == 0);
     while (bucket < TALLY_BOUNDS && request->duration_ns > dp_request_bounds_ns[bucket])
         bucket++;
     counter_add(&tally->durations[class][bucket], 1);

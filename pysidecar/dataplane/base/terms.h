@@ -80,6 +80,10 @@ enum dp_flag {
     DP_FLAG_FAULT_DELAY,    /* its rule holds some requests */
     DP_FLAG_LIMIT_PENDING,  /* with overload: as many as may wait for a connection */
     DP_FLAG_LIMIT_REQUESTS, /* with overload: as many as may be under way */
+    DP_FLAG_PANIC,          /* any endpoint was picked, as too few are available */
+    DP_FLAG_UNAVAILABLE,    /* with DP_FLAG_NO_ENDPOINT: there are some, but none is available */
+    DP_FLAG_OTHER_ZONE,     /* went to an endpoint that is not in the preferred zone */
+    DP_FLAG_EJECTED,        /* its failure ejected the endpoint */
 };
 
 enum { DP_FLAGS = 31 }; /* room for enum dp_flag */
@@ -99,6 +103,8 @@ enum dp_balance {
     DP_RANDOM = 2,
     DP_LEAST_REQUESTS = 3,
     DP_RING_HASH = 4, /* by a header of the request, see dp_service */
+    DP_MAGLEV = 5,    /* likewise */
+    DP_PEAK_EWMA = 6, /* by how long answers took lately */
 };
 
 /* Why a connection ended. Everything but DP_END_EOF is an error in the access log. */
@@ -252,14 +258,25 @@ enum dp_role {
     DP_ROLES,
 };
 
+/* Which endpoints of a service are passed over. One is available if it is neither unhealthy (see
+ * dp_set_health) nor ejected by what became of requests. */
+struct dp_endpoint_policy {
+    uint32_t panic_share; /* DP_SHARES: with fewer available endpoints all are used; 0: never */
+    /* So many requests in a row that fail by its fault eject an endpoint; 0: none does. */
+    uint32_t outlier_errors;
+    uint32_t outlier_ms;    /* for so long, times how often it was ejected lately */
+    uint32_t outlier_share; /* DP_SHARES of the endpoints at most, but one always may be */
+    uint32_t slow_start_ms; /* in which the share of a new one grows; 0: at once */
+};
+
 /* A service: where requests go. See dp_set_services. */
 struct dp_service {
     uint32_t number; /* names it for as long as we run: with this number it goes on with its turns,
                       * counts and connections, whatever else has changed */
     uint32_t name;   /* a text: see dp_set_services */
-    uint32_t protocol;       /* enum dp_protocol, but not DP_AUTO */
-    uint32_t balance;        /* enum dp_balance, but not DP_LEAST_CONNECTIONS */
-    uint32_t hash_by;        /* DP_RING_HASH: a text, the name of the header, in lower case */
+    uint32_t protocol; /* enum dp_protocol, but not DP_AUTO */
+    uint32_t balance;  /* enum dp_balance, but not DP_LEAST_CONNECTIONS */
+    uint32_t hash_by;  /* DP_RING_HASH, DP_MAGLEV: a text, the name of the header, in lower case */
     uint32_t timeout_ms;     /* for a request; 0: none */
     uint32_t silent_ms;      /* for an endpoint without a byte while a request is there; 0: none */
     uint32_t idle_ms;        /* an upstream connection without a request is closed after that */
@@ -270,6 +287,7 @@ struct dp_service {
     uint32_t endpoint_count;
     uint32_t role;       /* enum dp_role */
     uint32_t resilience; /* index into struct dp_services.resiliences, from 1 on; 0: none */
+    struct dp_endpoint_policy policy;
 };
 
 /* After what a request is sent again; bits of dp_resilience.retry_on. */
@@ -303,7 +321,8 @@ struct dp_resilience {
 struct dp_endpoint {
     struct mosnhook_address address;
     uint32_t weight; /* at least 1 */
-    uint32_t reserved;
+    uint16_t level;  /* 0: preferred; 1: for what those cannot take. In this order in a service */
+    uint16_t warm;   /* 1: no slow start, its weight says all */
 };
 
 /* A text is an index into these, and this is where it stands among their characters. The first one

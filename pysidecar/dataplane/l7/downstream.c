@@ -297,7 +297,7 @@ static bool find_relay(struct session *session, struct choice *choice)
     entrance = router_entrance(session->worker, listener->number);
     if (!entrance.service || !entrance.service->cluster)
         return false;
-    choice_within(choice, session->worker, entrance.service->cluster);
+    choice_of_service(choice, session->worker, entrance.service);
     return true;
 }
 

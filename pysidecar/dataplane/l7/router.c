@@ -25,18 +25,25 @@ static bool texts_are_consistent(const struct dp_services *from)
     return true;
 }
 
+static bool endpoints_are_consistent(const struct dp_endpoint *endpoints, uint32_t count)
+{
+    for (uint32_t i = 0, level = 0; i < count; level = endpoints[i++].level)
+        if (endpoints[i].weight == 0 || endpoints[i].level < level ||
+            endpoints[i].level >= SERVICE_LEVELS)
+            return false;
+    return true;
+}
+
 static bool service_is_consistent(const struct dp_service *service, const struct dp_services *from)
 {
     if (service->number >= DP_NO_SERVICE || service->name >= from->text_count ||
         service->hash_by >= from->text_count || service->protocol >= DP_AUTO ||
-        service->balance > DP_RING_HASH || service->balance == DP_LEAST_CONNECTIONS ||
+        service->balance > DP_PEAK_EWMA || service->balance == DP_LEAST_CONNECTIONS ||
         service->role >= DP_ROLES || service->resilience > from->resilience_count ||
         !is_within(service->first_endpoint, service->endpoint_count, from->endpoint_count))
         return false;
-    for (uint32_t i = 0; i < service->endpoint_count; i++)
-        if (from->endpoints[service->first_endpoint + i].weight == 0)
-            return false;
-    return true;
+    return endpoints_are_consistent(&from->endpoints[service->first_endpoint],
+                                    service->endpoint_count);
 }
 
 static bool resilience_is_consistent(const struct dp_resilience *resilience,
@@ -267,10 +274,10 @@ static void add_entrance(struct directory *directory, const struct dp_services *
 static void mark_endpoints(const struct directory *directory)
 {
     for (uint32_t i = 0; i < directory->service_count; i++) {
-        struct cluster *cluster = directory->services[i]->cluster;
+        struct service *service = directory->services[i];
 
-        for (uint32_t k = 0; cluster && k < cluster->count; k++)
-            atomic_store_explicit(&cluster->endpoints[k]->generation, directory->generation,
+        for (uint32_t k = 0; k < service_endpoint_count(service); k++)
+            atomic_store_explicit(&service_endpoint(service, k)->generation, directory->generation,
                                   memory_order_relaxed);
     }
 }

@@ -9,6 +9,7 @@
 #include "base/random.h"
 #include "base/sockaddr.h"
 #include "l7/downstream.h"
+#include "l7/outcome.h"
 #include "l7/pool.h"
 #include "l7/router.h"
 #include "l7/streams.h"
@@ -329,6 +330,7 @@ static void fail(struct stream *stream, enum dp_flag why, const struct message *
     enum dp_end cut = DP_END_NONE;
 
     set_flag(stream, why);
+    outcome_note_failure(stream, why);
     if (ends_alike(stream, why))
         downstream->closing = true;
     else if (stream->answering && !take_back(stream))
@@ -436,6 +438,7 @@ static bool pick_of_route(struct stream *stream, struct pool_key *key)
         .random = &worker->tables->random,
         .tried = stream->tried,
         .tried_count = stream->tried_count,
+        .any = true,
     };
 
     if (!choice->cluster) {
@@ -453,13 +456,20 @@ static bool pick_of_route(struct stream *stream, struct pool_key *key)
 static bool pick(struct stream *stream, struct pool_key *key)
 {
     struct worker *worker = worker_of(stream);
+    struct pick picked = {
+        .since_ms = ejected_since(worker->timeouts, worker->loop.now_ms),
+        .now_ms = worker->loop.now_ms,
+        .random = &worker->tables->random,
+        .hash = stream->hash,
+        .tried = stream->tried,
+        .tried_count = stream->tried_count,
+    };
 
     if (!stream->service)
         return pick_of_route(stream, key);
     key->service = stream->service;
-    key->endpoint = service_pick(stream->service, stream->hash,
-                                 ejected_since(worker->timeouts, worker->loop.now_ms),
-                                 stream->tried, stream->tried_count, &worker->tables->random);
+    key->endpoint = service_pick(stream->service, &picked);
+    stream->record.flags |= picked.flags;
     if (!key->endpoint)
         return false;
     key->address = key->endpoint->address;
@@ -480,6 +490,7 @@ static void try_pool(struct stream *stream, const struct pool_key *key)
 
     stream->record.attempts++;
     stream->record.upstream = key->address;
+    stream->tried_ns = worker_of(stream)->loop.now_ns;
     stream->tried[stream->tried_count++] = key->endpoint;
     if (routes_is_own(worker_of(stream)->routes, &key->address)) {
         fail(stream, DP_FLAG_LOOP, NULL);
@@ -516,6 +527,7 @@ void stream_unassigned(struct stream *stream, enum dp_flag why, int error)
 
     trace(worker_of(stream), stream->record.connection, connect_failed, error,
           stream->record.attempts);
+    outcome_note_failure(stream, why);
     leave_pool(stream, false);
     if (connecting)
         try_next(stream, why);
@@ -1096,6 +1108,7 @@ static void response_head(struct stream *stream, const struct message *message, 
         return;
     }
     note_status(stream, message);
+    outcome_note(stream, stream->record.status_class == 5);
     if (!pass_head(stream, message, size))
         return;
     stream->answering = true;

@@ -36,6 +36,7 @@ struct stream {
     uint64_t id, upstream_id; /* of frames */
     uint64_t hash;            /* see service_pick */
     uint64_t began_ns;        /* CLOCK_MONOTONIC */
+    uint64_t tried_ns;        /* when the endpoint that is tried was picked */
     struct timer timer;       /* for the answer */
     uint64_t answer_at_ms;    /* when all of it has to be there; UINT64_MAX: whenever */
     uint64_t complete_ms;     /* when the request was read to its end */

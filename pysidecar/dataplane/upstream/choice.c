@@ -28,12 +28,36 @@ static bool is_excluded(struct worker *worker, const struct origin *origin)
                MOSNHOOK_NO_RULE;
 }
 
-void choice_within(struct choice *choice, struct worker *worker, struct cluster *cluster)
+/* Begins with a cluster, which is referenced already. */
+static void begin_within(struct choice *choice, struct worker *worker, struct cluster *cluster,
+                         bool any)
 {
-    shared_reference(&cluster->shared);
+    struct search search = {
+        .since_ms = ejected_since(worker->timeouts, worker->loop.now_ms),
+        .now_ms = worker->loop.now_ms,
+        .random = &worker->tables->random,
+        .any = any,
+    };
+
     choice->cluster = cluster;
-    choice->first = cluster_pick(cluster, ejected_since(worker->timeouts, worker->loop.now_ms),
-                                 &worker->tables->random);
+    choice->any = any;
+    choice->attempts = 0;
+    choice->postponed = 0;
+    choice->first = cluster_pick_index(cluster, &search);
+}
+
+void choice_of_service(struct choice *choice, struct worker *worker, const struct service *service)
+{
+    struct tried_cluster clusters[SERVICE_LEVELS];
+    struct pick pick = {.now_ms = worker->loop.now_ms, .random = &worker->tables->random};
+
+    service_pick_clusters(service, &pick, clusters);
+    for (uint32_t i = 0; i < SERVICE_LEVELS; i++)
+        if (clusters[i].cluster)
+            shared_reference(&clusters[i].cluster->shared);
+    choice->next = clusters[1];
+    if (clusters[0].cluster)
+        begin_within(choice, worker, clusters[0].cluster, clusters[0].any);
 }
 
 enum dp_end choice_begin(struct choice *choice, struct worker *worker, const struct origin *origin)
@@ -59,7 +83,8 @@ enum dp_end choice_begin(struct choice *choice, struct worker *worker, const str
     if (choice->action == DP_REFUSE)
         return DP_END_REFUSED_BY_ROUTE;
     if (route && route->cluster) {
-        choice_within(choice, worker, route->cluster);
+        shared_reference(&route->cluster->shared);
+        begin_within(choice, worker, route->cluster, true);
     } else if (routes_is_own(worker->routes, &upstream)) {
         return DP_END_LOOP;
     }
@@ -74,7 +99,7 @@ static void leave_endpoint(struct choice *choice)
 }
 
 /* The next one that is not ejected; after all of those, the ejected ones. NULL: all were tried. */
-static struct endpoint *next_endpoint(struct choice *choice, uint64_t since_ms)
+static struct endpoint *next_of_cluster(struct choice *choice, uint64_t since_ms, uint64_t now_ms)
 {
     const struct cluster *cluster = choice->cluster;
     struct endpoint *endpoint;
@@ -83,6 +108,8 @@ static struct endpoint *next_endpoint(struct choice *choice, uint64_t since_ms)
     while (choice->attempts < cluster->count) {
         attempt = choice->attempts++;
         endpoint = cluster->endpoints[(choice->first + attempt) % cluster->count];
+        if (!choice->any && !endpoint_is_available(endpoint, now_ms))
+            continue;
         if (attempt >= MAX_POSTPONED || !endpoint_is_ejected(endpoint, since_ms))
             return endpoint;
         choice->postponed |= UINT64_C(1) << attempt;
@@ -94,6 +121,20 @@ static struct endpoint *next_endpoint(struct choice *choice, uint64_t since_ms)
     return cluster->endpoints[(choice->first + attempt) % cluster->count];
 }
 
+static struct endpoint *next_endpoint(struct choice *choice, struct worker *worker)
+{
+    uint64_t now_ms = worker->loop.now_ms, since_ms = ejected_since(worker->timeouts, now_ms);
+    struct endpoint *endpoint = next_of_cluster(choice, since_ms, now_ms);
+    struct tried_cluster next = choice->next;
+
+    if (endpoint || !next.cluster)
+        return endpoint;
+    choice->next.cluster = NULL;
+    shared_release(&choice->cluster->shared);
+    begin_within(choice, worker, next.cluster, next.any);
+    return next_of_cluster(choice, since_ms, now_ms);
+}
+
 bool choice_next(struct choice *choice, struct worker *worker, const struct origin *origin)
 {
     leave_endpoint(choice);
@@ -102,7 +143,7 @@ bool choice_next(struct choice *choice, struct worker *worker, const struct orig
             choice->upstream = choice_default_upstream(origin);
         return choice->attempts++ == 0;
     }
-    choice->endpoint = next_endpoint(choice, ejected_since(worker->timeouts, worker->loop.now_ms));
+    choice->endpoint = next_endpoint(choice, worker);
     if (!choice->endpoint)
         return false;
     atomic_fetch_add_explicit(&choice->endpoint->active, 1, memory_order_relaxed);
@@ -121,5 +162,7 @@ void choice_release(struct choice *choice)
     leave_endpoint(choice);
     if (choice->cluster)
         shared_release(&choice->cluster->shared);
-    choice->cluster = NULL;
+    if (choice->next.cluster)
+        shared_release(&choice->next.cluster->shared);
+    choice->cluster = choice->next.cluster = NULL;
 }

@@ -6,10 +6,13 @@
 
 #include "base/owner.h"
 #include "base/random.h"
+#include "upstream/latency.h"
 
 enum {
     TRIES = 16,
+    COLD_TRIES = 8,   /* endpoints that are passed over since they are new */
     RING_TRIES = 256, /* points: of one endpoint there may be several in a row */
+    WHOLE = 1 << 16,  /* of a share */
 };
 
 void registry_init(struct registry *registry, int event)
@@ -38,6 +41,7 @@ static void cluster_free(struct cluster *cluster)
     for (uint32_t i = 0; i < cluster->count; i++)
         endpoint_release(&registry->endpoints, cluster->endpoints[i]);
     weighing_free(cluster->weighing);
+    maglev_free(cluster->maglev);
     free(cluster);
 }
 
@@ -91,6 +95,11 @@ static bool fill(struct cluster *cluster, struct registry *registry,
         if (!endpoint)
             return false;
         cluster->endpoints[cluster->count++] = endpoint;
+    }
+    if (plan->balance == DP_MAGLEV) {
+        cluster->maglev = maglev_create(plan->weighted, plan->count);
+        if (!cluster->maglev)
+            return false;
     }
     if (!needs_weighing(plan))
         return true;
@@ -154,7 +163,25 @@ static bool is_usable(const struct cluster *cluster, uint32_t index, const struc
 {
     const struct endpoint *endpoint = cluster->endpoints[index];
 
-    return !endpoint_is_ejected(endpoint, search->since_ms) && !was_tried(search, endpoint);
+    return !endpoint_is_ejected(endpoint, search->since_ms) && !was_tried(search, endpoint) &&
+           (search->any || endpoint_is_available(endpoint, search->now_ms));
+}
+
+/* Whether it passes its turn on, which a new one often does: in the beginning nine of ten times. */
+static bool is_too_cold(const struct cluster *cluster, uint32_t index, const struct search *search)
+{
+    uint64_t since_ms, age_ms, share;
+
+    if (search->slow_start_ms == 0)
+        return false;
+    since_ms = atomic_load_explicit(&cluster->endpoints[index]->since_ms, memory_order_relaxed);
+    age_ms = search->now_ms > since_ms ? search->now_ms - since_ms : 0;
+    if (since_ms == 0 || age_ms >= search->slow_start_ms)
+        return false;
+    share = age_ms * WHOLE / search->slow_start_ms;
+    if (share < WHOLE / 10)
+        share = WHOLE / 10;
+    return random_below(search->random, WHOLE) >= share;
 }
 
 /* Turns of one round: more than endpoints where weights differ. */
@@ -200,13 +227,17 @@ static uint32_t find_any(const struct cluster *cluster, const struct search *sea
  * earlier. */
 static uint32_t pick_by_turn(struct cluster *cluster, const struct search *search)
 {
-    uint32_t round = turns(cluster), first = 0, taken = 0, at;
+    uint32_t round = turns(cluster), first = 0, taken = 0, cold = 0, at;
 
-    while (taken < TRIES && taken < round) {
+    while (taken < TRIES && taken < round && cold < COLD_TRIES) {
         at = index_at(cluster,
                       atomic_fetch_add_explicit(&cluster->turn, 1, memory_order_relaxed) % round);
-        if (is_usable(cluster, at, search))
-            return at;
+        if (is_usable(cluster, at, search)) {
+            if (!is_too_cold(cluster, at, search))
+                return at;
+            cold++;
+            continue;
+        }
         if (taken++ == 0)
             first = at;
     }
@@ -227,27 +258,38 @@ static uint32_t pick_at_random(const struct cluster *cluster, const struct searc
 {
     uint32_t at;
 
-    for (int i = 0; i < TRIES; i++) {
+    for (int i = 0, cold = 0; i < TRIES; i++) {
         at = any_turn(cluster, search);
-        if (is_usable(cluster, at, search))
+        if (is_usable(cluster, at, search) &&
+            (cold == COLD_TRIES || !is_too_cold(cluster, at, search)))
             return at;
+        cold += cold < COLD_TRIES;
     }
     at = find_any(cluster, search);
     return at < cluster->count ? at : any_turn(cluster, search);
 }
 
+/* What speaks against another request there. */
+static uint64_t cost_of(const struct cluster *cluster, uint32_t index, const struct search *search)
+{
+    const struct endpoint *endpoint = cluster->endpoints[index];
+
+    if (cluster->balance == DP_PEAK_EWMA)
+        return latency_cost(endpoint, search->now_ms);
+    return atomic_load_explicit(&endpoint->active, memory_order_relaxed);
+}
+
 /* By weight. */
-static bool is_less_busy(const struct cluster *cluster, uint32_t one, uint32_t other)
+static bool is_better(const struct cluster *cluster, uint32_t one, uint32_t other,
+                      const struct search *search)
 {
     const struct weighing *weighing = cluster->weighing;
-    uint64_t active[2] = {
-        atomic_load_explicit(&cluster->endpoints[one]->active, memory_order_relaxed),
-        atomic_load_explicit(&cluster->endpoints[other]->active, memory_order_relaxed),
-    };
+    uint64_t one_costs = cost_of(cluster, one, search),
+             other_costs = cost_of(cluster, other, search);
 
     if (!weighing)
-        return active[0] < active[1];
-    return active[0] * weighing->weights[other] < active[1] * weighing->weights[one];
+        return one_costs < other_costs;
+    return one_costs * weighing->weights[other] < other_costs * weighing->weights[one];
 }
 
 /* Another endpoint than `one`; where weights differ it may be the same. */
@@ -261,10 +303,10 @@ static uint32_t another_turn(const struct cluster *cluster, uint32_t one,
     return (one + 1 + random_below(search->random, count - 1)) % count;
 }
 
-/* The less busy of two random ones. That is nearly as even as the least busy of all (Mitzenmacher,
+/* The better of two random ones. That is nearly as even as the least busy of all (Mitzenmacher,
  * "The Power of Two Choices in Randomized Load Balancing", 2001), costs the same for any number,
  * and does not send all workers to the same one at once. */
-static uint32_t pick_less_busy(const struct cluster *cluster, const struct search *search)
+static uint32_t pick_better(const struct cluster *cluster, const struct search *search)
 {
     uint32_t one = pick_at_random(cluster, search);
 
@@ -272,7 +314,9 @@ static uint32_t pick_less_busy(const struct cluster *cluster, const struct searc
         uint32_t other = another_turn(cluster, one, search);
 
         if (other != one && is_usable(cluster, other, search))
-            return is_less_busy(cluster, other, one) ? other : one;
+            return is_better(cluster, other, one, search) && !is_too_cold(cluster, other, search)
+                       ? other
+                       : one;
     }
     return one;
 }
@@ -292,16 +336,34 @@ static uint32_t pick_by_hash(const struct cluster *cluster, const struct search 
     return at < cluster->count ? at : places_at(ring, first % ring->count);
 }
 
+/* The same for Maglev's table. Where the endpoint of a hash is not usable, its hashes are shared by
+ * all others. */
+static uint32_t pick_by_table(const struct cluster *cluster, const struct search *search)
+{
+    uint32_t at;
+
+    for (uint32_t i = 0; i < TRIES; i++) {
+        at = maglev_at(cluster->maglev, search->hash, i);
+        if (is_usable(cluster, at, search))
+            return at;
+    }
+    at = find_any(cluster, search);
+    return at < cluster->count ? at : maglev_at(cluster->maglev, search->hash, 0);
+}
+
 static uint32_t pick(struct cluster *cluster, const struct search *search)
 {
     switch (cluster->balance) {
     case DP_LEAST_CONNECTIONS:
     case DP_LEAST_REQUESTS:
-        return pick_less_busy(cluster, search);
+    case DP_PEAK_EWMA:
+        return pick_better(cluster, search);
     case DP_RANDOM:
         return pick_at_random(cluster, search);
     case DP_RING_HASH:
         return pick_by_hash(cluster, search);
+    case DP_MAGLEV:
+        return pick_by_table(cluster, search);
     default:
         return pick_by_turn(cluster, search);
     }
@@ -309,7 +371,12 @@ static uint32_t pick(struct cluster *cluster, const struct search *search)
 
 uint32_t cluster_pick(struct cluster *cluster, uint64_t since_ms, uint64_t *random)
 {
-    return pick(cluster, &(struct search){.since_ms = since_ms, .random = random});
+    return cluster_pick_index(cluster, &(struct search){.since_ms = since_ms, .random = random});
+}
+
+uint32_t cluster_pick_index(struct cluster *cluster, const struct search *search)
+{
+    return pick(cluster, search);
 }
 
 /* True: it is one that is neither ejected nor passed over. False: there is none, and the index is
@@ -320,15 +387,63 @@ static bool find_usable(struct cluster *cluster, const struct search *search, ui
     return is_usable(cluster, *index, search);
 }
 
+struct endpoint *cluster_pick_sound(struct cluster *cluster, const struct search *search)
+{
+    uint32_t index;
+
+    return find_usable(cluster, search, &index) ? cluster->endpoints[index] : NULL;
+}
+
 struct endpoint *cluster_pick_untried(struct cluster *cluster, const struct search *search)
 {
     struct search any = *search;
     uint32_t index;
 
-    if (find_usable(cluster, search, &index) || search->tried_count == 0)
+    if (find_usable(cluster, search, &index))
         return cluster->endpoints[index];
     any.since_ms = UINT64_MAX;
+    if (is_usable(cluster, index, &any)) /* whose turn it was */
+        return cluster->endpoints[index];
     return find_usable(cluster, &any, &index) ? cluster->endpoints[index] : NULL;
+}
+
+/* ---- counting ---- */
+
+enum { COUNT_MS = 1000 }; /* from one to the next at most, where some are not available */
+
+static uint32_t count_available(struct cluster *cluster, uint32_t changes, uint64_t now_ms)
+{
+    uint64_t until_ms = now_ms + COUNT_MS;
+    uint32_t available = 0;
+
+    for (uint32_t i = 0; i < cluster->count; i++) {
+        const struct endpoint *endpoint = cluster->endpoints[i];
+        uint64_t ejected_ms =
+            atomic_load_explicit(&endpoint->ejected_until_ms, memory_order_relaxed);
+
+        available += endpoint_is_available(endpoint, now_ms);
+        if (ejected_ms > now_ms && ejected_ms < until_ms)
+            until_ms = ejected_ms;
+    }
+    if (available == cluster->count)
+        until_ms = UINT64_MAX;
+    atomic_store_explicit(&cluster->counted_until_ms, until_ms, memory_order_relaxed);
+    atomic_store_explicit(&cluster->counted, (uint64_t)changes << 32 | available,
+                          memory_order_relaxed);
+    return available;
+}
+
+uint32_t cluster_available(struct cluster *cluster, uint32_t changes, uint64_t now_ms)
+{
+    uint64_t counted;
+
+    if (changes == 0)
+        return cluster->count;
+    counted = atomic_load_explicit(&cluster->counted, memory_order_relaxed);
+    if (counted >> 32 == changes &&
+        atomic_load_explicit(&cluster->counted_until_ms, memory_order_relaxed) > now_ms)
+        return (uint32_t)counted;
+    return count_available(cluster, changes, now_ms);
 }
 
 void cluster_give_back(struct cluster *cluster)

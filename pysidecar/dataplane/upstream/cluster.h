@@ -7,6 +7,7 @@
 
 #include "base/terms.h"
 #include "upstream/endpoint.h"
+#include "upstream/maglev.h"
 #include "upstream/shared.h"
 #include "upstream/weighing.h"
 
@@ -27,6 +28,10 @@ struct cluster {
     uint32_t scope;
     uint64_t key;              /* see struct dp_route; of a service, its number */
     struct weighing *weighing; /* NULL: all weigh the same, and there is no ring */
+    struct maglev *maglev;     /* NULL: it is not balanced by that */
+    /* See cluster_available. Whichever worker finds it out of date counts anew. */
+    _Atomic uint64_t counted; /* its `changes`, and in the lower half how many are available */
+    _Atomic uint64_t counted_until_ms;
     struct map_entry entry;
     struct endpoint *endpoints[]; /* as the route names them, one perhaps several times */
 };
@@ -61,15 +66,28 @@ uint32_t cluster_pick(struct cluster *cluster, uint64_t since_ms, uint64_t *rand
 /* The same for a request. */
 struct search {
     uint64_t since_ms;
+    uint64_t now_ms; /* the loop's */
     uint64_t *random;
-    uint64_t hash; /* for DP_RING_HASH */
+    uint64_t hash; /* for DP_RING_HASH, DP_MAGLEV */
     /* Endpoints that are passed over, too. */
     struct endpoint *const *tried;
     uint32_t tried_count;
+    uint32_t slow_start_ms; /* in which the share of an endpoint grows; 0: at once */
+    bool any;               /* also those that are not available */
 };
 
-/* One that was not tried: ejected ones are better than none. NULL: all were. */
+/* As cluster_pick. It may be one that is not available, where none is. */
+uint32_t cluster_pick_index(struct cluster *cluster, const struct search *search);
+
+/* One that was not tried: ejected ones are better than none. NULL: all were, or none is available.
+ */
 struct endpoint *cluster_pick_untried(struct cluster *cluster, const struct search *search);
+/* The same, but no ejected one. */
+struct endpoint *cluster_pick_sound(struct cluster *cluster, const struct search *search);
+
+/* How many endpoints are available. `changes`: a number that is another one after each change of
+ * that, 0 where there was none; ejections that are over need none. */
+uint32_t cluster_available(struct cluster *cluster, uint32_t changes, uint64_t now_ms);
 
 /* After cluster_pick: its turn was not used. */
 void cluster_give_back(struct cluster *cluster);

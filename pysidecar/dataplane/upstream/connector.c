@@ -155,7 +155,8 @@ static void try_endpoints(struct connector *connector)
 
     for (int i = 0; i < TRIES_A_TURN; i++) {
         if (!choice_next(&connector->choice, connector->worker, connector->origin)) {
-            finish(connector, -connector->error);
+            /* Without an error, none was available. */
+            finish(connector, connector->error ? -connector->error : -ECONNREFUSED);
             return;
         }
         trace_address(connector->worker, connector->session, connecting,

@@ -18,18 +18,33 @@ static uint64_t hash_address(uint32_t scope, const struct mosnhook_address *addr
     return hash;
 }
 
+static struct endpoint *find(const struct map *endpoints, uint64_t hash, uint32_t scope,
+                             const struct mosnhook_address *address)
+{
+    for (struct map_entry *entry = map_first(endpoints, hash); entry; entry = map_next(entry)) {
+        struct endpoint *endpoint = OWNER(entry, struct endpoint, entry);
+
+        if (endpoint->scope == scope && memcmp(&endpoint->address, address, sizeof *address) == 0)
+            return endpoint;
+    }
+    return NULL;
+}
+
+struct endpoint *endpoint_find(const struct map *endpoints, uint32_t scope,
+                               const struct mosnhook_address *address)
+{
+    return find(endpoints, hash_address(scope, address), scope, address);
+}
+
 struct endpoint *endpoint_intern(struct map *endpoints, uint32_t scope,
                                  const struct mosnhook_address *address)
 {
     uint64_t hash = hash_address(scope, address);
-    struct endpoint *endpoint;
+    struct endpoint *endpoint = find(endpoints, hash, scope, address);
 
-    for (struct map_entry *entry = map_first(endpoints, hash); entry; entry = map_next(entry)) {
-        endpoint = OWNER(entry, struct endpoint, entry);
-        if (endpoint->scope == scope && memcmp(&endpoint->address, address, sizeof *address) == 0) {
-            endpoint->references++;
-            return endpoint;
-        }
+    if (endpoint) {
+        endpoint->references++;
+        return endpoint;
     }
     endpoint = calloc(1, sizeof *endpoint);
     if (!endpoint || !map_add(endpoints, &endpoint->entry, hash)) {
@@ -56,6 +71,12 @@ void endpoint_release(struct map *endpoints, struct endpoint *endpoint)
 bool endpoint_is_ejected(const struct endpoint *endpoint, uint64_t since_ms)
 {
     return atomic_load_explicit(&endpoint->failed_ms, memory_order_relaxed) > since_ms;
+}
+
+bool endpoint_is_available(const struct endpoint *endpoint, uint64_t now_ms)
+{
+    return !atomic_load_explicit(&endpoint->unhealthy, memory_order_relaxed) &&
+           atomic_load_explicit(&endpoint->ejected_until_ms, memory_order_relaxed) <= now_ms;
 }
 
 void endpoint_failed(struct endpoint *endpoint, uint64_t now_ms)

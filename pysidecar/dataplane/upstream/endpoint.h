@@ -21,6 +21,12 @@ struct endpoint {
     _Atomic uint64_t failed_ms; /* when a connect failed last; 0: one succeeded since then */
     atomic_uint active; /* connections, or of a service's endpoint requests, that have it now */
     /* Of a service's endpoint: */
+    atomic_bool unhealthy;             /* as health checks say */
+    _Atomic uint64_t ejected_until_ms; /* see upstream/outliers.h; may be over */
+    _Atomic uint64_t since_ms;   /* when it came, or was healthy again; 0: it has been there long */
+    _Atomic uint64_t latency;    /* see upstream/latency.h */
+    atomic_uint errors;          /* requests in a row that failed by its fault */
+    atomic_uint ejections;       /* how often it was ejected lately */
     _Atomic uint64_t generation; /* the newest table that names it, see router_generation */
     struct tally *tallies;       /* by worker; NULL: it is a route's */
     struct slab *slab;           /* that they are from */
@@ -32,10 +38,15 @@ struct endpoint {
  * the other would. */
 struct endpoint *endpoint_intern(struct map *endpoints, uint32_t scope,
                                  const struct mosnhook_address *address);
+/* The same without a reference; NULL: there is none. */
+struct endpoint *endpoint_find(const struct map *endpoints, uint32_t scope,
+                               const struct mosnhook_address *address);
 void endpoint_release(struct map *endpoints, struct endpoint *endpoint);
 
-/* Those whose last connect failed after `since_ms` are ejected. */
+/* Those whose last connect failed after `since_ms` are passed over while there are others. */
 bool endpoint_is_ejected(const struct endpoint *endpoint, uint64_t since_ms);
+/* Those that are not get no requests, unless it is panic: see service_pick. */
+bool endpoint_is_available(const struct endpoint *endpoint, uint64_t now_ms);
 /* What became of a connect, by the endpoint's doing. NULL is allowed. A success makes up for what
  * failed before `until_ms`. */
 void endpoint_failed(struct endpoint *endpoint, uint64_t now_ms);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/owner.h"
 #include "base/random.h"
 
@@ -71,25 +72,31 @@ static void standing_leave(struct standing *standing, enum dp_role role)
         standing_free(standing);
 }
 
-static struct standing *standing_intern(struct standings *standings,
-                                        const struct service_plan *plan)
+struct standing *standings_find(const struct standings *standings, uint32_t number)
 {
-    uint64_t hash = random_mix(plan->settings->number);
-    char name[DP_SERVICE_BYTES];
-
-    for (struct map_entry *entry = map_first(&standings->map, hash); entry;
+    for (struct map_entry *entry = map_first(&standings->map, random_mix(number)); entry;
          entry = map_next(entry)) {
         struct standing *standing = OWNER(entry, struct standing, entry);
 
-        if (standing->number != plan->settings->number)
-            continue;
-        name_of(plan, name);
-        if (memcmp(name, standing->name, sizeof name) == 0)
+        if (standing->number == number)
             return standing;
-        errno = EINVAL;
-        return NULL;
     }
-    return standing_create(standings, plan, hash);
+    return NULL;
+}
+
+static struct standing *standing_intern(struct standings *standings,
+                                        const struct service_plan *plan)
+{
+    struct standing *standing = standings_find(standings, plan->settings->number);
+    char name[DP_SERVICE_BYTES];
+
+    if (!standing)
+        return standing_create(standings, plan, random_mix(plan->settings->number));
+    name_of(plan, name);
+    if (memcmp(name, standing->name, sizeof name) == 0)
+        return standing;
+    errno = EINVAL;
+    return NULL;
 }
 
 void standings_close(struct standings *standings)
@@ -102,14 +109,26 @@ void standings_close(struct standings *standings)
 
 /* ---- services ---- */
 
-static struct cluster_plan cluster_of(const struct service_plan *plan)
+uint32_t service_scope(uint32_t number)
 {
+    return FIRST_SCOPE + number;
+}
+
+/* Those of a level stand together. */
+static struct cluster_plan cluster_of(const struct service_plan *plan, uint32_t level)
+{
+    uint32_t count = plan->settings->endpoint_count, first = 0, end;
+
+    while (first < count && plan->endpoints[first].level < level)
+        first++;
+    for (end = first; end < count && plan->endpoints[end].level == level;)
+        end++;
     return (struct cluster_plan){
-        .key = plan->settings->number,
-        .scope = FIRST_SCOPE + plan->settings->number,
+        .key = plan->settings->number + ((uint64_t)level << 32),
+        .scope = service_scope(plan->settings->number),
         .balance = plan->settings->balance,
-        .count = plan->settings->endpoint_count,
-        .weighted = plan->endpoints,
+        .count = end - first,
+        .weighted = &plan->endpoints[first],
     };
 }
 
@@ -124,10 +143,21 @@ static struct dp_resilience resilience_of(const struct service_plan *plan)
     return resilience;
 }
 
+static bool levels_are(const struct service *service, const struct service_plan *plan)
+{
+    for (uint32_t level = 0; level < SERVICE_LEVELS; level++) {
+        struct cluster_plan cluster = cluster_of(plan, level);
+
+        if (service->levels[level] ? !cluster_is(service->levels[level], &cluster)
+                                   : cluster.count > 0)
+            return false;
+    }
+    return true;
+}
+
 static bool service_is(const struct service *service, const struct service_plan *plan)
 {
     const struct dp_service *settings = plan->settings;
-    struct cluster_plan cluster = cluster_of(plan);
     struct dp_resilience resilience = resilience_of(plan);
 
     return memcmp(&service->resilience, &resilience, sizeof resilience) == 0 &&
@@ -137,7 +167,8 @@ static bool service_is(const struct service *service, const struct service_plan 
            service->connections == settings->connections && service->pending == settings->pending &&
            service->await_ms == settings->await_ms && text_equal(service->name, plan->name) &&
            text_equal(service->hash_by, plan->hash_by) &&
-           (service->cluster ? cluster_is(service->cluster, &cluster) : cluster.count == 0);
+           memcmp(&service->policy, &settings->policy, sizeof service->policy) == 0 &&
+           levels_are(service, plan);
 }
 
 static void service_destroy(struct shared *shared)
@@ -147,32 +178,57 @@ static void service_destroy(struct shared *shared)
 
     if (standing->newest == service)
         standing->newest = NULL;
-    if (service->cluster)
-        keeper_release(&service->cluster->shared);
+    for (uint32_t level = 0; level < SERVICE_LEVELS; level++)
+        if (service->levels[level])
+            keeper_release(&service->levels[level]->shared);
     standing->services--;
     standing_leave(standing, service->role);
     free(service);
+}
+
+/* One that joins others begins slowly. Those that come with their service do not: there is nobody
+ * else. */
+static bool prepare_endpoint(struct endpoint *endpoint, struct slab *tallies, bool joins)
+{
+    endpoint->slab = tallies;
+    if (endpoint->tallies)
+        return true;
+    endpoint->tallies = slab_take(tallies);
+    if (joins)
+        atomic_store_explicit(&endpoint->since_ms, clock_ns(CLOCK_MONOTONIC) / NS_PER_MS,
+                              memory_order_relaxed);
+    return endpoint->tallies;
+}
+
+/* False when out of memory. */
+static bool set_level(struct service *service, uint32_t level, struct registry *registry,
+                      struct slab *tallies, const struct service_plan *plan)
+{
+    struct cluster_plan settings = cluster_of(plan, level);
+    const struct service *before = service->standing->newest;
+    bool joins = before && before->cluster;
+    struct cluster *cluster;
+
+    if (settings.count == 0)
+        return true;
+    cluster = service->levels[level] = cluster_intern(registry, &settings);
+    for (uint32_t i = 0; cluster && i < settings.count; i++)
+        if (!prepare_endpoint(cluster->endpoints[i], tallies, joins && !settings.weighted[i].warm))
+            return false;
+    return cluster;
 }
 
 /* False when out of memory. */
 static bool set_endpoints(struct service *service, struct registry *registry, struct slab *tallies,
                           const struct service_plan *plan)
 {
-    struct cluster_plan cluster = cluster_of(plan);
-
-    if (cluster.count == 0)
-        return true;
-    service->cluster = cluster_intern(registry, &cluster);
-    for (uint32_t i = 0; service->cluster && i < cluster.count; i++) {
-        struct endpoint *endpoint = service->cluster->endpoints[i];
-
-        endpoint->slab = tallies;
-        if (!endpoint->tallies)
-            endpoint->tallies = slab_take(tallies);
-        if (!endpoint->tallies)
+    for (uint32_t level = 0; level < SERVICE_LEVELS; level++) {
+        if (!set_level(service, level, registry, tallies, plan))
             return false;
+        if (!service->cluster)
+            service->cluster = service->levels[level];
     }
-    return service->cluster != NULL;
+    return true;
 }
 
 static struct text copy(char **to, struct text text)
@@ -209,6 +265,7 @@ static struct service *service_create(struct registry *registry, struct standing
     service->pending = settings->pending;
     service->await_ms = settings->await_ms;
     service->resilience = resilience_of(plan);
+    service->policy = settings->policy;
     texts = service->texts;
     service->name = copy(&texts, plan->name);
     service->hash_by = copy(&texts, plan->hash_by);
@@ -236,15 +293,220 @@ struct service *service_intern(struct registry *registry, struct standings *stan
         return NULL;
     }
     standing->newest = service;
+    /* Another number of endpoints is another share of them. */
+    atomic_store_explicit(&standing->full_until_ms, 0, memory_order_relaxed);
     return service;
+}
+
+/* ---- its endpoints ---- */
+
+void service_changed(struct standing *standing)
+{
+    if (atomic_fetch_add_explicit(&standing->changes, 1, memory_order_relaxed) == UINT32_MAX)
+        atomic_fetch_add_explicit(&standing->changes, 1, memory_order_relaxed); /* 0 is: none */
+}
+
+uint32_t service_endpoint_count(const struct service *service)
+{
+    uint32_t count = 0;
+
+    for (uint32_t level = 0; level < SERVICE_LEVELS; level++)
+        if (service->levels[level])
+            count += service->levels[level]->count;
+    return count;
+}
+
+/* The level that an endpoint is in, and its index there. */
+static const struct cluster *level_of(const struct service *service, uint32_t *index)
+{
+    const struct cluster *first = service->cluster;
+
+    if (*index < first->count)
+        return first;
+    *index -= first->count;
+    return service->levels[1];
+}
+
+struct endpoint *service_endpoint(const struct service *service, uint32_t index)
+{
+    const struct cluster *cluster = level_of(service, &index);
+
+    return cluster->endpoints[index];
+}
+
+uint32_t service_weight(const struct service *service, uint32_t index)
+{
+    const struct cluster *cluster = level_of(service, &index);
+
+    return cluster->weighing ? cluster->weighing->weights[index] : 1;
 }
 
 /* ---- picking ---- */
 
-struct endpoint *service_pick(const struct service *service, uint64_t hash, uint64_t since_ms,
-                              struct endpoint *const *tried, uint32_t tried_count, uint64_t *random)
-{
-    struct search search = {since_ms, random, hash, tried, tried_count};
+enum {
+    WHOLE = 1000, /* of a load */
+    SPARE = 1400, /* what available endpoints bear, if all together bear WHOLE: as Envoy's
+                   * "overprovisioning factor" */
+};
 
-    return service->cluster ? cluster_pick_untried(service->cluster, &search) : NULL;
+/* How a service's requests are shared by its levels, as Envoy's priorities are: the first one takes
+ * what it can bear, the second one what is left. Where both together do not bear all, each gets its
+ * part all the same; of one in which too few are available, all endpoints do. */
+struct outlook {
+    uint32_t loads[SERVICE_LEVELS];
+    bool panics[SERVICE_LEVELS];
+    uint32_t endpoints, available;
+};
+
+static void look_at(const struct service *service, uint32_t level, uint32_t changes,
+                    uint64_t now_ms, struct outlook *outlook)
+{
+    struct cluster *cluster = service->levels[level];
+    uint32_t available = cluster_available(cluster, changes, now_ms);
+    uint64_t load = (uint64_t)SPARE * available / cluster->count;
+
+    outlook->loads[level] = load < WHOLE ? (uint32_t)load : WHOLE;
+    outlook->panics[level] =
+        (uint64_t)available * DP_SHARES < (uint64_t)service->policy.panic_share * cluster->count;
+    outlook->endpoints += cluster->count;
+    outlook->available += available;
+}
+
+static void look(const struct service *service, uint64_t now_ms, struct outlook *outlook)
+{
+    uint32_t changes = atomic_load_explicit(&service->standing->changes, memory_order_relaxed);
+    uint32_t left = WHOLE;
+
+    *outlook = (struct outlook){.endpoints = 0};
+    for (uint32_t level = 0; level < SERVICE_LEVELS; level++) {
+        if (service->levels[level])
+            look_at(service, level, changes, now_ms, outlook);
+        if (outlook->loads[level] > left)
+            outlook->loads[level] = left;
+        left -= outlook->loads[level];
+    }
+    if (left == 0)
+        for (uint32_t level = 0; level < SERVICE_LEVELS; level++)
+            outlook->panics[level] = false;
+    if (left == WHOLE)
+        outlook->loads[service->levels[0] ? 0 : 1] = WHOLE;
+}
+
+static uint32_t pick_level(const struct outlook *outlook, uint64_t *random)
+{
+    uint32_t sum = 0, at;
+
+    for (uint32_t level = 0; level < SERVICE_LEVELS; level++)
+        sum += outlook->loads[level];
+    if (outlook->loads[0] == sum)
+        return 0;
+    at = random_below(random, sum);
+    return at < outlook->loads[0] ? 0 : 1;
+}
+
+static struct search search_of(const struct service *service, const struct pick *pick)
+{
+    return (struct search){
+        .since_ms = pick->since_ms,
+        .now_ms = pick->now_ms,
+        .random = pick->random,
+        .hash = pick->hash,
+        .tried = pick->tried,
+        .tried_count = pick->tried_count,
+        .slow_start_ms = service->policy.slow_start_ms,
+    };
+}
+
+static void note(const struct service *service, uint32_t level, bool panic, struct pick *pick)
+{
+    if (panic)
+        pick->flags |= 1u << DP_FLAG_PANIC;
+    if (level > 0 && service->levels[0])
+        pick->flags |= 1u << DP_FLAG_OTHER_ZONE;
+}
+
+/* The level that has its turn, then the other; and then those that could not be connected. */
+static struct endpoint *pick_of_levels(const struct service *service, const struct outlook *outlook,
+                                       struct search *search, struct pick *pick)
+{
+    uint32_t first = pick_level(outlook, pick->random);
+
+    for (uint32_t i = 0; i < 2 * SERVICE_LEVELS; i++) {
+        uint32_t level = (first + i) % SERVICE_LEVELS;
+        struct cluster *cluster = service->levels[level];
+        struct endpoint *endpoint;
+
+        search->any = outlook->panics[level];
+        if (!cluster)
+            continue;
+        endpoint = i < SERVICE_LEVELS ? cluster_pick_sound(cluster, search)
+                                      : cluster_pick_untried(cluster, search);
+        if (!endpoint)
+            continue;
+        note(service, level, search->any, pick);
+        return endpoint;
+    }
+    return NULL;
+}
+
+/* Whether there is nothing to look at: one level, and no endpoint was ever not available. */
+static bool is_plain(const struct service *service)
+{
+    return !(service->levels[0] && service->levels[1]) &&
+           atomic_load_explicit(&service->standing->changes, memory_order_relaxed) == 0;
+}
+
+struct endpoint *service_pick(const struct service *service, struct pick *pick)
+{
+    struct search search = search_of(service, pick);
+    struct endpoint *endpoint;
+    struct outlook outlook;
+
+    if (!service->cluster)
+        return NULL;
+    if (is_plain(service))
+        return cluster_pick_untried(service->cluster, &search);
+    look(service, pick->now_ms, &outlook);
+    if (service->levels[0] && service->levels[1]) {
+        endpoint = pick_of_levels(service, &outlook, &search, pick);
+    } else {
+        search.any = outlook.panics[0] || outlook.panics[1];
+        endpoint = cluster_pick_untried(service->cluster, &search);
+        if (endpoint)
+            note(service, 0, search.any, pick);
+    }
+    if (!endpoint && outlook.available == 0)
+        pick->flags |= 1u << DP_FLAG_UNAVAILABLE;
+    return endpoint;
+}
+
+void service_pick_clusters(const struct service *service, struct pick *pick,
+                           struct tried_cluster clusters[SERVICE_LEVELS])
+{
+    struct outlook outlook;
+    uint32_t first, count = 0;
+
+    memset(clusters, 0, SERVICE_LEVELS * sizeof *clusters);
+    if (!service->cluster)
+        return;
+    look(service, pick->now_ms, &outlook);
+    first = pick_level(&outlook, pick->random);
+    for (uint32_t i = 0; i < SERVICE_LEVELS; i++) {
+        uint32_t level = (first + i) % SERVICE_LEVELS;
+
+        if (!service->levels[level])
+            continue;
+        clusters[count++] = (struct tried_cluster){service->levels[level], outlook.panics[level]};
+    }
+}
+
+struct availability service_availability(const struct service *service, uint64_t now_ms)
+{
+    struct outlook outlook;
+
+    if (!service->cluster)
+        return (struct availability){.endpoints = 0};
+    look(service, now_ms, &outlook);
+    return (struct availability){outlook.endpoints, outlook.available,
+                                 outlook.panics[0] || outlook.panics[1]};
 }

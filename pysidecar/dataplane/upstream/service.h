@@ -29,7 +29,12 @@ struct standing {
     atomic_uint pending;         /* requests that wait for one, of all workers */
     atomic_uint starved;         /* pools that have none and need one, of all workers */
     struct load load;            /* where it is bounded */
-    struct tally *tallies;       /* by worker */
+    /* Goes up when an endpoint becomes available, or is not any more: see cluster_available. */
+    atomic_uint changes;
+    /* See upstream/outliers.c: */
+    atomic_bool ejecting;           /* a worker is about to */
+    _Atomic uint64_t full_until_ms; /* no further endpoint can be ejected until then */
+    struct tally *tallies;          /* by worker */
 };
 
 /* Of all services that there are, and of those that were configured at some time. The control
@@ -40,10 +45,15 @@ struct standings {
     struct slab tallies; /* theirs, and those of endpoints: one for each worker together */
 };
 
+enum { SERVICE_LEVELS = 2 }; /* of endpoints, see struct dp_endpoint */
+
 struct service {
     struct shared shared;
     struct standing *standing;
-    struct cluster *cluster; /* NULL: it has no endpoint */
+    /* Its endpoints, by level; NULL: there is none. */
+    struct cluster *levels[SERVICE_LEVELS];
+    struct cluster *cluster; /* the first of these; NULL: it has no endpoint */
+    struct dp_endpoint_policy policy;
     struct text name, hash_by;
     enum dp_protocol protocol;
     enum dp_role role;
@@ -61,12 +71,49 @@ struct service_plan {
     const struct dp_resilience *resilience; /* NULL: none */
 };
 
-/* The endpoint for a request: `hash` is of what DP_RING_HASH goes by. Those that are ejected or
- * were tried (`tried`, at most `tried_count`) are passed over while there are others. NULL: all
- * were tried, or there is none. */
-struct endpoint *service_pick(const struct service *service, uint64_t hash, uint64_t since_ms,
-                              struct endpoint *const *tried, uint32_t tried_count,
-                              uint64_t *random);
+/* What is to be considered in picking, and what came of it. */
+struct pick {
+    uint64_t since_ms; /* see ejected_since */
+    uint64_t now_ms;   /* the loop's */
+    uint64_t *random;
+    uint64_t hash; /* of what DP_RING_HASH and DP_MAGLEV go by */
+    struct endpoint *const *tried;
+    uint32_t tried_count;
+    uint32_t flags; /* 1 << enum dp_flag each: how it was picked, or why there is none */
+};
+
+/* The endpoint for a request. It is available, unless so few of the service's are that it is panic:
+ * then it is any. Those that could not be connected lately are passed over while there are others,
+ * and those that were tried are left out. NULL: there is none. */
+struct endpoint *service_pick(const struct service *service, struct pick *pick);
+
+/* The same for a connection, which goes through the endpoints of a cluster, and then of the next.
+ */
+struct tried_cluster {
+    struct cluster *cluster; /* NULL: there is no further one */
+    bool any;                /* also endpoints that are not available */
+};
+void service_pick_clusters(const struct service *service, struct pick *pick,
+                           struct tried_cluster clusters[SERVICE_LEVELS]);
+
+/* Its endpoints, of all levels. */
+uint32_t service_endpoint_count(const struct service *service);
+struct endpoint *service_endpoint(const struct service *service, uint32_t index);
+/* 1 where all weigh the same. */
+uint32_t service_weight(const struct service *service, uint32_t index);
+
+/* How many there are, and of these the available ones. */
+struct availability {
+    uint32_t endpoints, available;
+    bool panic;
+};
+struct availability service_availability(const struct service *service, uint64_t now_ms);
+
+/* An endpoint of it has become available, or is not any more. In any thread. */
+void service_changed(struct standing *standing);
+
+/* The scope of its endpoints, see endpoint_intern. */
+uint32_t service_scope(uint32_t number);
 
 /* The following are for the control thread. */
 
@@ -74,6 +121,8 @@ struct endpoint *service_pick(const struct service *service, uint64_t hash, uint
  * changed. NULL with errno set: when out of memory, or EINVAL where the number had another name. */
 struct service *service_intern(struct registry *registry, struct standings *standings,
                                const struct service_plan *plan);
+/* NULL: there is no service with this number. */
+struct standing *standings_find(const struct standings *standings, uint32_t number);
 void standings_init(struct standings *standings, uint32_t workers);
 /* When there is no service any more. */
 void standings_close(struct standings *standings);

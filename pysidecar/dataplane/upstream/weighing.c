@@ -49,7 +49,7 @@ static uint32_t share_of(const struct shares *shares, uint32_t weight)
     return share ? (uint32_t)share : 1;
 }
 
-static uint64_t hash_of(const struct mosnhook_address *address)
+uint64_t address_hash(const struct mosnhook_address *address)
 {
     uint64_t words[3], hash = 0;
 
@@ -91,7 +91,7 @@ static bool set_places(struct weighing *weighing, const struct dp_endpoint *endp
         return false;
     for (uint32_t i = 0; i < weighing->count; i++) {
         uint32_t share = share_of(&shares, weighing->weights[i]);
-        uint64_t hash = hash_of(&endpoints[i].address);
+        uint64_t hash = address_hash(&endpoints[i].address);
 
         for (uint32_t k = 0; k < share; k++)
             each[at++] =

@@ -20,6 +20,8 @@ struct weighing *weighing_create(const struct dp_endpoint *endpoints, uint32_t c
 void weighing_free(struct weighing *weighing); /* NULL is allowed */
 /* Whether there is anything to weigh. */
 bool weights_differ(const struct dp_endpoint *endpoints, uint32_t count);
+/* A number that depends on nothing but the address. */
+uint64_t address_hash(const struct mosnhook_address *address);
 bool weighing_is(const struct weighing *weighing, const struct dp_endpoint *endpoints,
                  uint32_t count, bool ring);
 

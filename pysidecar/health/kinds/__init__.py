@@ -1,0 +1,23 @@
+"""What is said to an endpoint, and what its answer means: a module for each kind, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pysidecar.address import Address
+from pysidecar.config import HealthCheck
+from pysidecar.health.kinds.bolt import BoltHeartbeat
+from pysidecar.health.kinds.conversation import Conversation
+from pysidecar.health.kinds.dubbo import DubboHeartbeat
+from pysidecar.health.kinds.grpc import GrpcHealth
+from pysidecar.health.kinds.http import HttpGet
+
+__all__ = ["CONVERSATIONS"]
+
+CONVERSATIONS: dict[str, Callable[[HealthCheck, Address], Conversation]] = {
+    "http": HttpGet,
+    "grpc": GrpcHealth,
+    "bolt": BoltHeartbeat,
+    "dubbo": DubboHeartbeat,
+}
+"""By ``HealthCheck.kind``. Not ``tcp``: where nothing is said, to be connected is all."""

@@ -1,0 +1,339 @@
+"""Which endpoints are asked, and when one is healthy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pysidecar.address import Address
+from pysidecar.config import HealthCheck
+from pysidecar.dataplane import Outage
+from pysidecar.health.checks import CheckedService, Health, HealthChecks
+from pysidecar.health.outages import OutageLog
+from pysidecar.health.prober import Prober, Target
+from tests.waiting import PATIENCE
+
+FAST = {"interval": "100ms", "timeout": "90ms"}
+HTTP = HealthCheck.model_validate({"type": "http", "path": "/health", **FAST})
+TCP = HealthCheck.model_validate({"type": "tcp", **FAST})
+
+
+# ---- thresholds ----
+
+
+def hear(health: Health, answers: str) -> list[bool]:
+    """What it is after each: ``+`` is well."""
+    settings = HealthCheck(unhealthy_after=3, healthy_after=2)
+    healthy = []
+    for each in answers:
+        health.hear(None if each == "+" else "it is ill", settings)
+        healthy.append(health.healthy)
+    return healthy
+
+
+def test_it_takes_some_in_a_row_to_become_another() -> None:
+    health = Health()
+    assert hear(health, "+--+--") == [True] * 6
+    assert hear(health, "-") == [False]
+    assert hear(health, "+-+-+") == [False] * 5
+    assert hear(health, "+") == [True]
+    assert health.describe()["problem"] is None
+
+
+def test_one_that_never_passed_is_unhealthy_at_once() -> None:
+    assert hear(Health(), "-") == [False]
+    assert hear(Health(), "+-") == [True, True]
+
+
+# ---- servers ----
+
+
+class Server:
+    """HTTP on loopback, with the answer that a test wants; None: none."""
+
+    def __init__(self) -> None:
+        self.status: int | None = 200
+        self.connections = self.requests = 0
+        self.closes = False
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def start(self) -> Address:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.address = Address(*self._server.sockets[0].getsockname()[:2])
+        return self.address
+
+    async def stop(self) -> None:
+        self._server.close()
+        self.hang_up()
+
+    async def asked(self, times: int) -> None:
+        """Returns when it was asked more often than that."""
+        await until(lambda: self.requests > times)
+
+    def hang_up(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._writers.add(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                self.requests += 1
+                if self.status is not None:
+                    writer.write(
+                        f"HTTP/1.1 {self.status} X\r\nContent-Length: 2\r\n\r\nok".encode()
+                    )
+                if self.closes:
+                    break
+        self._writers.discard(writer)
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def serving() -> AsyncIterator[Server]:
+    server = Server()
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+async def until(ask: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not ask():
+            await asyncio.sleep(0.005)
+
+
+class Told(list[tuple[int, Address, bool]]):
+    """What the data plane is told."""
+
+    def __call__(self, changes: Any) -> None:
+        self.extend(changes)
+
+    def now(self) -> dict[Address, bool]:
+        return {address: healthy for _, address, healthy in self}
+
+
+@contextlib.contextmanager
+def checking(
+    told: Told, settings: HealthCheck, *addresses: Address, **options: Any
+) -> Iterator[HealthChecks]:
+    checks = HealthChecks(told, most=options.pop("most", 100), **options)
+    checks.set([CheckedService(7, "orders", "http", settings, addresses)])
+    try:
+        yield checks
+    finally:
+        checks.close()
+
+
+def run(test: Callable[[], Any]) -> None:
+    asyncio.run(test())
+
+
+# ---- with sockets ----
+
+
+def test_an_endpoint_comes_and_goes_with_its_answers() -> None:
+    async def test() -> None:
+        told = Told()
+        async with serving() as server:
+            with checking(told, HTTP, server.address) as checks:
+                assert told == [(7, server.address, True)]
+                await until(lambda: server.requests > 3)
+                assert len(told) == 1
+                server.status = 503
+                await until(lambda: told[-1] == (7, server.address, False))
+                health = checks.of(7, server.address)
+                assert health is not None
+                assert health.problem == "its answer is 503"
+                server.status = 200
+                await until(lambda: told[-1][2])
+                assert server.connections == 1  # that stays open
+
+    run(test)
+
+
+def test_silence_and_a_port_that_nobody_has_are_failures() -> None:
+    async def test() -> None:
+        told = Told()
+        async with serving() as server, serving() as gone:
+            await gone.stop()
+            server.status = None
+            with checking(told, HTTP, server.address, gone.address) as checks:
+                await until(lambda: told.now() == {server.address: False, gone.address: False})
+                silent, away = checks.of(7, server.address), checks.of(7, gone.address)
+                assert silent is not None
+                assert away is not None
+                assert silent.problem == "no answer within 0.09 s"
+                assert away.problem == "connection refused"
+                [(name, protocol, passed, failed)] = checks.results()
+                assert (name, protocol, passed) == ("orders", "http", 0)
+                assert failed >= 2
+
+    run(test)
+
+
+def test_a_server_may_close_what_was_kept() -> None:
+    """An idle connection that the server ended is no failure, nor is one that it ends as it is
+    asked."""
+
+    async def test() -> None:
+        told = Told()
+        async with serving() as server:
+            with checking(told, HTTP, server.address) as checks:
+                for asked in range(1, 6):
+                    await server.asked(2 * asked)
+                    server.hang_up()
+                server.closes = True
+                await until(lambda: server.requests > 16)
+                assert told == [(7, server.address, True)]
+                assert next(iter(checks.results()))[3] == 0
+
+    run(test)
+
+
+def test_tcp_asks_for_a_connection_only() -> None:
+    async def test() -> None:
+        told = Told()
+        async with serving() as server:
+            with checking(told, TCP, server.address) as checks:
+                await until(lambda: server.connections > 3)
+                assert server.requests == 0
+                assert checks.connections == 0
+                await server.stop()
+                await until(lambda: told[-1] == (7, server.address, False))
+
+    run(test)
+
+
+def test_what_is_known_outlives_a_change_of_the_others() -> None:
+    async def test() -> None:
+        told = Told()
+        async with serving() as ill, serving() as new:
+            ill.status = 500
+            with checking(told, HTTP, ill.address) as checks:
+                await until(lambda: not told[-1][2])
+                service = CheckedService(7, "orders", "http", HTTP, (ill.address, new.address))
+                told.clear()
+                checks.set([service])
+                assert told == [(7, new.address, True)]
+                health = checks.of(7, ill.address)
+                assert health is not None
+                assert not health.healthy
+                checks.set([replace(service, settings=replace_interval(HTTP))])
+                assert len(told) == 1
+                requests = ill.requests
+                await until(lambda: ill.requests > requests)
+                checks.set([replace(service, endpoints=(new.address,))])
+                assert told[-1] == (7, ill.address, True)  # whoever has it then
+                assert checks.of(7, ill.address) is None
+                checks.set([])
+                requests = new.requests + ill.requests
+                await asyncio.sleep(0.3)  # some intervals without a check
+                assert new.requests + ill.requests <= requests + 1
+
+    run(test)
+
+
+def replace_interval(settings: HealthCheck) -> HealthCheck:
+    return settings.model_copy(update={"interval": 0.15})
+
+
+def test_our_own_listeners_are_not_asked() -> None:
+    async def test() -> None:
+        told = Told()
+        async with serving() as server:
+            own = {server.address: "admin.listen"}
+            with checking(told, HTTP, server.address, own=own.get) as checks:
+                assert told == [(7, server.address, False)]
+                health = checks.of(7, server.address)
+                assert health is not None
+                assert health.problem == "it is the sidecar's own listener, admin.listen"
+                await asyncio.sleep(0.3)
+                assert server.connections == 0
+
+    run(test)
+
+
+def test_few_connections_serve_many_endpoints() -> None:
+    """They wait for their turn, and none is left out."""
+
+    async def test() -> None:
+        told = Told()
+        async with contextlib.AsyncExitStack() as stack:
+            servers = [await stack.enter_async_context(serving()) for _ in range(40)]
+            with checking(told, HTTP, *(each.address for each in servers), most=4) as checks:
+                await until(lambda: all(each.requests >= 3 for each in servers))
+                assert checks.connections <= 4
+                assert checks.late > 0
+                assert all(healthy for _, _, healthy in told)
+
+    run(test)
+
+
+def test_checks_of_many_do_not_come_at_once() -> None:
+    """Within one interval each once, spread over it."""
+
+    async def test() -> None:
+        times: list[float] = []
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        async with serving() as server:
+            prober = Prober(most=500)
+            for _ in range(200):
+                prober.add(
+                    Target(
+                        server.address,
+                        interval=1.0,
+                        timeout=0.9,
+                        converse=None,
+                        told=lambda problem: times.append(loop.time() - began),
+                    )
+                )
+            await until(lambda: len(times) >= 200)
+            prober.close()
+        first = sorted(times)[:200]
+        assert sum(each < 0.25 for each in first) < 100  # 50 of them
+        assert first[-1] < 5
+
+    run(test)
+
+
+# ---- what is said of it ----
+
+
+def test_many_that_fail_together_are_a_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        checks = HealthChecks(Told(), most=4)
+        for number in range(1000):
+            checks._log(logging.WARNING, "orders: %s is unhealthy", number)
+
+    run(test)
+    assert len(caplog.records) == 20
+
+
+def test_panic_is_said_once_and_when_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    outages = OutageLog()
+    panic = Outage(7, "orders", 10, 4, True, 50)
+    outages.look([panic._replace(panic=False, available=9)])
+    assert not caplog.records
+    outages.look([panic])
+    outages.look([panic._replace(available=3)])
+    outages.look([])
+    outages.look([panic._replace(panic=False, available=0, percent=0)])
+    assert [record.getMessage() for record in caplog.records] == [
+        "orders: 4 of its 10 endpoints are available, less than its healthy_panic_threshold of "
+        "50%: requests go to all of them",
+        "orders: enough of its endpoints are available again",
+        "orders: 0 of its 10 endpoints are available: requests are answered with an error "
+        "(healthy_panic_threshold is 0%)",
+    ]
