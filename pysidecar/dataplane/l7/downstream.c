@@ -11,6 +11,7 @@
 #include "l4/tunnel.h"
 #include "l7/detect.h"
 #include "l7/router.h"
+#include "l7/sides.h"
 #include "l7/streams.h"
 #include "l7/uplink.h"
 #include "net/budget.h"
@@ -344,7 +345,7 @@ static bool may_read(struct downstream *downstream)
     if (!stream)
         return !wire_is_behind(&downstream->wire);
     /* A request that has no body is complete at once; with one, it first needs where to go. */
-    return !stream->complete && stream->uplink && !wire_is_behind(&stream->uplink->wire);
+    return !stream->complete && stream->uplink && !stream->up->is_behind(stream);
 }
 
 void downstream_update(struct downstream *downstream)
@@ -581,6 +582,7 @@ static void begin(struct downstream *downstream)
 
     wire_open(&downstream->wire, worker, &session->downstream, codec_of(downstream->protocol),
               &downstream_ops);
+    downstream->side = downstream_side_of(downstream->wire.codec);
     session->downstream.changed = changed;
     downstream->unaccelerated = sockmap_is_for(session);
     set_timer(downstream, timeout_of(&worker->timeouts->idle_ms));

@@ -11,14 +11,15 @@ struct downstream {
     struct session *session;
     struct downstream *next, **previous; /* in the worker's list, or those that ended */
     struct wire wire;
-    struct task task;               /* to end, or to go on as a tunnel */
-    struct choice choice;           /* of the session: where requests go without a service */
-    enum dp_protocol protocol;      /* DP_AUTO: still to be found out */
-    uint32_t detect_ms, undetected; /* as in struct dp_route */
-    struct uplink *own;             /* the original destination's, for nobody else; NULL: none */
+    const struct downstream_side *side; /* of its streams */
+    struct task task;                   /* to end, or to go on as a tunnel */
+    struct choice choice;               /* of the session: where requests go without a service */
+    enum dp_protocol protocol;          /* DP_AUTO: still to be found out */
+    uint32_t detect_ms, undetected;     /* as in struct dp_route */
+    struct uplink *own; /* the original destination's, for nobody else; NULL: none */
     struct stream *streams;
     uint32_t stream_count;
-    uint64_t frame_bytes;   /* of those requests, where they are multiplexed */
+    uint64_t frame_bytes;   /* of those requests, as they began */
     uint64_t counted[2];    /* bytes that the session was told of, by the side that is read */
     uint64_t head_since_ms; /* when a head began that is not complete; 0: there is none */
     uint64_t linger_until_ms;

@@ -1,4 +1,6 @@
-/* A stream: one request, from its head to the end of its answer.
+/* A stream: one request, from its head to the end of its answer. Its files are stream.c (its life,
+ * time and end), stream_route.c (where it goes), stream_request.c (what is sent of it) and
+ * stream_answer.c (what comes back); sides.h has what they write to.
  *
  * It is told what comes from both sides, and owns neither: the downstream has it in its list, and
  * the uplink that it is sent on knows it until the answer is complete. However it ends, it is
@@ -11,11 +13,13 @@
 #include "loop/timer.h"
 
 struct downstream;
+struct downstream_side;
 struct endpoint;
 struct pool;
 struct streams;
 struct service;
 struct uplink;
+struct upstream_side;
 
 enum { MOST_ATTEMPTS = 4 }; /* endpoints that are tried for a request */
 
@@ -27,7 +31,10 @@ struct stream {
     struct stream *next_wanting, **wanting;
     uint64_t wanted; /* a hash of that service's name */
     struct downstream *downstream;
-    struct pool *pool;       /* where it waits, or was sent; NULL: nowhere yet */
+    const struct downstream_side *down; /* how its answer is written */
+    const struct upstream_side *up;     /* how its request is written; NULL: not known yet */
+    const struct codec *codec;          /* likewise: that of its uplink */
+    struct pool *pool;                  /* where it waits, or was sent; NULL: nowhere yet */
     struct uplink *uplink;   /* NULL: it was not sent, or does not wait for an answer any more */
     struct service *service; /* referenced; NULL: it goes to the original destination */
     /* The last one is the pool's. NULL: the original destination. */
@@ -42,8 +49,11 @@ struct stream {
     uint64_t complete_ms;     /* when the request was read to its end */
     struct facts facts;
     struct encoder encoder; /* of the request */
-    struct buffer request;  /* as it is sent, to be sent later or again; while it waits for a
-                             * service, as it came */
+    /* To be sent later or again: the head as it is sent, then the body without any framing. While
+     * it waits for a service: the head as it came. */
+    struct buffer request;
+    uint32_t head_bytes;                  /* of it */
+    uint32_t counted_bytes;               /* that the downstream counts as its request's */
     uint64_t written_before, read_before; /* on the uplink, when the request was given to it */
     uint64_t answer_at; /* where the answer begins among what was written to the downstream */
     /* Only within stream_begin, for frames: the request as it came, to be encoded where it goes. */

@@ -6,6 +6,7 @@
 
 #include "base/owner.h"
 #include "l7/downstream.h"
+#include "l7/message.h"
 #include "l7/streams.h"
 #include "net/budget.h"
 
@@ -233,8 +234,11 @@ static void decoded_frame(struct uplink *uplink, const struct message *message)
     switch (message->kind) {
     case MESSAGE_RESPONSE:
         stream = find(uplink, message->id);
-        if (stream) /* else it came too late */
-            stream_response(stream, CODEC_HEAD, message, message->frame.size);
+        if (!stream) /* it came too late */
+            break;
+        stream_response(stream, CODEC_HEAD, message, message->frame.size);
+        if (!stream->ended)
+            stream_response(stream, CODEC_END, message, message->frame.size);
         break;
     case MESSAGE_HEARTBEAT:
         write_heartbeat(uplink, message);
@@ -259,8 +263,10 @@ static void decoded(struct wire *wire, enum codec_event event, const struct mess
     } else if (!uplink->stream) {
         close_idle(uplink); /* an answer that nobody has asked for */
     } else {
-        if (event == CODEC_HEAD && message->last)
-            uplink->leaving = true;
+        if (event == CODEC_HEAD)
+            uplink->leaving |=
+                message->last || (!uplink->stream->direct &&
+                                  message_binds_connection(message, TEXT("www-authenticate")));
         stream_response(uplink->stream, event, message, consumed);
     }
 }

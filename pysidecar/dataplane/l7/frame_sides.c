@@ -1,0 +1,157 @@
+/* Connections that carry whole frames, of which many are under way: a request or an answer is all
+ * there with its head. */
+#include <errno.h>
+
+#include "l7/downstream.h"
+#include "l7/sides.h"
+#include "l7/stream.h"
+#include "l7/streams.h"
+#include "l7/uplink.h"
+
+enum { MOST_UNSENT = 16 * 1024 * 1024 }; /* answers that wait for one client that does not read */
+
+/* ---- the answer ---- */
+
+static enum dp_flag write_data(struct stream *stream, const struct message *message)
+{
+    (void)stream, (void)message;
+    return DP_FLAG_NONE;
+}
+
+/* The connection that the answer came on is others', too, and is not held back. */
+static enum dp_flag write_end(struct stream *stream, const struct message *message, size_t size)
+{
+    struct wire *wire = &stream->downstream->wire;
+
+    (void)message;
+    if (buffer_held(&wire->out) > MOST_UNSENT + size + ENCODING_ROOM)
+        wire_fail(wire, ENOMEM);
+    return DP_FLAG_NONE;
+}
+
+/* The other requests on the connection go on. */
+static bool refuse(struct stream *stream, struct rejection *rejection)
+{
+    return side_write_refusal(stream, rejection);
+}
+
+static bool take_back(struct stream *stream)
+{
+    (void)stream;
+    return false;
+}
+
+static enum dp_end cut(struct stream *stream, enum dp_end why)
+{
+    (void)stream;
+    return why;
+}
+
+static bool is_never(const struct stream *stream)
+{
+    (void)stream;
+    return false;
+}
+
+static struct wire *no_wire(const struct stream *stream)
+{
+    (void)stream;
+    return NULL;
+}
+
+const struct downstream_side frame_downstream = {
+    .by_id = true,
+    .head = side_write_head,
+    .data = write_data,
+    .end = write_end,
+    .refuse = refuse,
+    .take_back = take_back,
+    .cut = cut,
+    .is_behind = is_never,
+    .has_unsent = side_has_unsent,
+    .update = side_update,
+    .plain_wire = no_wire,
+};
+
+/* ---- the request ---- */
+
+/* A frame that was kept, with its id on the uplink. */
+static size_t encode_kept(struct stream *stream, uint8_t *to, size_t room)
+{
+    const struct codec *codec = stream->codec;
+    struct decoder decoder = {.limits = stream->downstream->wire.worker->streams->limits};
+    struct adjustment adjustment = {.id = stream->upstream_id};
+    struct message message = {0};
+    size_t consumed;
+
+    if (codec->decode(&decoder, stream->request.data + stream->request.start,
+                      buffer_held(&stream->request), &consumed, &message) != CODEC_HEAD)
+        return 0;
+    return codec->encode(&stream->encoder, &message, &adjustment, to, room);
+}
+
+static size_t encode_fresh(struct stream *stream, uint8_t *to, size_t room)
+{
+    stream->adjustment->id = stream->upstream_id;
+    return stream->codec->encode(&stream->encoder, stream->fresh, stream->adjustment, to, room);
+}
+
+static bool send_request(struct stream *stream, struct uplink *uplink)
+{
+    struct wire *wire = &uplink->wire;
+    size_t room =
+        stream->fresh ? stream->fresh_room : (size_t)buffer_held(&stream->request) + ENCODING_ROOM;
+    uint8_t *to = wire_room(wire, room);
+    size_t size;
+
+    if (!to)
+        return false;
+    size = stream->fresh ? encode_fresh(stream, to, room) : encode_kept(stream, to, room);
+    if (size == 0)
+        return false;
+    wire_wrote(wire, size);
+    stream->keeps = false;
+    return true;
+}
+
+static bool send_nothing(struct stream *stream, const struct message *message)
+{
+    (void)stream, (void)message;
+    return true;
+}
+
+static bool send_end(struct stream *stream, const struct message *message, size_t size)
+{
+    (void)stream, (void)message, (void)size;
+    return true;
+}
+
+static void do_nothing(struct stream *stream)
+{
+    (void)stream;
+}
+
+static uint64_t active_ms(const struct stream *stream)
+{
+    (void)stream;
+    return 0;
+}
+
+static bool is_held(const struct stream *stream)
+{
+    return wire_is_held_back(&stream->uplink->wire);
+}
+
+const struct upstream_side frame_upstream = {
+    .send = send_request,
+    .data = send_nothing,
+    .end = send_end,
+    .is_behind = is_never,
+    .hold = do_nothing,
+    .go_on = do_nothing,
+    .is_held = is_held,
+    .active_ms = active_ms,
+    .is_unsent = is_never,
+    .is_unanswered = is_never,
+    .plain_wire = no_wire,
+};

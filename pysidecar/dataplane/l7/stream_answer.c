@@ -1,0 +1,151 @@
+#include "l7/outcome.h"
+#include "l7/pool.h"
+#include "l7/stream_parts.h"
+#include "l7/uplink.h"
+
+/* ---- what comes ---- */
+
+/* Where the client does not take what there is already, nothing more is read until it does. */
+static void hold_back(struct stream *stream)
+{
+    if (stream->down->is_behind(stream))
+        stream->up->hold(stream);
+}
+
+/* False: it failed. */
+static bool pass(struct stream *stream, enum dp_flag why)
+{
+    if (why == DP_FLAG_NONE)
+        return true;
+    stream_fail(stream, why, NULL);
+    return false;
+}
+
+static void response_head(struct stream *stream, const struct message *message, size_t size)
+{
+    struct downstream *downstream = stream->downstream;
+
+    if (message->kind == MESSAGE_INTERIM) {
+        if (!stream->facts.http10 && pass(stream, stream->down->head(stream, message, size)))
+            hold_back(stream);
+        return;
+    }
+    if (message->upgraded && !stream->complete) { /* what is left of it would get lost */
+        stream_fail(stream, DP_FLAG_MALFORMED_RESPONSE, NULL);
+        return;
+    }
+    stream_note_status(stream, message->status, message->succeeded);
+    outcome_note(stream, stream->record.status_class == 5);
+    if (message->service_failed)
+        stream_set_flag(stream, DP_FLAG_SERVICE_ERROR);
+    if (!pass(stream, stream->down->head(stream, message, size)))
+        return;
+    stream->answering = true;
+    buffer_release(&stream_worker(stream)->streams->blocks, &stream->request);
+    stream->keeps = false;
+    if (message->upgraded)
+        downstream_upgrade(downstream, stream);
+}
+
+static void response_data(struct stream *stream, const struct message *message)
+{
+    if (pass(stream, stream->down->data(stream, message)))
+        hold_back(stream);
+}
+
+static void response_end(struct stream *stream, const struct message *message, size_t size)
+{
+    struct downstream *downstream = stream->downstream;
+
+    if (!stream->answering) /* of an interim answer */
+        return;
+    if (!pass(stream, stream->down->end(stream, message, size)))
+        return;
+    stream_end(stream, stream->complete);
+    if (stream->direct && !downstream->own)
+        downstream->closing = true;
+    downstream_answered(downstream);
+}
+
+void stream_response(struct stream *stream, enum codec_event event, const struct message *message,
+                     size_t size)
+{
+    if (event == CODEC_HEAD)
+        response_head(stream, message, size);
+    else if (event == CODEC_DATA)
+        response_data(stream, message);
+    else
+        response_end(stream, message, size);
+}
+
+void stream_response_spliced(struct stream *stream, size_t bytes)
+{
+    stream->record.bytes_received += bytes;
+}
+
+void stream_upgraded(struct stream *stream)
+{
+    stream_set_flag(stream, DP_FLAG_UPGRADED);
+    stream_end(stream, false);
+}
+
+/* ---- what does not ---- */
+
+/* Whether the request may be sent again: it was kept, nothing of an answer came, and either nothing
+ * of it was sent, or the connection had been idle, which the upstream closed then. */
+static bool may_be_sent_again(const struct stream *stream, enum dp_flag why)
+{
+    return why == DP_FLAG_UPSTREAM_RESET && stream->keeps && stream->complete &&
+           !stream->answering && stream->reused && !stream->retried &&
+           (stream->up->is_unsent(stream) || stream->idempotent) &&
+           stream->up->is_unanswered(stream);
+}
+
+/* Whether the client can tell by the end of its connection, and knows best, whether to send it
+ * again: as on any connection that was kept open, and that the server does not want any more. */
+static bool is_told_by_end(const struct stream *stream, enum dp_flag why)
+{
+    return why == DP_FLAG_UPSTREAM_RESET && stream->direct && stream->reused &&
+           !stream->answering && stream->up->is_unanswered(stream);
+}
+
+static void end_unanswered(struct stream *stream, enum dp_flag why)
+{
+    struct downstream *downstream = stream->downstream;
+
+    stream_set_flag(stream, why);
+    downstream->closing = true;
+    stream_end(stream, false);
+    downstream_answered(downstream);
+}
+
+void stream_uplink_lost(struct stream *stream, enum dp_flag why)
+{
+    struct pool *pool = stream->pool;
+
+    if (is_told_by_end(stream, why)) {
+        end_unanswered(stream, why);
+        return;
+    }
+    if (!may_be_sent_again(stream, why)) {
+        stream_fail(stream, why, NULL);
+        return;
+    }
+    stream_set_flag(stream, DP_FLAG_RETRIED);
+    stream->retried = true;
+    stream_leave_pool(stream, false);
+    pool_renew(pool);
+    stream->tried_count--; /* the endpoint is not to blame */
+    stream_try_next(stream, why);
+}
+
+void stream_uplink_sent(struct stream *stream)
+{
+    stream->down->update(stream);
+}
+
+void stream_downstream_sent(struct stream *stream)
+{
+    if (stream->uplink)
+        stream->up->go_on(stream);
+}
