@@ -14,7 +14,7 @@ import shlex
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -258,9 +258,11 @@ class Sidecar:
         checks = self._checks
         return HealthResults(tuple(checks.results()), checks.late, checks.connections)
 
-    def endpoints(self, *, only_used: bool = False) -> Iterator[Sequence[EndpointSums]]:
-        """Those of all services, likewise."""
-        return self._data_plane.endpoints(only_used=only_used)
+    def endpoints(
+        self, *, only_used: bool = False, of: Container[int] | None = None
+    ) -> Iterator[Sequence[EndpointSums]]:
+        """Those of all services, or of those with these numbers, likewise."""
+        return self._data_plane.endpoints(only_used=only_used, of=of)
 
     def unserved(self) -> RequestTally:
         """What requests add up to that reached no service."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from pysidecar.address import Address
@@ -30,8 +30,10 @@ class LookedAt(Protocol):
     def services(self, *, only_used: bool = False) -> Iterator[Sequence[ServiceSums]]:
         """All, or those that requests have reached, in pieces."""
 
-    def endpoints(self, *, only_used: bool = False) -> Iterator[Sequence[EndpointSums]]:
-        """Those of all services, likewise."""
+    def endpoints(
+        self, *, only_used: bool = False, of: Container[int] | None = None
+    ) -> Iterator[Sequence[EndpointSums]]:
+        """Those of all services, or of those with these numbers, likewise."""
 
 
 class Pace(NamedTuple):

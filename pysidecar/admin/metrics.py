@@ -315,6 +315,16 @@ class _TakeoverCollector(Collector):
         registry = status["registry"]
         connected.add_metric([registry["type"]], float(registry["state"] == "connected"))
         yield connected
+        yield GaugeMetricFamily(
+            "pysidecar_registry_instances",
+            "Instances of services here that the registry told of.",
+            value=registry["instances"],
+        )
+        yield GaugeMetricFamily(
+            "pysidecar_registry_services_cut",
+            "Services of which the registry tells of more instances than are kept.",
+            value=registry["cut"],
+        )
         for name, text in (
             ("published", "Services that applications here provide."),
             ("registered", "Those of them that the registry has."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from aiohttp import web
@@ -19,6 +19,8 @@ from pysidecar.text import printable
 __all__ = ["HealthResults", "Services", "ServicesPage"]
 
 _SHOWN = 40  # characters of an unknown key
+_LISTED = 64  # of what a service has many of, until others have their turn
+_SKIPPED = 16  # pieces of endpoints that hardly any is taken from, until others have their turn
 
 
 class HealthResults(NamedTuple):
@@ -37,7 +39,7 @@ class Services(LookedAt, Protocol):
         """What requests add up to that reached none."""
 
     def service_details(self, service: ServiceSums) -> dict[str, Any]:
-        """What else is known of one."""
+        """What else is known of one. An iterator is a list that may be long."""
 
     def endpoint_details(self, endpoint: EndpointSums) -> dict[str, Any]:
         """How one is: ``health`` in a word, and the ``reason``."""
@@ -85,16 +87,24 @@ class ServicesPage:
         """Those with such a name, or all; a piece may have none."""
         # A reload meanwhile may put some elsewhere, so that they come twice.
         endpoints: defaultdict[int, dict[Address, EndpointSums]] = defaultdict(dict)
-        for found in self._services.endpoints():
+        numbers: set[int] | None = set() if wanted else None
+        if numbers is not None:
+            for services in self._services.services():
+                numbers.update(each.number for each in services if each.name in wanted)
+                yield []
+        for count, found in enumerate(self._services.endpoints(of=numbers)):
             for endpoint in found:
                 endpoints[endpoint.service][endpoint.address] = endpoint
-            yield []
+            if numbers is None or count % _SKIPPED == 0:
+                yield []
         seen: set[int] = set()
         for services in self._services.services():
             entries = []
             for each in services:
                 if each.number not in seen and (not wanted or each.name in wanted):
-                    entries.append(encode(self._describe(each, endpoints[each.number].values())))
+                    entries.append(
+                        (yield from self._described(each, endpoints[each.number].values()))
+                    )
                 seen.add(each.number)
             yield entries
         unserved = self._services.unserved()
@@ -102,36 +112,54 @@ class ServicesPage:
             nothing = {"service": None, "protocol": None, "role": None}
             yield [encode({**nothing, **_sums(unserved), "endpoints": []})]
 
-    def _describe(self, service: ServiceSums, endpoints: Iterable[EndpointSums]) -> dict[str, Any]:
+    def _described(
+        self, service: ServiceSums, endpoints: Iterable[EndpointSums]
+    ) -> Generator[list[str], None, str]:
+        """The entry of it. There may be very many endpoints: others have their turn meanwhile."""
         tally = service.tally
+        details = self._services.service_details(service)
+        lists = {key: value for key, value in details.items() if isinstance(value, Iterator)}
+        lists["endpoints"] = (self._endpoint(service.number, each) for each in endpoints)
+        text = encode(
+            {
+                "service": service.name,
+                "protocol": service.protocol.name.lower(),
+                "role": service.role.name.lower(),
+                **{key: value for key, value in details.items() if key not in lists},
+                "available": service.available,
+                "panic": service.panic,
+                "active": tally.active,
+                "pending": tally.pending,
+                "retrying": service.retries,
+                "at_limit": [bound.name.lower() for bound in service.reached],
+                **_sums(tally),
+                **_pace(self._lately.pace(service.number, tally)),
+            }
+        )
+        parts = [text.removesuffix("}")]
+        for key, items in lists.items():
+            parts.append(f', "{key}": [')
+            texts: list[str] = []
+            for item in items:
+                texts.append(encode(item))
+                if len(texts) % _LISTED == 0:
+                    yield []
+            parts.append(f"{', '.join(texts)}]")
+        return "".join([*parts, "}"])
+
+    def _endpoint(self, service: int, endpoint: EndpointSums) -> dict[str, Any]:
+        tally = endpoint.tally
         return {
-            "service": service.name,
-            "protocol": service.protocol.name.lower(),
-            "role": service.role.name.lower(),
-            **self._services.service_details(service),
-            "available": service.available,
-            "panic": service.panic,
+            "address": str(endpoint.address),
+            "weight": endpoint.weight,
+            "ejected": endpoint.ejected or endpoint.ejected_for > 0,
+            "other_zone": endpoint.other_zone,
+            **self._services.endpoint_details(endpoint),
             "active": tally.active,
-            "pending": tally.pending,
-            "retrying": service.retries,
-            "at_limit": [bound.name.lower() for bound in service.reached],
-            **_sums(tally),
-            **_pace(self._lately.pace(service.number, tally)),
-            "endpoints": [
-                {
-                    "address": str(each.address),
-                    "weight": each.weight,
-                    "ejected": each.ejected or each.ejected_for > 0,
-                    "other_zone": each.other_zone,
-                    **self._services.endpoint_details(each),
-                    "active": each.tally.active,
-                    "connections": each.tally.connections,
-                    "requests": each.tally.requests,
-                    "failures": each.tally.failures,
-                    **_pace(self._lately.pace((service.number, each.address), each.tally)),
-                }
-                for each in endpoints
-            ],
+            "connections": tally.connections,
+            "requests": tally.requests,
+            "failures": tally.failures,
+            **_pace(self._lately.pace((service, endpoint.address), tally)),
         }
 
 

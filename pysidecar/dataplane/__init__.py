@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 from collections import namedtuple
-from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -733,13 +733,18 @@ class DataPlane:
             count = lib.dp_read_services(self._dp, place, sums, WALK_PIECE)
             yield [read_service(each) for each in sums[0:count]]
 
-    def endpoints(self, *, only_used: bool = False) -> Generator[list[EndpointSums], None, None]:
-        """The endpoints of the services, likewise; those that are ejected count as used."""
+    def endpoints(
+        self, *, only_used: bool = False, of: Container[int] | None = None
+    ) -> Generator[list[EndpointSums], None, None]:
+        """The endpoints of the services, likewise; those that are ejected count as used. ``of``:
+        only those of services with these numbers."""
         sums = ffi.new("struct dp_endpoint_sums[]", WALK_PIECE)
         place = ffi.new("struct dp_place *", {"only_used": only_used})
         while not place.ended:
             count = lib.dp_read_endpoints(self._dp, place, sums, WALK_PIECE)
-            yield [read_endpoint(each) for each in sums[0:count]]
+            yield [
+                read_endpoint(each) for each in sums[0:count] if of is None or each.service in of
+            ]
 
     def trace(self, on: bool) -> None:
         """Whether workers note what happens to connections, for ``take_trace``; at first not."""

@@ -27,6 +27,12 @@ even if there is none. Never blocks and never raises."""
 MAX_INSTANCES = 20_000
 """Of one service; a registry that tells of more is cut there, with a warning."""
 
+MAX_ALL_INSTANCES = 200_000
+"""Of all services together."""
+
+MAX_ALL_CHARACTERS = 32 << 20
+"""In what all of them say beside their addresses: zones and metadata."""
+
 
 class RegistryError(Exception):
     """What went wrong between us and a registry, for people. Never holds a secret."""

@@ -59,10 +59,11 @@ class RegistryClient:
     other: whatever fails is tried again, and after each return of the registry all of it is said
     anew. No call here waits or fails.
 
-    ``pushed`` is told of at most MAX_INSTANCES of a service, each address once, without ports and
-    weights that cannot be. While the registry is away it is told nothing: what it was told before
-    counts, and in the first SETTLE_TIME of the next session nothing is taken from that, except what
-    this session told of before.
+    ``pushed`` is told of at most MAX_INSTANCES of a service, and of so many of all services as
+    there is room for, each address once, without ports and weights that cannot be. While the
+    registry is away it is told nothing: what it was told before counts, and in the first
+    SETTLE_TIME of the next session nothing is taken from that, except what this session told of
+    before.
     """
 
     def __init__(self, registry: Registry, pushed: Pushed) -> None:
@@ -142,6 +143,20 @@ class RegistryClient:
     def state(self) -> str:
         """For people: ``connected``, or why not."""
         return self._words.state
+
+    @property
+    def instances(self) -> int:
+        """Of all services together."""
+        return self._known.count
+
+    @property
+    def cut(self) -> int:
+        """Services of which the registry tells of more instances than are kept."""
+        return self._known.cut
+
+    def is_cut(self, service: ServiceKey) -> bool:
+        """Whether it is one of those."""
+        return self._known.is_cut(service)
 
     def is_registered(self, registration: Registration) -> bool:
         """Whether the registry has taken it, in the session that there is now."""

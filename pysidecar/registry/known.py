@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -12,7 +13,9 @@ from typing import Final
 
 from pysidecar.address import Address
 from pysidecar.registry import MAX_INSTANCES, Pushed
+from pysidecar.registry.room import NOTHING, Room, Share
 from pysidecar.registry.service import Instance, ServiceKey
+from pysidecar.text import printable
 
 __all__ = ["MAX_WEIGHT", "Known", "cleaned"]
 
@@ -21,6 +24,7 @@ log = logging.getLogger(__name__)
 MAX_WEIGHT: Final = 10_000
 """What a registry says beyond is taken for this."""
 _MAX_WARMUP: Final = 86400.0  # seconds
+_COMPLAINT_PAUSE: Final = 10.0  # seconds from one line about too many instances to the next
 
 _Instances = dict[Address, Instance]
 
@@ -33,25 +37,49 @@ class _Service:
     """What the registry pushed last in this session."""
     missing: _Instances = field(default_factory=dict)
     """Those of before this session that it has not told of."""
+    share: Share = NOTHING
+    """What ``told`` takes of the room."""
 
 
 class Known:
     """The instances of each service, of which ``pushed`` is told: see RegistryClient."""
 
-    def __init__(self, pushed: Pushed) -> None:
+    def __init__(self, pushed: Pushed, room: Room | None = None) -> None:
         self._pushed = pushed
+        self._room = room or Room()
         self._services: dict[ServiceKey, _Service] = {}
+        self._cut: set[ServiceKey] = set()
         self._settling = True  # until all that was known before had the time to come back
         self._timer: asyncio.TimerHandle | None = None
+        self._next_complaint = -math.inf
+
+    @property
+    def count(self) -> int:
+        """Instances of all services."""
+        return self._room.taken.instances
+
+    @property
+    def cut(self) -> int:
+        """Services of which the registry tells of more than is kept."""
+        return len(self._cut)
+
+    def is_cut(self, service: ServiceKey) -> bool:
+        """Whether it is one of those."""
+        return service in self._cut
 
     def add(self, service: ServiceKey, known: Sequence[Instance]) -> None:
         """It is watched from here on; these are what was known before."""
-        told = cleaned(service, known)
-        self._services[service] = _Service(told, missing=dict(told) if self._settling else {})
+        self._services[service] = entry = _Service()
+        self._keep(service, entry, cleaned(known))
+        if self._settling:
+            entry.missing = dict(entry.told)
 
     def remove(self, service: ServiceKey) -> None:
         """It is not watched any more."""
-        self._services.pop(service, None)
+        entry = self._services.pop(service, None)
+        if entry is not None:
+            self._room.give_back(entry.share)
+            self._cut.discard(service)
 
     def begin(self, settled: float) -> None:
         """A session begins, which tells of everything by then, in the loop's time."""
@@ -73,10 +101,11 @@ class Known:
         if entry is None:
             return
         try:
-            entry.pushed = cleaned(service, instances)
-            for address in entry.pushed:
-                entry.missing.pop(address, None)
-            self._tell(service, entry)
+            entry.pushed = cleaned(instances)
+            if entry.missing:
+                for address in entry.pushed:
+                    entry.missing.pop(address, None)
+            self._tell(service, entry, too_many=len(instances) > MAX_INSTANCES)
         except Exception:
             log.exception("cannot take what the registry says of %s", service)
 
@@ -88,26 +117,51 @@ class Known:
                 log.info("%s: %d of before are not back", service, len(lacking))
                 self._tell(service, entry)
 
-    def _tell(self, service: ServiceKey, entry: _Service) -> None:
+    def _tell(self, service: ServiceKey, entry: _Service, *, too_many: bool = False) -> None:
         assert entry.pushed is not None
-        entry.told = entry.pushed
+        wanted = entry.pushed
         if entry.missing:
             both = {**entry.pushed, **entry.missing}
-            entry.told = dict(islice(both.items(), MAX_INSTANCES))
+            wanted = dict(islice(both.items(), MAX_INSTANCES))
+        self._keep(service, entry, wanted, too_many=too_many)
+        if len(entry.told) < len(wanted):  # nor is the rest kept here
+            entry.pushed = {
+                address: each for address, each in entry.pushed.items() if address in entry.told
+            }
         try:
             self._pushed(service, list(entry.told.values()))
         except Exception:
             log.exception("cannot use what the registry says of %s", service)
 
+    def _keep(
+        self, service: ServiceKey, entry: _Service, wanted: _Instances, *, too_many: bool = False
+    ) -> None:
+        self._room.give_back(entry.share)
+        entry.told, entry.share = self._room.take(wanted)
+        if entry.told is wanted and not too_many:
+            self._cut.discard(service)
+            return
+        self._cut.add(service)
+        now = time.monotonic()
+        if now >= self._next_complaint:
+            self._next_complaint = now + _COMPLAINT_PAUSE
+            log.warning(
+                "the registry tells of more than can be kept: of %s %d instances are; of all "
+                "services together there are %d; services of which something is left out: %d",
+                printable(str(service)),
+                len(entry.told),
+                self.count,
+                len(self._cut),
+            )
 
-def cleaned(service: ServiceKey, instances: Sequence[Instance]) -> _Instances:
+
+def cleaned(instances: Sequence[Instance]) -> _Instances:
     """By address, the last one of each; at most MAX_INSTANCES, and only what can be."""
-    if len(instances) > MAX_INSTANCES:
-        log.warning(
-            "%s has %d instances; the first %d are taken", service, len(instances), MAX_INSTANCES
-        )
-        instances = instances[:MAX_INSTANCES]
-    return {each.address: _possible(each) for each in instances if 0 < each.address.port <= 0xFFFF}
+    return {
+        each.address: _possible(each)
+        for each in islice(instances, MAX_INSTANCES)
+        if 0 < each.address.port <= 0xFFFF
+    }
 
 
 def _possible(instance: Instance) -> Instance:

@@ -17,16 +17,19 @@ def describe(
     role: Role,
     service: ServiceKey,
     is_registered: Callable[[ServiceKey], bool],
+    is_cut: Callable[[ServiceKey], bool],
 ) -> dict[str, Any]:
-    """The part of an entry of ``/services`` that only takeover knows."""
+    """The part of an entry of ``/services`` that only takeover knows; ``instances`` is an iterator,
+    since there may be very many."""
     about: dict[str, Any] = {"version": service.version or None, "group": service.group or None}
     if role is Role.PUBLISHED:
         about["registered"] = is_registered(service)
         about["publications"] = [_publication(each) for each in table.published_of(service)]
     else:
         about["known"] = table.is_known(service)
+        about["cut"] = is_cut(service)
         about["users"] = sorted(table.users_of(service))
-        about["instances"] = [_instance(each) for each in table.instances_of(service)]
+        about["instances"] = map(_instance, table.instances_of(service))
     return about
 
 

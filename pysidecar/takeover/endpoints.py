@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from pysidecar.address import Address, is_ipv4
+from pysidecar.address import Address
 from pysidecar.registry.service import Instance
 
 __all__ = ["Endpoints", "Selection", "refusal"]
 
 _WARM_STEPS = 20  # in which a weight grows: a table for each, not for each second
 _MOST_WEIGHT = 10_000
+_LINK_LOCAL = b"\xa9\xfe"  # 169.254.0.0/16
 
 _NEVER = (
     ("it is on this link only", "is_link_local"),  # and where clouds keep their credentials
@@ -28,11 +30,19 @@ _NEVER = (
 )
 
 
+def _spelled(host: str) -> tuple[str, bool]:
+    """As usual, so that one address is one text; and whether it is an ordinary one of IPv4, as
+    most are."""
+    try:
+        packed = socket.inet_pton(socket.AF_INET, host)
+    except (OSError, ValueError):
+        return _spelled_otherwise(host), False
+    first = packed[0]
+    return host, 0 < first < 224 and first != 127 and not packed.startswith(_LINK_LOCAL)
+
+
 @lru_cache(maxsize=65536)
-def _host(host: str) -> str:
-    """Spelled as usual: one address is one text."""
-    if is_ipv4(host):
-        return host
+def _spelled_otherwise(host: str) -> str:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -105,23 +115,26 @@ class Endpoints:
         warming: set[Address] = set()
         refused: list[tuple[Address, str]] = []
         changes = math.inf
-        provider = self.provider and Address(_host(self.provider.host), self.provider.port)
+        told = self.provider and Address(_spelled(self.provider.host)[0], self.provider.port)
         for instance in instances:
             weight, until = _weight(instance, now)
             if not weight:
                 continue
-            address = Address(_host(instance.address.host), instance.address.port)
-            if address == provider:
+            address = instance.address
+            host, is_ordinary = _spelled(address.host)
+            if host is not address.host:
+                address = Address(host, address.port)
+            addresses: tuple[Address, ...] = (address,)
+            if told and host == told.host and address.port == told.port:
                 addresses = tuple(local)
-            elif reason := self._refusal(address):
+            elif reason := self._refusal(address, is_ordinary):
                 refused.append((instance.address, reason))
                 continue
-            else:
-                addresses = (address,)
-            found.update(dict.fromkeys(addresses, (weight, instance.zone)))
+            for each in addresses:
+                found[each] = (weight, instance.zone)
             if until < math.inf:
                 warming.update(addresses)
-            changes = min(changes, until)
+                changes = min(changes, until)
         zones = tuple(zone for _, zone in found.values())
         return Selection(
             tuple((address, weight) for address, (weight, _) in found.items()),
@@ -131,9 +144,11 @@ class Endpoints:
             tuple(refused),
         )
 
-    def _refusal(self, address: Address) -> str | None:
-        if (reason := refusal(address, loopback=self.loopback)) is not None:
-            return reason
+    def _refusal(self, address: Address, is_ordinary: bool) -> str | None:
+        if not (is_ordinary and 0 < address.port <= 0xFFFF):
+            reason = refusal(address, loopback=self.loopback)
+            if reason is not None:
+                return reason
         listener = self.own.get(address)
         if listener is None and address.host.startswith("127."):
             listener = self.own.get(Address("0.0.0.0", address.port))

@@ -11,13 +11,14 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any
 
 from typing_extensions import override
 
 from pysidecar.address import Address
+from pysidecar.background import in_background
 from pysidecar.config import Config, ProvidedService, WantedService
 from pysidecar.dataplane import DemandedService
 from pysidecar.listeners import open_listener
@@ -30,7 +31,7 @@ from pysidecar.takeover.api import MeshApi
 from pysidecar.takeover.bodies import Body, BodyError, service_key
 from pysidecar.takeover.described import describe
 from pysidecar.takeover.dubbo_api import DubboApi
-from pysidecar.takeover.endpoints import Endpoints
+from pysidecar.takeover.endpoints import Endpoints, Selection
 from pysidecar.takeover.json_api import JsonApi
 from pysidecar.takeover.liveness import Liveness
 from pysidecar.takeover.state import State, default_path
@@ -55,6 +56,9 @@ _ROLES = {role.value: role for role in Role}
 _NO_VERSION = "0.0.0"  # what Dubbo's requests have for none
 # Seconds. Changes that come together make one table; many that do not, one after each pause.
 _PAUSE = 0.01
+_LONGEST_PAUSE = 0.5
+_MANY = 2000  # instances, from which on choosing among them takes the event loop too long
+_MOST_WARNINGS = 1000  # about addresses that are not called
 _LEAVE_TIMEOUT = 2.0  # for the registry to take everything back
 _PATIENCE = 10.0  # for all that one user unpublishes at a time; SOFARPC waits for each answer
 _MOST_PATIENT = 1000  # users
@@ -108,6 +112,8 @@ class Takeover(Watcher):
         self._timer: asyncio.TimerHandle | None = None
         self._table = NOTHING_FOUND
         self._applying: asyncio.Task[None] | None = None
+        self._building: asyncio.Task[None] | None = None  # a table that takes longer
+        self._pause = _PAUSE
         self._ending: set[asyncio.Task[None]] = set()
         self._waits: dict[int, float] = {}  # until when its unpublishes wait, by user
 
@@ -245,10 +251,14 @@ class Takeover(Watcher):
 
     async def settled(self) -> None:
         """Returns when requests go as the table is now; not later than after a second."""
-        if self._stale:
-            self._build()
-        if self._applying is not None:
-            await asyncio.wait([self._applying], timeout=_SETTLE_TIMEOUT)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_TIMEOUT):
+                while self._building is not None:
+                    await asyncio.wait([self._building])
+                if self._stale:
+                    self._build()
+                for task in filter(None, (self._building, self._applying)):
+                    await asyncio.wait([task])
 
     async def _withdraw(self, registrations: Sequence[Registration]) -> None:
         if self._client.state == "connected":
@@ -273,6 +283,9 @@ class Takeover(Watcher):
         for task in list(self._ending):
             task.cancel()
         await asyncio.gather(*self._ending, return_exceptions=True)
+        if self._building is not None:
+            self._building.cancel()
+            await asyncio.wait([self._building])
         if self._timer is not None:
             self._timer.cancel()
         await self._client.stop()
@@ -310,6 +323,8 @@ class Takeover(Watcher):
                 "type": self._config.registry.type,
                 "description": self._registry.description,
                 "state": self._client.state,
+                "instances": self._client.instances,
+                "cut": self._client.cut,
             },
             "advertised": str(self.address),
             "published": sum(role is Role.PUBLISHED for role, _ in self._services),
@@ -324,7 +339,7 @@ class Takeover(Watcher):
         key = ServiceKey.parse(protocol, name)
         if (_ROLES[role], key) not in self._services:
             return {}
-        return describe(self.table, _ROLES[role], key, self._is_registered)
+        return describe(self.table, _ROLES[role], key, self._is_registered, self._client.is_cut)
 
     def _is_registered(self, service: ServiceKey) -> bool:
         registration = self._registered.get(service)
@@ -356,7 +371,7 @@ class Takeover(Watcher):
 
     @override
     def changed(self) -> None:
-        self._schedule(_PAUSE)
+        self._schedule(self._pause)
 
     def _register(self, service: ServiceKey) -> None:
         """As its publications are now: one registration for all of them."""
@@ -398,10 +413,38 @@ class Takeover(Watcher):
             self._timer = asyncio.get_running_loop().call_later(delay, self._build)
 
     def _build(self) -> None:
+        """Makes a table of what is known now; one that is under way is followed by another."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        table = self._look_again()
+        if self._building is not None:
+            return  # it looks again when it is done
+        if sum(len(self.table.instances_of(service)) for service in self._stale) > _MANY:
+            self._building = asyncio.get_running_loop().create_task(self._build_beside())
+        else:
+            self._tell(self._look_again())
+            self._pause = _PAUSE
+
+    async def _build_beside(self) -> None:
+        """As ``_build``, while the loop goes on."""
+        began = time.monotonic()
+        try:
+            questions = self._questions(time.time())
+            for question, selection in await in_background(lambda: _answered(questions)):
+                self._take(question, selection)
+            self._tell(self._table_now())
+            if self._applying is not None:
+                await asyncio.wait([self._applying])
+        except Exception:
+            log.exception("requests go where they went before")
+        finally:
+            self._building = None
+            # However much changes, others have as much time as this takes.
+            self._pause = min(max(_PAUSE, time.monotonic() - began), _LONGEST_PAUSE)
+            if self._stale:
+                self._schedule(self._pause)
+
+    def _tell(self, table: FoundServices) -> None:
         if table != self._table:
             self._table = table
             self._applying = self._found(table)
@@ -409,24 +452,34 @@ class Takeover(Watcher):
             self._schedule(max(_PAUSE, min(self._changes.values()) - time.time()))
 
     def _look_again(self) -> FoundServices:
-        now = time.time()
-        self._stale.update(key for key, at in self._changes.items() if at <= now)
-        if self._stale:
-            self._look_at_own()
-        for service in self._stale:
-            self._build_service(service, now)
-        self._stale.clear()
+        for question, selection in _answered(self._questions(time.time())):
+            self._take(question, selection)
+        return self._table_now()
+
+    def _table_now(self) -> FoundServices:
         return FoundServices(tuple(self._services.values()), self._passed())
+
+    def _questions(self, now: float) -> list[_Question]:
+        """Of which instances of what is stale endpoints are to be chosen."""
+        self._stale.update(key for key, at in self._changes.items() if at <= now)
+        stale, self._stale = self._stale, set()
+        if stale:
+            self._look_at_own()
+        return [
+            each for each in (self._question(service, now) for service in stale) if each is not None
+        ]
 
     def _look_at_own(self) -> None:
         hosts = local_hosts()
-        self._endpoints.own = {
+        own = {
             address: what
             for listener, what in self._own.items()
             for address in (listener, *expand(listener, hosts))
         }
+        self._endpoints = replace(self._endpoints, own=own)  # a thread may have the one before
 
-    def _build_service(self, service: ServiceKey, now: float) -> None:
+    def _question(self, service: ServiceKey, now: float) -> _Question | None:
+        """None where nobody wants it. What is published of it needs no choice."""
         publications = list(self.table.published_of(service))
         local = [each.address for each in publications if each.alive] or [
             each.address for each in publications if not each.taken
@@ -438,12 +491,19 @@ class Takeover(Watcher):
         self._changes.pop(service, None)
         if not self.table.is_subscribed(service):
             self._services.pop((Role.SUBSCRIBED, service), None)
-            return
-        selection = self._endpoints.select(self.table.instances_of(service), local, now)
+            return None
         wait = 0 if self.table.is_known(service) else round(self._settings.await_timeout * 1000)
+        return _Question(
+            service, self.table.instances_of(service), local, wait, self._endpoints, now
+        )
+
+    def _take(self, question: _Question, selection: Selection) -> None:
+        service = question.service
+        if not self.table.is_subscribed(service):
+            return  # any more
         self._put(
             FoundService(
-                *(service, Role.SUBSCRIBED, selection.endpoints, wait),
+                *(service, Role.SUBSCRIBED, selection.endpoints, question.wait),
                 zones=selection.zones,
                 warming=selection.warming,
             )
@@ -459,7 +519,9 @@ class Takeover(Watcher):
 
     def _warn(self, service: ServiceKey, refused: Sequence[tuple[Address, str]]) -> None:
         for address, reason in refused:
-            if address not in self._warned and len(self._warned) < 1000:
+            if len(self._warned) >= _MOST_WARNINGS:
+                return
+            if address not in self._warned:
                 self._warned.add(address)
                 log.warning(
                     "the registry says that %s is at %s, which is not called: %s",
@@ -484,6 +546,25 @@ class Takeover(Watcher):
             each.service.protocol == "dubbo" for each in self.table.publications
         )
         return (("dubbo", "*" if by_itself else _METADATA_SERVICE, ports["dubbo"]),)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """Which endpoints a service that is subscribed has."""
+
+    service: ServiceKey
+    instances: tuple[Instance, ...]
+    local: Sequence[Address]
+    wait: int
+    endpoints: Endpoints
+    now: float
+
+
+def _answered(questions: Sequence[_Question]) -> list[tuple[_Question, Selection]]:
+    """In any thread."""
+    return [
+        (each, each.endpoints.select(each.instances, each.local, each.now)) for each in questions
+    ]
 
 
 def _key(wanted: WantedService) -> ServiceKey:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -121,8 +121,12 @@ class Shown:
     def services(self, *, only_used: bool = False) -> Iterator[Sequence[ServiceSums]]:
         return self._pieces(self.service_sums)
 
-    def endpoints(self, *, only_used: bool = False) -> Iterator[Sequence[EndpointSums]]:
-        return self._pieces(self.endpoint_sums)
+    def endpoints(
+        self, *, only_used: bool = False, of: Container[int] | None = None
+    ) -> Iterator[Sequence[EndpointSums]]:
+        return self._pieces(
+            [each for each in self.endpoint_sums if of is None or each.service in of]
+        )
 
     def service_details(self, service: ServiceSums) -> dict[str, Any]:
         return self.details.get(service.name, {})

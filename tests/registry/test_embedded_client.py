@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -16,11 +17,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pysidecar.address import Address
 from pysidecar.cli import main
 from pysidecar.config import RegistryEntry
 from pysidecar.registry import MAX_INSTANCES, RegistryError, make_registry
+from pysidecar.registry.embedded import wire
 from pysidecar.registry.service import Instance, Registration, ServiceKey
 from tests.registry.sides import Side
 from tests.registry.test_embedded import ServedEmbedded
@@ -238,3 +242,57 @@ def test_sessions_inside_end_with_what_they_registered() -> None:
         await watching.close()
 
     asyncio.run(run())
+
+
+# ---- long lines ----
+
+_texts = st.text(st.characters(codec="utf-8"), max_size=8)
+_told = st.builds(
+    Instance,
+    st.sampled_from([Address("10.0.0.1", 1), Address("2001:db8::1", 65535)]),
+    weight=st.integers(0, 10_000),
+    started=st.floats(0, 1 << 40),
+    zone=_texts,
+    metadata=st.dictionaries(_texts, _texts).map(lambda found: tuple(sorted(found.items()))),
+)
+
+
+@given(_texts.filter(bool), st.lists(_told), st.sampled_from([None, 0, 3]))
+def test_a_long_push_is_read_as_a_short_one(
+    name: str, instances: list[Instance], indent: int | None
+) -> None:
+    service = ServiceKey("http", name, version='"instances":[', group="\\")
+    plain = {
+        "service": wire.plain_service(service),
+        "instances": list(map(wire.plain_instance, instances)),
+    }
+    line = json.dumps(plain, indent=indent).encode()
+    assert wire.read_long_push(line) == (service, instances)
+    short = json.dumps(plain, separators=(",", ":"), ensure_ascii=False).encode()
+    assert wire.read_long_push(short) == (service, instances)
+
+
+@given(st.binary(max_size=40), st.integers(0, 1000))
+def test_nothing_in_a_long_push_is_a_crash(noise: bytes, at: int) -> None:
+    whole = push(*[{"address": "10.0.0.1:1"}] * 20)
+    with contextlib.suppress(ValueError):
+        wire.read_long_push(whole[:at] + noise + whole[at + len(noise) :])
+
+
+@pytest.mark.parametrize(
+    "instances",
+    [
+        b"{}",
+        b'{"address":"10.0.0.1:1"} {"address":"10.0.0.1:1"}',
+        b'{"address":"10.0.0.1:1"},,{"address":"10.0.0.1:1"}',
+        b'{"address":"10.0.0.1:1"}',  # and no end
+        b'{"address":"10.0.0.1:1","zone":"%b"}]}' % (b"z" * 200_000),
+        b"[" * 200_000,
+        b" " * 400_000,
+    ],
+    ids=itertools.count(),
+)
+def test_a_long_push_that_is_none_is_an_error(instances: bytes) -> None:
+    said = b'{"service":{"protocol":"http","name":"a"},"instances":[' + instances
+    with pytest.raises(ValueError, match=r"."):
+        wire.read_long_push(said)

@@ -19,7 +19,8 @@ from pysidecar.registry.service import Instance, Registration, ServiceKey
 __all__ = ["RemoteRegistry"]
 
 _OPEN_TIMEOUT: Final = 4.5  # seconds, for all addresses together
-_LONG_LINE: Final = 131072  # bytes, from which on reading it takes the event loop too long
+_LONG_LINE: Final = 32768  # bytes, from which on reading it takes the event loop too long
+_TURN: Final = 0.005  # seconds of reading one line after the other until others have their turn
 
 
 class RemoteRegistry(Registry):
@@ -157,14 +158,14 @@ class _RemoteSession(Session):
             self.lose(str(error))
 
     async def _read(self) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _TURN
         try:
             while True:
-                line = await self._reader.readuntil(b"\n")
-                if len(line) < _LONG_LINE:
-                    taken = _taken(line)
-                else:
-                    taken = await in_background(lambda line=line: _taken(line))  # type: ignore[misc]
-                self._take(*taken)
+                await self._take(await self._reader.readuntil(b"\n"))
+                if loop.time() > until:  # reading and taking what is there already does not wait
+                    await asyncio.sleep(0)
+                    until = loop.time() + _TURN
         except asyncio.IncompleteReadError:
             self.lose("it closed the connection")
         except asyncio.LimitOverrunError:
@@ -174,16 +175,26 @@ class _RemoteSession(Session):
         except OSError as error:
             self.lose(os.strerror(error.errno or 0))
 
-    def _take(
-        self, message: dict[str, Any], pushed: tuple[ServiceKey, list[Instance]] | None
-    ) -> None:
-        if pushed is not None:
-            if pushed[0] in self._watched:
-                self._pushed(*pushed)
+    async def _take(self, line: bytes) -> None:
+        if len(line) >= _LONG_LINE:
+            self._push(*await in_background(lambda: wire.read_long_push(line)))
+            return
+        message = wire.read_line(line)
+        if "service" in message:
+            instances = message.get("instances")
+            if not isinstance(instances, list):
+                raise ValueError("expected instances")
+            self._push(
+                wire.read_service(message["service"]), list(map(wire.read_instance, instances))
+            )
         elif isinstance(reason := message.get("closing"), str):
             self.lose(reason)
         elif (future := self._waiting.get(_number(message))) is not None and not future.done():
             future.set_result(message)
+
+    def _push(self, service: ServiceKey, instances: list[Instance]) -> None:
+        if service in self._watched:
+            self._pushed(service, instances)
 
     def lose(self, reason: str) -> None:
         """It is of no use any more."""
@@ -198,20 +209,6 @@ class _RemoteSession(Session):
             if not future.done():
                 future.set_exception(RegistryError(reason))
         self._writer.transport.abort()
-
-
-def _taken(line: bytes) -> tuple[dict[str, Any], tuple[ServiceKey, list[Instance]] | None]:
-    """A message, and what it pushes. Raises ValueError."""
-    message = wire.read_line(line)
-    if "service" not in message:
-        return message, None
-    instances = message.get("instances")
-    if not isinstance(instances, list):
-        raise ValueError("expected instances")
-    return message, (
-        wire.read_service(message["service"]),
-        list(map(wire.read_instance, instances)),
-    )
 
 
 def _number(message: dict[str, Any]) -> int:

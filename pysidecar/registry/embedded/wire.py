@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any, Final, NoReturn
 
 from pysidecar.address import Address
+from pysidecar.registry import MAX_INSTANCES
 from pysidecar.registry.known import MAX_WEIGHT
 from pysidecar.registry.service import Instance, ServiceKey
 
@@ -20,6 +22,7 @@ __all__ = [
     "read_address",
     "read_instance",
     "read_line",
+    "read_long_push",
     "read_service",
     "text_of",
     "text_of_instance",
@@ -32,6 +35,10 @@ MOST_BYTES_OF_ANSWER: Final = 16 << 20
 TIMEOUTS: Final = (0.5, 600.0)
 """Seconds that a client may ask for; others are taken for the nearer one of these."""
 
+_MOST_HEAD = 16384  # characters of a push before its instances
+_WINDOW = 2 * MOST_BYTES_OF_REQUEST  # characters; an instance came in a request
+_INSTANCES = re.compile(r'"instances"\s*:\s*\[')
+_SPACE = re.compile(r"[ \t\r\n]*")
 _MOST_METADATA = 128
 _LENGTHS = {"protocol": 32, "name": 512, "version": 128, "group": 128, "zone": 256}
 
@@ -40,15 +47,59 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
 
 
+_decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def read_line(line: bytes) -> dict[str, Any]:
     """Raises ValueError."""
     try:
-        message = json.loads(line, parse_constant=_refuse_constant)
+        message = _decoder.decode(line.decode())
     except RecursionError:
         raise ValueError("expected less depth") from None
     if not isinstance(message, dict):
         raise ValueError("expected a JSON object")
     return message
+
+
+def read_long_push(line: bytes) -> tuple[ServiceKey, list[Instance]]:
+    """A line that tells of very many instances, for any thread: the interpreter's lock is held for
+    one after the other, and not for all of it. Those beyond MAX_INSTANCES + 1 are not read. Raises
+    ValueError."""
+    text = line.decode()
+    found = _INSTANCES.search(text, 0, _MOST_HEAD)
+    if found is None:
+        raise ValueError("expected a shorter line")
+    head = read_line((text[: found.end()] + "]}").encode())
+    return read_service(head.get("service")), _read_instances(text, found.end())
+
+
+def _read_instances(text: str, begin: int) -> list[Instance]:
+    instances: list[Instance] = []
+    window, at, is_next = text[begin : begin + _WINDOW], 0, True
+    while len(instances) <= MAX_INSTANCES:
+        if at > _WINDOW // 2:
+            begin += at
+            window, at = text[begin : begin + _WINDOW], 0
+        at = _after_space(window, at)
+        if window[at : at + 1] == "]":
+            break
+        if not is_next:
+            raise ValueError("expected a comma between instances")
+        try:
+            plain, at = _decoder.raw_decode(window, at)
+        except RecursionError:
+            raise ValueError("expected less depth") from None
+        instances.append(read_instance(plain))
+        at = _after_space(window, at)
+        is_next = window[at : at + 1] == ","
+        at += is_next
+    return instances
+
+
+def _after_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    assert found is not None
+    return found.end()
 
 
 def text_of(plain: Any) -> str:
