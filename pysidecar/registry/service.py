@@ -27,10 +27,16 @@ class ServiceKey:
     """Of dubbo; empty: none. Of bolt the registry's group, where it is not the default one."""
 
     @classmethod
+    def named(cls, protocol: str, name: str, version: str = "", group: str = "") -> ServiceKey:
+        """From what people and programs write: names of HTTP are without regard to case, as hosts
+        are, and stand in lower case here and in registries."""
+        return cls(protocol, name.lower() if protocol == "http" else name, version, group)
+
+    @classmethod
     def parse(cls, protocol: str, text: str) -> ServiceKey:
         """From what ``str`` makes of it; of bolt and http, text is the name as a whole."""
         if protocol != "dubbo":
-            return cls(protocol, text)
+            return cls.named(protocol, text)
         group, _, name = text.rpartition("/")
         name, _, version = name.partition(":")
         return cls(protocol, name, version, group)

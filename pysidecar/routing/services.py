@@ -505,7 +505,7 @@ def _pack_found(
         if header == "host":
             match.exactly(lib.DP_SUBJECT_HOST, key.name.lower())
         else:
-            match.exactly(lib.DP_SUBJECT_HEADER, key.name, header=header)
+            match.exactly(lib.DP_SUBJECT_NAME_HEADER, key.name, header=header)
     else:
         match.exactly(lib.DP_SUBJECT_TARGET, key.name)
     if key.protocol == "dubbo":
@@ -552,7 +552,7 @@ def _pack_passed(passed: tuple[str, str, Address], numbers: ServiceNumbers, head
     elif header == "host":
         match.like(lib.DP_SUBJECT_HOST, name.lower())
     else:
-        match.like(lib.DP_SUBJECT_HEADER, name, header=header)
+        match.like(lib.DP_SUBJECT_NAME_HEADER, name, header=header)
     return _Found(
         source=passed,
         header=header,

@@ -105,7 +105,7 @@ def service_key(protocol: str, name: str, group: str, version: str = "") -> Serv
     """For a name as applications write it. Of dubbo that is the interface, or what SOFARPC makes of
     one, ``interface:version:uniqueId``, whose unique id it has for Dubbo's group."""
     if protocol == "http":
-        return ServiceKey(protocol, name.lower())
+        return ServiceKey.named(protocol, name)
     if protocol == "bolt":
         return ServiceKey(protocol, name, group="" if group in _DEFAULT_GROUPS else group)
     interface, _, rest = name.partition(":")

@@ -568,7 +568,7 @@ def _answered(questions: Sequence[_Question]) -> list[tuple[_Question, Selection
 
 
 def _key(wanted: WantedService) -> ServiceKey:
-    return ServiceKey(wanted.protocol, wanted.service, wanted.version, wanted.group)
+    return ServiceKey.named(wanted.protocol, wanted.service, wanted.version, wanted.group)
 
 
 def _demanded(service: DemandedService) -> ServiceKey:

@@ -91,8 +91,10 @@ def test_http_services_are_named_by_the_host_or_another_header(router: Router) -
     assert where(router, Request(service="x")) is None
     by_header = parse("takeover: {host_header: X-Service}")
     use(router, one, other, config=by_header)  # though the services are the same
-    named = (("x-service", "Orders.example.com"),)
-    assert where(router, Request(service="x", headers=named)) is one
+    for name in ("Orders.example.com", "ORDERS.example.com"):  # without regard to case, like hosts
+        named = (("x-service", name),)
+        assert where(router, Request(service="x", headers=named)) is one
+    assert where(router, Request(service="x", headers=(("x-service", "orders"),))) is None
     assert where(router, Request(service="orders.example.com")) is None
 
 

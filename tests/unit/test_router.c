@@ -674,7 +674,7 @@ static void test_what_is_not_consistent_is_refused(void **state)
     REFUSES(written.headers[0].value, written.table.text_count);
     REFUSES(written.targets[0].service, 1);
     REFUSES(written.targets[0].weight, 0);
-    REFUSES(written.predicates[0].subject, DP_SUBJECT_TARGET + 1);
+    REFUSES(written.predicates[0].subject, DP_SUBJECT_NAME_HEADER + 1);
     REFUSES(written.predicates[0].pattern, DP_PATTERN_ANY);
     REFUSES(written.predicates[0].name, written.table.text_count);
     REFUSES(written.predicates[0].value, written.table.text_count);

@@ -344,6 +344,8 @@ enum dp_subject {
     DP_SUBJECT_GROUP,   /* Dubbo */
     /* Bolt, Dubbo: the service exactly as the request names it; Bolt's has its version. */
     DP_SUBJECT_TARGET,
+    /* HTTP: a header in which clients name the service; without regard to case, like a host. */
+    DP_SUBJECT_NAME_HEADER,
 };
 
 enum dp_pattern {
@@ -356,7 +358,7 @@ enum dp_pattern {
 struct dp_predicate {
     uint32_t subject;     /* enum dp_subject */
     uint32_t pattern;     /* enum dp_pattern */
-    uint32_t name;        /* DP_SUBJECT_HEADER: a text */
+    uint32_t name;        /* DP_SUBJECT_HEADER, DP_SUBJECT_NAME_HEADER: a text */
     uint32_t value;       /* a text */
     uint32_t alternative; /* to the one before it */
 };

@@ -64,7 +64,7 @@ static bool handling_is_consistent(const struct dp_handling *handling)
 static bool predicate_is_consistent(const struct dp_predicate *predicate,
                                     const struct dp_services *from)
 {
-    return predicate->subject <= DP_SUBJECT_TARGET && predicate->pattern <= DP_PATTERN_ANY &&
+    return predicate->subject <= DP_SUBJECT_NAME_HEADER && predicate->pattern <= DP_PATTERN_ANY &&
            (predicate->pattern != DP_PATTERN_ANY || predicate->subject == DP_SUBJECT_HEADER) &&
            predicate->name < from->text_count && predicate->value < from->text_count;
 }

@@ -111,7 +111,8 @@ static bool glob_matches(struct text glob, struct text text, bool fold)
 
 static bool text_matches(const struct predicate *predicate, struct text text)
 {
-    bool fold = predicate->subject == DP_SUBJECT_HOST;
+    bool fold =
+        predicate->subject == DP_SUBJECT_HOST || predicate->subject == DP_SUBJECT_NAME_HEADER;
 
     if (predicate->pattern == DP_PATTERN_GLOB)
         return glob_matches(predicate->value, text, fold);
@@ -151,6 +152,7 @@ static bool predicate_matches(const struct predicate *predicate, const struct me
     case DP_SUBJECT_METHOD:
         return text_matches(predicate, request->method);
     case DP_SUBJECT_HEADER:
+    case DP_SUBJECT_NAME_HEADER:
         return header_matches(predicate, request);
     case DP_SUBJECT_SERVICE:
         return text_matches(predicate, names->full) || text_matches(predicate, names->interface);
@@ -265,6 +267,11 @@ static bool is_name(enum dp_subject subject)
            subject == DP_SUBJECT_TARGET;
 }
 
+static bool is_header(enum dp_subject subject)
+{
+    return subject == DP_SUBJECT_HEADER || subject == DP_SUBJECT_NAME_HEADER;
+}
+
 /* Of a host or a service. False: a rule with that predicate has none. Of services only beginnings
  * are looked for, since they end with their version or without. */
 static bool key_of_name(enum dp_protocol protocol, const struct predicate *predicate,
@@ -328,7 +335,7 @@ static bool key_of(struct rulebook *book, enum dp_protocol protocol,
             book->ends[protocol] |= UINT32_C(1) << key->labels;
         return true;
     }
-    if (predicate->subject != DP_SUBJECT_HEADER || predicate->pattern != DP_PATTERN_EXACT ||
+    if (!is_header(predicate->subject) || predicate->pattern != DP_PATTERN_EXACT ||
         !index_header(book, protocol, predicate->name))
         return false;
     *key = (struct key){HEADER, hash_header(protocol, predicate->name, predicate->value), 0};
