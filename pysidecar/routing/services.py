@@ -322,14 +322,16 @@ def _pack_configured(
     left = iter(told)
     for name, service in config.services.items():
         number = numbers.of(name, service.protocol)
-        own = (
-            _found_endpoints(next(left), _zone(service, config))
-            if service.subscribe
-            else _own_endpoints(service)
-        )
+        await_ms = 0
+        if service.subscribe:
+            told_of = next(left)
+            own = _found_endpoints(told_of, _zone(service, config))
+            await_ms = _await(told_of, config)
+        else:
+            own = _own_endpoints(service)
         span = (len(endpoints), len(own))
         resilience = resiliences.add(service)
-        fixed = _service(number, texts.add(name), service, texts, span)
+        fixed = _service(number, texts.add(name), service, texts, await_ms, span)
         services.append((*fixed, resilience, *_policy(service)))
         endpoints.extend(own)
     rules = _Rules(texts, places)
@@ -362,14 +364,27 @@ def _pack_configured(
     return _Configured(config, tuple(listeners), told, packed)
 
 
+def _await(service: FoundService | None, config: Config) -> int:
+    """Milliseconds for which a request waits to hear where the service is."""
+    if service is not None:
+        return service.await_ms
+    assert config.takeover is not None
+    return _milliseconds(config.takeover.await_timeout)
+
+
 def _service(
-    number: int, name: int, service: ServiceEntry, texts: _Texts, endpoints: tuple[int, int]
+    number: int,
+    name: int,
+    service: ServiceEntry,
+    texts: _Texts,
+    await_ms: int,
+    endpoints: tuple[int, int],
 ) -> tuple[int, ...]:
     """``endpoints``: the index of its first one, and how many there are."""
     return (
         *(number, name, _PROTOCOLS[service.protocol], _BALANCES[service.balance.kind]),
         texts.add(service.balance.header),
-        *(*_limits(service), 0),
+        *(*_limits(service), await_ms),
         *(*endpoints, ServiceRole.CONFIGURED),
     )
 

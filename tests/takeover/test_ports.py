@@ -40,9 +40,10 @@ WIRES = {"bolt": BOLT, "dubbo": DUBBO}
 class Ports:
     """A data plane with nothing but the ports."""
 
-    def __init__(self, config: str = "") -> None:
+    def __init__(self, config: str = "", more: str = "") -> None:
         takeover = f"{{consumer: '127.0.0.1:0', provider: '0.0.0.0:0'{config}}}"
-        self.config = parse(f"takeover: {takeover}\nlisteners: [{{listen: '127.0.0.1:0'}}]")
+        listeners = "[{listen: '127.0.0.1:0'}]"
+        self.config = parse(f"takeover: {takeover}\nlisteners: {listeners}\n{more}")
         self.numbers = ServiceNumbers()
         self.listeners = ServiceListeners(self.config)
         self.listeners.open()
@@ -315,6 +316,27 @@ def test_an_unknown_service_is_waited_for(demanding: Ports, protocol: str) -> No
         assert status() == good(protocol)
         eventually(lambda: demanding.last()[1:] == (str(key), ()))
     assert call(demanding.provider, protocol) != good(protocol)  # there nobody waits
+
+
+@pytest.mark.parametrize("protocol", SERVICES)
+def test_a_configured_service_is_waited_for_that_is_subscribed(protocol: str) -> None:
+    """As one is that an application subscribed."""
+    key = SERVICES[protocol]
+    mine = f"services: {{mine: {{protocol: {protocol}, subscribe: '{key}'}}}}"
+    ports = Ports(", await_timeout: 20s", f"{mine}\nrequests: [{{services: mine}}]")
+    try:
+        with application(protocol) as address:
+            status = in_background(lambda: call(ports.consumer, protocol))
+            eventually(lambda: ports.plane.counters().accepted)
+            ports.find(FoundServices((FoundService(key, Role.SUBSCRIBED, (), 20_000),)))
+            ports.add(Role.SUBSCRIBED, protocol, address)
+            assert status() == good(protocol)
+            eventually(lambda: ports.last()[1:] == ("mine", ()))
+        ports.find(FoundServices((FoundService(key, Role.SUBSCRIBED, (), 50),)))
+        assert call(ports.consumer, protocol) != good(protocol)
+        eventually(lambda: ports.last()[2] == (Flag.NO_ENDPOINT,))
+    finally:
+        ports.close()
 
 
 def test_a_body_waits_with_its_head(demanding: Ports) -> None:
