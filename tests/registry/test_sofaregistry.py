@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -15,11 +16,13 @@ from typing_extensions import override
 from pysidecar.address import Address
 from pysidecar.registry.service import Instance, Registration, ServiceKey
 from tests.interop.servers import free_port
+from tests.mesh.support import Pod
 from tests.registry.contract import BACK_WITHIN, Contract, Served, Way, instance
 from tests.registry.relay import Relay
 from tests.registry.sides import Side
 from tests.registry.sofaregistry_server import SofaRegistryServer
-from tests.requests.programs import Program, registered_dubbo, sofa
+from tests.requests.programs import Answer, Program, registered_dubbo, sofa
+from tests.takeover.pods import API, PROVIDER, Site, peers, sites
 from tests.waiting import eventually
 
 # The server starts in 15 s on two processors that are idle, and once for all tests of this file.
@@ -256,6 +259,86 @@ def test_a_consumer_of_sofarpc_finds_us(served: _Served, sofarpc: Program) -> No
         assert answer["value"].endswith("ours hello"), answer
         side.unregister(provided)
         eventually(lambda: "error" in sofarpc.call(**call), "the end of it")
+
+
+# ---- a whole sidecar ----
+
+_APPLICATION = 12200  # where SOFARPC is expected that tells its sidecar no port
+
+
+@dataclass
+class Taken:
+    """A pod with a sidecar, which is the server's own namespace; and SOFARPC in it, which knows of
+    no registry but that sidecar."""
+
+    site: Site
+    program: Program
+
+    def ask(self, op: str, **values: str | int) -> Answer:
+        at = {"registry": "mesh", "at": f"http://127.0.0.1:{API}"}
+        return self.program.ask(op, library="sofarpc", application="taken", **at, **values)
+
+
+@pytest.fixture(scope="module")
+def taken(served: _Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Taken]:
+    pod = Pod(served.server.namespace, served.address.host, "")
+    registry = f'type: sofaregistry, address: "{served.address}"'
+    directory = tmp_path_factory.mktemp("taken")
+    with (
+        sites([pod], directory, registry, session_timeout="20s") as (site,),
+        sofa(prefix=site.prefix) as program,
+    ):
+        yield Taken(site, program)
+
+
+_ECHO: dict[str, str | int] = {"method": "echo", "text": "hi", "timeout": 5000}
+
+
+def test_sofarpc_without_a_sidecar_calls_a_provider_that_has_one(
+    served: _Served, sofarpc: Program, taken: Taken
+) -> None:
+    where = {"library": "sofarpc", "registry": "sofa", "at": str(served.address)}
+
+    def call() -> Answer:
+        return sofarpc.call(**where, service="behind", **_ECHO)
+
+    assert not taken.ask("serve", port=_APPLICATION, name="taken", services="behind")
+    eventually(lambda: "value" in call(), lambda: f"{call()} {taken.site.sidecar.log}", 60.0)
+    assert call() == {"value": "taken/behind hi"}
+    record = taken.site.latest_request()
+    assert (record["direction"], record["path"]) == ("inbound", "peer.Echo:1.0:behind")
+    assert record["upstream"] == f"127.0.0.1:{_APPLICATION}"
+    assert record["source"].startswith(f"{served.host}:")
+    assert peers(taken.site.pod, _APPLICATION) == {"::ffff:127.0.0.1"}  # the sidecar only
+    assert served.host in peers(taken.site.pod, PROVIDER)
+    assert not taken.ask("stop", name="taken")
+    eventually(lambda: "error" in call(), "its leave")
+
+
+def test_a_consumer_with_a_sidecar_calls_a_provider_of_sofarpc_that_has_none(
+    served: _Served, sofarpc: Program, taken: Taken
+) -> None:
+    port = free_port()
+    where = {"library": "sofarpc", "registry": "sofa", "at": str(served.address)}
+    served_at: dict[str, str | int] = {"host": served.host, "port": port}
+    assert not sofarpc.ask("serve", name="bare", services="bare", **served_at, **where)
+
+    def call() -> Answer:
+        answer = taken.ask("call", service="bare", **_ECHO)
+        answer.pop("ms", None)
+        return answer
+
+    eventually(lambda: "value" in call(), lambda: f"{call()} {taken.site.sidecar.log}", 60.0)
+    assert call() == {"value": "bare/bare hi"}
+    record = taken.site.latest_request()
+    assert (record["direction"], record["upstream"]) == ("outbound", f"{served.host}:{port}")
+    assert not sofarpc.ask("stop", name="bare")
+
+    def no_endpoint() -> bool:
+        call()
+        return "no_endpoint" in taken.site.latest_request()["flags"]
+
+    eventually(no_endpoint, "its leave")
 
 
 # ---- Dubbo ----

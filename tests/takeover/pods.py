@@ -37,7 +37,7 @@ API, DUBBO_API, CONSUMER, PROVIDER = 13330, 22222, 12220, 20881
 REGISTRY = 15010
 _TAKEOVER = """
 takeover: {{dubbo_api: "127.0.0.1:{dubbo_api}", consumer: "127.0.0.1:{consumer}"{more}}}
-registry: {{{registry}, session_timeout: 2s}}
+registry: {{{registry}, session_timeout: {session_timeout}}}
 outbound:
   when_away: wait:30s
 """
@@ -101,6 +101,7 @@ def sites(
     *,
     started: Sequence[int] | None = None,
     takeover: Mapping[int, str] | None = None,
+    session_timeout: str = "2s",
 ) -> Iterator[list[Site]]:
     """Sidecars in those pods, of which ``started`` (by default all) run. ``registry`` is the
     section of that name, without its braces; ``takeover`` more of that one, by pod."""
@@ -108,7 +109,11 @@ def sites(
     for index, pod in enumerate(pods):
         more = (takeover or {}).get(index, "")
         config = _TAKEOVER.format(
-            dubbo_api=DUBBO_API, consumer=CONSUMER, registry=registry, more=more and f", {more}"
+            dubbo_api=DUBBO_API,
+            consumer=CONSUMER,
+            registry=registry,
+            session_timeout=session_timeout,
+            more=more and f", {more}",
         )
         made.append(Site(pod, PodSidecar(pod, directory, config)))
     with contextlib.ExitStack() as stack:

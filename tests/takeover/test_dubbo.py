@@ -54,6 +54,7 @@ def _zookeeper(pod: Pod, directory: Path) -> Iterator[None]:
 
 @dataclass
 class Mesh:
+    registry: str
     providers: dict[int, Site]
     consumer: Site
     provider_programs: dict[int, Program]
@@ -88,7 +89,8 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
                 takeover={0: _PUBLISHED},
             )
         )
-        here = Mesh({2: two, 3: three}, consumer, {}, {})
+        registry = f"zookeeper://{address}"
+        here = Mesh(registry, {2: two, 3: three}, consumer, {}, {})
         for version, site in here.providers.items():
             here.provider_programs[version] = stack.enter_context(
                 programs.registered_dubbo(version, site.prefix if version == 2 else site.hooked)
@@ -96,7 +98,6 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
             here.consumers[version] = stack.enter_context(
                 programs.registered_dubbo(version, consumer.prefix)
             )
-        registry = f"zookeeper://{address}"
         for version, provider in here.provider_programs.items():
             provider.ask(
                 "begin",
@@ -183,6 +184,24 @@ def test_many_at_once_each_get_their_own_answer(mesh: Mesh, version: int) -> Non
         "burst", service="2.0 ", count=500, concurrency=16, jitter=5, timeout=5000
     )
     assert burst == {"right": "500"}
+
+
+def test_a_provider_that_registers_itself_is_called_through_the_consumers_sidecar(
+    mesh: Mesh,
+) -> None:
+    """With its own address: its pod's sidecar has nothing to do with it."""
+    pod = mesh.providers[2].pod
+    own: dict[str, str | int] = {"name": "itself", "services": "2.7 own", "registry": mesh.registry}
+    assert "error" not in mesh.provider_programs[2].ask("serve", **own)
+    subscribed = {"interface": "peer.Echo", "group": "own", "version": "2.7"}
+    said = mesh.consumer.say("/sub", api=DUBBO_API, registry={}, service=subscribed)
+    assert said["err_no"] == 0, said
+    url = {"url": f"dubbo://[::1]:{CONSUMER}"}
+    mesh.settled(3, "2.7 own", **url)
+    assert mesh.call(3, "2.7 own", **url) == {"value": "itself/2.7 own hi"}
+    record = mesh.consumer.latest_request()
+    assert record["upstream"] == f"{pod.ipv4}:{_APPLICATION}"
+    assert mesh.consumer.pod.ipv4 in {each.rpartition(":")[2] for each in peers(pod, _APPLICATION)}
 
 
 def test_a_provider_that_is_killed_is_no_longer_found(mesh: Mesh) -> None:

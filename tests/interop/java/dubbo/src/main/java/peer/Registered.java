@@ -23,7 +23,8 @@ import org.apache.dubbo.config.bootstrap.DubboBootstrap;
  * is somebody else's to register it).
  *
  * <p>{@code serve}: {@code name} and {@code services}: "VERSION GROUP", separated by commas; each
- * part may be empty. {@code stop}: takes them back.
+ * part may be empty; {@code registry}, where it is another one than that of {@code begin}. {@code
+ * stop}: takes them back.
  *
  * <p>{@code call}, {@code burst}: {@code service} ("VERSION GROUP"), {@code method}, {@code text},
  * {@code timeout} in ms, {@code delay} in ms, and {@code url} (dubbo://HOST:PORT) for one that is
@@ -34,6 +35,7 @@ public final class Registered {
     private static final List<ServiceConfig<Echo>> SERVED = new CopyOnWriteArrayList<>();
     private static final Map<String, Echo> REFERENCES = new ConcurrentHashMap<>();
     private static final ExecutorService WAITING = Executors.newCachedThreadPool();
+    private static volatile boolean started;
 
     private Registered() {}
 
@@ -48,8 +50,7 @@ public final class Registered {
     private static Map<String, String> begin(Map<String, String> command) {
         ApplicationConfig application = new ApplicationConfig(command.get("application"));
         application.setQosEnable(false);
-        RegistryConfig registry = new RegistryConfig(command.get("registry"));
-        registry.setTimeout(10_000);
+        RegistryConfig registry = registry(command);
         registry.setRegister(Boolean.valueOf(command.getOrDefault("register", "true")));
         BOOTSTRAP.application(application).registry(registry);
         if (command.containsKey("port")) {
@@ -58,6 +59,12 @@ public final class Registered {
             BOOTSTRAP.protocol(new ProtocolConfig("dubbo", port));
         }
         return new HashMap<>();
+    }
+
+    private static RegistryConfig registry(Map<String, String> command) {
+        RegistryConfig registry = new RegistryConfig(command.get("registry"));
+        registry.setTimeout(10_000);
+        return registry;
     }
 
     private static Map<String, String> serve(Map<String, String> command) {
@@ -69,10 +76,18 @@ public final class Registered {
             service.setVersion(name.version());
             service.setGroup(name.group());
             service.setRef(new EchoServer(command.get("name") + "/" + text));
+            if (command.containsKey("registry")) {
+                service.setRegistry(registry(command));
+            }
             SERVED.add(service);
-            BOOTSTRAP.service(service);
+            if (started) { // what comes later is not exported by itself
+                service.export();
+            } else {
+                BOOTSTRAP.service(service);
+            }
         }
         BOOTSTRAP.start();
+        started = true;
         return new HashMap<>();
     }
 
