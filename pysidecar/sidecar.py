@@ -562,9 +562,12 @@ class Sidecar:
             self._reported.clear()
             await self._reported.wait()
 
-    async def run(self, *, until_stdin_ends: bool = False) -> None:
+    async def run(
+        self, *, until_stdin_ends: bool = False, reload_wanted: Callable[[], bool] = lambda: False
+    ) -> None:
         """Starts, and serves until SIGTERM or SIGINT, or until standard input ends; then drains, at
-        most for ``drain_timeout`` and until a second signal. SIGHUP reloads."""
+        most for ``drain_timeout`` and until a second signal. SIGHUP reloads; ``reload_wanted`` says
+        whether one came before this was called."""
         loop = asyncio.get_running_loop()
         first, second = asyncio.Event(), asyncio.Event()
 
@@ -597,6 +600,8 @@ class Sidecar:
                 log.warning("aborting %d connections that are still open", left)
         finally:
             await self.stop()
+        if self._reload_wanted or reload_wanted():  # the file was read before
+            self._on_hangup()
         log.info("stopped")
 
     async def _leave(self, aborted: asyncio.Event) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -79,6 +80,8 @@ def run(config_file: Path | None, verbose: bool, until_stdin_ends: bool) -> None
     SIGHUP            reloads the file; open connections go on
     SIGTERM, SIGINT   drains: no new connections, the open ones may finish; once more aborts them
     """
+    hangups: list[int] = []
+    signal.signal(signal.SIGHUP, lambda number, _: hangups.append(number))  # until the loop runs
     from pysidecar.background import without_collector
     from pysidecar.log import non_blocking_log, start_writing
     from pysidecar.privileges import keep_only, needed_capabilities
@@ -99,7 +102,9 @@ def run(config_file: Path | None, verbose: bool, until_stdin_ends: bool) -> None
             asyncio.Runner(loop_factory=_loop_factory()) as runner,
         ):
             sidecar = Sidecar(config, source=config_file, settle=settle)
-            runner.run(sidecar.run(until_stdin_ends=until_stdin_ends))
+            runner.run(
+                sidecar.run(until_stdin_ends=until_stdin_ends, reload_wanted=lambda: bool(hangups))
+            )
     except (StartError, ConfigError) as error:
         _fail(str(error))
 

@@ -49,6 +49,9 @@ class RunningSidecar(Launched):
     def start(self) -> None:
         self.log_file.unlink(missing_ok=True)  # of a start before, whose ports are others
         super().start()
+        self._find_addresses()
+
+    def _find_addresses(self) -> None:
         try:
             self.admin = self._logged_address(r"admin: http://(\S+)/")
             self.listener = self._logged_address(r"PROXY v2 connections: (\S+)")

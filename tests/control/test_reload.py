@@ -20,6 +20,7 @@ from pysidecar.interception.hook import ConnectHook
 from pysidecar.routing.services import ServiceNumbers
 from pysidecar.sidecar import make_tables
 from tests.control.conftest import RunningSidecar, exchange
+from tests.launching import Launched
 from tests.waiting import PATIENCE, eventually
 
 
@@ -54,6 +55,18 @@ class Gate:
         os.close(writer)
 
 
+class LateSidecar(RunningSidecar):
+    """Is there before it has read its configuration."""
+
+    def start(self) -> None:
+        self.gate = Gate(self)
+        Launched.start(self)
+
+    def wait(self) -> None:
+        """Until it serves."""
+        super()._find_addresses()
+
+
 def connect_timeout(sidecar: RunningSidecar) -> str:
     return str(sidecar.get_json("/config")["outbound"]["connect_timeout"])
 
@@ -72,6 +85,17 @@ def test_signals_during_a_reload_make_one_more(sidecar: RunningSidecar, echo: Ad
     eventually(lambda: connect_timeout(sidecar) == "8s")
     assert 'pysidecar_reloads_total{result="applied"} 2.0' in sidecar.get("/metrics")[1]
     assert sidecar.log.count("reloaded") == 2
+
+
+def test_a_signal_while_it_starts_is_not_lost(tmp_path: Path) -> None:
+    with LateSidecar(tmp_path) as sidecar:
+        eventually(sidecar.gate.is_awaited)
+        sidecar.process.send_signal(signal.SIGHUP)
+        sidecar.gate.let_read("7s")
+        sidecar.wait()
+        sidecar.gate.let_read("8s")
+        eventually(lambda: connect_timeout(sidecar) == "8s")
+        assert sidecar.log.count("reloaded") == 1
 
 
 @pytest.mark.parametrize("signals", [1, 2])
