@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote_plus
+
+from kazoo.client import KazooClient
 
 from pysidecar.address import Address
 from pysidecar.config import RegistryEntry
@@ -25,6 +30,41 @@ def answer(consumer: programs.Program, service: str) -> programs.Answer:
 
     eventually(lambda: "value" in ask(), lambda: str(ask()), 2 * PATIENCE)
     return ask()
+
+
+def _answers(consumer: programs.Program) -> set[str]:
+    """Who answers some calls."""
+    call: dict[str, str | int] = {
+        "service": "1.0 blue",
+        "method": "echo",
+        "text": "hi",
+        "timeout": 3000,
+    }
+    return {consumer.call(**call).get("value", "").partition("/")[0] for _ in range(16)}
+
+
+def _weights(side: Side, service: ServiceKey) -> list[int]:
+    return sorted(each.weight for each in (side.sees(service) or {}).values())
+
+
+def _address(side: Side, service: ServiceKey, other: Instance) -> Address:
+    """Of the one beside that other."""
+    [found] = {each for each in side.sees(service) or {} if each != other.address}
+    return found
+
+
+@contextlib.contextmanager
+def _configurator(server: ZooKeeperServer, url: str) -> Iterator[None]:
+    path = f"/dubbo/peer.Echo/configurators/{quote_plus(url)}"
+    client = KazooClient(str(server.address))
+    client.start()
+    try:
+        client.create(path, makepath=True)
+        yield
+        client.delete(path)
+    finally:
+        client.stop()
+        client.close()
 
 
 def test_dubbo_finds_us_and_we_find_dubbo(tmp_path: Path) -> None:
@@ -56,6 +96,18 @@ def test_dubbo_finds_us_and_we_find_dubbo(tmp_path: Path) -> None:
         itself.ask("serve", name="by itself", services="1.0 blue")
         eventually(lambda: len(side.sees(BLUE) or ()) == 2, lambda: str(side.sees(BLUE)))
         assert side.sees(PLAIN) == {at.address: at}
+        # Dubbo Admin's rules: who looks for providers by interface obeys them, as 2.7 does.
+        rule = f"override://{_address(side, BLUE, at)}/peer.Echo?category=configurators"
+        rule += "&dynamic=false&enabled=true&group=blue&version=1.0"
+        with _configurator(server, f"{rule}&weight=7"):
+            eventually(lambda: 7 in _weights(side, BLUE), lambda: str(side.sees(BLUE)))
+            with _configurator(server, f"{rule}&disabled=true"):
+                eventually(
+                    lambda: side.sees(BLUE) == {at.address: at}, lambda: str(side.sees(BLUE))
+                )
+                eventually(lambda: _answers(two) == {"by the sidecar"}, lambda: str(_answers(two)))
+        eventually(lambda: _weights(side, BLUE) == [100, 100], lambda: str(side.sees(BLUE)))
+        eventually(lambda: len(_answers(two)) == 2, lambda: str(_answers(two)))
         itself.ask("stop")
         eventually(lambda: side.sees(BLUE) == {at.address: at}, lambda: str(side.sees(BLUE)))
     assert not any(side.told(GREEN))

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from kazoo.exceptions import KazooException, NoNodeError
+from kazoo.exceptions import KazooException, NoAuthError, NoNodeError
 
 from pysidecar.address import Address
 from pysidecar.registry import MAX_INSTANCES, Pushed, RegistryError
@@ -28,6 +28,12 @@ from pysidecar.registry.zookeeper.applications import (
 )
 from pysidecar.registry.zookeeper.connection import Connection
 from pysidecar.registry.zookeeper.layout import Provider, Variant, read_node, variant
+from pysidecar.registry.zookeeper.overrides import (
+    Override,
+    overridden,
+    overrides_path,
+    read_override,
+)
 from pysidecar.text import printable
 
 __all__ = ["Applications", "Directory", "explain"]
@@ -38,6 +44,7 @@ _PAUSE: Final = 2.0  # seconds until what could not be read is read again
 _AT_ONCE: Final = 100  # names; to read more takes so long that a thread does it
 _REMEMBERED: Final = 30.0  # seconds for who registered by interface to come back by application
 _MAX_REVISIONS = 64  # of one application, of which metadata is kept
+_MAX_RULES = 1000  # of one interface
 
 
 def explain(error: KazooException) -> str:
@@ -267,6 +274,7 @@ class Directory(_Follower):
         self._told: dict[ServiceKey, list[Instance]] = {}
         self._nodes: dict[str, Provider | None] = {}
         self._applications: list[Application] = []
+        self._rules: list[Override] = []
         self._defined: dict[tuple[str, Variant], bool] = {}
         self._found: set[tuple[str, Variant]] = set()
         self._by_url: dict[Address, float] = {}
@@ -308,6 +316,7 @@ class Directory(_Follower):
             names_of = read_mapping(mapped) if mapped else ()
             self._applications = await self._all_applications.of(self, names_of)
             await self._read_definitions()
+            await self._read_rules()
         self._is_read = True
         self.push()
 
@@ -321,6 +330,24 @@ class Directory(_Follower):
         for problem in problems:
             self._warn(problem)
         self._nodes = {name: known[name] if name in known else read[name] for name in names}
+
+    async def _read_rules(self) -> None:
+        try:
+            names = await self._children(overrides_path(self._what))
+        except NoAuthError:
+            self._warn("configurators may not be read, so none of them holds")
+            return
+        if len(names) > _MAX_RULES:
+            self._warn(f"{len(names)} configurators, of which {_MAX_RULES} are read")
+        self._rules = []
+        for name in sorted(names)[:_MAX_RULES]:
+            try:
+                rule = read_override(name)
+            except ValueError as error:
+                self._warn(f"a configurator that is left out: {error}: {name}")
+                continue
+            if rule is not None:
+                self._rules.append(rule)
 
     async def _read_definitions(self) -> None:
         """Which applications say that they provide which of our services."""
@@ -362,6 +389,9 @@ class Directory(_Follower):
                     before is None or before.started <= instance.started
                 ):
                     found[instance.address] = instance
+            if self._rules:
+                called = overridden(found.values(), self._rules, which)
+                found = {instance.address: instance for instance in called}
             for application in self._applications:
                 defined = self._defined.get((application.name, which), False)
                 for instance in application.instances_of(self._interface, which, defined):

@@ -28,6 +28,7 @@ __all__ = [
     "directory",
     "dubbo_variant",
     "node_name",
+    "parameters_of",
     "read_node",
     "variant",
 ]
@@ -134,7 +135,7 @@ def read_node(protocol: str, name: str) -> Provider | None:
         return None  # empty://, override://, route://, or another protocol of the same interface
     place, _, query = rest.partition("?")
     address = Address.parse(place.partition("/")[0].rpartition("@")[2])
-    parameters = dict(_parameters(query))
+    parameters = dict(parameters_of(query))
     if parameters.get("disabled") == "true" or parameters.get("enabled") == "false":
         return None
     version, group = parameters.get("version", ""), parameters.get("group", "")
@@ -145,7 +146,8 @@ def read_node(protocol: str, name: str) -> Provider | None:
     return Provider(which, _instance(protocol, address, parameters), _is_ours(parameters))
 
 
-def _parameters(query: str) -> Iterator[tuple[str, str]]:
+def parameters_of(query: str) -> Iterator[tuple[str, str]]:
+    """Of a URL; the first ones, where there are very many."""
     for part in query.split("&", _MAX_PARAMETERS)[:_MAX_PARAMETERS]:
         key, _, value = part.partition("=")
         if key:
