@@ -9,8 +9,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import random
-import socket
-import threading
+import socketserver
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from pysidecar.config import RegistryEntry
 from pysidecar.registry.service import Instance, Registration, ServiceKey
 from tests.registry.relay import Relay
 from tests.registry.sides import Side, SideProcess
+from tests.serving import serving
 from tests.waiting import eventually
 
 BACK_WITHIN = 10.0
@@ -370,21 +370,11 @@ def _weights(side: Side, service: ServiceKey) -> dict[Address, int] | None:
 @contextlib.contextmanager
 def _answering(answer: bytes) -> Iterator[Address]:
     """A server that says this to everybody, reads nothing, and closes."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def serve() -> None:
-            while True:
-                try:
-                    accepted, _ = listener.accept()
-                except OSError:
-                    return
-                with accepted, contextlib.suppress(OSError):
-                    accepted.sendall(answer)
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                self.request.sendall(answer)
 
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield Address(*listener.getsockname())
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
+    with serving(Handler) as address:
+        yield address

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import socket
-import threading
+import socketserver
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from pysidecar.registry.embedded import wire
 from pysidecar.registry.service import Instance, Registration, ServiceKey
 from tests.registry.sides import Side
 from tests.registry.test_embedded import ServedEmbedded
+from tests.serving import serving
 from tests.waiting import PATIENCE, eventually
 
 ECHO = ServiceKey("bolt", "Echo:1.0")
@@ -35,37 +36,24 @@ A = Instance(Address("10.0.0.1", 20881))
 
 
 @contextlib.contextmanager
-def hostile(*lines: bytes, greeting: object = 10.0, hang: bool = False) -> Iterator[RegistryEntry]:
+def hostile(*lines: bytes, greeting: object = 10.0) -> Iterator[RegistryEntry]:
     """A registry that takes everything that it is asked for, and then says this."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def serve() -> None:
-            while True:
-                try:
-                    accepted, _ = listener.accept()
-                except OSError:
-                    return
-                with accepted, accepted.makefile("rb") as asked, contextlib.suppress(OSError):
-                    answer(accepted, asked)
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                for line in self.rfile:
+                    self.wfile.write(answer(json.loads(line)))
 
-        def answer(accepted: socket.socket, asked: Any) -> None:
-            for line in asked:
-                request = json.loads(line)
-                taken: dict[str, Any] = {"id": request["id"], "ok": True}
-                if request["do"] == "hello":
-                    taken["timeout"] = greeting
-                accepted.sendall(json.dumps(taken).encode() + b"\n")
-                if request["do"] == "subscribe":
-                    for said in lines:
-                        accepted.sendall(said)
+    def answer(request: dict[str, Any]) -> bytes:
+        taken: dict[str, Any] = {"id": request["id"], "ok": True}
+        if request["do"] == "hello":
+            taken["timeout"] = greeting
+        said = lines if request["do"] == "subscribe" else ()
+        return b"".join([json.dumps(taken).encode() + b"\n", *said])
 
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield RegistryEntry.model_validate({"address": str(Address(*listener.getsockname()))})
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
+    with serving(Handler) as address:
+        yield RegistryEntry.model_validate({"address": str(address)})
 
 
 def push(*instances: object, service: object = None) -> bytes:

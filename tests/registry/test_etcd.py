@@ -23,7 +23,7 @@ from pysidecar.registry.etcd import directory, key_of, read_instance, value_of
 from pysidecar.registry.service import Instance, Registration, ServiceKey
 from tests.registry.contract import Contract, Served, instance
 from tests.registry.servers import EtcdServer, make_certificate
-from tests.registry.sessions import Told, session_at, until
+from tests.registry.sessions import Told, check_tls, session_at, until
 from tests.registry.sides import Side
 from tests.waiting import PATIENCE, eventually
 
@@ -240,29 +240,9 @@ class EtcdWithTls(EtcdServer):
 
 
 def test_tls_is_verified_in_both_directions(tmp_path: Path) -> None:
-    service = service_named("tls")
+    registration = Registration(service_named("tls"), instance(1))
     with EtcdWithTls(tmp_path) as server:
-
-        def entry(**tls: Path) -> RegistryEntry:
-            return RegistryEntry.model_validate(
-                {
-                    "type": "etcd",
-                    "address": str(server.address),
-                    "tls": {key: str(path) for key, path in tls.items()},
-                }
-            )
-
-        async def main() -> None:
-            own = {"certificate": server.certificate, "key": server.key}
-            async with session_at(entry(ca=server.certificate, **own)) as (session, told):
-                await session.register(Registration(service, instance(1)))
-                await session.subscribe(service)
-                assert told.last[service]
-            for wrong in (entry(**own), entry(ca=server.certificate)):
-                with pytest.raises(RegistryError):
-                    await make_registry(wrong).open(Told())
-
-        asyncio.run(main())
+        check_tls("etcd", server, registration, "")
 
 
 def test_with_authentication_credentials_are_needed(tmp_path: Path) -> None:

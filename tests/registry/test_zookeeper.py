@@ -27,7 +27,7 @@ from pysidecar.registry.zookeeper.applications import read_instance, read_mappin
 from pysidecar.registry.zookeeper.layout import directory, node_name, read_node, variant
 from tests.registry.contract import Contract, Served, instance
 from tests.registry.servers import ZooKeeperServer, ZooKeeperWithTls
-from tests.registry.sessions import Told, session_at, until
+from tests.registry.sessions import Told, check_tls, session_at, until
 from tests.registry.sides import Side, SideProcess
 from tests.serving import serving
 from tests.waiting import PATIENCE, eventually
@@ -503,30 +503,9 @@ def _acl_seen_by_its_owner(address: Address, path: str) -> Any:
 
 
 def test_tls_is_verified_in_both_directions(tmp_path: Path) -> None:
-    service = service_named("Tls")
+    registration = Registration(service_named("Tls"), instance(1))
     with ZooKeeperWithTls(tmp_path) as server:
-
-        def entry(**tls: Path) -> RegistryEntry:
-            return RegistryEntry.model_validate(
-                {
-                    "type": "zookeeper",
-                    "address": str(server.address),
-                    "tls": {key: str(path) for key, path in tls.items()},
-                }
-            )
-
-        async def main() -> None:
-            own = {"certificate": server.certificate, "key": server.key}
-            async with session_at(entry(ca=server.certificate, **own)) as (session, told):
-                await session.register(Registration(service, instance(1)))
-                await session.subscribe(service)
-                assert told.last[service]
-            with pytest.raises(RegistryError, match="certificate verify failed"):
-                await make_registry(entry(**own)).open(Told())
-            with pytest.raises(RegistryError):  # the server asks for one
-                await make_registry(entry(ca=server.certificate)).open(Told())
-
-        asyncio.run(main())
+        check_tls("zookeeper", server, registration, "certificate verify failed")
 
 
 class EndlessReply(socketserver.BaseRequestHandler):
