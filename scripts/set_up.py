@@ -303,7 +303,11 @@ def install_node_packages() -> None:
 def build_java_programs() -> None:
     """The programs that speak Bolt, Dubbo and HTTP with us, and the libraries that they use; each
     module's class path is ``build/java/MODULE/lib``."""
-    files = [*JAVA.glob("**/pom.xml"), *JAVA.glob("**/*.java")]
+    files = [
+        *JAVA.glob("**/pom.xml"),
+        *JAVA.glob("**/*.java"),
+        ROOT / "scripts" / "archive_java_classes.py",
+    ]
     modules = ("dubbo", "dubbo2", "http", "sofa", "sofaregistry")
     products = [JAVA_BUILT / module / "lib" for module in modules]
     with when_changed("java", content_hash(files), *products) as changed:
@@ -311,6 +315,7 @@ def build_java_programs() -> None:
             say("compiling the Java programs")
             shutil.rmtree(JAVA_BUILT, ignore_errors=True)
             run("mvn", "--quiet", "--batch-mode", "-Dstyle.color=never", "package", cwd=JAVA)
+            run(VENV_PYTHON, ROOT / "scripts" / "archive_java_classes.py")
 
 
 def main() -> None:

@@ -118,8 +118,12 @@ def running(
 
 
 def _java(module: str, main: str, *options: str) -> list[str]:
+    # Of scripts/archive_java_classes.py. Where one does not fit, the JVM says so and goes without.
+    archive = _JAVA / module / "classes.jsa"
+    archived = [f"-XX:SharedArchiveFile={archive}"] if archive.exists() else []
     return [
         *(program("java"), "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx512m"),
+        *(*archived, "-Xlog:disable", "-Xlog:all=warning:stderr"),
         *(*options, "-cp", f"{_JAVA}/{module}/lib/*", main),
     ]
 
