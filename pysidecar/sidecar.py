@@ -18,7 +18,7 @@ from collections.abc import Callable, Container, Coroutine, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pysidecar.access_log import AccessLog
 from pysidecar.address import Address
@@ -60,7 +60,9 @@ from pysidecar.routing.found import NOTHING_FOUND, FoundServices
 from pysidecar.routing.services import ServiceNumbers, checked_services, pack_services
 from pysidecar.routing.table import excluded_table, route_table
 from pysidecar.takeover.advertised import expand, local_hosts
-from pysidecar.takeover.takeover import Takeover
+
+if TYPE_CHECKING:
+    from pysidecar.takeover.takeover import Takeover
 
 __all__ = ["Sidecar", "prepare_process"]
 
@@ -309,6 +311,8 @@ class Sidecar:
             self._takeover = Takeover(config, self._own_listeners(), self._on_found)
             stack.callback(self._takeover.close)
             self._takeover.open()
+            from pysidecar.takeover.takeover import Takeover  # slow, and seldom needed
+
 
         data_plane = DataPlane(workers=config.worker_count, timeouts=_timeouts(config))
         self._data_plane = data_plane

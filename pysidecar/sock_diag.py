@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
@@ -84,9 +85,11 @@ def _loopback_interface() -> int:
 
 @functools.cache
 def _diag() -> socket.socket:
-    return socket.socket(
+    diag = socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_SOCK_DIAG
     )
+    atexit.register(diag.close)
+    return diag
 
 
 def owner_of(
