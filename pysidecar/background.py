@@ -19,6 +19,23 @@ _SWITCH_INTERVAL = 0.0005  # seconds, ten times as often as usual
 _RELEASED_AT_ONCE = 200
 
 
+_before: list[float] = []
+"""The interval between switches that counts again when the last one ends; one entry for each."""
+
+
+@contextlib.contextmanager
+def _handing_over_often() -> Iterator[None]:
+    """In the event loop, where several may overlap."""
+    _before.append(_before[0] if _before else sys.getswitchinterval())
+    sys.setswitchinterval(min(_before[0], _SWITCH_INTERVAL))
+    try:
+        yield
+    finally:
+        before = _before.pop()
+        if not _before:
+            sys.setswitchinterval(before)
+
+
 async def in_background(work: Callable[[], T]) -> T:
     """Does it in a thread that hands the interpreter over often, so that the loop answers at once.
 
@@ -42,13 +59,9 @@ async def in_background(work: Callable[[], T]) -> T:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(settle, act)
 
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(min(before, _SWITCH_INTERVAL))
-    try:
+    with _handing_over_often():
         threading.Thread(target=run, name="background", daemon=True).start()
         return await future
-    finally:
-        sys.setswitchinterval(before)
 
 
 @contextlib.contextmanager

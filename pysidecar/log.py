@@ -13,12 +13,39 @@ from typing_extensions import override
 
 from pysidecar.line_writer import LineWriter
 
-__all__ = ["lost_lines", "non_blocking_log", "start_writing"]
+__all__ = ["Mistakes", "lost_lines", "non_blocking_log", "start_writing"]
 
 _STANDARD_ERROR = 2
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _QUEUE_LIMIT = 1 << 20  # bytes
 _CLOSE_PATIENCE = 1.0  # seconds for the last lines to be written
+_MOST_MISTAKES = 100
+
+
+class Mistakes:
+    """Errors of the sidecar's own that nobody expected: whoever meets one tells of it here, and
+    goes on. Each is in the log once, with its traceback."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._told: set[tuple[type[Exception], str, int]] = set()
+
+    def tell(self, error: Exception, effect: str) -> None:
+        """``effect``: what does not work now, and what makes it work again."""
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = ("", 0) if trace is None else (trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+        mistake = (type(error), *place)
+        if mistake in self._told or len(self._told) >= _MOST_MISTAKES:
+            self._logger.debug("once more: %s: %s", type(error).__name__, error)
+            return
+        self._told.add(mistake)
+        self._logger.error(
+            "an error of pysidecar itself, please report it with these lines: %s",
+            effect,
+            exc_info=error,
+        )
 
 
 class _Handler(logging.Handler):

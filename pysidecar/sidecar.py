@@ -54,7 +54,7 @@ from pysidecar.interception.kernel import interceptions, remove_leftovers, upstr
 from pysidecar.interception.preload import without_hook
 from pysidecar.interception.services import ServiceListeners
 from pysidecar.listeners import open_listener
-from pysidecar.log import lost_lines
+from pysidecar.log import Mistakes, lost_lines
 from pysidecar.room import Room
 from pysidecar.routing.found import NOTHING_FOUND, FoundServices
 from pysidecar.routing.services import ServiceNumbers, checked_services, pack_services
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 __all__ = ["Sidecar", "prepare_process"]
 
 log = logging.getLogger(__name__)
+_mistakes = Mistakes(log)
 
 # Seconds: so that reports come in batches and not one by one; and, when they are many, seldom wake
 # a thread that competes with the workers.
@@ -79,6 +80,7 @@ _OUTAGE_PERIOD = 1.0  # seconds from one look at services without enough endpoin
 # Connections of health checks: of the descriptors that there are, if some service has checks at the
 # start; else as many as are left for the control plane anyway.
 _CHECKS_SHARE, _MOST_CHECKS, _FEW_CHECKS = 8, 16384, 32
+_FIRST_RETRY, _LONGEST_RETRY = 0.5, 30.0  # seconds until services are set again that could not be
 
 
 class _Tables(NamedTuple):
@@ -120,6 +122,7 @@ class Sidecar:
         self._found = NOTHING_FOUND  # by takeover, and what of it the data plane has
         self._found_applied = NOTHING_FOUND
         self._updating: asyncio.Task[None] | None = None
+        self._found_changed = asyncio.Event()
         self._packing = threading.Lock()
         self._hook = ConnectHook(config)
         self._kernel = interceptions(config)
@@ -308,11 +311,11 @@ class Sidecar:
         stack.callback(listener.close)
         self._admin = AdminServer(self, listener)
         if config.takeover is not None:
+            from pysidecar.takeover.takeover import Takeover  # slow, and seldom needed
+
             self._takeover = Takeover(config, self._own_listeners(), self._on_found)
             stack.callback(self._takeover.close)
             self._takeover.open()
-            from pysidecar.takeover.takeover import Takeover  # slow, and seldom needed
-
 
         data_plane = DataPlane(workers=config.worker_count, timeouts=_timeouts(config))
         self._data_plane = data_plane
@@ -429,6 +432,7 @@ class Sidecar:
     async def _stop_takeover(self) -> None:
         assert self._takeover is not None
         await self._takeover.stop()
+        self._found_changed.set()  # it waits for nothing more
         if self._updating is not None:
             await self._updating
 
@@ -436,24 +440,30 @@ class Sidecar:
         """Takeover knows of other services or endpoints than before; the task is done when requests
         go there."""
         self._found = found
+        self._found_changed.set()
         if self._updating is None:
             self._updating = asyncio.get_running_loop().create_task(self._update_services())
         return self._updating
 
     async def _update_services(self) -> None:
-        """However many changes come while a table is made: one more table follows it."""
+        """However many changes come while a table is made: one more table follows it. One that
+        cannot be made or set is tried again after a pause, or with the next change."""
+        pause = _FIRST_RETRY
         try:
             while self._found_applied is not self._found and self.state != "stopped":
                 found, config = self._found, self.config
+                self._found_changed.clear()
                 try:
                     services = await in_background(partial(self._pack_services, config, found))
-                except Exception:  # with other services there may be one that can be made
-                    log.exception("requests go where they went before: no table can be made")
-                    self._found_applied = found
-                    continue
-                if config is self.config:  # no reload came between
-                    self._set_services(services, config, found)
-                    self._found_applied = found
+                    if config is self.config:  # no reload came between
+                        self._set_services(services, config, found)
+                        self._found_applied = found
+                        pause = _FIRST_RETRY
+                except Exception as error:
+                    _mistakes.tell(error, "requests go where they went before; it is tried again")
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._found_changed.wait(), pause)
+                    pause = min(2 * pause, _LONGEST_RETRY)
         finally:
             self._updating = None
 
@@ -590,6 +600,8 @@ class Sidecar:
         if until_stdin_ends:
             loop.add_reader(0, on_stdin)
         await self.start()
+        if self._reload_wanted or reload_wanted():  # the file was read before
+            self._on_hangup()
         try:
             for line in self.description:
                 log.info("%s", line)
@@ -604,8 +616,6 @@ class Sidecar:
                 log.warning("aborting %d connections that are still open", left)
         finally:
             await self.stop()
-        if self._reload_wanted or reload_wanted():  # the file was read before
-            self._on_hangup()
         log.info("stopped")
 
     async def _leave(self, aborted: asyncio.Event) -> None:
@@ -634,6 +644,9 @@ class Sidecar:
         except ConfigError as error:
             self.metrics.count_reload(applied=False)
             log.error("the running configuration stays, because of:\n%s", error)
+        except Exception as error:
+            self.metrics.count_reload(applied=False)
+            _mistakes.tell(error, "the configuration is not applied as a whole; reload once more")
         else:  # said at once: to free what was takes a while
             self.metrics.count_reload(applied=True)
             log.info("reloaded %s", self._source or "the embedded defaults")

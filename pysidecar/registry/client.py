@@ -192,8 +192,8 @@ class RegistryClient:
         except Exception as error:
             return _mistake(error)
         opened.append(session)
-        self._begin(session)
         try:
+            self._begin(session)
             return await session.closed()
         except Exception as error:
             return _mistake(error)

@@ -8,6 +8,7 @@ import time
 from collections import Counter, defaultdict
 
 from pysidecar.address import Address
+from pysidecar.log import Mistakes
 from pysidecar.registry.service import ServiceKey
 from pysidecar.sock_diag import ListeningSocket, listening_sockets
 from pysidecar.takeover.applications import is_owner
@@ -16,6 +17,7 @@ from pysidecar.takeover.table import Publication, ServiceTable
 __all__ = ["Liveness"]
 
 log = logging.getLogger(__name__)
+_mistakes = Mistakes(log)
 
 FORGET_AFTER = 3600.0
 """Seconds after which an application that does not listen is forgotten: when it starts again, it
@@ -35,10 +37,15 @@ class Liveness:
 
     def start(self) -> None:
         """Looks now, and from here on, in the running event loop."""
+        self._timer = asyncio.get_running_loop().call_later(self._interval, self.start)
         try:
             self.look()
-        finally:
-            self._timer = asyncio.get_running_loop().call_later(self._interval, self.start)
+        except Exception as error:
+            _mistakes.tell(
+                error,
+                "whether applications listen is not known, so those that end stay registered; it "
+                "is looked at again",
+            )
 
     def stop(self) -> None:
         """Looks no more."""

@@ -5,12 +5,14 @@ Nothing here waits, listens or writes: the table is told, and tells who watches 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import methodcaller
 
 from pysidecar.address import Address
+from pysidecar.log import Mistakes
 from pysidecar.registry.service import Instance, ServiceKey
 
 __all__ = [
@@ -22,6 +24,8 @@ __all__ = [
     "TableError",
     "Watcher",
 ]
+
+_mistakes = Mistakes(logging.getLogger(__name__))
 
 MAX_PER_USER = 2048
 """Publications of one user, and as many subscriptions; root may have eight times as many."""
@@ -93,6 +97,9 @@ class Watcher:
     def subscribed(self, service: ServiceKey) -> None:
         """The first one wants it."""
 
+    def shared(self, service: ServiceKey) -> None:
+        """Another one wants it, or does not any more, beside others."""
+
     def unsubscribed(self, service: ServiceKey) -> None:
         """Nobody wants it any more."""
 
@@ -101,6 +108,9 @@ class Watcher:
 
     def changed(self) -> None:
         """Any of the above, after it."""
+
+
+_TELL_CHANGED = methodcaller("changed")
 
 
 class ServiceTable:
@@ -205,6 +215,7 @@ class ServiceTable:
         self._counts["subscribed", uid] += 1
         if entry is not None:
             entry.uids.add(uid)
+            self._tell(methodcaller("shared", service))
             return
         self._subscribed[service] = _Subscribed({uid})
         self._tell(methodcaller("subscribed", service))
@@ -218,7 +229,7 @@ class ServiceTable:
         self._counts["subscribed", uid] -= 1
         if not entry.uids:
             del self._subscribed[service]
-            self._tell(methodcaller("unsubscribed", service))
+        self._tell(methodcaller("shared" if entry.uids else "unsubscribed", service))
         return True
 
     # ---- what the registry says ----
@@ -286,9 +297,17 @@ class ServiceTable:
             raise TableError(f"{who} {what} {count} services already, the limit")
 
     def _tell(self, tell: Callable[[Watcher], None]) -> None:
+        """Each of them, whatever becomes of the others."""
         for watcher in self._watchers:
-            tell(watcher)
-            watcher.changed()
+            for call in (tell, _TELL_CHANGED):
+                try:
+                    call(watcher)
+                except Exception as error:
+                    _mistakes.tell(
+                        error,
+                        "one change of a service is not registered, not called or not kept on disk "
+                        "until it changes again or the sidecar is restarted",
+                    )
 
 
 def _check_owner(service: ServiceKey, owners: set[int], uid: int) -> None:

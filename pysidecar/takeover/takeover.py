@@ -22,6 +22,7 @@ from pysidecar.background import in_background
 from pysidecar.config import Config, ProvidedService, WantedService
 from pysidecar.dataplane import DemandedService
 from pysidecar.listeners import open_listener
+from pysidecar.log import Mistakes
 from pysidecar.registry import make_registry
 from pysidecar.registry.client import RegistryClient
 from pysidecar.registry.service import Instance, Registration, ServiceKey
@@ -47,6 +48,7 @@ from pysidecar.takeover.table import (
 __all__ = ["Takeover"]
 
 log = logging.getLogger(__name__)
+_mistakes = Mistakes(log)
 
 _METADATA_SERVICE = "org.apache.dubbo.metadata.MetadataService"
 # Where Dubbo's providers register by themselves, with our address: see `dubbo_environment`.
@@ -57,6 +59,7 @@ _NO_VERSION = "0.0.0"  # what Dubbo's requests have for none
 # Seconds. Changes that come together make one table; many that do not, one after each pause.
 _PAUSE = 0.01
 _LONGEST_PAUSE = 0.5
+_PAUSE_AFTER_MISTAKE = 5.0
 _MANY = 2000  # instances, from which on choosing among them takes the event loop too long
 _MOST_WARNINGS = 1000  # about addresses that are not called
 _LEAVE_TIMEOUT = 2.0  # for the registry to take everything back
@@ -422,7 +425,10 @@ class Takeover(Watcher):
         if sum(len(self.table.instances_of(service)) for service in self._stale) > _MANY:
             self._building = asyncio.get_running_loop().create_task(self._build_beside())
         else:
-            self._tell(self._look_again())
+            try:
+                self._tell(self._look_again())
+            except Exception as error:
+                self._tell_later(error)
             self._pause = _PAUSE
 
     async def _build_beside(self) -> None:
@@ -430,13 +436,12 @@ class Takeover(Watcher):
         began = time.monotonic()
         try:
             questions = self._questions(time.time())
-            for question, selection in await in_background(lambda: _answered(questions)):
-                self._take(question, selection)
+            self._take_all(await in_background(lambda: _answered(questions)))
             self._tell(self._table_now())
             if self._applying is not None:
                 await asyncio.wait([self._applying])
-        except Exception:
-            log.exception("requests go where they went before")
+        except Exception as error:
+            self._tell_later(error)
         finally:
             self._building = None
             # However much changes, others have as much time as this takes.
@@ -446,14 +451,17 @@ class Takeover(Watcher):
 
     def _tell(self, table: FoundServices) -> None:
         if table != self._table:
-            self._table = table
             self._applying = self._found(table)
+            self._table = table
         if self._changes:
             self._schedule(max(_PAUSE, min(self._changes.values()) - time.time()))
 
+    def _tell_later(self, error: Exception) -> None:
+        _mistakes.tell(error, "calls go where they went before; it is tried again in 5 s")
+        self._schedule(_PAUSE_AFTER_MISTAKE)
+
     def _look_again(self) -> FoundServices:
-        for question, selection in _answered(self._questions(time.time())):
-            self._take(question, selection)
+        self._take_all(_answered(self._questions(time.time())))
         return self._table_now()
 
     def _table_now(self) -> FoundServices:
@@ -462,12 +470,19 @@ class Takeover(Watcher):
     def _questions(self, now: float) -> list[_Question]:
         """Of which instances of what is stale endpoints are to be chosen."""
         self._stale.update(key for key, at in self._changes.items() if at <= now)
-        stale, self._stale = self._stale, set()
-        if stale:
+        if self._stale:
             self._look_at_own()
-        return [
-            each for each in (self._question(service, now) for service in stale) if each is not None
-        ]
+        stale, self._stale = self._stale, set()
+        questions = []
+        for service in stale:
+            try:
+                question = self._question(service, now)
+            except Exception as error:
+                self._try_later(service, error)
+                continue
+            if question is not None:
+                questions.append(question)
+        return questions
 
     def _look_at_own(self) -> None:
         hosts = local_hosts()
@@ -495,6 +510,21 @@ class Takeover(Watcher):
         wait = 0 if self.table.is_known(service) else round(self._settings.await_timeout * 1000)
         return _Question(
             service, self.table.instances_of(service), local, wait, self._endpoints, now
+        )
+
+    def _take_all(self, answers: Iterable[tuple[_Question, Selection | Exception]]) -> None:
+        for question, selection in answers:
+            try:
+                if isinstance(selection, Exception):
+                    raise selection
+                self._take(question, selection)
+            except Exception as error:
+                self._try_later(question.service, error)
+
+    def _try_later(self, service: ServiceKey, error: Exception) -> None:
+        self._changes[service] = time.time() + _PAUSE_AFTER_MISTAKE
+        _mistakes.tell(
+            error, f"calls of {service} go where they went before; it is tried again in 5 s"
         )
 
     def _take(self, question: _Question, selection: Selection) -> None:
@@ -560,11 +590,17 @@ class _Question:
     now: float
 
 
-def _answered(questions: Sequence[_Question]) -> list[tuple[_Question, Selection]]:
+def _answered(questions: Sequence[_Question]) -> list[tuple[_Question, Selection | Exception]]:
     """In any thread."""
-    return [
-        (each, each.endpoints.select(each.instances, each.local, each.now)) for each in questions
-    ]
+    return [(each, _answer(each)) for each in questions]
+
+
+def _answer(question: _Question) -> Selection | Exception:
+    """Nothing that is wrong with one service is another's."""
+    try:
+        return question.endpoints.select(question.instances, question.local, question.now)
+    except Exception as error:
+        return error
 
 
 def _key(wanted: WantedService) -> ServiceKey:
