@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
 import logging
-import os
-import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,12 +19,17 @@ from typing_extensions import override
 
 from pysidecar.address import Address
 from pysidecar.background import in_background
+from pysidecar.log import Mistakes
 from pysidecar.registry.service import Instance, ServiceKey
+from pysidecar.takeover import own_files
+from pysidecar.takeover.journal import Journal, Said
+from pysidecar.takeover.own_files import RefusedError
 from pysidecar.takeover.table import Publication, ServiceTable, TableError, Watcher
 
 __all__ = ["State", "default_path"]
 
 log = logging.getLogger(__name__)
+_mistakes = Mistakes(log)
 
 MAX_BYTES = 64 << 20
 """Of the file. Instances are left out from where it would be larger."""
@@ -95,88 +98,47 @@ def _encode_subscriptions(content: _Content, room: int) -> Iterator[bytes]:
 # ---- the file ----
 
 
-class _RefusedError(Exception):
-    """Why a file is not believed. ``aside``: it is our own, and is kept for people to look at."""
-
-    def __init__(self, reason: str, *, aside: bool = False) -> None:
-        super().__init__(reason)
-        self.aside = aside
-
-
 def _read(path: Path) -> _Content | None:
-    """None where there is no file. Raises _RefusedError."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise _RefusedError("it is a symbolic link") from None
-        raise _RefusedError(error.strerror or str(error)) from None
-    try:
-        _check(os.fstat(descriptor))
-        with open(descriptor, "rb", closefd=False) as file:
-            return _decode(file.read(MAX_BYTES + 1))
-    except OSError as error:
-        raise _RefusedError(error.strerror or str(error)) from None
-    finally:
-        os.close(descriptor)
+    """None where there is no file. Raises RefusedError."""
+    data = own_files.read(path, MAX_BYTES)
+    return None if data is None else _decode(data)
 
 
 def _decode(data: bytes) -> _Content:
-    """Raises _RefusedError."""
+    """Raises RefusedError."""
     try:
         return _CONTENT.validate_json(data, strict=True)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         reason = f"{where}: {first['msg']}" if where else first["msg"]
-        raise _RefusedError(reason, aside=True) from None
+        raise RefusedError(reason, aside=True) from None
 
 
-def _check(status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise _RefusedError("it is no file")
-    if status.st_uid != os.geteuid():
-        raise _RefusedError(f"it is of user {status.st_uid}")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise _RefusedError("others may write to it")
-    if status.st_size > MAX_BYTES:
-        raise _RefusedError(f"it has more than {MAX_BYTES} bytes", aside=True)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """So that at each moment there is either what was there before, or all of this. Raises
-    OSError."""
-    temporary = path.with_name(f"{path.name}.new")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(temporary, flags, 0o600), "wb", buffering=0) as file:
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[file.write(rest) :]
-            os.fsync(file.fileno())
-            temporary.rename(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _with(content: _Content, journal: Mapping[ServiceKey, Said]) -> _Content:
+    """And what was said since."""
+    instances = {each.service: each.instances for each in content.subscriptions}
+    return _Content(
+        content.version,
+        (
+            *(each for each in content.publications if each.service not in journal),
+            *(each for said in journal.values() for each in said.publications),
+        ),
+        (
+            *(each for each in content.subscriptions if each.service not in journal),
+            *(
+                _Subscription(said.service, said.uids, instances.get(said.service))
+                for said in journal.values()
+                if said.uids
+            ),
+        ),
+    )
 
 
 class State(Watcher):
-    """``restore`` first, then ``start``: from there on it watches the table, and writes. Nothing
-    here raises: what goes wrong is in the log."""
+    """``restore`` first, then ``start``: from there on it watches the table, and writes. What
+    applications say is in a journal at once (see ``noted``), all that is known a little later in
+    the file. Nothing here raises: what goes wrong is in the log."""
 
     def __init__(self, table: ServiceTable, path: Path) -> None:
         self._table = table
@@ -186,17 +148,16 @@ class State(Watcher):
         self._written = b""  # a digest of it
         self._fails = False  # to write, as the log says
         self._writer: asyncio.Task[None] | None = None
+        self._journal = Journal(path.with_name(f"{path.name}.journal"), MAX_BYTES)
+        self._said: dict[ServiceKey, None] = {}  # of which the journal does not have the latest
+        self._next: asyncio.Future[None] | None = None  # when it has these
+        self._current: asyncio.Future[None] | None = None  # of those that are being written
+        self._noting: asyncio.Task[None] | None = None
 
     def restore(self) -> None:
         """Publishes and subscribes what the file has; nothing of it is alive before somebody has
         looked. Before the table has anything else."""
-        try:
-            content = _read(self._path)
-        except _RefusedError as error:
-            log.warning("%s is not used, and nothing is known of before: %s", self._path, error)
-            if error.aside:
-                self._put_aside()
-            return
+        content = self._read()
         if content is None:
             return
         refused = 0
@@ -217,6 +178,24 @@ class State(Watcher):
             len(content.subscriptions),
             f"; {refused} of them are not taken" if refused else "",
         )
+
+    def _read(self) -> _Content | None:
+        content = None
+        try:
+            content = _read(self._path)
+        except RefusedError as error:
+            log.warning("%s is not used, and nothing is known of before: %s", self._path, error)
+            if error.aside:
+                self._put_aside()
+        try:
+            journal = self._journal.read()
+        except RefusedError as error:
+            log.warning("%s.journal is not used: %s", self._path, error)
+            return content
+        if not journal:
+            return content
+        self._changed.set()  # so that the file has it, too
+        return _with(content or _Content(1, (), ()), journal)
 
     def _subscribe(self, subscription: _Subscription) -> int:
         """How often it was refused."""
@@ -248,14 +227,86 @@ class State(Watcher):
         self._stopped.set()
         if self._writer is None:
             return
-        _done, late = await asyncio.wait([self._writer], timeout=_STOP_PATIENCE)
-        if late:
-            self._writer.cancel()
+        writing = [each for each in (self._writer, self._noting) if each is not None]
+        _done, late = await asyncio.wait(writing, timeout=_STOP_PATIENCE)
+        for each in late:
+            each.cancel()
+        if self._writer in late:
             log.warning("%s is not written: that takes too long", self._path)
 
     @override
     def changed(self) -> None:
         self._changed.set()
+
+    @override
+    def published(self, publication: Publication) -> None:
+        if publication.uid >= 0:
+            self._note(publication.service)
+
+    @override
+    def unpublished(self, publication: Publication) -> None:
+        if publication.uid >= 0:
+            self._note(publication.service)
+
+    @override
+    def subscribed(self, service: ServiceKey) -> None:
+        self._note(service)
+
+    @override
+    def shared(self, service: ServiceKey) -> None:
+        self._note(service)
+
+    @override
+    def unsubscribed(self, service: ServiceKey) -> None:
+        self._note(service)
+
+    # ---- the journal ----
+
+    @property
+    def noted(self) -> asyncio.Future[None] | None:
+        """Done when a sidecar that is killed then knows all that was said up to now, or the log
+        says why not; None: so it is already."""
+        return self._next or self._current
+
+    def _note(self, service: ServiceKey) -> None:
+        loop = asyncio.get_running_loop()
+        self._said[service] = None
+        if self._next is None:
+            self._next = loop.create_future()
+        if self._noting is None:
+            self._noting = loop.create_task(self._note_all())
+
+    async def _note_all(self) -> None:
+        """What comes while a piece is written makes one more."""
+        try:
+            while self._next is not None:
+                self._current, self._next = self._next, None
+                services, self._said = self._said, {}
+                try:
+                    said = [self._all_said(service) for service in services]
+                    await in_background(partial(self._journal.append, said))
+                except (OSError, ValueError, RefusedError) as error:
+                    self._complain(error)
+                except Exception as error:
+                    _mistakes.tell(error, "what is said is on disk a second later")
+                finally:
+                    self._current.set_result(None)
+                    self._current = None
+        finally:
+            self._noting = None
+
+    def _all_said(self, service: ServiceKey) -> Said:
+        return Said(
+            service,
+            tuple(
+                replace(each, alive=False, taken=False)
+                for each in self._table.published_of(service)
+                if each.uid >= 0 and not each.leaving
+            ),
+            tuple(self._table.users_of(service)),
+        )
+
+    # ---- the file ----
 
     async def _write_changes(self) -> None:
         while True:
@@ -270,17 +321,16 @@ class State(Watcher):
     async def _write_now(self) -> float:
         """Seconds until the next one."""
         before = time.monotonic()
-        content = self._content()
         try:
-            self._written = await in_background(lambda: self._encode_and_write(content))
-        except (OSError, ValueError) as error:
-            if not self._fails:
-                log.warning(
-                    "cannot write %s, so a sidecar that starts again knows nothing of now: %s",
-                    self._path,
-                    getattr(error, "strerror", None) or error,
-                )
-            self._fails = True
+            self._journal.mark()
+            content = self._content()
+            if await in_background(lambda: self._encode_and_write(content)):
+                self._changed.set()
+        except Exception as error:
+            if isinstance(error, OSError | ValueError):
+                self._complain(error)
+            else:
+                _mistakes.tell(error, f"{self._path} is not as things are; it is written again")
             if not self._stopped.is_set():
                 self._changed.set()
             return _PAUSE_AFTER_FAILURE
@@ -289,12 +339,23 @@ class State(Watcher):
         self._fails = False
         return max(PAUSE, _PAUSE_FACTOR * (time.monotonic() - before))
 
-    def _encode_and_write(self, content: _Content) -> bytes:
+    def _complain(self, error: Exception) -> None:
+        if not self._fails:
+            log.warning(
+                "cannot write %s, so a sidecar that starts again knows nothing of now: %s",
+                self._path,
+                getattr(error, "strerror", None) or error,
+            )
+        self._fails = True
+
+    def _encode_and_write(self, content: _Content) -> bool:
+        """Whether the journal has more."""
         data = _encode(content)
         digest = hashlib.blake2b(data).digest()
         if digest != self._written:
-            _write(self._path, data)
-        return digest
+            own_files.write(self._path, data)
+            self._written = digest
+        return self._journal.restart()
 
     def _content(self) -> _Content:
         """All but what the configuration publishes, which knows it itself; of what it subscribes

@@ -253,15 +253,16 @@ class Takeover(Watcher):
             self.table.end_unpublish(leaving)
 
     async def settled(self) -> None:
-        """Returns when requests go as the table is now; not later than after a second."""
+        """Returns when requests go as the table is now, and a sidecar that is killed then knows of
+        it; not later than after a second."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_TIMEOUT):
                 while self._building is not None:
                     await asyncio.wait([self._building])
                 if self._stale:
                     self._build()
-                for task in filter(None, (self._building, self._applying)):
-                    await asyncio.wait([task])
+                for each in filter(None, (self._building, self._applying, self._state.noted)):
+                    await asyncio.wait([each])
 
     async def _withdraw(self, registrations: Sequence[Registration]) -> None:
         if self._client.state == "connected":

@@ -15,7 +15,9 @@ import pytest
 
 from pysidecar.address import Address
 from pysidecar.registry.service import Instance, ServiceKey
+from pysidecar.takeover import own_files
 from pysidecar.takeover import state as states
+from pysidecar.takeover.journal import Journal, Said
 from pysidecar.takeover.state import State
 from pysidecar.takeover.table import Publication, ServiceTable
 from tests.users import USERS, needs_root
@@ -83,13 +85,14 @@ def restored(path: Path) -> ServiceTable:
 def watch_writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What somebody tries to write."""
     seen: list[bytes] = []
-    write = states._write
+    write = own_files.write
 
     def watch(path: Path, data: bytes) -> None:
-        seen.append(data)
+        if path.suffix == ".json":
+            seen.append(data)
         write(path, data)
 
-    monkeypatch.setattr(states, "_write", watch)
+    monkeypatch.setattr(own_files, "write", watch)
     return seen
 
 
@@ -310,6 +313,73 @@ def test_a_kill_leaves_a_whole_file(path: Path) -> None:
         seen += len(list(table.subscriptions))
         assert not path.with_name(f"{path.name}.bad").exists()
     assert seen
+
+
+_SPEAKER = """
+import asyncio, sys
+from pathlib import Path
+from pysidecar.registry.service import ServiceKey
+from pysidecar.takeover import state as states
+from pysidecar.takeover.table import ServiceTable
+states.PAUSE = float(sys.argv[2])
+
+async def run():
+    table = ServiceTable(limit=1 << 20)
+    state = states.State(table, Path(sys.argv[1]))
+    state.restore()
+    state.start()
+    for number in range(1 << 20):
+        service = ServiceKey("http", f"host{number}")
+        table.subscribe(service, number % 2)
+        table.subscribe(service, 2)
+        if number % 3:
+            table.unsubscribe(service, 2)
+        if state.noted is not None:
+            await state.noted
+        print(number, flush=True)
+
+asyncio.run(run())
+"""
+
+
+@pytest.mark.parametrize("pause", ["3600", "0"])
+def test_what_was_answered_is_known_after_a_kill(path: Path, pause: str) -> None:
+    """Whether or not the file was written meanwhile."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _SPEAKER, path, pause], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for number in range(200):
+            assert int(process.stdout.readline()) == number
+        process.kill()
+        answered = 200 + len(process.stdout.readlines())
+    table = restored(path)
+    for number in range(answered):
+        users = table.users_of(ServiceKey("http", f"host{number}"))
+        assert users == {number % 2} | ({2} if number % 3 == 0 else set())
+
+
+def test_a_line_that_was_not_finished_is_left_out(path: Path) -> None:
+    journal = Journal(path.with_name(f"{path.name}.journal"), states.MAX_BYTES)
+    journal.append([Said(ECHO, (), (1000,))])
+    with path.with_name(f"{path.name}.journal").open("ab") as file:
+        file.write(b'\n{"service":{"protocol":"bo')
+    journal.append([Said(DUBBO, (PUBLICATION,), ())])
+    table = restored(path)
+    assert table.users_of(ECHO) == {1000}
+    assert [each.address for each in table.publications] == [PUBLICATION.address]
+
+
+@needs_root
+def test_another_users_journal_is_neither_believed_nor_written(path: Path) -> None:
+    journal = path.with_name(f"{path.name}.journal")
+    Journal(journal, states.MAX_BYTES).append([Said(ECHO, (), (1000,))])
+    os.chown(journal, USERS[0], -1)
+    before = journal.read_bytes()
+    assert is_empty(restored(path))
+    written(path, lambda table: table.subscribe(DUBBO, 1000))
+    assert [service for service, *_ in restored(path).subscriptions] == [DUBBO]
+    assert not journal.exists() or journal.read_bytes() == before
 
 
 def wait_for_a_write(path: Path) -> None:
