@@ -24,7 +24,7 @@ from pysidecar.dataplane import DemandedService
 from pysidecar.listeners import open_listener
 from pysidecar.log import Mistakes
 from pysidecar.registry import make_registry
-from pysidecar.registry.client import RegistryClient
+from pysidecar.registry.client import LONGEST_PAUSE, SETTLE_TIME, RegistryClient
 from pysidecar.registry.service import Instance, Registration, ServiceKey
 from pysidecar.routing.found import NOTHING_FOUND, FoundService, FoundServices, Role
 from pysidecar.takeover.advertised import advertised, expand, local_hosts
@@ -63,6 +63,7 @@ _PAUSE_AFTER_MISTAKE = 5.0
 _MANY = 2000  # instances, from which on choosing among them takes the event loop too long
 _MOST_WARNINGS = 1000  # about addresses that are not called
 _LEAVE_TIMEOUT = 2.0  # for the registry to take everything back
+_AWAY_PAUSE = 0.25  # until it is seen that the registry is back
 _PATIENCE = 10.0  # for all that one user unpublishes at a time; SOFARPC waits for each answer
 _MOST_PATIENT = 1000  # users
 _SETTLE_TIMEOUT = 1.0  # for requests to go where an application was told that they do
@@ -223,14 +224,17 @@ class Takeover(Watcher):
 
     async def unpublish(self, service: ServiceKey, uid: int) -> None:
         """As ``ServiceTable.unpublish``, and returns when no consumer elsewhere should call it any
-        more, so that the application can stop; until then it is served. Who unpublishes very many,
-        one after the other, waits for some seconds in all. Raises TableError."""
+        more, so that the application can stop; until then it is served. While the registry is away
+        it returns at once, and the application is served as long as it listens, until consumers
+        have heard. Who unpublishes very many, one after the other, waits for some seconds in all.
+        Raises TableError."""
         registration = self._registered.get(service)
         leaving = self.table.begin_unpublish(service, uid)
         ends = asyncio.get_running_loop().create_task(self._unpublish(registration, leaving))
         self._ending.add(ends)
         ends.add_done_callback(self._ending.discard)
-        await asyncio.wait([ends], timeout=self._patience_with(uid))
+        patience = self._patience_with(uid) if self._client.state == "connected" else 0.0
+        await asyncio.wait([ends], timeout=patience)
 
     def _patience_with(self, uid: int) -> float:
         """Seconds for which an unpublish of this user may still wait."""
@@ -248,9 +252,30 @@ class Takeover(Watcher):
     ) -> None:
         try:
             if registration is not None:
-                await self._withdraw([registration])
+                await self._unregister(registration, leaving)
         finally:
             self.table.end_unpublish(leaving)
+
+    async def _unregister(self, registration: Registration, leaving: Sequence[Publication]) -> None:
+        """After a registry was away, consumers keep for some seconds what it does not tell of."""
+        loop = asyncio.get_running_loop()
+        until = 0.0
+        while self._client.state != "connected":
+            if not self._serves(leaving):
+                return
+            await asyncio.sleep(_AWAY_PAUSE)
+            until = loop.time() + LONGEST_PAUSE + SETTLE_TIME
+        await self._withdraw([registration])
+        while loop.time() < until and self._serves(leaving):
+            await asyncio.sleep(_AWAY_PAUSE)
+
+    def _serves(self, leaving: Iterable[Publication]) -> bool:
+        """Whether the application of any of them listens, and has not published it anew."""
+        return any(
+            found.address == each.address and found.leaving and found.alive
+            for each in leaving
+            for found in self.table.published_of(each.service)
+        )
 
     async def settled(self) -> None:
         """Returns when requests go as the table is now, and a sidecar that is killed then knows of

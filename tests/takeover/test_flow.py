@@ -139,6 +139,14 @@ class Pod:
         """Sooner or later."""
         eventually(lambda: self.get(service) == (200, text), lambda: str(self.get(service)))
 
+    def provides_and_calls(self, application: _Application) -> Pod:
+        """Both by the application's name."""
+        name = application.name
+        self.publish(name, application.server_port)
+        self.subscribe(name)
+        self.gets(name, f"{name} {name}")
+        return self
+
 
 @contextmanager
 def _registry(address: str, state: Path) -> Iterator[subprocess.Popen[bytes]]:
@@ -205,11 +213,8 @@ def test_a_call_goes_from_application_to_application(
 def test_who_provides_it_itself_calls_itself_without_the_way_round(
     pods: Callable[..., Pod], application: Callable[..., _Application]
 ) -> None:
-    pod = pods()
     orders = application("orders")
-    pod.publish("orders", orders.server_port)
-    pod.subscribe("orders")
-    pod.gets("orders", "orders orders")
+    pod = pods().provides_and_calls(orders)
     pod.called("orders", f"127.0.0.1:{orders.server_port}")
 
 
@@ -305,13 +310,24 @@ def test_calls_go_on_while_the_registry_is_away(
     address, state = f"127.0.0.1:{free_port()}", tmp_path / "registry.db"
     provider, consumer = Pod(address), Pod(address)
     orders, late = application("orders"), application("late")
+    leaving = application("leaving")
     with provider.sidecar, consumer.sidecar:
         with _registry(address, state):
             provider.publish("orders", orders.server_port)
             consumer.subscribe("orders")
+            provider.publish("leaving", leaving.server_port)
+            consumer.subscribe("leaving")
             consumer.gets("orders", "orders orders")
+            consumer.gets("leaving", "leaving leaving")
+        eventually(lambda: "away" in provider.sidecar.admin_json("/takeover")["registry"]["state"])
+        before = time.monotonic()
+        provider.say("/services/unpublish", serviceName="leaving", protocolType="http")
+        assert time.monotonic() - before < 5  # nobody can hear of it now
         for _ in range(5):
             assert consumer.get("orders") == (200, "orders orders")
+            assert consumer.get("leaving") == (200, "leaving leaving")  # as long as it listens
+        leaving.leave()
+        eventually(lambda: not provider.sidecar.admin_json("/services?service=leaving"))
         provider.publish("late", late.server_port)
         consumer.subscribe("late")
         eventually(lambda: consumer.get("late")[0] == 503)
@@ -374,11 +390,7 @@ def test_the_configuration_publishes_and_subscribes_for_those_without_an_sdk(
 def test_a_sidecar_that_is_back_knows_its_services_with_the_first_call(
     pods: Callable[..., Pod], application: Callable[..., _Application]
 ) -> None:
-    pod = pods()
-    orders = application("orders")
-    pod.publish("orders", orders.server_port)
-    pod.subscribe("orders")
-    pod.gets("orders", "orders orders")
+    pod = pods().provides_and_calls(application("orders"))
     state = pod.sidecar.directory / "takeover.json"
     eventually(lambda: state.exists() and pod.host in state.read_text())
     for _ in range(3):
