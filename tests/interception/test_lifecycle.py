@@ -198,11 +198,12 @@ def changing() -> Iterator[Changing]:
 
 @each_backend
 @pytest.mark.parametrize("what", ["apply", "delete"])
+@pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.soak)])
 def test_killed_at_any_point_delete_cleans(
-    busy_pod: str, changing: Changing, backend: str, what: str
+    busy_pod: str, changing: Changing, backend: str, what: str, times: int
 ) -> None:
     before = everything(busy_pod)
-    chance = random.Random(f"{backend} {what}")
+    chance = random.Random(f"{backend} {what} {times}")
     durations = []
     for change in ("apply", "delete", "apply"):
         started = time.monotonic()
@@ -211,7 +212,7 @@ def test_killed_at_any_point_delete_cleans(
         durations.append(time.monotonic() - started)
     duration = durations[1 if what == "delete" else 2]
     killed = 0
-    for _ in range(12):
+    for _ in range(times):
         if what == "apply":
             rules.delete(netns=busy_pod)
         pid = changing.start(what, backend, busy_pod, "tproxy_source")
@@ -221,7 +222,7 @@ def test_killed_at_any_point_delete_cleans(
         rules.delete(netns=busy_pod)
         assert everything(busy_pod) == before
         rules.apply(RULESETS["tproxy_source"], backend, busy_pod)
-    assert killed > 3
+    assert killed > 0
     rules.delete(netns=busy_pod)
 
 
