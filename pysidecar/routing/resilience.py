@@ -65,10 +65,12 @@ class Resiliences:
         """In their order."""
         return list(self._indices)
 
-    def add(self, service: ServiceEntry) -> int:
-        """The index for ``struct dp_service``."""
+    def add(self, service: ServiceEntry, hedged: bool) -> int:
+        """The index for ``struct dp_service``. ``hedged``: some of its requests are."""
         breaker = service.circuit_breaker or CircuitBreaker()
-        if not (service.retries or service.rate_limit or service.mirror or breaker.requests):
+        if not (
+            service.retries or service.rate_limit or service.mirror or breaker.requests or hedged
+        ):
             return _NONE
         retries, limit, mirror = service.retries, service.rate_limit, service.mirror
         return self._indices.setdefault(
@@ -90,8 +92,8 @@ class Resiliences:
 
 
 def _pack_retries(retries: Retries | None) -> tuple[int, ...]:
-    if retries is None:
-        return (0,) * 6
+    if retries is None:  # hedging has a budget all the same
+        return (0, 0, 0, 0, 0, shares(Retries().budget))
     return (
         *(retries.attempts, _reasons(retries), milliseconds(retries.per_try_timeout or 0)),
         *(milliseconds(retries.backoff.base), milliseconds(retries.backoff.longest)),

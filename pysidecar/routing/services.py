@@ -319,6 +319,7 @@ def _pack_configured(
     endpoints: list[_Endpoint] = []
     places = {name: place for place, name in enumerate(config.services)}
     resiliences = Resiliences(places)
+    hedged = {name for rule in config.requests if rule.hedge for name in rule.services}
     left = iter(told)
     for name, service in config.services.items():
         number = numbers.of(name, service.protocol)
@@ -330,7 +331,7 @@ def _pack_configured(
         else:
             own = _own_endpoints(service)
         span = (len(endpoints), len(own))
-        resilience = resiliences.add(service)
+        resilience = resiliences.add(service, name in hedged)
         fixed = _service(number, texts.add(name), service, texts, await_ms, span)
         services.append((*fixed, resilience, *_policy(service)))
         endpoints.extend(own)

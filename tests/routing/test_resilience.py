@@ -51,8 +51,9 @@ def test_each_value_is_where_it_belongs() -> None:
         "    hedge: {after: 40ms}\n"
         "    fault: {delay: {fixed: 1s, percent: 10}, abort: {status: 500, percent: 0.0001}}\n"
     )
-    assert [service.resilience for service in table.services[0:2]] == [1, 0]
-    [web] = arrays["resiliences"]
+    assert [service.resilience for service in table.services[0:2]] == [1, 2]
+    web, hedged = arrays["resiliences"]
+    assert (hedged.retries, hedged.budget, hedged.least_retries) == (0, 200000, 3)
     assert (web.retries, web.attempt_ms, web.budget, web.least_retries) == (2, 300, 125000, 4)
     assert (web.backoff_ms, web.longest_backoff_ms) == (5, 50)
     assert (web.requests, web.rate_requests, web.rate_ms, web.rate_burst) == (70, 10, 2000, 3)

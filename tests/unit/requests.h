@@ -44,8 +44,8 @@ struct serving_worker {
     int endpoint_count;
     struct upstream_peer peers[MOST_UPSTREAMS];
     int peer_count;
-    unsigned sessions, closed, requests; /* opened, reported */
-    uint32_t flags;                      /* of all requests */
+    unsigned sessions, closed, requests, copies; /* opened, reported */
+    uint32_t flags;                              /* of all requests */
 };
 
 static struct serving_worker serving;
@@ -88,6 +88,16 @@ static void request_has_ended(struct session *session, const struct dp_request *
     serving.flags |= request->flags;
 }
 
+static void copy_has_ended(struct worker *worker, const struct dp_request *request,
+                           struct standing *standing, struct endpoint *endpoint)
+{
+    (void)worker;
+    (void)request;
+    (void)standing;
+    (void)endpoint;
+    serving.copies++;
+}
+
 static const struct flow_ops *no_flow_ops(struct tunnel *tunnel)
 {
     (void)tunnel;
@@ -100,6 +110,7 @@ static const struct session_handler serving_handler = {
     .closed = session_closed,
     .arrived = session_has_arrived,
     .request_ended = request_has_ended,
+    .copy_ended = copy_has_ended,
     .flow_ops = no_flow_ops,
 };
 

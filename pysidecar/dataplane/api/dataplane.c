@@ -48,6 +48,12 @@ static void request_ended(struct session *session, const struct dp_request *requ
     trace(session->worker, session->id, request_ended, request->status, failure_of(request->flags));
 }
 
+static void copy_ended(struct worker *worker, const struct dp_request *request,
+                       struct standing *standing, struct endpoint *endpoint)
+{
+    requests_count(worker->index, request, standing, endpoint);
+}
+
 /* At a listener of ours, which says what it is for; no route is asked. */
 static void arrived_by_itself(struct session *session)
 {
@@ -102,6 +108,7 @@ static const struct session_handler handler = {
     .asks = direct_ask,
     .let_go = sockmap_prepare,
     .request_ended = request_ended,
+    .copy_ended = copy_ended,
     .flow_ops = sockmap_ops,
 };
 

@@ -160,12 +160,21 @@ size_t requests_slowest(const struct requests *requests, uint64_t since_ns,
 
 /* ---- all of it ---- */
 
+void requests_count(unsigned worker, const struct dp_request *request, struct standing *standing,
+                    struct endpoint *endpoint)
+{
+    if (standing)
+        count(&standing->tallies[worker], request);
+    if (endpoint && endpoint->tallies)
+        count(&endpoint->tallies[worker], request);
+}
+
 void requests_ended(struct requests *requests, unsigned worker, const struct dp_request *request,
                     struct standing *standing, struct endpoint *endpoint)
 {
-    count(standing ? &standing->tallies[worker] : &requests->unserved, request);
-    if (endpoint && endpoint->tallies)
-        count(&endpoint->tallies[worker], request);
+    if (!standing)
+        count(&requests->unserved, request);
+    requests_count(worker, request, standing, endpoint);
     ring_write(&requests->recent, request);
     if (has_failed(request))
         ring_write(&requests->failed, request);

@@ -54,6 +54,10 @@ enum dp_flag failure_of(uint32_t flags);
 void requests_ended(struct requests *requests, unsigned worker, const struct dp_request *request,
                     struct standing *standing, struct endpoint *endpoint);
 
+/* Only counts it, for its service and its endpoint. */
+void requests_count(unsigned worker, const struct dp_request *request, struct standing *standing,
+                    struct endpoint *endpoint);
+
 /* ---- the control thread's side ---- */
 
 /* Stores the latest, or the latest that failed, at most `max`, the oldest first. Returns how many.

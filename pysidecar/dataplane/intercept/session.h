@@ -81,6 +81,9 @@ struct session_handler {
     /* A request of a session ended: reports it. NULL: it reached no service, or no endpoint. */
     void (*request_ended)(struct session *session, const struct dp_request *request,
                           struct standing *standing, struct endpoint *endpoint);
+    /* Likewise of a copy of a request, which went to a mirror: only counts it. */
+    void (*copy_ended)(struct worker *worker, const struct dp_request *request,
+                       struct standing *standing, struct endpoint *endpoint);
     /* What stands beside the flows of a tunnel that is about to relay, or NULL. */
     const struct flow_ops *(*flow_ops)(struct tunnel *tunnel);
 };

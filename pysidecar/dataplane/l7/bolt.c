@@ -279,6 +279,7 @@ static void tell_head(struct message *message, const struct head *head)
     if (head->type == TYPE_RESPONSE) {
         message->status = head->timeout_or_status;
         message->succeeded = message->status == STATUS_SUCCESS;
+        message->refused = message->status == STATUS_BUSY;
         return;
     }
     message->facts.version =

@@ -73,6 +73,7 @@ struct message {
     bool succeeded;     /* the status is a good one */
     bool
         service_failed; /* the service answered with an exception of its own: no fault of the way */
+    bool refused;       /* the endpoint says that it has not begun to serve the request */
     bool upgraded;      /* HTTP 101, or CONNECT: what follows on both sides is another protocol */
 
     /* Of both. */

@@ -200,6 +200,7 @@ static void tell_response(struct message *message)
 
     message->status = (uint8_t)message->frame.at[3];
     message->succeeded = message->status == STATUS_OK;
+    message->refused = message->status == STATUS_EXHAUSTED;
     message->service_failed = message->succeeded &&
                               (flags_of(message) & SERIALIZATION) == HESSIAN2 &&
                               (first == INT_EXCEPTION || first == INT_EXCEPTION_WITH_ATTACHMENTS);

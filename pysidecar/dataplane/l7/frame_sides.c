@@ -4,7 +4,7 @@
 
 #include "l7/downstream.h"
 #include "l7/sides.h"
-#include "l7/stream.h"
+#include "l7/stream_parts.h"
 #include "l7/streams.h"
 #include "l7/uplink.h"
 
@@ -96,6 +96,20 @@ static size_t encode_fresh(struct stream *stream, uint8_t *to, size_t room)
     return stream->codec->encode(&stream->encoder, stream->fresh, stream->adjustment, to, room);
 }
 
+/* Whether it may be sent a second time, to whomever. */
+static bool is_worth_keeping(const struct stream *stream, size_t size)
+{
+    return size <= KEPT_BYTES &&
+           (stream_has_retries(stream) || stream->hedge_ms > 0 || stream->mirror);
+}
+
+static bool keep_sent(struct stream *stream, const uint8_t *sent, size_t size)
+{
+    struct blocks *blocks = &stream->downstream->session->worker->streams->blocks;
+
+    return buffer_add(blocks, &stream->request, sent, size);
+}
+
 static bool send_request(struct stream *stream, struct uplink *uplink)
 {
     struct wire *wire = &uplink->wire;
@@ -109,8 +123,9 @@ static bool send_request(struct stream *stream, struct uplink *uplink)
     size = stream->fresh ? encode_fresh(stream, to, room) : encode_kept(stream, to, room);
     if (size == 0)
         return false;
+    stream->keeps =
+        is_worth_keeping(stream, size) && (!stream->fresh || keep_sent(stream, to, size));
     wire_wrote(wire, size);
-    stream->keeps = false;
     return true;
 }
 
@@ -146,6 +161,7 @@ const struct upstream_side frame_upstream = {
     .send = send_request,
     .data = send_nothing,
     .end = send_end,
+    .adopt = uplink_replace,
     .is_behind = is_never,
     .hold = do_nothing,
     .go_on = do_nothing,

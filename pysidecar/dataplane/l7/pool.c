@@ -335,6 +335,8 @@ void pool_request(struct pool *pool, struct stream *stream)
         stream_assigned(stream, uplink);
         return;
     }
+    if (!may_wait(pool))
+        stream->record.flags |= 1u << DP_FLAG_LIMIT_PENDING;
     if (!may_wait(pool) || !stream_keep(stream)) {
         stream_unassigned(stream, DP_FLAG_OVERLOAD, 0);
         return;

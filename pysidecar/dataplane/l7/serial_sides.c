@@ -211,6 +211,7 @@ const struct upstream_side serial_upstream = {
     .send = send_request,
     .data = send_data,
     .end = send_end,
+    .adopt = uplink_replace,
     .is_behind = upstream_is_behind,
     .hold = hold,
     .go_on = go_on,

@@ -48,6 +48,8 @@ struct upstream_side {
     bool (*send)(struct stream *stream, struct uplink *uplink);
     bool (*data)(struct stream *stream, const struct message *message);
     bool (*end)(struct stream *stream, const struct message *message, size_t size);
+    /* The stream `now` waits for the answer instead. NULL: that cannot be. */
+    void (*adopt)(struct uplink *uplink, struct stream *before, struct stream *now);
     /* Whether nothing more of the request should be written for now: see stream_uplink_sent. */
     bool (*is_behind)(const struct stream *stream);
     /* Reads nothing more of the answer, until go_on(). */

@@ -49,8 +49,11 @@ static void link_stream(struct downstream *downstream, struct stream *stream)
     downstream->stream_count++;
 }
 
+/* A twin is in no list. */
 static void unlink_stream(struct stream *stream)
 {
+    if (!stream->previous)
+        return;
     *stream->previous = stream->next;
     if (stream->next)
         stream->next->previous = stream->previous;
@@ -111,6 +114,21 @@ struct stream *stream_create(struct downstream *downstream, const struct message
     return stream;
 }
 
+struct stream *stream_create_shadow(struct downstream *downstream, enum shadow kind)
+{
+    static const struct message nothing = {0};
+    struct stream *stream = stream_create(downstream, &nothing);
+
+    if (!stream)
+        return NULL;
+    stream->shadow = kind;
+    if (kind != SHADOW_TWIN)
+        return stream;
+    unlink_stream(stream);
+    stream->previous = NULL;
+    return stream;
+}
+
 /* ---- its place upstream ---- */
 
 static void count_active(const struct stream *stream, int change)
@@ -127,7 +145,7 @@ static void count_active(const struct stream *stream, int change)
 
 static void count_service(const struct stream *stream, int change)
 {
-    if (stream->service)
+    if (stream->service && stream->shadow != SHADOW_TWIN)
         counter_add(&stream->service->standing->tallies[stream_worker(stream)->index].active,
                     change);
 }
@@ -165,12 +183,32 @@ void stream_leave_pool(struct stream *stream, bool complete)
 static void report(struct stream *stream)
 {
     struct session *session = stream->downstream->session;
+    const struct session_handler *handler = session->worker->handler;
+    struct standing *standing = stream->service ? stream->service->standing : NULL;
+    struct endpoint *endpoint = stream->tried_count ? stream->tried[stream->tried_count - 1] : NULL;
     struct dp_request *record = &stream->record;
 
     record->duration_ns = elapsed_ns(stream);
-    session->worker->handler->request_ended(
-        session, record, stream->service ? stream->service->standing : NULL,
-        stream->tried_count ? stream->tried[stream->tried_count - 1] : NULL);
+    if (stream->shadow == SHADOW_TWIN)
+        stream->first->record.attempts += record->attempts;
+    else if (stream->shadow == SHADOW_COPY)
+        handler->copy_ended(session->worker, record, standing, endpoint);
+    else
+        handler->request_ended(session, record, standing, endpoint);
+}
+
+/* What there is of it beside itself. */
+static void leave_shadows(struct stream *stream)
+{
+    struct streams *streams = stream_worker(stream)->streams;
+
+    shadow_drop_twin(stream);
+    shadow_forget_mirror(stream);
+    if (stream->first)
+        stream->first->twin = NULL;
+    stream->first = NULL;
+    if (stream->shadow == SHADOW_COPY)
+        streams->copy_count--;
 }
 
 void stream_end(struct stream *stream, bool complete)
@@ -185,6 +223,8 @@ void stream_end(struct stream *stream, bool complete)
         timers_release(&worker->loop.timers, 1);
     stream_leave_pool(stream, complete);
     report(stream);
+    leave_shadows(stream);
+    stream_leave_load(stream);
     count_service(stream, -1);
     if (stream->service)
         shared_release(&stream->service->shared);
@@ -218,6 +258,8 @@ static bool refuse(struct stream *stream, enum dp_flag why, const struct message
     struct rejection rejection = {
         .flag = why,
         .http_status = problem ? problem->http_status : 0,
+        .own_status =
+            problem && problem->http_status <= UINT8_MAX ? (uint8_t)problem->http_status : 0,
         .status = &status,
     };
 
@@ -242,8 +284,12 @@ void stream_fail(struct stream *stream, enum dp_flag why, const struct message *
     struct downstream *downstream = stream->downstream;
     enum dp_end cut = DP_END_NONE;
 
-    stream_set_flag(stream, why);
     outcome_note_failure(stream, why);
+    if (stream->shadow == SHADOW_TWIN) {
+        shadow_twin_failed(stream);
+        return;
+    }
+    stream_set_flag(stream, why);
     if (ends_alike(stream, why))
         downstream->closing = true;
     else if (stream->answering && !stream->down->take_back(stream))
@@ -280,7 +326,7 @@ static uint64_t silent_at_ms(const struct stream *stream)
     uint32_t silent_ms = stream->service ? stream->service->silent_ms : 0;
     uint64_t since_ms = stream->complete_ms;
 
-    if (silent_ms == 0)
+    if (silent_ms == 0 || stream->resume_at_ms > 0 || stream->awaits_twin)
         return UINT64_MAX;
     if (!stream->complete || waits_for_client(stream))
         return stream_worker(stream)->loop.now_ms + silent_ms;
@@ -297,15 +343,18 @@ void stream_expire(struct stream *stream)
 
 static void answer_expired(struct timer *timer);
 
-static void set_timer(struct stream *stream)
+void stream_set_timer(struct stream *stream)
 {
     struct loop *loop = &stream_worker(stream)->loop;
-    uint64_t at_ms = silent_at_ms(stream);
+    uint64_t at_ms = silent_at_ms(stream), due_ms = stream_attempt_due_ms(stream);
 
     if (stream->answer_at_ms < at_ms)
         at_ms = stream->answer_at_ms;
+    if (due_ms < at_ms)
+        at_ms = due_ms;
     if (at_ms != UINT64_MAX)
-        loop_set_timer(loop, &stream->timer, at_ms - loop->now_ms, answer_expired);
+        loop_set_timer(loop, &stream->timer, at_ms > loop->now_ms ? at_ms - loop->now_ms : 0,
+                       answer_expired);
 }
 
 static void answer_expired(struct timer *timer)
@@ -313,11 +362,13 @@ static void answer_expired(struct timer *timer)
     struct stream *stream = OWNER(timer, struct stream, timer);
     uint64_t now_ms = stream_worker(stream)->loop.now_ms;
 
-    if (stream->answer_at_ms > now_ms && silent_at_ms(stream) > now_ms) {
-        set_timer(stream);
+    if (stream->answer_at_ms <= now_ms || silent_at_ms(stream) <= now_ms) {
+        stream_expire(stream);
         return;
     }
-    stream_expire(stream);
+    stream_set_timer(stream);
+    if (stream_attempt_due_ms(stream) <= now_ms)
+        stream_attempt_due(stream);
 }
 
 bool stream_reserve_timer(struct stream *stream)
@@ -337,5 +388,5 @@ void stream_begin_timer(struct stream *stream, uint32_t ms)
         return;
     if (!stream_reserve_timer(stream))
         return;
-    set_timer(stream);
+    stream_set_timer(stream);
 }

@@ -10,6 +10,7 @@
 
 #include "l7/buffer.h"
 #include "l7/codec.h"
+#include "l7/shadow.h"
 #include "loop/timer.h"
 
 struct downstream;
@@ -61,6 +62,19 @@ struct stream {
     struct adjustment *adjustment;
     size_t fresh_room;
     bool idempotent, oneway;
+    /* What its service and its rule say against failures: stream_attempts.c, shadow.c. */
+    struct stream *twin, *first; /* hedging: of a client's stream, and of its twin */
+    struct service *mirror;      /* referenced: a copy goes there; NULL: not, or not any more */
+    uint64_t resume_at_ms;       /* it waits until then before it is sent; 0: it does not */
+    uint64_t attempt_at_ms; /* when the answer to this attempt has to have begun; 0: whenever */
+    uint64_t hedge_at_ms;   /* when it gets a twin; 0: never */
+    uint32_t delay_ms, hedge_ms; /* of its rule; 0: none */
+    enum dp_flag failed;         /* why it is sent again, if nothing comes of that */
+    uint8_t retries;             /* attempts after failures */
+    enum shadow shadow;
+    bool in_load, in_retries; /* it is counted in the load of its service */
+    bool held;                /* by a fault */
+    bool awaits_twin;         /* its own attempt is over */
     bool direct; /* it goes where the client connected to, on an uplink of its connection's own */
     bool reused; /* the uplink had carried other requests before */
     bool retried;

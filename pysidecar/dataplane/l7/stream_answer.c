@@ -34,6 +34,8 @@ static void response_head(struct stream *stream, const struct message *message, 
         stream_fail(stream, DP_FLAG_MALFORMED_RESPONSE, NULL);
         return;
     }
+    if (stream_drop_answer(stream, message, size))
+        return;
     stream_note_status(stream, message->status, message->succeeded);
     outcome_note(stream, stream->record.status_class == 5);
     if (message->service_failed)
@@ -128,7 +130,11 @@ void stream_uplink_lost(struct stream *stream, enum dp_flag why)
         return;
     }
     if (!may_be_sent_again(stream, why)) {
-        stream_fail(stream, why, NULL);
+        if (why != DP_FLAG_UPSTREAM_RESET || stream->answering ||
+            !stream_retry(stream,
+                          stream->up->is_unsent(stream) ? DP_RETRY_RESET_UNSENT : DP_RETRY_RESET,
+                          why))
+            stream_fail(stream, why, NULL);
         return;
     }
     stream_set_flag(stream, DP_FLAG_RETRIED);

@@ -5,8 +5,6 @@
 #include "l7/stream_parts.h"
 #include "l7/uplink.h"
 
-enum { KEPT_BYTES = BLOCK_BYTES }; /* of a request that may be sent again */
-
 /* ---- its head ---- */
 
 /* How much longer the request may become, see ENCODING_ROOM. */
@@ -59,7 +57,8 @@ void stream_send(struct stream *stream, const struct message *request,
     }
     stream->binds = stream->up->takes_turns && !stream->direct &&
                     message_binds_connection(request, TEXT("authorization"));
-    stream_try_next(stream, DP_FLAG_NO_ENDPOINT);
+    if (!stream_hold(stream))
+        stream_try_next(stream, DP_FLAG_NO_ENDPOINT);
     stream->fresh = NULL;
 }
 
@@ -87,13 +86,14 @@ void stream_assigned(struct stream *stream, struct uplink *uplink)
         stream_fail(stream, DP_FLAG_OVERLOAD, NULL);
         return;
     }
+    stream_attempt_begins(stream);
     if (stream->oneway) {
         stream_end(stream, true);
         downstream_answered(downstream);
         return;
     }
     uplink->leaving |= stream->binds;
-    if (!downstream->wire.running) /* else it is not known yet what was read */
+    if (!stream->shadow && !downstream->wire.running) /* else it is not known what was read */
         downstream_pass_end(downstream);
     if (!stream->keeps)
         buffer_release(&stream_worker(stream)->streams->blocks, &stream->request);
@@ -164,10 +164,13 @@ void stream_request_end(struct stream *stream, const struct message *message, si
     stream->complete_ms = stream_worker(stream)->loop.now_ms;
     if (message->field_count > 0) /* trailers are not kept */
         stream->keeps = false;
-    if (stream->uplink && !stream->up->end(stream, message, consumed))
+    if (stream->uplink && !stream->up->end(stream, message, consumed)) {
         stream_fail(stream, DP_FLAG_OVERLOAD, NULL);
-    else
-        stream->down->update(stream);
+        return;
+    }
+    if (stream->uplink)
+        stream_attempt_begins(stream);
+    stream->down->update(stream);
 }
 
 void stream_request_malformed(struct stream *stream, const struct message *message)

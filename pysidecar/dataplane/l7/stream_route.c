@@ -70,6 +70,49 @@ static bool is_here(const struct stream *stream, const struct mosnhook_address *
            memcmp(address->ip, origin->original_destination.ip, sizeof address->ip) == 0;
 }
 
+void stream_note_tried(struct stream *stream, struct endpoint *endpoint)
+{
+    if (stream->tried_count == MOST_ATTEMPTS)
+        memmove(stream->tried, stream->tried + 1, --stream->tried_count * sizeof *stream->tried);
+    stream->tried[stream->tried_count++] = endpoint;
+}
+
+/* Whether the table that made it go has another one after it, which does not know the endpoint. */
+static bool is_removed(const struct stream *stream, const struct endpoint *endpoint)
+{
+    return atomic_load_explicit(&endpoint->generation, memory_order_relaxed) <
+           stream_worker(stream)->streams->generation;
+}
+
+/* For another attempt: where all were tried, any but the last one, else that. False: there is none
+ * any more. */
+static bool pick_again(struct stream *stream, struct pool_key *key)
+{
+    for (int tries = 0; tries < 2 * MOST_ATTEMPTS; tries++) {
+        if (pick(stream, key)) {
+            if (!is_removed(stream, key->endpoint))
+                return true;
+            stream_note_tried(stream, key->endpoint);
+        } else if (stream->tried_count > 0) {
+            stream->tried[0] = stream->tried[stream->tried_count - 1];
+            stream->tried_count = stream->tried_count > 1;
+        } else {
+            return false;
+        }
+    }
+    return false;
+}
+
+/* False: there is no other one. A shadow tries only once. */
+static bool pick_next(struct stream *stream, struct pool_key *key)
+{
+    if (stream->shadow)
+        return stream->record.attempts == 0 && pick_again(stream, key);
+    if (stream->retries > 0)
+        return pick_again(stream, key);
+    return stream->tried_count < MOST_ATTEMPTS && pick(stream, key);
+}
+
 static void try_pool(struct stream *stream, const struct pool_key *key)
 {
     struct pool *pool;
@@ -77,7 +120,7 @@ static void try_pool(struct stream *stream, const struct pool_key *key)
     stream->record.attempts++;
     stream->record.upstream = key->address;
     stream->tried_ns = stream_worker(stream)->loop.now_ns;
-    stream->tried[stream->tried_count++] = key->endpoint;
+    stream_note_tried(stream, key->endpoint);
     if (routes_is_own(stream_worker(stream)->routes, &key->address)) {
         stream_fail(stream, DP_FLAG_LOOP, NULL);
         return;
@@ -98,7 +141,7 @@ void stream_try_next(struct stream *stream, enum dp_flag otherwise)
         .codec = stream->codec,
     };
 
-    if (stream->tried_count >= MOST_ATTEMPTS || !pick(stream, &key)) {
+    if (!pick_next(stream, &key)) {
         stream_fail(stream, otherwise, NULL);
         return;
     }
@@ -114,9 +157,11 @@ void stream_unassigned(struct stream *stream, enum dp_flag why, int error)
           stream->record.attempts);
     outcome_note_failure(stream, why);
     stream_leave_pool(stream, false);
-    if (connecting)
+    if (!connecting)
+        stream_fail(stream, why, NULL);
+    else if (!stream->twin && !stream_has_retries(stream))
         stream_try_next(stream, why);
-    else
+    else if (!stream_retry(stream, DP_RETRY_CONNECT_FAILURE, why))
         stream_fail(stream, why, NULL);
 }
 
@@ -181,6 +226,8 @@ static void go_on(struct stream *stream, const struct message *request, const st
     if (!take_route(stream, request, routed))
         return;
     adjustment.direct = stream->direct;
+    if (!stream_admit(stream, routed))
+        return;
     stream_begin_timer(stream, timeout_for(routed, request));
     if (routed->rewrite && routed->rewrite->original_destination.size)
         adjustment.original_destination =

@@ -7,6 +7,7 @@
 #include "l7/downstream.h"
 #include "l7/pool.h"
 #include "l7/router.h"
+#include "l7/shadow.h"
 #include "l7/uplink.h"
 
 enum { MOST_BUFFERED = 256 * 1024 * 1024 }; /* bytes, of a worker */
@@ -105,6 +106,7 @@ void streams_close(struct worker *worker)
 
     if (!streams)
         return;
+    shadows_close(worker);
     close_pools(&streams->pools);
     free_ended(streams);
     while (streams->spare_streams) {

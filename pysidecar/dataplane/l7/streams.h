@@ -10,6 +10,7 @@
 #include "loop/worker.h"
 
 struct downstream;
+struct shadows;
 struct stream;
 struct uplink;
 
@@ -24,6 +25,9 @@ struct streams {
     struct downstream *downstreams; /* open ones */
     struct stream *wanting;         /* those that wait for a service that the table does not know */
     unsigned wanting_count;
+    struct shadows *shadows; /* see shadow.h */
+    unsigned copy_count;     /* streams that are copies for mirrors */
+    unsigned held_count;     /* those that faults hold */
     struct stream *spare_streams;
     unsigned spare_count;
     struct stream *ended_streams; /* in this turn: freed at its end */

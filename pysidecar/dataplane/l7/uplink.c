@@ -158,6 +158,20 @@ void uplink_leave(struct uplink *uplink, struct stream *stream, bool complete)
         task_schedule(&pool->worker->loop.tasks, &pool->serve);
 }
 
+void uplink_replace(struct uplink *uplink, struct stream *before, struct stream *now)
+{
+    if (uplink->pool->codec->multiplexes)
+        *slot_of(uplink, before->upstream_id) = now;
+    else
+        uplink->stream = now;
+    now->uplink = uplink;
+    now->upstream_id = before->upstream_id;
+    now->reused = before->reused;
+    now->written_before = before->written_before;
+    now->read_before = before->read_before;
+    before->uplink = NULL;
+}
+
 bool uplink_is_ready(const struct uplink *uplink)
 {
     const struct wire *wire = &uplink->wire;
@@ -237,7 +251,8 @@ static void decoded_frame(struct uplink *uplink, const struct message *message)
         if (!stream) /* it came too late */
             break;
         stream_response(stream, CODEC_HEAD, message, message->frame.size);
-        if (!stream->ended)
+        stream = find(uplink, message->id); /* it may be over, or another one's answer now */
+        if (stream)
             stream_response(stream, CODEC_END, message, message->frame.size);
         break;
     case MESSAGE_HEARTBEAT:

@@ -37,6 +37,8 @@ bool uplink_is_ready(const struct uplink *uplink);
 bool uplink_begin(struct uplink *uplink, struct stream *stream);
 /* The stream does not wait for an answer any more, which was complete or not. */
 void uplink_leave(struct uplink *uplink, struct stream *stream, bool complete);
+/* The stream `now` waits for the answer instead of `before`, whose request was the same. */
+void uplink_replace(struct uplink *uplink, struct stream *before, struct stream *now);
 /* Nothing more is sent on it than what waits: it is told so. */
 void uplink_shut(struct uplink *uplink);
 /* Gives its descriptor away, which nobody watches, and is closed. */
