@@ -38,12 +38,12 @@ MECHANISMS = {
     "none": ("", ""),
     "retries": (
         "retries: {attempts: 3, on: [gateway_error, refused_stream], per_try_timeout: 250ms,"
-        " backoff: {base: 5ms}, budget: 50%}",
+        " backoff: {base: 5ms}}, circuit_breaker: {retries: 16}",
         "idempotent: true",
     ),
     "retries, hedging": (
         "retries: {attempts: 3, on: [gateway_error, refused_stream], per_try_timeout: 250ms,"
-        " backoff: {base: 5ms}, budget: 50%}",
+        " backoff: {base: 5ms}}, circuit_breaker: {retries: 16}",
         "idempotent: true, hedge: {after: 100ms}",
     ),
 }

@@ -4,6 +4,7 @@
 enum { BODY = 100000, REQUESTS = 4, FRAME_HEAD = 22 };
 
 static int client;
+static bool may_be_gone; /* the upstream's connections, when it answers */
 static struct session *session;
 static char answers[4 << 20];
 static size_t answers_size;
@@ -45,6 +46,14 @@ static void end_client(void)
     assert_int_equal(serving.closed, serving.sessions);
 }
 
+static void send_answer(const struct upstream_peer *peer, const char *answer, size_t size)
+{
+    ssize_t sent = send(peer->fd, answer, size, MSG_NOSIGNAL);
+
+    if (!may_be_gone)
+        assert_int_equal(sent, (ssize_t)size);
+}
+
 /* ---- HTTP ---- */
 
 /* Answers what is complete: with the number from the path, then so many bytes as the body had. */
@@ -65,8 +74,7 @@ static void serve_http(struct upstream_peer *peer)
         size = snprintf(answer, sizeof answer, "HTTP/1.1 200 OK\r\nContent-Length: %zu\r\n\r\n%c",
                         body + 1, strchr(peer->data, '/')[1]);
         memset(answer + size, 'x', body);
-        assert_int_equal(send(peer->fd, answer, (size_t)size + body, MSG_NOSIGNAL),
-                         (ssize_t)(size + (ssize_t)body));
+        send_answer(peer, answer, (size_t)size + body);
         drop_from_peer(peer, head + body);
     }
 }
@@ -162,7 +170,7 @@ static void serve_bolt(struct upstream_peer *peer)
             return;
         size_t length = write_frame(answer, 0, 2, number_at(peer->data + 5),
                                     content ? peer->data[FRAME_HEAD] : 0, content);
-        assert_int_equal(send(peer->fd, answer, length, MSG_NOSIGNAL), (ssize_t)length);
+        send_answer(peer, answer, length);
         drop_from_peer(peer, size);
     }
 }
@@ -201,12 +209,64 @@ static bool check_bolt(void)
 
 /* ---- memory ---- */
 
-static void all_of_it(enum dp_protocol protocol, unsigned failing)
+/* So late that requests are hedged, and each third time not at all. */
+static void serve_badly(struct upstream_peer *peer)
 {
-    void (*serve)(struct upstream_peer *) = protocol == DP_BOLT ? serve_bolt : serve_http;
+    static unsigned turns;
+
+    if (peer->size == 0 || worker->loop.now_ms % 4 > 0)
+        return;
+    if (turns++ % 3 == 0) {
+        close(peer->fd);
+        peer->fd = -1;
+    } else if (serving.protocol == DP_BOLT) {
+        serve_bolt(peer);
+    } else {
+        serve_http(peer);
+    }
+}
+
+/* A service that does all that it can against failures, with a mirror. */
+static void be_resilient(enum dp_protocol protocol)
+{
+    struct mosnhook_address address;
+
+    written_service(&serving.written, "shadow", protocol)->timeout_ms = 200;
+    serving.accepting[serving.endpoint_count++] = listen_on_loopback(&address);
+    written_endpoint(&serving.written, &address);
+    serving.written.services[0].resilience = 1;
+    serving.written.resiliences[0] = (struct dp_resilience){
+        .retries = 10,
+        .retry_on = (1u << DP_RETRIES) - 1,
+        .attempt_ms = 1000,
+        .budget = DP_SHARES,
+        .least_retries = 100,
+        .requests = 100,
+        .rate_requests = 1000000,
+        .rate_ms = 1,
+        .rate_burst = 1000000,
+        .mirror_share = DP_SHARES,
+        .mirror = 1,
+    };
+    serving.written.table.resilience_count = serving.written.table.handling_count = 1;
+    serving.written.handlings[0] = (struct dp_handling){
+        .delay_ms = 1, .delay_share = DP_SHARES / 2, .hedge_ms = 1, .idempotent = 1};
+    written_rule(&serving.written, protocol)->handling = 1;
+    written_target(&serving.written, 0, 1);
+    serving.written.entrances[0].service = DP_NO_SERVICE;
+}
+
+static void all_of_it(enum dp_protocol protocol, unsigned failing, bool resilient)
+{
+    void (*serve)(struct upstream_peer *) = resilient             ? serve_badly
+                                            : protocol == DP_BOLT ? serve_bolt
+                                                                  : serve_http;
     bool (*check)(void) = protocol == DP_BOLT ? check_bolt : check_http;
 
+    may_be_gone = resilient;
     serving_begin(protocol, 2)->timeout_ms = 0;
+    if (resilient)
+        be_resilient(protocol);
     serving_offer();
     (protocol == DP_BOLT ? write_bolt_requests : write_http_requests)();
     failing_set(failing);
@@ -219,33 +279,51 @@ static void all_of_it(enum dp_protocol protocol, unsigned failing)
     end_client();
 }
 
-static void any_allocation_fails(enum dp_protocol protocol)
+static void any_allocation_fails(enum dp_protocol protocol, bool resilient)
 {
+    const uint32_t helps = 1u << DP_FLAG_RETRIED | 1u << DP_FLAG_HEDGED | 1u << DP_FLAG_MIRRORED |
+                           1u << DP_FLAG_FAULT_DELAY;
+    uint32_t flags = 0;
     unsigned failing = 0;
     bool failed;
 
     do {
-        all_of_it(protocol, ++failing);
+        all_of_it(protocol, ++failing, resilient);
         failed = failing_take();
         if (!failed) {
             assert_int_equal(serving.requests, REQUESTS);
-            assert_int_equal(serving.flags, 0);
+            if (!resilient)
+                assert_int_equal(serving.flags, 0);
         }
+        flags |= serving.flags;
         serving_end();
     } while (failed);
     assert_in_range(failing, 10, 1000);
+    assert_int_equal(flags & helps, resilient ? helps : 0); /* in one run or the other */
 }
 
 static void test_any_allocation_fails_http(void **state)
 {
     (void)state;
-    any_allocation_fails(DP_HTTP1);
+    any_allocation_fails(DP_HTTP1, false);
 }
 
 static void test_any_allocation_fails_bolt(void **state)
 {
     (void)state;
-    any_allocation_fails(DP_BOLT);
+    any_allocation_fails(DP_BOLT, false);
+}
+
+static void test_any_allocation_fails_of_what_helps_http(void **state)
+{
+    (void)state;
+    any_allocation_fails(DP_HTTP1, true);
+}
+
+static void test_any_allocation_fails_of_what_helps_bolt(void **state)
+{
+    (void)state;
+    any_allocation_fails(DP_BOLT, true);
 }
 
 int main(void)
@@ -253,6 +331,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_any_allocation_fails_http),
         cmocka_unit_test(test_any_allocation_fails_bolt),
+        cmocka_unit_test(test_any_allocation_fails_of_what_helps_http),
+        cmocka_unit_test(test_any_allocation_fails_of_what_helps_bolt),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
