@@ -42,6 +42,7 @@ class Target:
         "_began",
         "_connected",
         "_conversation",
+        "_entry",
         "_reused",
         "_socket",
         "_under_way",
@@ -73,7 +74,8 @@ class Target:
         self._connected = False
         self._reused = False
         self._under_way = False
-        self._began: float | None = None  # until its deadline
+        self._began = 0.0
+        self._entry = -1  # that is not out of date
 
 
 class Prober:
@@ -86,10 +88,12 @@ class Prober:
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
         self._targets: dict[int, Target] = {}  # by descriptor
-        self._times: list[tuple[float, int, Target]] = []  # one of each: when it is looked at
+        # When a target is looked at. The latest of each counts, by its number.
+        self._times: list[tuple[float, int, Target]] = []
         self._numbers = itertools.count()
         self._waiting: deque[Target] = deque()  # for a connection
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
         self._random = random.Random()
         self._removed = 0
         self.late = 0
@@ -130,13 +134,21 @@ class Prober:
     # ---- time ----
 
     def _push(self, when: float, target: Target) -> None:
-        heapq.heappush(self._times, (when, next(self._numbers), target))
+        target._entry = next(self._numbers)
+        heapq.heappush(self._times, (when, target._entry, target))
 
     def _schedule(self) -> None:
-        if self._timer is None and (self._times or self._waiting):
-            due = self._times[0][0] if self._times and not self._waiting else 0.0
-            delay = max(_PAUSE, due - self._loop.time())
-            self._timer = self._loop.call_later(delay, self._on_time)
+        """After each ``_push``, at the latest when all that came has been dealt with."""
+        if not self._times and not self._waiting:
+            return
+        due = self._times[0][0] if self._times and not self._waiting else 0.0
+        at = max(due, self._loop.time() + _PAUSE)
+        if self._timer is not None:
+            if self._timer_at <= at:
+                return
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self._loop.call_at(at, self._on_time)
 
     def _on_time(self) -> None:
         self._timer = None
@@ -144,22 +156,18 @@ class Prober:
         for _ in range(_BATCH):
             if not self._times or self._times[0][0] > now:
                 break
-            _, _, target = heapq.heappop(self._times)
+            _, number, target = heapq.heappop(self._times)
             if target.is_removed:
                 self._removed = max(0, self._removed - 1)
-                continue
-            self._look_at(target, now)
+            elif number == target._entry:
+                self._look_at(target, now)
         self._serve_waiting()
 
     def _look_at(self, target: Target, now: float) -> None:
         """At its deadline, or when its next check is due."""
-        if target._began is not None:
-            if target._under_way:
-                self._close(target)
-                self._end(target, f"no answer within {target.timeout:g} s")
-            spread = self._random.uniform(1 - _JITTER, 1 + _JITTER)
-            self._push(target._began + target.interval * spread, target)
-            target._began = None
+        if target._under_way:
+            self._close(target)
+            self._end(target, f"no answer within {target.timeout:g} s")
         elif target._socket is None and len(self._targets) >= self._most:
             self.late += 1
             self._waiting.append(target)
@@ -169,12 +177,13 @@ class Prober:
     def _begin(self, target: Target, now: float) -> None:
         target._began = now
         target._under_way = True
-        self._push(now + target.timeout, target)
         target._reused = target._socket is not None
         if target._reused:
             self._ask(target)
         else:
             self._connect(target)
+        if target._under_way:
+            self._push(now + target.timeout, target)
 
     def _serve_waiting(self) -> None:
         now = self._loop.time()
@@ -240,8 +249,7 @@ class Prober:
         for descriptor, _ in self._epoll.poll(0, _BATCH):
             if (target := self._targets.get(descriptor)) is not None:
                 self._on_event(target)
-        if self._waiting:
-            self._serve_waiting()
+        self._serve_waiting()
 
     def _on_event(self, target: Target) -> None:
         assert target._socket is not None
@@ -299,14 +307,19 @@ class Prober:
         self._close(target)
         if error in _LOCAL_SHORTAGE:
             self.late += 1
-            target._under_way = False  # which says nothing about the endpoint
+            self._finish(target)  # which says nothing about the endpoint
         else:
             self._end(target, _words(error))
 
     def _end(self, target: Target, problem: str | None) -> None:
         if target._under_way:
-            target._under_way = False
+            self._finish(target)
             target.told(problem)
+
+    def _finish(self, target: Target) -> None:
+        target._under_way = False
+        spread = self._random.uniform(1 - _JITTER, 1 + _JITTER)
+        self._push(target._began + target.interval * spread, target)
 
     def _close(self, target: Target) -> None:
         if target._socket is None:

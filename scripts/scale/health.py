@@ -11,6 +11,7 @@ import struct
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from typing import cast
 
 import uvloop
 
@@ -134,8 +135,7 @@ class _Answering(asyncio.Protocol):
         self._answer = getattr(self, f"_{kind}")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._transport.write(self._answer(data))

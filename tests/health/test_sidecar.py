@@ -25,7 +25,8 @@ from tests.control.conftest import RunningSidecar
 from tests.serving import Server
 from tests.waiting import PATIENCE, eventually
 
-CHECK = "health_check: {path: /health, interval: 100ms, timeout: 90ms}"
+CHECK = "health_check: {path: /health, interval: 100ms, timeout: 10s}"
+HASTY = "health_check: {path: /health, interval: 100ms, timeout: 500ms}"
 WEB = Path(__file__).with_name("web.py")
 
 
@@ -155,7 +156,7 @@ def test_requests_avoid_whom_checks_find_ill(tmp_path: Path, shops: list[Shop]) 
         ill.health = 503
         eventually(lambda: place.endpoint(ill.address)["health"] == "unhealthy")
         assert place.endpoint(ill.address)["reason"] == "its answer is 503"
-        assert f"orders: {ill.address} is unhealthy: its answer is 503" in place.log
+        eventually(lambda: f"orders: {ill.address} is unhealthy: its answer is 503" in place.log)
         asked = ill.asked
         assert set(place.ask(30)) == good(one.address, other.address)
         assert ill.asked == asked
@@ -163,7 +164,7 @@ def test_requests_avoid_whom_checks_find_ill(tmp_path: Path, shops: list[Shop]) 
         assert (entry["available"], entry["panic"]) == (2, False)
         assert place.metric("service_endpoints_available", service="orders") == 2
         assert place.metric("service_endpoint_unhealthy", endpoint=str(ill.address)) == 1
-        assert place.metric("health_checks_total", service="orders", result="failed") >= 3
+        eventually(lambda: place.metric("health_checks_total", result="failed") >= 3)
         place.change(f"{CHECK}, connections: 99")  # what is known stays
         assert set(place.ask(30)) == good(one.address, other.address)
         ill.health = 200
@@ -190,14 +191,14 @@ def web() -> Iterator[tuple[subprocess.Popen[str], Address]]:
 def test_servers_that_stop_and_die_are_left_alone(tmp_path: Path) -> None:
     with web() as (stops, silent), web() as (dies, gone), web() as (_, well):
         endpoints = [silent, gone, well]
-        settings = f"{CHECK}, read_timeout: 5s, healthy_panic_threshold: 0%"
+        settings = f"{HASTY}, read_timeout: 5s, healthy_panic_threshold: 0%"
         with Place(tmp_path, endpoints, settings) as place:
             assert set(place.ask(9)) == good(*endpoints)
             stops.send_signal(signal.SIGSTOP)
             dies.kill()
             eventually(lambda: place.entry()["available"] == 1)
             assert set(place.ask(30)) == good(well)
-            assert place.endpoint(silent)["reason"] == "no answer within 0.09 s"
+            assert place.endpoint(silent)["reason"] == "no answer within 0.5 s"
             assert place.endpoint(gone)["reason"] == "connection refused"
             stops.send_signal(signal.SIGCONT)
             eventually(lambda: place.entry()["available"] == 2)
