@@ -50,7 +50,9 @@ from pysidecar.config.resilience import (
 )
 from pysidecar.config.section import AT_START as _AT_START
 from pysidecar.config.section import Section as _Section
+from pysidecar.config.section import field_texts as _field_texts
 from pysidecar.config.section import one_or_many as _one_or_many
+from pysidecar.config.section import sections as _sections
 from pysidecar.config.takeover import (
     Credentials,
     ProvidedService,
@@ -700,16 +702,29 @@ _NAMED_SECTIONS: list[type[BaseModel]] = [
 ]
 
 
+def _describe(part: dict[str, Any], kind: type[_Section]) -> None:
+    """``part`` is of that section, and of the shorter forms that it may be given in."""
+    *shorter, mapping = part.get("anyOf", [part])
+    properties = mapping.get("properties", {})
+    for name, text in _field_texts(kind).items():
+        if name in properties:
+            same = [each for each in shorter if each == properties[name]]
+            for each in (*same, properties[name]):
+                each.setdefault("description", text)
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON schema, with the defaults as a file spells them."""
     schema = Config.model_json_schema()
     definitions = schema["$defs"]
-    sections: list[tuple[type[BaseModel], dict[str, Any]]] = [(Config, schema)]
+    for kind in _sections():
+        _describe(schema if kind is Config else definitions.get(kind.__name__, {}), kind)
+    parts: list[tuple[type[BaseModel], dict[str, Any]]] = [(Config, schema)]
     for named in _NAMED_SECTIONS:
         whole = definitions[named.__name__]
         # What may be given as something shorter, too, has the mapping as its last alternative.
-        sections.append((named, whole.get("anyOf", [whole])[-1]))
-    for section, part in sections:
+        parts.append((named, whole.get("anyOf", [whole])[-1]))
+    for section, part in parts:
         for name, value in section.model_construct().model_dump(mode="json").items():
             part["properties"][name]["default"] = value
     return schema
