@@ -45,8 +45,11 @@ class HasCertificate(Protocol):
     key: Path
 
 
-def check_tls(kind: str, server: HasCertificate, registration: Registration, problem: str) -> None:
-    """Each side of a session knows the other one; ``problem`` is what we say of a stranger."""
+def check_tls(
+    kind: str, server: HasCertificate, registration: Registration, problem: str | None
+) -> None:
+    """Each side of a session knows the other one; ``problem`` is what we say of a stranger, where
+    that is known."""
 
     def entry(**tls: Path) -> RegistryEntry:
         named = {key: str(path) for key, path in tls.items()}

@@ -242,7 +242,7 @@ class EtcdWithTls(EtcdServer):
 def test_tls_is_verified_in_both_directions(tmp_path: Path) -> None:
     registration = Registration(service_named("tls"), instance(1))
     with EtcdWithTls(tmp_path) as server:
-        check_tls("etcd", server, registration, "")
+        check_tls("etcd", server, registration, None)
 
 
 def test_with_authentication_credentials_are_needed(tmp_path: Path) -> None:
