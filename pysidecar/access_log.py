@@ -55,6 +55,7 @@ def describe_request(record: RequestRecord, *, query: bool) -> dict[str, Any]:
     """The same for ``/requests``, and for lines of requests. With ``query``, HTTP's path has its
     query."""
     first_byte_ms = record.first_byte_ms
+    trace = {"trace_id": record.trace_id, "span_id": record.span_id}
     return {
         "time": _rfc3339(record.began),
         "type": "request",
@@ -73,6 +74,7 @@ def describe_request(record: RequestRecord, *, query: bool) -> dict[str, Any]:
         "duration_ms": round(record.duration_ms, 3),
         "first_byte_ms": None if first_byte_ms is None else round(first_byte_ms, 3),
         "flags": [flag.name.lower() for flag in record.flags],
+        **{name: value for name, value in trace.items() if value is not None},
     }
 
 

@@ -68,7 +68,7 @@ def _compile(source: Path, headers: str) -> Path:
 
 @dataclass(frozen=True)
 class Target:
-    """``linked`` is a pattern of sources, except for one that the target ``includes`` itself."""
+    """``linked`` are patterns of sources, except for one that the target ``includes`` itself."""
 
     name: str
     linked: str = ""
@@ -96,7 +96,8 @@ class Target:
         """Compiles it if anything has changed: what targets have in common once for all of them."""
         linked = {
             path
-            for path in (ROOT.glob(self.linked) if self.linked else ())
+            for pattern in self.linked.split()
+            for path in ROOT.glob(pattern)
             if not path.name.endswith(".bpf.c")
         }
         BUILD.mkdir(parents=True, exist_ok=True)
@@ -145,15 +146,17 @@ class Target:
 
 
 _DATA_PLANE = "pysidecar/dataplane/**/*.c"
+_TRACES = "pysidecar/dataplane/l7/trace_context.c"
 TARGETS = {
     target.name: target
     for target in (
         Target("header", _DATA_PLANE, "pysidecar/dataplane/intercept/header.c", runs=200_000),
         Target("control", _DATA_PLANE, longest=256, runs=1000),
-        Target("http1", "pysidecar/dataplane/l7/http1*.c", longest=2048, runs=8000),
+        Target("http1", f"pysidecar/dataplane/l7/http1*.c {_TRACES}", longest=2048, runs=8000),
         Target("log_line", longest=512, runs=50_000),
-        Target("bolt", longest=384, runs=20_000, counters=False),
-        Target("dubbo", longest=384, runs=20_000, counters=False),
+        Target("bolt", _TRACES, longest=384, runs=20_000, counters=False),
+        Target("dubbo", _TRACES, longest=384, runs=20_000, counters=False),
+        Target("trace_context", longest=512, runs=50_000),
         Target("page", "hook/address.c", "hook/page.c", longest=4096, runs=5000),
         Target("rules", longest=512, runs=5000),
     )

@@ -17,6 +17,7 @@ from collections import namedtuple
 from collections.abc import Collection, Container, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ from pysidecar.dataplane.requests import (
     unpack_requests,
 )
 from pysidecar.dataplane.services import PackedServices
+from pysidecar.dataplane.spans import SpanRecord, native_tracing, read_spans
 from pysidecar.dataplane.trace import STATIONS, Station, TraceEvent, decode_events
 from pysidecar.direction import Direction
 
@@ -51,6 +53,7 @@ __all__ = [
     "LINES_BYTES",
     "LOG_TEXTS",
     "REQUEST_BOUNDS",
+    "SPAN_PIECE",
     "STATIONS",
     "STATUS_CLASSES",
     "Acceleration",
@@ -82,6 +85,7 @@ __all__ = [
     "Scope",
     "ServiceRole",
     "ServiceSums",
+    "SpanRecord",
     "Station",
     "Tallies",
     "Timeouts",
@@ -108,6 +112,8 @@ WALK_PIECE = 64
 """Most connections that ``DataPlane.walk`` reads at a time: a millisecond's work to show them."""
 MOST_OUTAGES = 1024
 """Most services that ``DataPlane.outages`` tells of."""
+SPAN_PIECE = 512
+"""Most spans that ``DataPlane.take_spans`` takes at a time."""
 MOST_REQUESTS = 1000
 """That ``DataPlane.recent_requests``, ``failed_requests`` and ``slowest_requests`` give."""
 _codes, _names = layout(ffi.typeof("struct dp_record"))
@@ -715,6 +721,20 @@ class DataPlane:
         raws = unpack_requests(requests, read(self._dp, requests, MOST_REQUESTS))
         for start in range(0, len(raws), WALK_PIECE):
             yield [decode_request(raw) for raw in raws[start : start + WALK_PIECE]]
+
+    def set_tracing(self, forms: Sequence[str], sample: Fraction) -> None:
+        """Requests are traced from now on, as they say it in these forms (see ``TRACE_FORMS``), and
+        a share of those that begin a trace is sampled; without forms, none, as at first."""
+        raw = native_tracing(list(forms), sample)
+        _check(lib.dp_set_tracing(self._dp, raw), "cannot trace")
+
+    def take_spans(self) -> tuple[list[SpanRecord], int]:
+        """Some of those of requests that ended since the last call, and how many are lost, since
+        they came faster than they were taken. For one thread at a time, whichever."""
+        spans = ffi.new("struct dp_span[]", SPAN_PIECE)
+        missed = ffi.new("uint64_t *")
+        count = lib.dp_take_spans(self._dp, spans, SPAN_PIECE, missed)
+        return read_spans(spans, count), int(missed[0])
 
     def unserved(self) -> RequestTally:
         """What the requests that reached no service add up to."""

@@ -31,6 +31,7 @@ __all__ = [
     "read_endpoint",
     "read_service",
     "read_tally",
+    "unpack_request",
     "unpack_requests",
 ]
 
@@ -115,7 +116,9 @@ REQUEST_BOUNDS: tuple[float, ...] = tuple(bound / 1e9 for bound in lib.dp_reques
 class RequestRecord(NamedTuple):
     """One request that ended. Bytes are the client's: ``bytes_sent`` of the request,
     ``bytes_received`` of the answer, each with its head. ``connection`` is the ``id`` of a
-    ConnectionRecord, ``path`` has HTTP's query, ``status`` is None where no answer was sent."""
+    ConnectionRecord, ``path`` has HTTP's query, ``status`` is None where no answer was sent.
+    ``trace_id`` is in hexadecimal digits, None where it belongs to no trace; ``span_id`` is the
+    sidecar's own, None where it was not sampled."""
 
     connection: int
     began: datetime
@@ -134,6 +137,8 @@ class RequestRecord(NamedTuple):
     service: str | None
     method: str | None
     path: str | None
+    trace_id: str | None = None
+    span_id: str | None = None
 
     @property
     def path_without_query(self) -> str | None:
@@ -310,6 +315,11 @@ def read_endpoint(raw: Any) -> EndpointSums:
     )
 
 
+def unpack_request(data: Any, start: int) -> Any:
+    """The ``struct dp_request`` that is there in a buffer, for ``decode_request``."""
+    return _Raw._make(_REQUEST.unpack_from(data, start))
+
+
 def unpack_requests(requests: Any, count: int) -> list[Any]:
     """An array of ``struct dp_request``, for ``decode_request``, which takes longer."""
     data = ffi.buffer(requests, count * _REQUEST.size)
@@ -336,7 +346,13 @@ def decode_request(raw: Any) -> RequestRecord:
         service=_text(raw.service),
         method=_text(raw.method),
         path=_text(raw.path),
+        trace_id=_digits(raw.trace_id),
+        span_id=_digits(raw.span_id),
     )
+
+
+def _digits(number: bytes) -> str | None:
+    return number.hex() if any(number) else None
 
 
 def _flags(bits: int) -> tuple[Flag, ...]:

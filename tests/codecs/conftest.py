@@ -19,7 +19,7 @@ from tests.requests.programs import Program
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA_PLANE = ROOT / "pysidecar" / "dataplane"
-SOURCES = ("http1*.c", "bolt.c", "checksum.c", "dubbo.c", "hessian.c")
+SOURCES = ("http1*.c", "bolt.c", "checksum.c", "dubbo.c", "hessian.c", "trace_context.c")
 FLAGS = "-std=gnu11 -D_GNU_SOURCE -O1 -g -Wall -Wextra -Werror -fPIC -shared -UNDEBUG".split()
 
 

@@ -5,6 +5,7 @@
  * With bit 1 of the first byte an input is a value, else what came on a connection. */
 #include "../../pysidecar/dataplane/l7/dubbo.c"
 #include "../../pysidecar/dataplane/l7/hessian.c"
+#include "../../pysidecar/dataplane/l7/trace_context.h"
 
 #include "frames.h"
 
@@ -271,6 +272,32 @@ static void check_group(const struct message *message)
     CHECK(message->field_count == MAX_FIELDS || text_equal(message->group, last));
 }
 
+/* With another context of a trace, everything else is as it was. */
+static void pass_on_traced(const struct message *message)
+{
+    struct trace_fields trace = {.replaced = 1 /* traceparent */, .count = 1};
+    struct adjustment adjustment = {.id = 1, .trace = &trace};
+    struct encoder encoder = {0};
+    struct text group = message->group;
+    struct message after;
+    size_t room = message->frame.size + ENCODING_ROOM, size;
+    uint8_t *to = malloc(room);
+    uint32_t kept = 0, count = message->field_count;
+
+    trace.set[0] = (struct field){TEXT("traceparent"), TEXT("00-0123456789abcdef-01")};
+    for (uint32_t i = 0; i < count; i++)
+        kept += !text_equal_folded(message->fields[i].name, trace.set[0].name);
+    size = codec_dubbo.encode(&encoder, message, &adjustment, to, room);
+    CHECK(size > 0 && codec_dubbo.encode(&encoder, message, &adjustment, to, size - 1) == 0);
+    CHECK(codec_dubbo.encode(&encoder, message, &adjustment, to, size) == size);
+    decode_own(&codec_dubbo, false, to, size, &after);
+    CHECK(after.attachments_end == (const char *)to + size - 1);
+    CHECK(count == MAX_FIELDS || after.field_count == kept + 1);
+    CHECK(count == MAX_FIELDS || text_equal(after.fields[kept].value, trace.set[0].value));
+    CHECK(text_equal(after.group, group) && text_equal(after.method, message->method));
+    free(to);
+}
+
 static void pass_on(const struct message *message, bool response)
 {
     struct adjustment adjustment = {.id = ~message->id};
@@ -312,6 +339,8 @@ static void answer(const struct message *message)
 static void each(const struct message *message)
 {
     check_group(message);
+    if (message->attachments_end) /* first: what is decoded takes the place of the fields */
+        pass_on_traced(message);
     if (message->kind == MESSAGE_HEARTBEAT || message->kind == MESSAGE_REQUEST)
         answer(message);
     if (message->kind != MESSAGE_HEARTBEAT && message->kind != MESSAGE_HEARTBEAT_ANSWER)

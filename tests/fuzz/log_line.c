@@ -318,6 +318,21 @@ static void check_whose(const char **at, const struct dp_request *request)
     check_text(at, ", \"method\": ", request->method, DP_METHOD_BYTES);
 }
 
+static void check_id(const char **at, const char *key, const uint8_t *id, size_t size)
+{
+    static const uint8_t none[DP_TRACE_ID_BYTES];
+    char digits[3];
+
+    if (memcmp(id, none, size) == 0)
+        return;
+    expect(at, key);
+    for (size_t i = 0; i < size; i++) {
+        snprintf(digits, sizeof digits, "%02x", id[i]);
+        expect(at, digits);
+    }
+    expect(at, "\"");
+}
+
 static void check_outcome(const char **at, const struct dp_request *request)
 {
     expect(at, ", \"status\": ");
@@ -338,6 +353,8 @@ static void check_outcome(const char **at, const struct dp_request *request)
     else
         expect(at, "null");
     check_flags(at, request->flags);
+    check_id(at, ", \"trace_id\": \"", request->trace_id, sizeof request->trace_id);
+    check_id(at, ", \"span_id\": \"", request->span_id, sizeof request->span_id);
     expect(at, "}\n");
 }
 

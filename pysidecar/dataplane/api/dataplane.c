@@ -54,6 +54,11 @@ static void copy_ended(struct worker *worker, const struct dp_request *request,
     requests_count(worker->index, request, standing, endpoint);
 }
 
+static void span_ended(struct session *session, const struct dp_span *span)
+{
+    inbox_span_ended(session->worker->inbox, span);
+}
+
 /* At a listener of ours, which says what it is for; no route is asked. */
 static void arrived_by_itself(struct session *session)
 {
@@ -109,6 +114,7 @@ static const struct session_handler handler = {
     .let_go = sockmap_prepare,
     .request_ended = request_ended,
     .copy_ended = copy_ended,
+    .span_ended = span_ended,
     .flow_ops = sockmap_ops,
 };
 
@@ -126,6 +132,7 @@ static void share(struct dp *dp, struct worker *worker)
     worker->accelerator = &dp->accelerator;
     worker->limits = &dp->limits;
     worker->wanted = &dp->wanted;
+    worker->tracing = &dp->tracing;
     worker->handler = &handler;
 }
 
@@ -294,6 +301,11 @@ int dp_set_request_limits(struct dp *dp, const struct dp_request_limits *limits)
         .frame_bytes = limits->frame_bytes,
     };
     return 0;
+}
+
+int dp_set_tracing(struct dp *dp, const struct dp_tracing *settings)
+{
+    return tracing_set(&dp->tracing, settings) ? 0 : -EINVAL;
 }
 
 /* ---- routes ---- */

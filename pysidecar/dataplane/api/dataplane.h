@@ -313,6 +313,14 @@ size_t dp_failed_requests(struct dp *dp, struct dp_request *requests, size_t max
  * keeps 32 of each minute. Those that became tunnels are left out. Returns their number. */
 size_t dp_slowest_requests(struct dp *dp, struct dp_request *requests, size_t max);
 
+/* Which requests are traced from now on; at first none. 0 or -errno (-EINVAL: no such form). */
+int dp_set_tracing(struct dp *dp, const struct dp_tracing *settings);
+
+/* Stores at most `max` spans that were not taken yet: each worker keeps 2,047. Returns their
+ * number; adds the number of those that were overwritten first to `*missed`. For one thread at a
+ * time, which may be another one than the control thread. */
+size_t dp_take_spans(struct dp *dp, struct dp_span *spans, size_t max, uint64_t *missed);
+
 /* Sums of the requests that reached no service. */
 void dp_read_unserved(struct dp *dp, struct dp_tally *tally);
 

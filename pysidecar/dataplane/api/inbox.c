@@ -9,7 +9,9 @@
 #include "base/stack.h"
 #include "l4/direct.h"
 
-enum { KEPT_RECORDS = 1024 };
+enum { KEPT_RECORDS = 1024, KEPT_SPANS = 2048 };
+
+_Static_assert(sizeof(struct dp_span) % sizeof(uint64_t) == 0, "spans are copied in words");
 
 /* The worker writes `source` late where it does not know it before: of a socket that came unparked,
  * and of one that the application connects itself. */
@@ -64,9 +66,10 @@ int inbox_open(struct inbox *inbox, struct inboxes *all, unsigned index)
     inbox->all = all;
     inbox->index = index;
     pthread_mutex_init(&inbox->lock, NULL);
-    return requests_create(&inbox->requests) == 0
-               ? report_create(&inbox->report, &all->reports, KEPT_RECORDS)
-               : -ENOMEM;
+    if (requests_create(&inbox->requests) < 0 ||
+        ring_create(&inbox->spans, sizeof(struct dp_span), KEPT_SPANS) < 0)
+        return -ENOMEM;
+    return report_create(&inbox->report, &all->reports, KEPT_RECORDS);
 }
 
 void inbox_close(struct inbox *inbox)
@@ -74,6 +77,7 @@ void inbox_close(struct inbox *inbox)
     assert(!inbox->live);
     report_destroy(&inbox->report);
     requests_destroy(&inbox->requests);
+    ring_destroy(&inbox->spans);
     pthread_mutex_destroy(&inbox->lock);
 }
 
@@ -109,6 +113,11 @@ void inbox_request_ended(struct inbox *inbox, const struct dp_request *request,
 {
     requests_ended(&inbox->requests, inbox->index, request, standing, endpoint);
     report_request(&inbox->report, request);
+}
+
+void inbox_span_ended(struct inbox *inbox, const struct dp_span *span)
+{
+    ring_write(&inbox->spans, span);
 }
 
 /* The lock is taken. */

@@ -19,6 +19,7 @@ struct inbox {
     unsigned index;
     struct report report;
     struct requests requests;
+    struct ring spans; /* of requests that were sampled */
     _Atomic(struct session *) opened;
     pthread_mutex_t lock;
     struct session *live; /* under the lock */
@@ -43,6 +44,7 @@ void inbox_decided(struct inbox *inbox, struct session *session, enum dp_action 
 void inbox_closed(struct inbox *inbox, const struct session *session);
 void inbox_request_ended(struct inbox *inbox, const struct dp_request *request,
                          struct standing *standing, struct endpoint *endpoint);
+void inbox_span_ended(struct inbox *inbox, const struct dp_span *span);
 /* At the end of a turn: tells the control thread what is new, and frees what closed. */
 void inbox_end_turn(struct inbox *inbox, struct worker *worker);
 

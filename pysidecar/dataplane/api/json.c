@@ -207,6 +207,20 @@ char *json_address(char *at, const char *key, const struct mosnhook_address *add
     return at;
 }
 
+char *json_digits(char *at, const char *key, const uint8_t *bytes, size_t size)
+{
+    uint8_t any = 0;
+
+    for (size_t i = 0; i < size; i++)
+        any |= bytes[i];
+    if (!any)
+        return at;
+    at = json_put(json_put(at, key), "\"");
+    for (size_t i = 0; i < size; i++)
+        at = put_hex(at, bytes[i], 2);
+    return json_put(at, "\"");
+}
+
 /* ---- what others wrote ---- */
 
 /* The length of the UTF-8 sequence at `text`, and its code point. 0 if it is none. */

@@ -27,6 +27,8 @@ char *json_name(char *at, const char *key, const char *name);
 char *json_text(char *at, const char *key, const char *text, size_t size);
 /* Nanoseconds since 1970, by RFC 3339, without quotes. */
 char *json_time(char *at, uint64_t ns);
+/* Bytes in hexadecimal digits, in quotes; neither key nor value where all are 0. */
+char *json_digits(char *at, const char *key, const uint8_t *bytes, size_t size);
 char *json_address(char *at, const char *key, const struct mosnhook_address *address);
 
 enum { JSON_MOST_OF_A_BYTE = 6 };

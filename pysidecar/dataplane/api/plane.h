@@ -10,6 +10,7 @@
 #include "intercept/park.h"
 #include "l4/accelerator.h"
 #include "l7/router.h"
+#include "l7/tracer.h"
 #include "l7/wanted.h"
 #include "net/budget.h"
 #include "upstream/routes.h"
@@ -30,6 +31,7 @@ struct dp {
     struct routes routes;
     struct directories directories;
     struct wanted wanted;
+    struct tracing tracing;
     struct clients clients;
     struct parks parks;
     struct listeners listeners;

@@ -73,6 +73,15 @@ size_t dp_slowest_requests(struct dp *dp, struct dp_request *requests, size_t ma
     return give_first(found, count, by_duration, requests, max);
 }
 
+size_t dp_take_spans(struct dp *dp, struct dp_span *spans, size_t max, uint64_t *missed)
+{
+    size_t taken = 0;
+
+    for (uint32_t i = 0; i < dp->worker_count && taken < max; i++)
+        taken += ring_take(&dp->threads[i].inbox.spans, spans + taken, max - taken, missed);
+    return taken;
+}
+
 void dp_read_unserved(struct dp *dp, struct dp_tally *tally)
 {
     memset(tally, 0, sizeof *tally);

@@ -30,6 +30,13 @@ static char *put_flags(char *at, const struct dp_log_texts *texts, uint32_t flag
     return json_put(at, "]");
 }
 
+/* Only where there is a trace: most logs know of none. */
+static char *put_trace(char *at, const struct dp_request *request)
+{
+    at = json_digits(at, ", \"trace_id\": ", request->trace_id, sizeof request->trace_id);
+    return json_digits(at, ", \"span_id\": ", request->span_id, sizeof request->span_id);
+}
+
 size_t dp_request_line(const struct dp_log_texts *texts, const struct dp_request *request,
                        int query, char *line)
 {
@@ -56,6 +63,7 @@ size_t dp_request_line(const struct dp_log_texts *texts, const struct dp_request
     at = request->first_byte_ns ? json_milliseconds(at, request->first_byte_ns)
                                 : json_put(at, "null");
     at = put_flags(at, texts, request->flags);
+    at = put_trace(at, request);
     at = json_put(at, "}\n");
     return (size_t)(at - line);
 }

@@ -445,6 +445,32 @@ enum {
     DP_PATH_BYTES = 160,
 };
 
+/* How a request says which trace it belongs to: see l7/trace_context.h. */
+enum dp_trace_form {
+    DP_TRACE_W3C = 1,
+    DP_TRACE_B3,       /* one header */
+    DP_TRACE_B3_MULTI, /* several */
+    DP_TRACE_SOFA,     /* SOFATracer's, of Bolt */
+};
+
+enum {
+    DP_TRACE_FORMS = 4,
+    DP_TRACE_ID_BYTES = 16,
+    DP_SPAN_ID_BYTES = 8,
+    DP_AUTHORITY_BYTES = 128,
+    DP_TRACE_STATE_BYTES = 512,
+};
+
+/* Which requests are traced. All zero: none, and nothing is looked for. */
+struct dp_tracing {
+    uint32_t forms[DP_TRACE_FORMS]; /* enum dp_trace_form, the one that counts most first; 0: no
+                                     * more. They are looked for, and written. */
+    uint32_t all;                   /* 1: every new trace is sampled, else those */
+    uint32_t reserved;
+    uint64_t bound; /* whose id is lower than this, as a number of its last 8 bytes; with 0 and not
+                     * `all`, no trace is started */
+};
+
 /* What the control plane knows of one request. Texts are NUL-padded, and cut where they are too
  * long; they may hold any byte but NUL. */
 struct dp_request {
@@ -470,6 +496,16 @@ struct dp_request {
                                      */
     char method[DP_METHOD_BYTES];
     char path[DP_PATH_BYTES]; /* HTTP: with its query; Bolt, Dubbo: the service that it asks for */
+    uint8_t trace_id[DP_TRACE_ID_BYTES]; /* all zero: it belongs to no trace */
+    uint8_t span_id[DP_SPAN_ID_BYTES];   /* ours in it; all zero: none */
+};
+
+/* A request that was sampled, when it has ended. */
+struct dp_span {
+    struct dp_request request;
+    uint8_t parent_id[DP_SPAN_ID_BYTES]; /* all zero: it begins the trace, as far as we know */
+    char authority[DP_AUTHORITY_BYTES];  /* HTTP: the host with its port, as the client wrote it */
+    char state[DP_TRACE_STATE_BYTES];    /* W3C's tracestate; empty where it is longer */
 };
 
 /* What a request or an answer may have at most. */

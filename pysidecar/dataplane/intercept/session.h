@@ -10,6 +10,7 @@
 #include "upstream/origin.h"
 
 struct dp_request;
+struct dp_span;
 struct endpoint;
 struct flow_ops;
 struct listener;
@@ -84,6 +85,8 @@ struct session_handler {
     /* Likewise of a copy of a request, which went to a mirror: only counts it. */
     void (*copy_ended)(struct worker *worker, const struct dp_request *request,
                        struct standing *standing, struct endpoint *endpoint);
+    /* After request_ended, where it was sampled: reports its span. */
+    void (*span_ended)(struct session *session, const struct dp_span *span);
     /* What stands beside the flows of a tunnel that is about to relay, or NULL. */
     const struct flow_ops *(*flow_ops)(struct tunnel *tunnel);
 };

@@ -17,6 +17,7 @@
 
 #include "l7/bytes.h"
 #include "l7/checksum.h"
+#include "l7/trace_context.h"
 
 enum {
     PROTOCOL_1 = 1,
@@ -370,11 +371,11 @@ static void put_string(struct output *output, struct text text)
     put_text(output, text);
 }
 
-/* Whether a header goes, or is replaced. */
-static bool is_changed(const struct adjustment *adjustment, struct text name)
+/* Whether the rewriting removes a header, or replaces it. */
+static bool is_replaced(const struct rewrite *rewrite, struct text name)
 {
-    const struct rewrite *rewrite = adjustment->rewrite;
-
+    if (!rewrite)
+        return false;
     if (rewrite->original_destination.size > 0 &&
         text_equal_folded(name, rewrite->original_destination))
         return true;
@@ -387,21 +388,10 @@ static bool is_changed(const struct adjustment *adjustment, struct text name)
     return false;
 }
 
-static void put_section(struct output *output, struct section section,
-                        const struct adjustment *adjustment)
+static void put_rewritten(struct output *output, const struct adjustment *adjustment)
 {
     const struct rewrite *rewrite = adjustment->rewrite;
-    struct field field;
-    bool null;
 
-    while (section.at < section.end) {
-        const char *from = section.at;
-
-        if (!take_field(&section, &field, &null))
-            break; /* decode() would have refused it */
-        if (!is_changed(adjustment, field.name))
-            put(output, from, (size_t)(section.at - from));
-    }
     for (uint32_t i = 0; i < rewrite->set_count; i++) {
         put_string(output, rewrite->set[i].name);
         put_string(output, rewrite->set[i].value);
@@ -412,10 +402,56 @@ static void put_section(struct output *output, struct section section,
     }
 }
 
-static bool changes_headers(const struct rewrite *rewrite)
+static void put_trace(struct output *output, const struct adjustment *adjustment)
+{
+    const struct trace_fields *trace = adjustment->trace;
+
+    for (uint32_t i = 0; i < trace->count; i++) {
+        if (is_replaced(adjustment->rewrite, trace->set[i].name))
+            continue;
+        put_string(output, trace->set[i].name);
+        put_string(output, trace->set[i].value);
+    }
+}
+
+static void put_section(struct output *output, struct section section,
+                        const struct adjustment *adjustment)
+{
+    struct field field;
+    bool null;
+
+    while (section.at < section.end) {
+        const char *from = section.at;
+
+        if (!take_field(&section, &field, &null))
+            break; /* decode() would have refused it */
+        if (!is_replaced(adjustment->rewrite, field.name) &&
+            !trace_fields_replace(adjustment->trace, field.name))
+            put(output, from, (size_t)(section.at - from));
+    }
+    if (adjustment->rewrite)
+        put_rewritten(output, adjustment);
+    if (adjustment->trace)
+        put_trace(output, adjustment);
+}
+
+static bool rewrites_headers(const struct rewrite *rewrite)
 {
     return rewrite && (rewrite->set_count > 0 || rewrite->remove_count > 0 ||
                        rewrite->original_destination.size > 0);
+}
+
+/* Of bare SOFABolt, which has no headers, nobody knows what it would make of some; and a section
+ * that is full stays as it is. */
+static bool takes_trace(const struct head *head, const struct trace_fields *trace)
+{
+    return head->header_size > 0 && head->header_size + trace_fields_size(trace, 8) <= MAX_SECTION;
+}
+
+static bool changes_headers(const struct head *head, const struct adjustment *adjustment)
+{
+    return head->type != TYPE_RESPONSE &&
+           (rewrites_headers(adjustment->rewrite) || adjustment->trace);
 }
 
 /* The protocol that whoever sent the request understands: SOFABolt answers in that of the first
@@ -454,7 +490,7 @@ static size_t compose(const struct head *old, const uint8_t *frame, struct head 
     put_head(&output, head);
     put(&output, section.at - old->class_size, old->class_size);
     header_at = (size_t)(output.at - output.begin);
-    if (head->type != TYPE_RESPONSE && changes_headers(adjustment->rewrite))
+    if (changes_headers(head, adjustment))
         put_section(&output, section, adjustment);
     else
         put(&output, section.at, old->header_size);
@@ -475,14 +511,16 @@ static size_t bolt_encode(struct encoder *encoder, const struct message *message
 {
     const uint8_t *frame = (const uint8_t *)message->frame.at;
     struct head old = read_head(frame), head = old;
+    struct adjustment possible = *adjustment;
 
     (void)encoder;
     head.id = (uint32_t)adjustment->id;
     adapt(&head, &adjustment->facts);
-    if (head.protocol == old.protocol &&
-        (head.type == TYPE_RESPONSE || !changes_headers(adjustment->rewrite)))
+    if (possible.trace && !takes_trace(&old, possible.trace))
+        possible.trace = NULL;
+    if (head.protocol == old.protocol && !changes_headers(&old, &possible))
         return copy_frame(message->frame, &head, to, room);
-    return compose(&old, frame, &head, adjustment, to, room);
+    return compose(&old, frame, &head, &possible, to, room);
 }
 
 /* ---- frames of our own ---- */

@@ -11,6 +11,8 @@
 #include "base/terms.h"
 #include "base/text.h"
 
+struct trace_fields;
+
 enum { MAX_FIELDS = 128 }; /* of a message; a limit may be lower, see struct limits */
 
 /* What a message may have at most; from the configuration. */
@@ -81,6 +83,8 @@ struct message {
      * are strings. Valid until the thread decodes again, whichever connection's. */
     const struct field *fields;
     uint32_t field_count;
+    /* Dubbo, requests: where more attachments can be put; NULL: nowhere. */
+    const char *attachments_end;
     bool has_body;      /* DATA may follow; END follows in any case */
     bool until_close;   /* an answer that ends with the connection */
     uint64_t body_size; /* UINT64_MAX: not known before its end */
@@ -141,8 +145,12 @@ struct adjustment {
     uint64_t id;                      /* of frames: the one on the connection that is written to */
     const struct rewrite *rewrite;    /* NULL: none */
     struct text original_destination; /* as address:port */
-    struct facts facts;               /* responses: of the request that they answer */
-    bool close;                       /* responses: say that the connection ends */
+    /* Requests: what is said of their trace in place of what came, as far as `fields` of the
+     * message are all that came; NULL: nothing. What `rewrite` says of the same fields counts more.
+     */
+    const struct trace_fields *trace;
+    struct facts facts; /* responses: of the request that they answer */
+    bool close;         /* responses: say that the connection ends */
     /* HTTP: between a client and whom it connected to itself, which may be a proxy, with nobody
      * else's requests on either connection. */
     bool direct;

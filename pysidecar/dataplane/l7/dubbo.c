@@ -14,6 +14,7 @@
 
 #include "l7/bytes.h"
 #include "l7/hessian.h"
+#include "l7/trace_context.h"
 
 enum {
     MAGIC = 0xdabb,
@@ -40,8 +41,11 @@ enum {
     INT_EXCEPTION_WITH_ATTACHMENTS = 0x93,
 };
 
-/* Of the message told last in this thread. */
+/* Of the message told last in this thread; and where each attachment begins, and ends. */
 static _Thread_local struct field fields[MAX_FIELDS];
+static _Thread_local struct {
+    const uint8_t *begin, *end;
+} places[MAX_FIELDS];
 
 static uint8_t flags_of(const struct message *message)
 {
@@ -123,14 +127,19 @@ static bool skip_other(struct hessian *body, struct text name, struct message *m
     return hessian_skip(body);
 }
 
-static void note_attachment(struct message *message, const struct field *field)
+/* `begin`: of the attachment, which ends where `body` goes on. */
+static void note_attachment(struct message *message, const struct field *field,
+                            const uint8_t *begin, const struct hessian *body)
 {
     if (text_equal(field->name, TEXT("group")))
         message->group = field->value;
     else if (text_equal(field->name, TEXT("timeout")))
         message->timeout_ms = decimal_milliseconds(field->value);
-    if (message->field_count < MAX_FIELDS)
-        fields[message->field_count++] = *field;
+    if (message->field_count == MAX_FIELDS)
+        return;
+    places[message->field_count].begin = begin;
+    places[message->field_count].end = body->at;
+    fields[message->field_count++] = *field;
 }
 
 static bool read_attachments(struct hessian *body, struct message *message)
@@ -140,6 +149,7 @@ static bool read_attachments(struct hessian *body, struct message *message)
         return false;
     while (!hessian_leave(body)) {
         struct field field = {.name = {NULL, 0}};
+        const uint8_t *begin = body->at;
 
         if (is_string(body) ? !hessian_string(body, &field.name) : !hessian_skip(body))
             return false;
@@ -150,8 +160,10 @@ static bool read_attachments(struct hessian *body, struct message *message)
         }
         if (!hessian_string(body, &field.value))
             return false;
-        note_attachment(message, &field);
+        note_attachment(message, &field, begin, body);
     }
+    if (body->at == body->end)
+        message->attachments_end = (const char *)body->end - 1;
     return true;
 }
 
@@ -284,10 +296,48 @@ static enum detection dubbo_detect(const uint8_t *data, size_t size)
 
 /* ---- writing ---- */
 
+/* In Hessian 2: of less than 32 characters, or of less than 1,024. */
+static void put_string(struct output *output, struct text text)
+{
+    if (text.size >= 32)
+        put_u8(output, (uint8_t)(0x30 + (text.size >> 8)));
+    put_u8(output, (uint8_t)text.size);
+    put(output, text.at, text.size);
+}
+
+/* The frame with other attachments of a trace. Hessian 2 numbers classes, types, lists, maps and
+ * objects, but no strings, so that nothing else changes when a pair of these comes or goes. */
+static size_t put_traced(const struct message *message, const struct trace_fields *trace,
+                         uint64_t id, uint8_t *to, size_t room)
+{
+    struct output output = output_to(to, room);
+    const char *from = message->frame.at, *end = from + message->frame.size;
+
+    for (uint32_t i = 0; i < message->field_count; i++) {
+        if (!trace_fields_replace(trace, message->fields[i].name))
+            continue;
+        put(&output, from, (size_t)((const char *)places[i].begin - from));
+        from = (const char *)places[i].end;
+    }
+    put(&output, from, (size_t)(message->attachments_end - from));
+    for (uint32_t i = 0; i < trace->count; i++) {
+        put_string(&output, trace->set[i].name);
+        put_string(&output, trace->set[i].value);
+    }
+    put(&output, message->attachments_end, (size_t)(end - message->attachments_end));
+    if (output.full)
+        return 0;
+    write_u64(to + 4, id);
+    write_u32(to + 12, (uint32_t)output_size(&output) - HEAD_BYTES);
+    return output_size(&output);
+}
+
 static size_t dubbo_encode(struct encoder *encoder, const struct message *message,
                            const struct adjustment *adjustment, uint8_t *to, size_t room)
 {
     (void)encoder;
+    if (adjustment->trace && message->attachments_end)
+        return put_traced(message, adjustment->trace, adjustment->id, to, room);
     if (room < message->frame.size)
         return 0;
     memcpy(to, message->frame.at, message->frame.size);

@@ -45,6 +45,15 @@ static void put_rewritten(struct writer *writer, const struct adjustment *adjust
         put_own_field(writer, rewrite->original_destination, adjustment->original_destination);
 }
 
+static void put_trace(struct writer *writer, const struct passing *passing)
+{
+    const struct field *field;
+    uint32_t at = 0;
+
+    while ((field = passing_next_of_trace(passing, &at)))
+        put_field(writer, field->name, field->value);
+}
+
 /* ---- requests ---- */
 
 /* The path, unless whom the client connected to may be a proxy, which is to have what it was sent.
@@ -118,6 +127,7 @@ static void encode_request(struct writer *writer, struct encoder *encoder, struc
     put_field(writer, TEXT("Host"), passing_host(message, adjustment));
     put_fields(writer, passing);
     put_rewritten(writer, adjustment);
+    put_trace(writer, passing);
     put_connection_to_upstream(writer, passing);
     if (message->expects_continue)
         put(writer, TEXT("Expect: 100-continue\r\n"));

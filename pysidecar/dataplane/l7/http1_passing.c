@@ -1,5 +1,7 @@
 #include "l7/http1_passing.h"
 
+#include "l7/trace_context.h"
+
 /* ---- which fields are passed on ---- */
 
 static bool begins_folded(struct text text, struct text with)
@@ -12,11 +14,12 @@ static bool begins_folded(struct text text, struct text with)
 static bool is_essential(struct text name)
 {
     static const struct text names[] = {
-        TEXT("accept"),   TEXT("authorization"), TEXT("cache-control"), TEXT("cookie"),
-        TEXT("date"),     TEXT("etag"),          TEXT("expires"),       TEXT("forwarded"),
-        TEXT("location"), TEXT("origin"),        TEXT("pragma"),        TEXT("range"),
-        TEXT("referer"),  TEXT("set-cookie"),    TEXT("traceparent"),   TEXT("true-client-ip"),
-        TEXT("vary"),     TEXT("via"),           TEXT("x-real-ip"),     TEXT("x-request-id"),
+        TEXT("accept"),     TEXT("authorization"),  TEXT("b3"),         TEXT("cache-control"),
+        TEXT("cookie"),     TEXT("date"),           TEXT("etag"),       TEXT("expires"),
+        TEXT("forwarded"),  TEXT("location"),       TEXT("origin"),     TEXT("pragma"),
+        TEXT("range"),      TEXT("referer"),        TEXT("set-cookie"), TEXT("traceparent"),
+        TEXT("tracestate"), TEXT("true-client-ip"), TEXT("vary"),       TEXT("via"),
+        TEXT("x-real-ip"),  TEXT("x-request-id"),
     };
     static const struct text beginnings[] = {
         TEXT("accept-"),     TEXT("content-"),  TEXT("if-"),       TEXT("sec-"),
@@ -108,7 +111,21 @@ bool passing_takes(struct passing *passing, const struct field *field)
         return false;
     }
     return !is_named(passing, field->name) &&
-           (!passing->rewrite || !is_rewritten(passing->rewrite, field->name));
+           (!passing->rewrite || !is_rewritten(passing->rewrite, field->name)) &&
+           !trace_fields_replace(passing->trace, field->name);
+}
+
+const struct field *passing_next_of_trace(const struct passing *passing, uint32_t *at)
+{
+    const struct trace_fields *trace = passing->trace;
+
+    while (trace && *at < trace->count) {
+        const struct field *field = &trace->set[(*at)++];
+
+        if (!passing->rewrite || !is_rewritten(passing->rewrite, field->name))
+            return field;
+    }
+    return NULL;
 }
 
 bool passing_takes_trailer(struct text name)
@@ -122,6 +139,7 @@ void passing_begin(struct passing *passing, const struct message *message,
     passing->message = message;
     passing->request = message->kind == MESSAGE_REQUEST;
     passing->rewrite = passing->request ? adjustment->rewrite : NULL;
+    passing->trace = passing->request ? adjustment->trace : NULL;
     passing->named_count = 0;
     passing->takes_trailers = passing->has_length = passing->keep_alive = false;
     passing->direct = adjustment->direct;

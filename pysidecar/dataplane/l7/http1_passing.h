@@ -10,6 +10,7 @@
 struct passing {
     const struct message *message;
     const struct rewrite *rewrite;             /* NULL: none */
+    const struct trace_fields *trace;          /* NULL: none */
     struct text named[MAX_CONNECTION_OPTIONS]; /* by Connection: meant for us alone */
     uint32_t named_count;
     bool request;    /* it is one */
@@ -26,6 +27,9 @@ void passing_begin(struct passing *passing, const struct message *message,
                    const struct adjustment *adjustment);
 /* Whether the field is passed on. Notes what it says of what is not. */
 bool passing_takes(struct passing *passing, const struct field *field);
+/* The next field that says of the request's trace what is new, from *at on, which is 0 at the
+ * beginning; NULL: there is no more. */
+const struct field *passing_next_of_trace(const struct passing *passing, uint32_t *at);
 /* Whether a field of that name may come as late as behind the body. */
 bool passing_takes_trailer(struct text name);
 

@@ -180,6 +180,18 @@ void stream_leave_pool(struct stream *stream, bool complete)
 
 /* ---- its end ---- */
 
+static void report_span(struct stream *stream)
+{
+    struct session *session = stream->downstream->session;
+
+    if (!stream->span)
+        return;
+    stream->span->data.request = stream->record;
+    session->worker->handler->span_ended(session, &stream->span->data);
+    tracer_free(&session->worker->streams->tracer, stream->span);
+    stream->span = NULL;
+}
+
 static void report(struct stream *stream)
 {
     struct session *session = stream->downstream->session;
@@ -195,6 +207,7 @@ static void report(struct stream *stream)
         handler->copy_ended(session->worker, record, standing, endpoint);
     else
         handler->request_ended(session, record, standing, endpoint);
+    report_span(stream);
 }
 
 /* What there is of it beside itself. */

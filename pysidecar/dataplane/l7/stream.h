@@ -19,6 +19,7 @@ struct endpoint;
 struct pool;
 struct streams;
 struct service;
+struct span;
 struct uplink;
 struct upstream_side;
 
@@ -84,6 +85,7 @@ struct stream {
     bool answering; /* the head of an answer was passed on */
     bool timed;     /* a place for its timer is reserved */
     bool ended;
+    struct span *span; /* NULL: it is not sampled */
     struct dp_request record;
 };
 

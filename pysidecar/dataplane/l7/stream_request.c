@@ -13,6 +13,8 @@ static size_t rewriting_room(const struct adjustment *adjustment)
     const struct rewrite *rewrite = adjustment->rewrite;
     size_t room = ENCODING_ROOM;
 
+    if (adjustment->trace)
+        room += trace_fields_size(adjustment->trace, 8);
     if (!rewrite)
         return room;
     room += rewrite->host.size + rewrite->path_prefix.size + rewrite->original_destination.size +

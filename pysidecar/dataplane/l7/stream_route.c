@@ -221,8 +221,12 @@ static void go_on(struct stream *stream, const struct message *request, const st
     struct adjustment adjustment = {.rewrite = routed->rewrite, .facts = request->facts};
     const struct mosnhook_address *origin =
         &stream->downstream->session->origin.original_destination;
+    struct worker *worker = stream_worker(stream);
     char destination[ADDRESS_TEXT_BYTES];
+    struct trace_context context;
 
+    adjustment.trace = tracer_begin(worker, &worker->streams->tracer, stream->downstream->protocol,
+                                    request, &stream->record, &context, &stream->span);
     if (!take_route(stream, request, routed))
         return;
     adjustment.direct = stream->direct;

@@ -43,8 +43,10 @@ bool streams_open(struct worker *worker, const struct limits *limits)
 {
     struct streams *streams = calloc(1, sizeof *streams);
 
-    if (!streams)
+    if (!streams || !tracer_open(&streams->tracer)) {
+        free(streams);
         return false;
+    }
     streams->worker = worker;
     streams->limits = limits;
     streams->blocks.most = MOST_BUFFERED;
@@ -115,6 +117,7 @@ void streams_close(struct worker *worker)
         streams->spare_streams = stream->next;
         free(stream);
     }
+    tracer_close(&streams->tracer);
     blocks_close(&streams->blocks);
     map_close(&streams->pools);
     free(streams);

@@ -7,6 +7,7 @@
 #include "base/map.h"
 #include "l7/buffer.h"
 #include "l7/codec.h"
+#include "l7/tracer.h"
 #include "loop/worker.h"
 
 struct downstream;
@@ -28,6 +29,7 @@ struct streams {
     struct shadows *shadows; /* see shadow.h */
     unsigned copy_count;     /* streams that are copies for mirrors */
     unsigned held_count;     /* those that faults hold */
+    struct tracer tracer;
     struct stream *spare_streams;
     unsigned spare_count;
     struct stream *ended_streams; /* in this turn: freed at its end */

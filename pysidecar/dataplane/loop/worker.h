@@ -47,6 +47,7 @@ struct worker {
     struct listeners *listeners;
     struct accelerator *accelerator;
     struct wanted *wanted;
+    const struct tracing *tracing; /* NULL: nothing is traced */
     struct inbox *inbox;
     const struct session_handler *handler;
     /* The worker's own: */
