@@ -15,6 +15,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Container, Coroutine, Iterator, Sequence
+from fractions import Fraction
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -60,6 +61,7 @@ from pysidecar.routing.found import NOTHING_FOUND, FoundServices
 from pysidecar.routing.services import ServiceNumbers, checked_services, pack_services
 from pysidecar.routing.table import excluded_table, route_table
 from pysidecar.takeover.advertised import expand, local_hosts
+from pysidecar.tracing import Tracing
 
 if TYPE_CHECKING:
     from pysidecar.takeover.takeover import Takeover
@@ -136,6 +138,7 @@ class Sidecar:
         self._outages = OutageLog()
         self._own_by_address: dict[Address, str] | None = None
         self._access_log: AccessLog
+        self._tracing = Tracing(lambda: self._data_plane.take_spans())
         self._admin: AdminServer
         self._room = Room(lambda: self._data_plane.counters())
         self.metrics = Metrics(
@@ -147,6 +150,7 @@ class Sidecar:
             rule_counters=lambda: self._rule_counters,
             conntrack=rules.conntrack,
             takeover=self.takeover_status,
+            tracing=lambda: self._tracing.counters,
         )
 
     # ---- What others see ----
@@ -337,6 +341,8 @@ class Sidecar:
         stack.callback(self._access_log.close)
         self._access_log.start()
         _set_log(data_plane, config)
+        stack.callback(self._tracing.close)
+        self._set_tracing(config)
         data_plane.start()
         stack.callback(self._stop_data_plane)
         asyncio.get_running_loop().add_reader(data_plane.event_fd, self._on_reports)
@@ -539,6 +545,7 @@ class Sidecar:
         self._set_tables(config, tables)
         self._data_plane.set_timeouts(_timeouts(config))
         _set_log(self._data_plane, config)
+        self._set_tracing(config)
         self.config = config
         self._found_applied = tables.found
         if self._takeover is not None:
@@ -656,8 +663,17 @@ class Sidecar:
         try:
             for way in self._ways:
                 way.check(config)
+            self._tracing.check(config)
         except ValueError as error:
             raise ConfigError(self._name, [Problem("", str(error))]) from None
+
+    def _set_tracing(self, config: Config) -> None:
+        settings = config.tracing
+        if settings is None:
+            self._data_plane.set_tracing((), Fraction(0))
+        else:
+            self._data_plane.set_tracing(settings.propagate, settings.sample)
+        self._tracing.apply(config)
 
     def _open_access_log(self) -> AccessLog:
         settings = self.config.access_log

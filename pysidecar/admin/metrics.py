@@ -29,6 +29,7 @@ from pysidecar.dataplane import (
     Tallies,
 )
 from pysidecar.interception.rules import Conntrack
+from pysidecar.tracing import TracingCounters
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics", "OwnCounters", "RuleCounters"]
 
@@ -71,6 +72,7 @@ class Metrics:
         rule_counters: Callable[[], RuleCounters],
         conntrack: Callable[[], Conntrack | None],
         takeover: Callable[[], Mapping[str, Any] | None],
+        tracing: Callable[[], TracingCounters | None],
     ) -> None:
         self._registry = CollectorRegistry()
         self._reloads = Counter(
@@ -85,6 +87,7 @@ class Metrics:
         self._registry.register(_OwnCollector(own))
         self._registry.register(_KernelCollector(rule_counters, conntrack))
         self._registry.register(_TakeoverCollector(takeover))
+        self._registry.register(_TracingCollector(tracing))
 
     def count_reload(self, *, applied: bool) -> None:
         """Adds a reload that was applied or rejected."""
@@ -294,6 +297,33 @@ class _KernelCollector(Collector):
                 ("limit", "Most connections that can be tracked.", conntrack.limit),
             ):
                 yield GaugeMetricFamily(f"pysidecar_conntrack_{name}", text, value=value)
+
+
+class _TracingCollector(Collector):
+    def __init__(self, counters: Callable[[], TracingCounters | None]) -> None:
+        self._counters = counters
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        counters = self._counters()
+        if counters is None:
+            return
+        yield CounterMetricFamily(
+            "pysidecar_spans_exported",
+            "Spans of sampled requests that the collector has taken.",
+            value=counters.exported,
+        )
+        dropped = CounterMetricFamily(
+            "pysidecar_spans_dropped",
+            "Spans that were not sent, since more ended than are sent (overrun), or that the "
+            "collector has not taken (failed).",
+            labels=["reason"],
+        )
+        dropped.add_metric(["overrun"], counters.overrun)
+        dropped.add_metric(["failed"], counters.failed)
+        yield dropped
 
 
 class _TakeoverCollector(Collector):

@@ -28,6 +28,7 @@ from pysidecar.config.schema import (
     needs_restart,
 )
 from pysidecar.config.takeover import ProvidedService, RegistryEntry, Takeover, WantedService
+from pysidecar.config.tracing import Tracing
 
 __all__ = [
     "Config",
@@ -48,6 +49,7 @@ __all__ = [
     "ServiceEntry",
     "ServiceListener",
     "Takeover",
+    "Tracing",
     "WantedService",
     "default_control_socket",
     "json_schema",

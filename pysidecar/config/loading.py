@@ -392,6 +392,17 @@ def _written_path(loc: tuple[str | int, ...], plain: Any, *, keep_last: bool) ->
     return path
 
 
+def _is_secret(path: KeyPath) -> bool:
+    """Whether the value of a key is not to be shown: what is wrong with it may be a secret."""
+    for at, part in enumerate(path):
+        section = _section(path[:at])
+        field = section.model_fields.get(str(part)) if section else None
+        extra = field.json_schema_extra if field else None
+        if isinstance(extra, dict) and extra.get("secret") is True:
+            return True
+    return False
+
+
 def _message(detail: Any, path: KeyPath) -> str:
     kind, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
     if kind == "extra_forbidden":
@@ -419,6 +430,8 @@ def _message(detail: Any, path: KeyPath) -> str:
         expected = re.sub("^expected a valid ", "expected a whole ", text).replace(
             "whole integer", "whole number"
         )
+    if _is_secret(path):
+        return expected
     shown = _repr(value)
     if len(shown) > _MAX_SHOWN:
         shown = shown[: _MAX_SHOWN - 1] + "…"

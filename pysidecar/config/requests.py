@@ -534,6 +534,12 @@ class ServiceListener(Section):
     """Where all requests go, or with `tcp` all connections. Without it, by the rules in
     `requests`."""
 
+    direction: Annotated[Literal["outbound", "inbound"], Field(json_schema_extra=AT_START)] = (
+        "outbound"
+    )
+    """Whose requests these are, as the access log and traces say it: those of applications here, or
+    those of others for an application here."""
+
     detect_timeout: Duration = 5.0
     """With `auto`: how long the first bytes may take to tell the protocol."""
 

@@ -61,6 +61,7 @@ from pysidecar.config.takeover import (
     Takeover,
     WantedService,
 )
+from pysidecar.config.tracing import Tracing
 from pysidecar.config.values import (
     AddressText,
     CgroupPath,
@@ -620,6 +621,11 @@ class Config(_Section):
     request_limits: RequestLimits = RequestLimits()
     """What a request or an answer may have at most."""
 
+    tracing: Tracing | None = None
+    """Requests are told of as spans to a collector of OpenTelemetry (see `docs/tracing.md`); needs
+    `pip install 'pysidecar[tracing]'`. Without this section, what requests say of their traces
+    passes through as it is."""
+
     takeover: Annotated[Takeover | None, Field(json_schema_extra=_AT_START)] = None
     """The sidecar registers, subscribes and is called in the place of the application (see
     `docs/takeover.md`). Without this section it does not."""
@@ -698,6 +704,7 @@ _NAMED_SECTIONS: list[type[BaseModel]] = [
     *(ServiceEntry, ServiceEndpoint, RequestRule, RequestMatch, Rewrite),
     *(CircuitBreaker, RateLimit, Retries, Backoff, Mirror, Hedge, Fault, FaultDelay, FaultAbort),
     *(ServiceListener, RequestLimits),
+    Tracing,
     *(Takeover, WantedService, ProvidedService, RegistryEntry, Credentials, RegistryTls),
 ]
 

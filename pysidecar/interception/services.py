@@ -48,7 +48,8 @@ class ServiceListeners(Interception):
     def open(self) -> None:
         for index, entry in enumerate(self._config.listeners):
             purpose = f"service {entry.service or 'by the rules in requests'}"
-            self._open(entry.listen, f"listeners[{index}].listen", index, purpose)
+            direction = Direction[entry.direction.upper()]
+            self._open(entry.listen, f"listeners[{index}].listen", index, purpose, direction)
         if self._config.takeover is not None:
             self._open_ports(self._config.takeover)
 

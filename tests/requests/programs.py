@@ -132,10 +132,14 @@ def _java(module: str, main: str, *options: str) -> list[str]:
 
 
 def sofa(
-    hooked: Mapping[str, str] | None = None, prefix: Sequence[str | Path] = ()
+    hooked: Mapping[str, str] | None = None,
+    prefix: Sequence[str | Path] = (),
+    *,
+    traced: bool = True,
 ) -> AbstractContextManager[Program]:
-    """SOFARPC and SOFABolt, client and server."""
-    return running(_java("sofa", "peer.Sofa", *_SOFA_OPTIONS), hooked, prefix)
+    """SOFARPC and SOFABolt, client and server. Without ``traced``, SOFATracer is off."""
+    options = (*_SOFA_OPTIONS, *(() if traced else ("-Ddefault.tracer=",)))
+    return running(_java("sofa", "peer.Sofa", *options), hooked, prefix)
 
 
 def dubbo(hooked: Mapping[str, str] | None = None) -> AbstractContextManager[Program]:

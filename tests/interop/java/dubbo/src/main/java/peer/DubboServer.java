@@ -21,7 +21,7 @@ final class DubboServer {
             config.setInterface(Echo.class);
             config.setVersion(parsed.version());
             config.setGroup(parsed.group());
-            config.setRef(new EchoServer(name + "/" + service));
+            config.setRef(new TracedEcho(name + "/" + service));
             config.setRegistry(new RegistryConfig("N/A"));
             config.setProtocol(protocol(port));
             config.export();

@@ -24,7 +24,7 @@ final class SofaServer {
                         .setPort(Integer.parseInt(command.get("port")));
         String name = command.get("name");
         for (String uniqueId : command.get("services").split(",", -1)) {
-            export(command, server, uniqueId, new EchoServer(name + "/" + uniqueId));
+            export(command, server, uniqueId, new TracedEcho(name + "/" + uniqueId));
         }
         return new HashMap<>();
     }
