@@ -197,6 +197,8 @@ data_plane: Any = {
         *SANITIZE,
     ],
 }
+if not native.has_http2():
+    print("without HTTP/2: libnghttp2's headers (libnghttp2-dev) not found", file=sys.stderr)
 setup(
     libraries=[("pysidecar_dataplane", data_plane)],
     cffi_modules=["pysidecar/dataplane/build_native.py:ffibuilder"],

@@ -29,6 +29,7 @@ from pysidecar.admin.services import HealthResults
 from pysidecar.background import in_background, release, without_collector
 from pysidecar.config import Config, ConfigError, Problem, load, restart_keys
 from pysidecar.dataplane import (
+    HAS_HTTP2,
     Acceleration,
     AccelerationError,
     ConnectionPath,
@@ -660,6 +661,9 @@ class Sidecar:
             await in_background(lambda: release(old))
 
     def _check(self, config: Config) -> None:
+        if not HAS_HTTP2 and (keys := list(_of_http2(config))):
+            reason = "expected another protocol: this pysidecar was built without libnghttp2-dev"
+            raise ConfigError(self._name, [Problem(key, reason) for key in keys])
         try:
             for way in self._ways:
                 way.check(config)
@@ -785,6 +789,18 @@ def _set_log(data_plane: DataPlane, config: Config) -> None:
 def _request_limits(config: Config) -> RequestLimits:
     limits = config.request_limits
     return RequestLimits(limits.line_bytes, limits.head_bytes, limits.fields, limits.frame_bytes)
+
+
+def _of_http2(config: Config) -> Iterator[str]:
+    """The keys that need HTTP/2."""
+    protocols = {
+        **{f"services.{name}.protocol": each.protocol for name, each in config.services.items()},
+        **{f"listeners.{at}.protocol": each.protocol for at, each in enumerate(config.listeners)},
+    }
+    for direction, section in (("outbound", config.outbound), ("inbound", config.inbound)):
+        for at, route in enumerate(section.routes if section else ()):
+            protocols[f"{direction}.routes.{at}.protocol"] = route.protocol
+    return (key for key, protocol in protocols.items() if protocol in ("http2", "grpc"))
 
 
 def _timeouts(config: Config) -> Timeouts:

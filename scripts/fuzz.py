@@ -108,7 +108,16 @@ class Target:
                 executor.map(lambda path: _compile(path, headers), linked - {ROOT / self.includes})
             )
         sources = [SOURCES / f"{self.name}.c", *sorted(objects)]
-        command = ["clang", *_FLAGS, *map(str, sources), "-ldl", "-lm", "-o", str(self.program)]
+        command = [
+            "clang",
+            *_FLAGS,
+            *map(str, sources),
+            "-ldl",
+            "-lm",
+            "-lnghttp2",
+            "-o",
+            str(self.program),
+        ]
         _run_if_changed(command, _digest(_sources("*.[ch]")), self.program)
 
     def run(self, corpus: Path, *options: str) -> None:

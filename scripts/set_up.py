@@ -71,8 +71,9 @@ TO_BUILD: list[Requirement] = [
     ("python3-venv", python_module("ensurepip")),
     ("python3-dev", python_header),
 ]
-# For acceleration, which is left out where they are missing.
-TO_ACCELERATE: list[Requirement] = [
+# For HTTP/2 and acceleration, which are left out where they are missing.
+TO_HAVE_ALL: list[Requirement] = [
+    ("libnghttp2-dev", file("/usr/include/nghttp2/nghttp2.h")),
     ("clang", program("clang")),
     ("libbpf-dev", file("/usr/include/bpf/bpf_helpers.h")),
 ]
@@ -94,7 +95,7 @@ STREAM_MODULE: Requirement = (
     file("/usr/lib/nginx/modules/ngx_stream_module.so"),
 )
 TO_TEST: list[Requirement] = [
-    *TO_ACCELERATE,
+    *TO_HAVE_ALL,
     *TO_DEMO,
     *TO_RUN_JAVA,
     ("bpftool", program("bpftool")),
@@ -114,6 +115,8 @@ TO_TEST: list[Requirement] = [
     ("libcmocka-dev", file("/usr/include/cmocka.h")),
     ("musl-tools", program("musl-gcc")),
     ("nftables", program("nft")),
+    ("nghttp2-client", program("nghttp", "h2load")),
+    ("nghttp2-server", program("nghttpd")),
     ("nodejs", program("node")),
     ("npm", program("npm")),
     ("openssl", program("openssl")),
@@ -334,7 +337,7 @@ def main() -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two terminals, one .venv
         requirements = list(TO_BUILD)
         if os.geteuid() == 0:
-            requirements += TO_ACCELERATE
+            requirements += TO_HAVE_ALL
         if arguments.tests:
             requirements += TO_TEST
         elif arguments.demo:

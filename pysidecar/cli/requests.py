@@ -26,7 +26,7 @@ def _rows(entries: Entries) -> Iterator[Row]:
 
 
 def _style(entry: dict[str, Any]) -> str:
-    if entry["protocol"] == "http" and (entry["status"] or 0) >= _SERVER_ERROR:
+    if entry["protocol"] in ("http", "http2") and (entry["status"] or 0) >= _SERVER_ERROR:
         return "red"
     flags = set(entry["flags"]) - _NO_MATTER
     return "" if not flags else "yellow" if flags <= _WARNINGS else "red"

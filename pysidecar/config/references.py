@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Misfit", "misfits"]
 
+_FAMILIES = {"http2": "http", "grpc": "http"}
+"""Requests of all versions of HTTP have the same rules."""
 _PROTOCOLS = {"http": "HTTP", "bolt": "Bolt", "dubbo": "Dubbo"}
 _MATCHES = {
     "host": ("http",),
@@ -67,6 +69,10 @@ def _unknown(config: Config, name: str) -> str:
     return f"{name!r}: expected a service that is defined under services{hint}"
 
 
+def _family(protocol: str) -> str:
+    return _FAMILIES.get(protocol, protocol)
+
+
 def _of_rule(
     config: Config, rule: RequestRule, location: tuple[str | int, ...]
 ) -> Iterator[Misfit]:
@@ -83,7 +89,7 @@ def _of_rule(
                 "dubbo), not one of protocol tcp",
             )
         else:
-            protocols.setdefault(service.protocol, name)
+            protocols.setdefault(_family(service.protocol), name)
     if len(protocols) > 1:
         found = ", ".join(f"{name} is of {protocol}" for protocol, name in protocols.items())
         yield Misfit(at, f"expected services of one protocol: {found}")
@@ -135,7 +141,7 @@ def _of_listener(
     service = config.services.get(listener.service)
     if service is None:
         yield Misfit((*location, "service"), _unknown(config, listener.service))
-    elif listener.protocol not in (None, service.protocol):
+    elif listener.protocol and _family(listener.protocol) != _family(service.protocol):
         yield Misfit(
             (*location, "protocol"),
             f"{listener.protocol!r}: expected {service.protocol}, which the service "

@@ -255,10 +255,11 @@ class ServiceEndpoint(Section):
 class ServiceEntry(Section):
     """Where requests go, and how many at a time."""
 
-    protocol: Literal["http", "bolt", "dubbo", "tcp"]
-    """What its endpoints speak: `http` is HTTP/1.1, `bolt` is SOFABolt's versions 1 and 2, `dubbo`
-    is Dubbo's own protocol. With `tcp` nothing is understood: a listener relays connections to
-    it."""
+    protocol: Literal["http", "http2", "grpc", "bolt", "dubbo", "tcp"]
+    """What its endpoints speak: `http` is HTTP/1.1, `http2` and `grpc` are HTTP/2 without TLS and
+    without an upgrade, `bolt` is SOFABolt's versions 1 and 2, `dubbo` is Dubbo's own protocol. A
+    client may speak another version of HTTP than the endpoints. With `tcp` nothing is understood: a
+    listener relays connections to it."""
 
     endpoints: tuple[ServiceEndpoint, ...] = ()
     """Addresses, or mappings with `address` and `weight`. Without any, each request is answered
@@ -526,7 +527,7 @@ class ServiceListener(Section):
     """Its address. Whoever reaches it can use the services. With port 0 the kernel picks one; the
     log says which."""
 
-    protocol: Literal["auto", "http", "bolt", "dubbo", "tcp"] | None = None
+    protocol: Literal["auto", "http", "http2", "grpc", "bolt", "dubbo", "tcp"] | None = None
     """What clients speak. `auto` finds out by their first bytes. Default: that of `service`, else
     `auto`."""
 

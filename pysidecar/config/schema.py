@@ -233,7 +233,7 @@ class RouteEntry(_Section):
     the next; `least_connections` takes the one of two random ones that has fewer connections,
     whichever route of the direction they came by."""
 
-    protocol: Literal["auto", "http", "bolt", "dubbo"] = "auto"
+    protocol: Literal["auto", "http", "http2", "grpc", "bolt", "dubbo"] = "auto"
     """With `requests`: what the connections speak. `auto` finds out by the first bytes, for which
     it has to wait: of a protocol in which the server speaks first nothing passes until
     `detect_timeout`."""

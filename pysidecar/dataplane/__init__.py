@@ -50,6 +50,7 @@ from pysidecar.direction import Direction
 __all__ = [
     "DURATION_BOUNDS",
     "FAILURES",
+    "HAS_HTTP2",
     "LINES_BYTES",
     "LOG_TEXTS",
     "REQUEST_BOUNDS",
@@ -227,6 +228,9 @@ _END_TEXT: dict[End, str] = {
     End.LEFT: "still open when the sidecar stopped; it goes on",
 }
 
+
+HAS_HTTP2 = bool(lib.dp_has_http2())
+"""Whether the data plane was built with libnghttp2."""
 
 DURATION_BOUNDS = tuple(bound / 1e9 for bound in lib.dp_duration_bounds_ns)
 """Seconds: from a request on loopback to connections of a pool that live for a day."""

@@ -6,7 +6,9 @@ to the code that cffi generates. Only used at build time.
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 from cffi import FFI
@@ -26,6 +28,14 @@ SOURCES = [path for path in _relative("pysidecar/dataplane/**/*.c") if not path.
 HEADERS = _relative("pysidecar/dataplane/**/*.h") + _relative("hook/*.h")
 
 
+def has_http2() -> bool:
+    """Whether libnghttp2 can be built with; without it the rest is (see ``l7/http2.c``)."""
+    probe = ["cc", "-E", "-include", "nghttp2/nghttp2.h", "-o", os.devnull, "-x", "c", "-"]
+    return not subprocess.run(
+        probe, input="", text=True, stderr=subprocess.DEVNULL, check=False
+    ).returncode
+
+
 def declarations() -> str:
     """What Python sees: the headers without their preprocessor lines, which cffi cannot read."""
     headers = "".join((ROOT / path).read_text() for path in (CONTRACT, *INTERFACE))
@@ -40,4 +50,6 @@ ffibuilder.set_source(
     include_dirs=INCLUDE_DIRS,
     depends=[*SOURCES, *HEADERS, "setup.py"],
     libraries=["pthread", "m"],
+    # Behind the data plane, which setuptools adds to the libraries.
+    extra_link_args=["-lnghttp2"] if has_http2() else [],
 )

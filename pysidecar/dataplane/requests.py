@@ -48,7 +48,14 @@ class Protocol(enum.IntEnum):
     HTTP = lib.DP_HTTP1
     BOLT = lib.DP_BOLT
     DUBBO = lib.DP_DUBBO
+    HTTP2 = lib.DP_HTTP2
+    GRPC = lib.DP_GRPC
     AUTO = lib.DP_AUTO
+
+    @property
+    def family(self) -> Protocol:
+        """By which requests are routed: that of all versions of HTTP is ``HTTP``."""
+        return Protocol.HTTP if self in (Protocol.HTTP2, Protocol.GRPC) else self
 
 
 class ServiceRole(enum.IntEnum):
@@ -143,7 +150,7 @@ class RequestRecord(NamedTuple):
     @property
     def path_without_query(self) -> str | None:
         """HTTP's without what follows its question mark; other protocols' as it is."""
-        if self.path is None or self.protocol is not Protocol.HTTP:
+        if self.path is None or self.protocol.family is not Protocol.HTTP:
             return self.path
         return self.path.partition("?")[0] or None
 

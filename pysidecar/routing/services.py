@@ -338,7 +338,7 @@ def _pack_configured(
     rules = _Rules(texts, places)
     for rule in config.requests:
         protocol = config.services[next(iter(rule.services))].protocol
-        rules.add(rule, _PROTOCOLS[protocol])
+        rules.add(rule, _PROTOCOLS[protocol].family)
     entrances = [
         _entrance(listener, config, places) for listener in _in_order(config.listeners, listeners)
     ]

@@ -63,7 +63,10 @@ def test_every_key_is_read() -> None:
     ("text", "error"),
     [
         ("services: {a: {}}", "f.yaml:1: services.a.protocol: expected this key, which has no"),
-        ("services: {a: {protocol: soap}}", "services.a.protocol: 'soap': expected 'http', 'bolt'"),
+        (
+            "services: {a: {protocol: soap}}",
+            "services.a.protocol: 'soap': expected 'http', 'http2'",
+        ),
         ("services: {a b: {protocol: http}}", "'a b': expected the name of a service"),
         (
             "services: [a]",
@@ -306,7 +309,8 @@ def test_listeners_are_not_twice_and_not_too_many() -> None:
         ),
         (
             "outbound: {routes: [{action: requests, protocol: tcp}]}",
-            "outbound.routes[0].protocol: 'tcp': expected 'auto', 'http', 'bolt' or 'dubbo'",
+            "outbound.routes[0].protocol: 'tcp': expected 'auto', 'http', 'http2', 'grpc', 'bolt' "
+            "or 'dubbo'",
         ),
         (
             "inbound: {application_address: [127.0.0.1, '::1'], preserve_source: true, "

@@ -17,6 +17,8 @@ PROTOCOLS = {
     "http": lib.DP_HTTP1,
     "bolt": lib.DP_BOLT,
     "dubbo": lib.DP_DUBBO,
+    "http2": lib.DP_HTTP2,
+    "grpc": lib.DP_GRPC,
     "auto": lib.DP_AUTO,
 }
 

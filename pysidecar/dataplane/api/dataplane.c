@@ -17,6 +17,7 @@
 #include "l4/sockmap.h"
 #include "l4/tunnel.h"
 #include "l7/downstream.h"
+#include "l7/http2.h"
 #include "l7/streams.h"
 #include "l7/router.h"
 #include "net/foreign.h"
@@ -245,6 +246,11 @@ int dp_set_clients(struct dp *dp, int everybody_else, const uint32_t *uids, size
 int dp_set_own_addresses(struct dp *dp, const struct mosnhook_address *addresses, size_t count)
 {
     return routes_set_own(&dp->routes, addresses, count);
+}
+
+int dp_has_http2(void)
+{
+    return http2_is_built_in();
 }
 
 int dp_accelerate(struct dp *dp, const char *path, const struct dp_acceleration *settings,

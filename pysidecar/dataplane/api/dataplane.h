@@ -121,6 +121,8 @@ enum dp_bound {
     DP_BOUND_REQUESTS,
     DP_BOUND_RATE,
 };
+/* Whether HTTP/2 was built in: 1, or 0 where libnghttp2 was missing. */
+int dp_has_http2(void);
 
 /* Of a service, since the start. */
 struct dp_service_sums {

@@ -2,13 +2,14 @@
  * access_log.py. */
 #include "api/dataplane.h"
 #include "api/json.h"
+#include "l7/message.h"
 
 /* HTTP's path, without its query unless that is asked for; other protocols' has none. */
 static char *put_path(char *at, const struct dp_request *request, bool query)
 {
     size_t size = strnlen(request->path, DP_PATH_BYTES);
-    const char *mark =
-        !query && request->protocol == DP_HTTP1 ? memchr(request->path, '?', size) : NULL;
+    bool is_http = protocol_family(request->protocol) == DP_HTTP1;
+    const char *mark = !query && is_http ? memchr(request->path, '?', size) : NULL;
 
     return json_text(at, ", \"path\": ", request->path,
                      mark ? (size_t)(mark - request->path) : size);

@@ -45,10 +45,12 @@ enum dp_protocol {
     DP_HTTP1 = 1,
     DP_BOLT = 2,
     DP_DUBBO = 3,
-    DP_AUTO = 4, /* of routes and listeners: found out by the first bytes */
+    DP_HTTP2 = 4,
+    DP_GRPC = 5, /* HTTP/2, for gRPC; of a request: it is a call of that */
+    DP_AUTO = 6, /* of routes and listeners: found out by the first bytes */
 };
 
-enum { DP_PROTOCOLS = 5 };
+enum { DP_PROTOCOLS = 7 };
 
 /* What happened to a request: bits of a record's flags, and indices of counters. Everything from
  * DP_FLAG_NO_ROUTE to DP_FLAG_DOWNSTREAM_CLOSED is a failure; at most one of them is set. */

@@ -1,16 +1,17 @@
 /* A protocol of requests, without I/O: bytes in, messages out, and back. No descriptor, no clock,
  * no memory of its own, so that it can be tested and fuzzed alone.
  *
- * There are two kinds of codecs. One that does not multiplex (HTTP/1.1) has one request at a time
- * on a connection, whose body passes piece by piece: HEAD, DATA ..., END. One that multiplexes
- * (Bolt, Dubbo) has frames with an id, and tells of one when all of it is there: HEAD, with the
- * frame, and nothing else. */
+ * Of HTTP/2 the codec knows heads alone, see l7/http2_head.h. Of the others there are two kinds of
+ * codecs. One that does not multiplex (HTTP/1.1) has one request at a time on a connection, whose
+ * body passes piece by piece: HEAD, DATA ..., END. One that multiplexes (Bolt, Dubbo) has frames
+ * with an id, and tells of one when all of it is there: HEAD, with the frame, and nothing else. */
 #ifndef PYSIDECAR_L7_CODEC_H
 #define PYSIDECAR_L7_CODEC_H
 
 #include "base/terms.h"
 #include "base/text.h"
 
+struct http2_stream;
 struct trace_fields;
 
 enum { MAX_FIELDS = 128 }; /* of a message; a limit may be lower, see struct limits */
@@ -44,6 +45,7 @@ struct facts {
     bool keep_alive; /* the client goes on with the connection after the answer */
     bool upgrade;    /* asks for another protocol: 101 may come */
     bool connect;    /* CONNECT: what follows a good answer is for somebody else */
+    bool grpc;       /* HTTP/2: a call of gRPC, and so is every answer */
     bool heartbeat;
     uint8_t version;       /* Bolt: 1; v2: 0x20 and its second version, 1 or 2; 0 is as 1 */
     uint8_t serialization; /* Bolt's codec byte, Dubbo's serialization id */
@@ -54,8 +56,10 @@ struct facts {
  */
 struct message {
     enum message_kind kind;
-    struct facts facts; /* of requests */
-    uint64_t id;        /* of a frame, as it came */
+    struct facts facts;           /* of requests */
+    uint64_t id;                  /* of a frame, as it came */
+    enum dp_protocol protocol;    /* of requests, where it is not the connection's: DP_GRPC */
+    struct http2_stream *carrier; /* HTTP/2: that it came on */
 
     /* Of requests: what routes are chosen by. Empty where the protocol has no such thing. */
     struct text service;   /* HTTP: the host without its port; Bolt: the target service; Dubbo: the
@@ -63,6 +67,7 @@ struct message {
     struct text authority; /* HTTP: the host with its port, as the client wrote it */
     struct text group, version; /* Dubbo */
     struct text method;
+    struct text scheme;    /* HTTP/2 */
     struct text path;      /* HTTP: with its query, always beginning with "/" or "*" */
     struct text target;    /* HTTP: what was sent instead, as to a proxy; empty: the path */
     uint32_t timeout_ms;   /* that the request itself asks for; 0: none */
@@ -76,7 +81,9 @@ struct message {
     bool
         service_failed; /* the service answered with an exception of its own: no fault of the way */
     bool refused;       /* the endpoint says that it has not begun to serve the request */
-    bool upgraded;      /* HTTP 101, or CONNECT: what follows on both sides is another protocol */
+    bool has_grpc_status; /* also of trailers */
+    uint8_t grpc_status;
+    bool upgraded; /* HTTP 101, or CONNECT: what follows on both sides is another protocol */
 
     /* Of both. */
     /* HTTP: headers, or with CODEC_END trailers; Bolt: the header section; Dubbo: attachments that
@@ -85,6 +92,7 @@ struct message {
     uint32_t field_count;
     /* Dubbo, requests: where more attachments can be put; NULL: nowhere. */
     const char *attachments_end;
+    bool splits_cookie; /* HTTP/2: there is more than one, which are one */
     bool has_body;      /* DATA may follow; END follows in any case */
     bool until_close;   /* an answer that ends with the connection */
     uint64_t body_size; /* UINT64_MAX: not known before its end */
@@ -176,6 +184,7 @@ struct codec {
     const char *name;
     enum dp_protocol protocol;
     bool multiplexes;
+    bool is_http2;
 
     /* Whether a connection begins as one of requests in this protocol. At least 1 byte. */
     enum detection (*detect)(const uint8_t *data, size_t size);
@@ -222,6 +231,6 @@ enum {
  * codecs.c. */
 const struct codec *codec_of(enum dp_protocol protocol);
 
-extern const struct codec codec_http1, codec_bolt, codec_dubbo;
+extern const struct codec codec_http1, codec_http2, codec_bolt, codec_dubbo;
 
 #endif

@@ -10,6 +10,7 @@
 #include "l4/sockmap.h"
 #include "l4/tunnel.h"
 #include "l7/detect.h"
+#include "l7/http2.h"
 #include "l7/router.h"
 #include "l7/sides.h"
 #include "l7/streams.h"
@@ -29,6 +30,7 @@ enum {
     QUIET_MS = 1000,
     /* Of a head or frame that goes on coming, beside the header timeout: 256 KiB a second do. */
     SLOWEST_BYTES_A_MS = 256,
+    ENHANCE_YOUR_CALM = 11, /* RFC 9113, 7 */
 };
 
 static struct worker *worker_of(const struct downstream *downstream)
@@ -89,12 +91,34 @@ static void tick(struct downstream *downstream)
     downstream->tick_ms = next == UINT64_MAX ? 0 : next;
 }
 
+/* A client of HTTP/2 learns why nothing it has asked for is answered. */
+static void end_streams(struct downstream *downstream)
+{
+    downstream->closing = true;
+    while (downstream->streams)
+        stream_abandon(downstream->streams, DP_FLAG_DOWNSTREAM_CLOSED);
+}
+
+static void give_up(struct downstream *downstream, uint32_t error)
+{
+    http2_say_goodbye(downstream->http2, error);
+    end_streams(downstream);
+    downstream_answered(downstream);
+}
+
 static void head_expired(struct downstream *downstream)
 {
     static const struct message late = {.http_status = 408, .problem = "incomplete request"};
 
+    static const struct message nothing = {0};
+
+    if (downstream->http2) {
+        give_up(downstream, ENHANCE_YOUR_CALM);
+        return;
+    }
     wire_pause(&downstream->wire);
-    stream_refuse(downstream, &late);
+    downstream->closing = true;
+    stream_refuse(downstream, &nothing, &late);
 }
 
 /* No byte came or went for long. Who still waits for an answer gets one. */
@@ -151,6 +175,9 @@ static void note_head(struct downstream *downstream)
 {
     struct worker *worker = worker_of(downstream);
     bool begun = buffer_held(&downstream->wire.in) > 0 && !downstream->wire.paused;
+
+    if (downstream->http2)
+        begun = buffer_held(&downstream->http2->head) > 0;
 
     if (!begun || (!multiplexes(downstream) && downstream->streams)) {
         downstream->head_since_ms = 0;
@@ -211,10 +238,19 @@ static void begin_to_linger(struct downstream *downstream)
     linger(downstream);
 }
 
+/* Whether answers of HTTP/2 still have to be sent. */
+static bool has_answers(const struct downstream *downstream)
+{
+    const struct http2 *http2 = downstream->http2;
+
+    return http2 && !http2_is_over(http2) &&
+           (http2->stream_count > 0 || http2_wants_to_write(http2));
+}
+
 static bool is_done(const struct downstream *downstream)
 {
     return (downstream->closing || downstream->wire.told_end) && !downstream->streams &&
-           !downstream->lingering && !downstream->upgrading;
+           !has_answers(downstream) && !downstream->lingering && !downstream->upgrading;
 }
 
 /* ---- going on as a tunnel ---- */
@@ -227,6 +263,8 @@ static void release(struct downstream *downstream)
     if (downstream->own)
         uplink_close(downstream->own, false);
     task_cancel(&streams->worker->loop.tasks, &downstream->task);
+    http2_close(downstream->http2);
+    downstream->http2 = NULL;
     wire_close(&downstream->wire);
     choice_release(&downstream->choice);
     *downstream->previous = downstream->next;
@@ -337,6 +375,8 @@ static bool may_read(struct downstream *downstream)
 {
     struct stream *stream = downstream->streams;
 
+    if (downstream->http2) /* also for the rest of what is under way */
+        return !wire_is_behind(&downstream->wire);
     if (downstream->closing || downstream->upgrading)
         return false;
     if (multiplexes(downstream))
@@ -370,13 +410,37 @@ static bool is_idle(const struct downstream *downstream)
            (multiplexes(downstream) || !wire->channel->readable);
 }
 
+/* In two steps, so that what the client sends meanwhile is still answered (RFC 9113, 6.8). */
+static void drain_http2(struct downstream *downstream)
+{
+    struct http2 *http2 = downstream->http2;
+    uint64_t now_ms = worker_of(downstream)->loop.now_ms;
+
+    if (!http2->noticed) {
+        http2_notice(http2);
+        downstream->final_ms = now_ms + QUIET_MS;
+    }
+    if (now_ms < downstream->final_ms) {
+        set_timer(downstream, downstream->final_ms - now_ms);
+        return;
+    }
+    http2_go_away(http2);
+    downstream->closing = true;
+}
+
 /* Not at once: the next request may be on its way already, and would be lost. */
 static void end_when_quiet(struct downstream *downstream)
 {
     uint64_t now_ms = worker_of(downstream)->loop.now_ms;
     uint64_t quiet_at_ms = downstream->wire.last_active_ms + QUIET_MS;
 
-    if (!is_idle(downstream) || downstream->closing)
+    if (downstream->closing)
+        return;
+    if (downstream->http2) {
+        drain_http2(downstream);
+        return;
+    }
+    if (!is_idle(downstream))
         return;
     if (quiet_at_ms <= now_ms)
         downstream->closing = true;
@@ -504,6 +568,15 @@ static void decoded_head(struct downstream *downstream, const struct message *me
     downstream_update(downstream);
 }
 
+/* Nothing can be understood any more. */
+static void refuse(struct downstream *downstream, const struct message *problem)
+{
+    static const struct message nothing = {0};
+
+    downstream->closing = true;
+    stream_refuse(downstream, &nothing, problem);
+}
+
 static void decoded(struct wire *wire, enum codec_event event, const struct message *message,
                     size_t consumed)
 {
@@ -516,7 +589,7 @@ static void decoded(struct wire *wire, enum codec_event event, const struct mess
     else if (event == CODEC_ERROR && stream && !multiplexes(downstream))
         stream_request_malformed(stream, message);
     else if (event == CODEC_ERROR)
-        stream_refuse(downstream, message);
+        refuse(downstream, message);
     else if (stream && event == CODEC_DATA)
         stream_request_data(stream, message, consumed);
     else if (stream)
@@ -568,6 +641,44 @@ static const struct wire_ops downstream_ops = {
     .spliced = spliced,
 };
 
+/* ---- what it brings in HTTP/2 ---- */
+
+static size_t take(struct wire *wire, const uint8_t *data, size_t size)
+{
+    return http2_take(OWNER(wire, struct downstream, wire)->http2, data, size);
+}
+
+static void fill(struct wire *wire)
+{
+    http2_fill(OWNER(wire, struct downstream, wire)->http2);
+}
+
+static void http2_sent(struct wire *wire)
+{
+    struct downstream *downstream = OWNER(wire, struct downstream, wire);
+    struct http2 *http2 = downstream->http2;
+
+    count_bytes(downstream);
+    if (http2_is_over(http2))
+        end_streams(downstream);
+    downstream_update(downstream);
+    note_head(downstream);
+    if (downstream->unaccelerated)
+        accelerate(downstream);
+    if (http2_wants_to_write(http2))
+        wire_wants_to_write(wire);
+    if (is_done(downstream) && buffer_held(&wire->out) == 0)
+        task_schedule(&wire->worker->loop.tasks, &downstream->task);
+}
+
+static const struct wire_ops http2_ops = {
+    .take = take,
+    .fill = fill,
+    .ended = ended,
+    .failed = failed,
+    .sent = http2_sent,
+};
+
 static void changed(struct channel *channel, uint32_t events)
 {
     struct downstream *downstream = OWNER(channel, struct session, downstream)->served;
@@ -580,9 +691,15 @@ static void begin(struct downstream *downstream)
     struct session *session = downstream->session;
     struct worker *worker = session->worker;
 
-    wire_open(&downstream->wire, worker, &session->downstream, codec_of(downstream->protocol),
-              &downstream_ops);
-    downstream->side = downstream_side_of(downstream->wire.codec);
+    const struct codec *codec = codec_of(downstream->protocol);
+
+    wire_open(&downstream->wire, worker, &session->downstream, codec,
+              codec->is_http2 ? &http2_ops : &downstream_ops);
+    downstream->side = downstream_side_of(codec);
+    if (codec->is_http2 && !(downstream->http2 = http2_open_downstream(downstream))) {
+        session_close(session, DP_END_NO_RESOURCES, ENOMEM);
+        return;
+    }
     session->downstream.changed = changed;
     downstream->unaccelerated = sockmap_is_for(session);
     set_timer(downstream, timeout_of(&worker->timeouts->idle_ms));

@@ -11,6 +11,7 @@ struct downstream {
     struct session *session;
     struct downstream *next, **previous; /* in the worker's list, or those that ended */
     struct wire wire;
+    struct http2 *http2;                /* NULL: it speaks something else */
     const struct downstream_side *side; /* of its streams */
     struct task task;                   /* to end, or to go on as a tunnel */
     struct choice choice;               /* of the session: where requests go without a service */
@@ -23,6 +24,7 @@ struct downstream {
     uint64_t counted[2];    /* bytes that the session was told of, by the side that is read */
     uint64_t head_since_ms; /* when a head began that is not complete; 0: there is none */
     uint64_t linger_until_ms;
+    uint64_t final_ms;  /* HTTP/2: when the worker drains and no further request is taken */
     uint64_t tick_ms;   /* when its acceleration wants to be looked at; 0: never */
     uint32_t requests;  /* that it has brought */
     bool unaccelerated; /* it may be accelerated, once that pays */

@@ -28,6 +28,8 @@ bool http1_read_line(struct cursor *in, bool response, struct message *message);
 /* Line and fields. What follows is said by the message and the decoder's `left` and `plain`:
  * has_body without plain is a body in chunks. */
 bool http1_read_head(struct cursor *in, struct decoder *decoder, struct message *message);
+/* RFC 9110, 9.2.2. */
+bool http1_is_idempotent(struct text method);
 bool http1_read_trailers(struct cursor *in, const struct limits *limits, struct message *message);
 
 /* ---- http1_encode.c ---- */
@@ -40,6 +42,11 @@ size_t http1_end(const struct encoder *encoder, const struct message *message, u
                  size_t room);
 
 /* ---- http1_reject.c ---- */
+
+/* The status of an answer of ours; the flag's name; what a status says by itself. */
+uint16_t http1_reject_status(const struct rejection *rejection);
+struct text http1_reject_word(enum dp_flag flag);
+struct text http1_phrase(uint32_t status);
 
 size_t http1_reject(const struct facts *facts, uint64_t id, const struct rejection *rejection,
                     uint8_t *to, size_t room);

@@ -17,13 +17,38 @@ static void put_field_of(struct writer *writer, const struct field *field)
     }
 }
 
+static bool is_cookie(const struct field *field)
+{
+    return field->name.size == 6 && http1_is(field->name, TEXT("cookie"));
+}
+
+/* As one (RFC 9113, 8.2.3). */
+static void put_cookies(struct writer *writer, struct passing *passing)
+{
+    const struct message *message = passing->message;
+    struct text before = TEXT("Cookie: ");
+
+    for (uint32_t i = 0; i < message->field_count; i++) {
+        if (!is_cookie(&message->fields[i]) || !passing_takes(passing, &message->fields[i]))
+            continue;
+        put(writer, before);
+        put(writer, message->fields[i].value);
+        before = TEXT("; ");
+    }
+    if (before.size == 2)
+        put(writer, TEXT("\r\n"));
+}
+
 static void put_fields(struct writer *writer, struct passing *passing)
 {
     const struct message *message = passing->message;
 
     for (uint32_t i = 0; i < message->field_count; i++)
-        if (passing_takes(passing, &message->fields[i]))
+        if ((!message->splits_cookie || !is_cookie(&message->fields[i])) &&
+            passing_takes(passing, &message->fields[i]))
             put_field_of(writer, &message->fields[i]);
+    if (message->splits_cookie)
+        put_cookies(writer, passing);
 }
 
 /* One of our own. What would be more than a field, or frame the message, is none. */

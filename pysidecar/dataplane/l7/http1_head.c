@@ -313,7 +313,7 @@ static bool split_target(const struct seen *seen, struct message *message)
     return split_absolute(message);
 }
 
-static bool is_idempotent(struct text method)
+bool http1_is_idempotent(struct text method)
 {
     static const struct text idempotent[] = {TEXT("GET"),    TEXT("HEAD"),    TEXT("PUT"),
                                              TEXT("DELETE"), TEXT("OPTIONS"), TEXT("TRACE")};
@@ -348,7 +348,7 @@ static bool conclude_request(struct decoder *decoder, const struct seen *seen,
     /* With a body it is none: some servers (llhttp) take that for what is said in the tunnel. */
     facts->upgrade = seen->upgrade && seen->upgrade_option && !facts->http10 && !message->has_body;
     message->last = !facts->keep_alive;
-    message->idempotent = is_idempotent(message->method);
+    message->idempotent = http1_is_idempotent(message->method);
     message->expects_continue = seen->expects_continue && message->has_body && !facts->http10;
     return true;
 }

@@ -45,8 +45,7 @@ static const struct {
     [DP_FLAG_DRAIN_LIMIT] = {503, TEXT("drain_limit")},
 };
 
-/* What a status says by itself. */
-static struct text phrase_of(uint32_t status)
+struct text http1_phrase(uint32_t status)
 {
     for (size_t i = 0; i < sizeof phrases / sizeof *phrases; i++)
         if (phrases[i].status == status)
@@ -54,7 +53,7 @@ static struct text phrase_of(uint32_t status)
     return TEXT("");
 }
 
-static uint16_t status_of(const struct rejection *rejection)
+uint16_t http1_reject_status(const struct rejection *rejection)
 {
     uint16_t status = rejection->http_status;
 
@@ -63,12 +62,17 @@ static uint16_t status_of(const struct rejection *rejection)
     return status > 0 ? status : 500;
 }
 
+struct text http1_reject_word(enum dp_flag flag)
+{
+    return failures[flag].word;
+}
+
 static void put_reject_head(struct writer *writer, uint16_t status, struct text word)
 {
     put(writer, TEXT("HTTP/1.1 "));
     put_number(writer, status);
     put(writer, TEXT(" "));
-    put(writer, phrase_of(status));
+    put(writer, http1_phrase(status));
     put(writer, TEXT("\r\nContent-Type: text/plain\r\n"));
     if (status == 405) /* RFC 9110, 15.5.6: must say which are */
         put(writer, TEXT("Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n"));
@@ -80,8 +84,8 @@ size_t http1_reject(const struct facts *facts, uint64_t id, const struct rejecti
                     uint8_t *to, size_t room)
 {
     struct writer writer = writer_to(to, room);
-    uint16_t status = status_of(rejection);
-    struct text body = rejection->reason.size > 0 ? rejection->reason : phrase_of(status);
+    uint16_t status = http1_reject_status(rejection);
+    struct text body = rejection->reason.size > 0 ? rejection->reason : http1_phrase(status);
 
     (void)id;
     put_reject_head(&writer, status, failures[rejection->flag].word);

@@ -276,6 +276,8 @@ static bool may_open(const struct pool *pool)
 /* Where requests share an uplink, one is enough, until it takes no more. */
 static bool wants_more(const struct pool *pool)
 {
+    if (pool->codec->is_http2) /* a server says how many streams it takes */
+        return pool->connecting == 0;
     if (pool->codec->multiplexes)
         return pool->connecting == 0 && pool->uplink_count < MOST_SHARED;
     return pool->connecting < pool->waiting_count;

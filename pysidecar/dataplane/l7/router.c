@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "base/owner.h"
+#include "l7/message.h"
 #include "base/random.h"
 #include "upstream/routes.h"
 
@@ -455,7 +456,7 @@ void router_route(struct worker *worker, enum dp_scope scope, enum dp_protocol p
     *routed = (struct routed){.rule = NO_RULE};
     if (!directory)
         return;
-    matched = rulebook_match(&directory->rules, scope, protocol, request);
+    matched = rulebook_match(&directory->rules, scope, protocol_family(protocol), request);
     if (matched.rule == NO_RULE)
         return;
     destination = &directory->destinations[matched.rule];
@@ -479,7 +480,7 @@ void router_route_at(struct worker *worker, uint32_t listener, enum dp_protocol 
         return;
     }
     *routed = (struct routed){.rule = NO_RULE};
-    if (entrance.service->protocol == protocol) {
+    if (protocol_family(entrance.service->protocol) == protocol_family(protocol)) {
         routed->service = entrance.service;
         routed->mirror = entrance.mirror;
     }

@@ -5,11 +5,15 @@
 
 const struct downstream_side *downstream_side_of(const struct codec *codec)
 {
+    if (codec->is_http2)
+        return &http2_downstream;
     return codec->multiplexes ? &frame_downstream : &serial_downstream;
 }
 
 const struct upstream_side *upstream_side_of(const struct codec *codec)
 {
+    if (codec->is_http2)
+        return &http2_upstream;
     return codec->multiplexes ? &frame_upstream : &serial_upstream;
 }
 

@@ -1,6 +1,7 @@
 /* The two sides of a stream: how its answer is written to the connection that its request came on,
  * and how its request is written to an uplink. There is one pair for each kind of connection:
- * serial_sides.c where one request follows the other, frame_sides.c where they are whole frames.
+ * serial_sides.c where one request follows the other, frame_sides.c where they are whole frames,
+ * http2_sides.c.
  * The sides of a stream may be of different kinds; what a stream does depends on neither. */
 #ifndef PYSIDECAR_L7_SIDES_H
 #define PYSIDECAR_L7_SIDES_H
@@ -16,6 +17,8 @@ struct wire;
 struct downstream_side {
     bool by_id; /* an answer needs the id of its request: without one there is none */
 
+    /* The stream has just been made of this request. NULL: there is nothing to be done. */
+    void (*begin)(struct stream *stream, const struct message *request);
     /* The head of an answer, which may be an interim one; or the whole frame. */
     enum dp_flag (*head)(struct stream *stream, const struct message *message, size_t size);
     enum dp_flag (*data)(struct stream *stream, const struct message *message);
@@ -28,6 +31,9 @@ struct downstream_side {
     /* An answer has begun and cannot be completed. Returns what the connection ends with once the
      * stream has ended; DP_END_NONE: it goes on. */
     enum dp_end (*cut)(struct stream *stream, enum dp_end why);
+    /* The upstream has reset the stream with this code: so is the client's. NULL, or false: the
+     * client is told in another way. */
+    bool (*pass_reset)(struct stream *stream, uint32_t code);
     /* Whether nothing more of the answer should be written for now: see stream_downstream_sent. */
     bool (*is_behind)(const struct stream *stream);
     /* Whether something of it has not been taken by the client. */
@@ -36,6 +42,8 @@ struct downstream_side {
     void (*update)(struct stream *stream);
     /* Whose bodies may be spliced, as they come in; NULL: nothing's. */
     struct wire *(*plain_wire)(const struct stream *stream);
+    /* The stream ends. NULL: there is nothing to be done. */
+    void (*leave)(struct stream *stream);
 };
 
 /* Where the request goes. Only send() without an uplink. */
@@ -64,8 +72,8 @@ struct upstream_side {
     struct wire *(*plain_wire)(const struct stream *stream);
 };
 
-extern const struct downstream_side serial_downstream, frame_downstream;
-extern const struct upstream_side serial_upstream, frame_upstream;
+extern const struct downstream_side serial_downstream, frame_downstream, http2_downstream;
+extern const struct upstream_side serial_upstream, frame_upstream, http2_upstream;
 
 const struct downstream_side *downstream_side_of(const struct codec *codec);
 const struct upstream_side *upstream_side_of(const struct codec *codec);

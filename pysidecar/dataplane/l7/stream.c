@@ -6,6 +6,8 @@
 
 #include "base/clock.h"
 #include "base/owner.h"
+#include "l7/grpc.h"
+#include "l7/message.h"
 #include "l7/outcome.h"
 #include "l7/pool.h"
 #include "l7/stream_parts.h"
@@ -86,6 +88,19 @@ static uint64_t real_ns(struct worker *worker)
     return streams->real_ns;
 }
 
+/* Of gRPC the service and the method, in place of HTTP's. */
+static void name_call(struct stream *stream, const struct message *request)
+{
+    struct text service, method;
+
+    if (!request->facts.grpc || !grpc_split_path(request->path, &service, &method))
+        return;
+    memset(stream->record.service, 0, sizeof stream->record.service);
+    memset(stream->record.method, 0, sizeof stream->record.method);
+    stream_copy_text(stream->record.service, sizeof stream->record.service, service);
+    stream_copy_text(stream->record.method, sizeof stream->record.method, method);
+}
+
 struct stream *stream_create(struct downstream *downstream, const struct message *request)
 {
     struct session *session = downstream->session;
@@ -104,13 +119,17 @@ struct stream *stream_create(struct downstream *downstream, const struct message
     stream->record.began_ns = real_ns(session->worker);
     stream->record.connection = session->id;
     stream->record.source = session->origin.source;
-    stream->record.protocol = (uint8_t)downstream->protocol;
+    stream->record.protocol =
+        (uint8_t)(request->protocol ? request->protocol : downstream->protocol);
     stream->record.direction = (uint8_t)session->origin.listener->direction;
     stream_copy_text(stream->record.service, sizeof stream->record.service, request->service);
     stream_copy_text(stream->record.method, sizeof stream->record.method, request->method);
     stream_copy_text(stream->record.path, sizeof stream->record.path,
                      request->path.size ? request->path : request->service);
+    name_call(stream, request);
     link_stream(downstream, stream);
+    if (stream->down->begin)
+        stream->down->begin(stream, request);
     return stream;
 }
 
@@ -235,6 +254,8 @@ void stream_end(struct stream *stream, bool complete)
     if (stream->timed)
         timers_release(&worker->loop.timers, 1);
     stream_leave_pool(stream, complete);
+    if (stream->down->leave)
+        stream->down->leave(stream);
     report(stream);
     leave_shadows(stream);
     stream_leave_load(stream);
@@ -249,9 +270,17 @@ void stream_end(struct stream *stream, bool complete)
 
 static uint8_t class_of(const struct stream *stream, uint32_t status, bool succeeded)
 {
-    if (stream->downstream->wire.codec->protocol == DP_HTTP1)
+    if (stream->facts.grpc)
+        return grpc_class_of((uint8_t)status);
+    if (protocol_family(stream->downstream->protocol) == DP_HTTP1)
         return (uint8_t)(status / 100 < DP_STATUS_CLASSES ? status / 100 : 0);
     return succeeded ? 2 : 5;
+}
+
+void stream_note_first_byte(struct stream *stream)
+{
+    if (stream->record.first_byte_ns == 0)
+        stream->record.first_byte_ns = elapsed_ns(stream);
 }
 
 void stream_note_status(struct stream *stream, uint32_t status, bool succeeded)
@@ -261,7 +290,12 @@ void stream_note_status(struct stream *stream, uint32_t status, bool succeeded)
     record->status = status;
     record->answered = 1;
     record->status_class = class_of(stream, status, succeeded);
-    record->first_byte_ns = elapsed_ns(stream);
+    stream_note_first_byte(stream);
+}
+
+void stream_note_grpc(struct stream *stream, uint8_t status)
+{
+    stream_note_status(stream, status, status == 0);
 }
 
 /* Answers it ourselves. False when out of memory. */

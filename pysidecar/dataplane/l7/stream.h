@@ -16,6 +16,7 @@
 struct downstream;
 struct downstream_side;
 struct endpoint;
+struct http2_stream;
 struct pool;
 struct streams;
 struct service;
@@ -41,6 +42,7 @@ struct stream {
     struct service *service; /* referenced; NULL: it goes to the original destination */
     /* The last one is the pool's. NULL: the original destination. */
     struct endpoint *tried[MOST_ATTEMPTS];
+    struct http2_stream *from, *to; /* HTTP/2: of the client's connection, of the uplink's */
     uint32_t tried_count;
     uint64_t id, upstream_id; /* of frames */
     uint64_t hash;            /* see service_pick */
@@ -62,7 +64,10 @@ struct stream {
     const struct message *fresh;
     struct adjustment *adjustment;
     size_t fresh_room;
+    uint32_t reset_code; /* HTTP/2: that either side has reset it with; 0: none */
     bool idempotent, oneway;
+    bool has_grpc_status;
+    uint8_t grpc_status;
     /* What its service and its rule say against failures: stream_attempts.c, shadow.c. */
     struct stream *twin, *first; /* hedging: of a client's stream, and of its twin */
     struct service *mirror;      /* referenced: a copy goes there; NULL: not, or not any more */
@@ -96,8 +101,9 @@ void stream_request_data(struct stream *stream, const struct message *message, s
 void stream_request_end(struct stream *stream, const struct message *message, size_t consumed);
 /* The request cannot be understood any more. */
 void stream_request_malformed(struct stream *stream, const struct message *message);
-/* The head of a request that cannot be understood. */
-void stream_refuse(struct downstream *downstream, const struct message *problem);
+/* The head of a request that cannot be understood, for which `request` has what is known of it. */
+void stream_refuse(struct downstream *downstream, const struct message *request,
+                   const struct message *problem);
 /* It has waited for too long. */
 void stream_expire(struct stream *stream);
 /* The downstream is being closed. */
@@ -116,6 +122,9 @@ void stream_response(struct stream *stream, enum codec_event event, const struct
 void stream_response_spliced(struct stream *stream, size_t bytes);
 /* The uplink is gone before the answer was complete. */
 void stream_uplink_lost(struct stream *stream, enum dp_flag why);
+/* It has reset the stream alone, with a code of HTTP/2. `unprocessed`: certainly before anything
+ * was done for it. */
+void stream_uplink_reset(struct stream *stream, uint32_t code, bool unprocessed);
 /* The uplink takes more of the request again; the downstream takes more of the answer. */
 void stream_uplink_sent(struct stream *stream);
 void stream_downstream_sent(struct stream *stream);

@@ -1,3 +1,4 @@
+#include "l7/grpc.h"
 #include "l7/outcome.h"
 #include "l7/pool.h"
 #include "l7/stream_parts.h"
@@ -8,7 +9,7 @@
 /* Where the client does not take what there is already, nothing more is read until it does. */
 static void hold_back(struct stream *stream)
 {
-    if (stream->down->is_behind(stream))
+    if (!stream->ended && stream->down->is_behind(stream))
         stream->up->hold(stream);
 }
 
@@ -19,6 +20,31 @@ static bool pass(struct stream *stream, enum dp_flag why)
         return true;
     stream_fail(stream, why, NULL);
     return false;
+}
+
+/* A call of gRPC has its status at the end, unless the answer is nothing else. */
+static void note_head(struct stream *stream, const struct message *message)
+{
+    if (!stream->facts.grpc) {
+        stream_note_status(stream, message->status, message->succeeded);
+        outcome_note(stream, stream->record.status_class == 5);
+        return;
+    }
+    stream->has_grpc_status = message->has_grpc_status || message->status != 200;
+    stream->grpc_status =
+        message->has_grpc_status ? message->grpc_status : grpc_status_for_http(message->status);
+    stream_note_first_byte(stream);
+}
+
+static void note_end(struct stream *stream, const struct message *message)
+{
+    if (!stream->facts.grpc)
+        return;
+    if (message->has_grpc_status)
+        stream_note_grpc(stream, message->grpc_status);
+    else
+        stream_note_grpc(stream, stream->has_grpc_status ? stream->grpc_status : GRPC_UNKNOWN);
+    outcome_note(stream, stream->record.status_class == 5);
 }
 
 static void response_head(struct stream *stream, const struct message *message, size_t size)
@@ -36,13 +62,14 @@ static void response_head(struct stream *stream, const struct message *message, 
     }
     if (stream_drop_answer(stream, message, size))
         return;
-    stream_note_status(stream, message->status, message->succeeded);
-    outcome_note(stream, stream->record.status_class == 5);
+    note_head(stream, message);
     if (message->service_failed)
         stream_set_flag(stream, DP_FLAG_SERVICE_ERROR);
     if (!pass(stream, stream->down->head(stream, message, size)))
         return;
     stream->answering = true;
+    if (stream->ended)
+        return;
     buffer_release(&stream_worker(stream)->streams->blocks, &stream->request);
     stream->keeps = false;
     if (message->upgraded)
@@ -61,7 +88,8 @@ static void response_end(struct stream *stream, const struct message *message, s
 
     if (!stream->answering) /* of an interim answer */
         return;
-    if (!pass(stream, stream->down->end(stream, message, size)))
+    note_end(stream, message);
+    if (!pass(stream, stream->down->end(stream, message, size)) || stream->ended)
         return;
     stream_end(stream, stream->complete);
     if (stream->direct && !downstream->own)
@@ -121,6 +149,16 @@ static void end_unanswered(struct stream *stream, enum dp_flag why)
     downstream_answered(downstream);
 }
 
+/* The endpoint is picked anew. */
+static void send_again(struct stream *stream, enum dp_flag why)
+{
+    stream_set_flag(stream, DP_FLAG_RETRIED);
+    stream->retried = true;
+    stream_leave_pool(stream, false);
+    stream->tried_count--; /* the endpoint is not to blame */
+    stream_try_next(stream, why);
+}
+
 void stream_uplink_lost(struct stream *stream, enum dp_flag why)
 {
     struct pool *pool = stream->pool;
@@ -137,12 +175,34 @@ void stream_uplink_lost(struct stream *stream, enum dp_flag why)
             stream_fail(stream, why, NULL);
         return;
     }
-    stream_set_flag(stream, DP_FLAG_RETRIED);
-    stream->retried = true;
-    stream_leave_pool(stream, false);
-    pool_renew(pool);
-    stream->tried_count--; /* the endpoint is not to blame */
-    stream_try_next(stream, why);
+    pool_renew(pool); /* others that are idle may be dead, too */
+    send_again(stream, why);
+}
+
+/* The client gets the same, where its protocol can say so. */
+static bool pass_reset(struct stream *stream, uint32_t code)
+{
+    struct downstream *downstream = stream->downstream;
+
+    stream->reset_code = code;
+    if (!stream->down->pass_reset || !stream->down->pass_reset(stream, code))
+        return false;
+    stream_set_flag(stream, DP_FLAG_UPSTREAM_RESET);
+    stream_end(stream, false);
+    downstream_answered(downstream);
+    return true;
+}
+
+void stream_uplink_reset(struct stream *stream, uint32_t code, bool unprocessed)
+{
+    enum dp_retry why = unprocessed ? DP_RETRY_REFUSED : DP_RETRY_RESET;
+
+    if (!stream->answering && stream_retry(stream, why, DP_FLAG_UPSTREAM_RESET))
+        return;
+    if (unprocessed && stream->keeps && !stream->answering && !stream->retried && !stream->shadow)
+        send_again(stream, DP_FLAG_UPSTREAM_RESET);
+    else if (!pass_reset(stream, code))
+        stream_fail(stream, DP_FLAG_UPSTREAM_RESET, NULL);
 }
 
 void stream_uplink_sent(struct stream *stream)

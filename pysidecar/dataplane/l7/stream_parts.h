@@ -42,6 +42,10 @@ void stream_leave_pool(struct stream *stream, bool complete);
 /* What its answer is: the status goes into its record. */
 void stream_note_status(struct stream *stream, uint32_t status, bool succeeded);
 
+void stream_note_first_byte(struct stream *stream);
+/* As that of a call of gRPC, which it has at its end. */
+void stream_note_grpc(struct stream *stream, uint8_t status);
+
 /* False: there is no room for a timer. */
 bool stream_reserve_timer(struct stream *stream);
 /* Sets its timer to what is due first; a place is reserved. */

@@ -119,12 +119,11 @@ void stream_begin(struct downstream *downstream, const struct message *request, 
     stream_find_way(stream, request);
 }
 
-void stream_refuse(struct downstream *downstream, const struct message *problem)
+void stream_refuse(struct downstream *downstream, const struct message *request,
+                   const struct message *problem)
 {
-    static const struct message nothing = {0};
-    struct stream *stream = stream_create(downstream, &nothing);
+    struct stream *stream = stream_create(downstream, request);
 
-    downstream->closing = true;
     if (!stream) {
         downstream_cut(downstream, DP_END_NO_RESOURCES);
         return;
@@ -148,13 +147,20 @@ static void keep_more(struct stream *stream, const void *data, size_t size)
         buffer_release(blocks, &stream->request);
 }
 
+/* What was written may have ended it. */
+static void update(struct stream *stream)
+{
+    if (!stream->ended)
+        stream->down->update(stream);
+}
+
 void stream_request_data(struct stream *stream, const struct message *message, size_t consumed)
 {
     stream->record.bytes_sent += consumed;
     assert(stream->uplink); /* nothing is read before */
     keep_more(stream, message->data.at, message->data.size);
     if (stream->up->data(stream, message))
-        stream->down->update(stream);
+        update(stream);
     else
         stream_fail(stream, DP_FLAG_OVERLOAD, NULL);
 }
@@ -170,9 +176,9 @@ void stream_request_end(struct stream *stream, const struct message *message, si
         stream_fail(stream, DP_FLAG_OVERLOAD, NULL);
         return;
     }
-    if (stream->uplink)
+    if (stream->uplink && !stream->ended)
         stream_attempt_begins(stream);
-    stream->down->update(stream);
+    update(stream);
 }
 
 void stream_request_malformed(struct stream *stream, const struct message *message)

@@ -4,6 +4,7 @@
 #include "base/owner.h"
 #include "base/random.h"
 #include "base/sockaddr.h"
+#include "l7/message.h"
 #include "l7/outcome.h"
 #include "l7/pool.h"
 #include "l7/stream_parts.h"
@@ -190,11 +191,13 @@ static bool take_route(struct stream *stream, const struct message *request,
     trace(stream_worker(stream), stream->record.connection, routed, routed->rule, DP_REQUESTS);
     if (routed->service)
         stream_set_service(stream, routed->service);
-    stream->codec = stream->downstream->wire.codec;
+    stream->codec =
+        stream->service ? codec_of(stream->service->protocol) : stream->downstream->wire.codec;
     stream->up = upstream_side_of(stream->codec);
     stream->hash = routed->hash;
     stream->direct = !stream->service && listener->transport != DP_TRANSPORT_LISTENER &&
-                     !stream->downstream->choice.cluster && !stream->codec->multiplexes;
+                     !stream->downstream->choice.cluster &&
+                     !stream->downstream->wire.codec->multiplexes;
     if (request->facts.connect && !stream->direct) {
         stream_fail(stream, DP_FLAG_REFUSED, NULL);
         return false;
@@ -292,11 +295,11 @@ static struct text name_of(const struct message *request, struct text header)
 static bool describe(const struct stream *stream, const struct message *request,
                      struct text name_header, struct dp_wanted *what)
 {
-    bool is_http = stream->downstream->protocol == DP_HTTP1;
+    bool is_http = protocol_family(stream->downstream->protocol) == DP_HTTP1;
     struct text name = name_of(request, is_http ? name_header : (struct text){NULL, 0});
 
     memset(what, 0, sizeof *what);
-    what->protocol = stream->downstream->protocol;
+    what->protocol = protocol_family(stream->downstream->protocol);
     return name.size > 0 && copy_whole(what->name, sizeof what->name, name) &&
            copy_whole(what->version, sizeof what->version, request->version) &&
            copy_whole(what->group, sizeof what->group, request->group);

@@ -5,6 +5,7 @@
 #include "base/owner.h"
 #include "intercept/listener.h"
 #include "l7/downstream.h"
+#include "l7/http2.h"
 #include "l7/pool.h"
 #include "l7/router.h"
 #include "l7/shadow.h"
@@ -118,6 +119,7 @@ void streams_close(struct worker *worker)
         free(stream);
     }
     tracer_close(&streams->tracer);
+    http2_free_spares(streams);
     blocks_close(&streams->blocks);
     map_close(&streams->pools);
     free(streams);

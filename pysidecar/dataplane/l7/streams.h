@@ -11,6 +11,7 @@
 #include "loop/worker.h"
 
 struct downstream;
+struct http2_stream;
 struct shadows;
 struct stream;
 struct uplink;
@@ -32,6 +33,8 @@ struct streams {
     struct tracer tracer;
     struct stream *spare_streams;
     unsigned spare_count;
+    struct http2_stream *spare_http2;
+    unsigned spare_http2_count;
     struct stream *ended_streams; /* in this turn: freed at its end */
     struct uplink *ended_uplinks; /* likewise */
     struct downstream *ended_downstreams;

@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <sys/random.h>
 
+#include "l7/message.h"
+
 enum { SPARE_SPANS = 64 };
 
 bool tracing_set(struct tracing *tracing, const struct dp_tracing *settings)
@@ -111,7 +113,8 @@ const struct trace_fields *tracer_begin(struct worker *worker, struct tracer *tr
         *span = begin_span(tracer, request, context);
     }
     size = request->frame.size + trace_fields_size(&context->fields, 8);
-    if (!context->written || (protocol != DP_HTTP1 && size > worker->limits->frame_bytes))
+    if (!context->written ||
+        (protocol_family(protocol) != DP_HTTP1 && size > worker->limits->frame_bytes))
         return NULL;
     return &context->fields;
 }

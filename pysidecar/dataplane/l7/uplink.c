@@ -6,6 +6,7 @@
 
 #include "base/owner.h"
 #include "l7/downstream.h"
+#include "l7/http2.h"
 #include "l7/message.h"
 #include "l7/streams.h"
 #include "net/budget.h"
@@ -105,7 +106,9 @@ bool uplink_begin(struct uplink *uplink, struct stream *stream)
 {
     const struct codec *codec = uplink->pool->codec;
 
-    if (codec->multiplexes) {
+    if (uplink->http2) {
+        stream->to = NULL; /* until its head is sent */
+    } else if (codec->multiplexes) {
         if (!begin_multiplexed(uplink, stream))
             return false;
     } else {
@@ -136,6 +139,18 @@ static bool is_clean(const struct uplink *uplink)
            buffer_held(&wire->out) == 0;
 }
 
+static void leave_http2(struct stream *stream, bool complete)
+{
+    struct http2_stream *to = stream->to;
+
+    stream->to = NULL;
+    if (!to)
+        return;
+    if (stream->reset_code)
+        to->reset_code = stream->reset_code; /* the client's */
+    http2_leave(to, complete && to->in_ended);
+}
+
 void uplink_leave(struct uplink *uplink, struct stream *stream, bool complete)
 {
     struct pool *pool = uplink->pool;
@@ -144,7 +159,10 @@ void uplink_leave(struct uplink *uplink, struct stream *stream, bool complete)
     uplink->busy--;
     uplink->used_ms = pool->worker->loop.now_ms;
     if (pool->codec->multiplexes) {
-        *slot_of(uplink, stream->upstream_id) = NULL;
+        if (uplink->http2)
+            leave_http2(stream, complete);
+        else
+            *slot_of(uplink, stream->upstream_id) = NULL;
         if (uplink->busy == 0 && (uplink->leaving || pool_is_wanted(pool)))
             uplink_close(uplink, false);
     } else {
@@ -178,6 +196,8 @@ bool uplink_is_ready(const struct uplink *uplink)
 
     if (uplink->closed || uplink->leaving || uplink->connector || wire->error || wire->broken)
         return false;
+    if (uplink->http2)
+        return http2_has_room(uplink->http2) && buffer_held(&wire->out) < UPLINK_BEHIND_BYTES;
     if (uplink->pool->codec->multiplexes)
         return buffer_held(&wire->out) < UPLINK_BEHIND_BYTES && uplink->busy < MOST_SLOTS;
     /* What it sends now would be taken for the answer to the next request. */
@@ -197,15 +217,28 @@ static void close_idle(struct uplink *uplink)
         downstream_deserted(owner);
 }
 
+static struct stream *first_of(const struct http2 *http2)
+{
+    struct http2_stream *stream = http2 ? http2->streams : NULL;
+
+    while (stream && !stream->stream)
+        stream = stream->next;
+    return stream ? stream->stream : NULL;
+}
+
 /* Everything under way on it fails. */
 static void lose(struct uplink *uplink, enum dp_flag why)
 {
+    struct stream *stream;
+
     uplink->leaving = true;
     if (uplink->stream)
         stream_uplink_lost(uplink->stream, why);
     for (uint32_t i = 0; i < uplink->slots && uplink->busy > 0; i++)
         if (uplink->streams[i])
             stream_uplink_lost(uplink->streams[i], why);
+    while ((stream = first_of(uplink->http2)))
+        stream_uplink_lost(stream, why);
     close_idle(uplink);
 }
 
@@ -340,6 +373,45 @@ static const struct wire_ops uplink_ops = {
     .spliced = spliced,
 };
 
+/* ---- in HTTP/2 ---- */
+
+void uplink_has_room(struct uplink *uplink)
+{
+    if (uplink->pool->waiting)
+        task_schedule(&uplink->pool->worker->loop.tasks, &uplink->pool->serve);
+}
+
+static size_t take(struct wire *wire, const uint8_t *data, size_t size)
+{
+    return http2_take(OWNER(wire, struct uplink, wire)->http2, data, size);
+}
+
+static void fill(struct wire *wire)
+{
+    http2_fill(OWNER(wire, struct uplink, wire)->http2);
+}
+
+static void http2_sent(struct wire *wire)
+{
+    struct uplink *uplink = OWNER(wire, struct uplink, wire);
+    struct http2 *http2 = uplink->http2;
+
+    if (http2_wants_to_write(http2))
+        wire_wants_to_write(wire);
+    else if (http2_is_over(http2))
+        lose(uplink, http2->broken ? DP_FLAG_MALFORMED_RESPONSE : DP_FLAG_UPSTREAM_RESET);
+    if (!uplink->closed)
+        uplink_has_room(uplink);
+}
+
+static const struct wire_ops http2_ops = {
+    .take = take,
+    .fill = fill,
+    .ended = ended,
+    .failed = failed,
+    .sent = http2_sent,
+};
+
 static void changed(struct channel *channel, uint32_t events)
 {
     wire_changed(&OWNER(channel, struct uplink, channel)->wire, events);
@@ -370,8 +442,13 @@ static bool connected(struct uplink *uplink, int fd)
     uplink->channel.watch.fd = fd;
     uplink->channel.writable = true;
     uplink->channel.changed = changed;
-    wire_open(&uplink->wire, worker, &uplink->channel, uplink->pool->codec, &uplink_ops);
+    wire_open(&uplink->wire, worker, &uplink->channel, uplink->pool->codec,
+              uplink->pool->codec->is_http2 ? &http2_ops : &uplink_ops);
     uplink->wire.decoder.response = true;
+    if (uplink->pool->codec->is_http2 && !(uplink->http2 = http2_open_uplink(uplink))) {
+        uplink_close(uplink, true);
+        return false;
+    }
     endpoint_succeeded(uplink->pool->endpoint, UINT64_MAX);
     uplink->used_ms = worker->loop.now_ms;
     if (channel_watch(&worker->loop, &uplink->channel) < 0) {
@@ -439,6 +516,8 @@ static void end(struct uplink *uplink)
     if (uplink->owner)
         uplink->owner->own = NULL;
     uplink->owner = NULL;
+    http2_close(uplink->http2);
+    uplink->http2 = NULL;
     wire_close(&uplink->wire);
     budget_release(worker->budget, 1);
     pool_count(uplink->pool, -1);
@@ -452,6 +531,10 @@ void uplink_close(struct uplink *uplink, bool reset)
     if (uplink->closed)
         return;
     assert(!uplink->stream);
+    if (uplink->http2 && !reset && !uplink->http2->broken) {
+        http2_go_away(uplink->http2);
+        wire_flush(&uplink->wire);
+    }
     if (uplink->connector) {
         connector_cancel(uplink->connector);
         free(uplink->connector);

@@ -17,6 +17,7 @@ struct uplink {
     struct downstream *owner; /* the only one whose requests it takes; NULL: see pool_is_shared */
     struct stream *stream;    /* the one under way, where the codec does not multiplex */
     struct stream **streams;  /* those under way, where it does; by the low bits of their ids */
+    struct http2 *http2;      /* NULL: it speaks something else */
     uint32_t slots, busy;
     uint32_t next_id;
     uint64_t used_ms;      /* when it had a request last */
@@ -33,6 +34,8 @@ bool uplink_open(struct pool *pool);
 void uplink_close(struct uplink *uplink, bool reset);
 /* Whether it can take a request. */
 bool uplink_is_ready(const struct uplink *uplink);
+/* HTTP/2: it may be ready again. */
+void uplink_has_room(struct uplink *uplink);
 /* The stream's request is about to be written; its id is upstream_id. False when out of memory. */
 bool uplink_begin(struct uplink *uplink, struct stream *stream);
 /* The stream does not wait for an answer any more, which was complete or not. */

@@ -61,13 +61,26 @@ static size_t write_now(struct wire *wire, const void *data, size_t size)
 /* Sends what waits, as far as it can be. */
 static void flush(struct wire *wire)
 {
-    uint32_t held = buffer_held(&wire->out);
+    uint32_t held;
 
+    if (wire->ops->fill && !wire->error)
+        wire->ops->fill(wire);
+    held = buffer_held(&wire->out);
     if (held == 0 || !wire->channel->writable || wire->error)
         return;
     held = (uint32_t)write_now(wire, wire->out.data + wire->out.start, held);
     if (!wire->error)
         buffer_drop(blocks_of(wire), &wire->out, held);
+}
+
+void wire_flush(struct wire *wire)
+{
+    flush(wire);
+}
+
+void wire_wants_to_write(struct wire *wire)
+{
+    schedule(wire);
 }
 
 uint8_t *wire_room(struct wire *wire, size_t size)
@@ -126,6 +139,8 @@ static size_t decode(struct wire *wire, const uint8_t *data, size_t size)
     struct message message = {0};
     size_t used = 0;
 
+    if (wire->ops->take)
+        return wire->paused || wire->broken ? 0 : wire->ops->take(wire, data, size);
     while (!wire->closed && !wire->paused && !wire->broken && !wire->spliced_to) {
         size_t consumed = 0;
         enum codec_event event =

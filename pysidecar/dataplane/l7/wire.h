@@ -15,6 +15,10 @@ struct wire;
 
 /* What a wire tells its owner, who may close it in any of these. */
 struct wire_ops {
+    /* In place of `decoded`, where the owner decodes by itself: returns how much is done with. */
+    size_t (*take)(struct wire *wire, const uint8_t *data, size_t size);
+    /* Before anything is sent: the owner may write more. NULL: it writes as it goes. */
+    void (*fill)(struct wire *wire);
     /* A message, or a piece of one. The texts of `message` are valid until this returns. */
     void (*decoded)(struct wire *wire, enum codec_event event, const struct message *message,
                     size_t consumed);
@@ -67,6 +71,10 @@ void wire_resume(struct wire *wire);
 /* Room for `size` bytes behind what waits, for wire_wrote(). NULL when out of memory. */
 uint8_t *wire_room(struct wire *wire, size_t size);
 void wire_wrote(struct wire *wire, size_t size);
+/* The owner has something to write: ops->fill is called at the end of the turn. */
+void wire_wants_to_write(struct wire *wire);
+/* Sends what waits now, as far as it can be: the wire is about to be closed. */
+void wire_flush(struct wire *wire);
 /* Sends a part of a body, with what stands before and behind it. Large ones are not copied where
  * they can be sent at once. False when out of memory. */
 bool wire_send_body(struct wire *wire, const void *data, size_t size);
