@@ -266,8 +266,8 @@ class Gate:
 
 
 class BadRequestFilter(logging.Filter):
-    """Of aiohttp's own log, what is not about a client's bad request, which it would print with a
-    traceback and the client's own bytes."""
+    """Of aiohttp's own log, what is not about a client that leaves, or its bad request, which it
+    would print with a traceback and the client's own bytes."""
 
     def __init__(self, gate: Gate) -> None:
         super().__init__()
@@ -276,6 +276,8 @@ class BadRequestFilter(logging.Filter):
     @override
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, ConnectionError):  # it left before it had its answer
+            return False
         if not isinstance(error, HttpProcessingError):
             return record.levelno >= logging.WARNING
         self._gate.complain("a request is not HTTP")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import socket
@@ -13,9 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pysidecar.config import Takeover
 from pysidecar.registry.service import ServiceKey
 from pysidecar.takeover import json_api
-from pysidecar.takeover.table import MAX_PER_USER
+from pysidecar.takeover.api import MeshApi
+from pysidecar.takeover.table import MAX_PER_USER, ServiceTable
+from pysidecar.web.gate import current_connection
 from tests.takeover.serving_api import Served, serving_api
 from tests.users import USERS, needs_root, start_script
 from tests.waiting import PATIENCE, eventually
@@ -314,3 +318,21 @@ def test_whatever_comes_the_next_one_is_served(requests: list[list[bytes]]) -> N
             with api.socket() as client:
                 client.sendall(b"".join(pieces))
         assert api.post("/services/subscribe", BODY)["success"] is True
+
+
+def test_a_connection_that_ends_before_the_answer_costs_no_line_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def settled() -> None:
+        current_connection().abort()
+
+    def make(table: ServiceTable, listener: socket.socket) -> MeshApi:
+        return MeshApi(table, Takeover(), listener, settled=settled)
+
+    lines = ["POST /services/subscribe HTTP/1.1", "Host: localhost", f"Content-Length: {len(BODY)}"]
+    with serving_api(make) as api:
+        with contextlib.suppress(ConnectionError):
+            api.exchange("\r\n".join([*lines, "", ""]).encode() + BODY)
+        eventually(lambda: json_gate(api).connections == 0)
+    assert list(api.table.subscriptions)
+    assert not caplog.messages
