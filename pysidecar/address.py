@@ -22,6 +22,10 @@ class Address:
     def parse(cls, text: str) -> Address:
         """Reads ``127.0.0.1:80`` or ``[::1]:80``. Raises ValueError saying what was expected."""
         host, colon, port = text.rpartition(":")
+        if port.isascii() and port.isdigit() and len(port) <= 5 and is_ipv4(host):
+            number = int(port)
+            if number <= 0xFFFF:
+                return cls(host, number)
         bracketed = host.startswith("[") and host.endswith("]")
         if bracketed:
             host = host[1:-1]

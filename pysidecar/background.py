@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-__all__ = ["in_background", "release", "without_collector"]
+__all__ = ["in_background", "release", "spare_collections", "without_collector"]
 
 T = TypeVar("T")
 
 _SWITCH_INTERVAL = 0.0005  # seconds, ten times as often as usual
 _RELEASED_AT_ONCE = 200
+_YOUNG = 10_000  # objects more than before, at which the collector looks at the youngest
+_OLDER = (10, 20)  # looks at the youngest for one at older ones, and likewise at all
 
 
 _before: list[float] = []
@@ -62,6 +64,13 @@ async def in_background(work: Callable[[], T]) -> T:
     with _handing_over_often():
         threading.Thread(target=run, name="background", daemon=True).start()
         return await future
+
+
+def spare_collections() -> None:
+    """Has the garbage collector look at all objects far less often than by default: each such look
+    stops all threads, for a tenth of a second where a registry tells of 100,000 instances, and
+    what it would find are few cycles, of exceptions and connections."""
+    gc.set_threshold(_YOUNG, *_OLDER)
 
 
 @contextlib.contextmanager

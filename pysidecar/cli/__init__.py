@@ -82,11 +82,12 @@ def run(config_file: Path | None, verbose: bool, until_stdin_ends: bool) -> None
     """
     hangups: list[int] = []
     signal.signal(signal.SIGHUP, lambda number, _: hangups.append(number))  # until the loop runs
-    from pysidecar.background import without_collector
+    from pysidecar.background import spare_collections, without_collector
     from pysidecar.log import non_blocking_log, start_writing
     from pysidecar.privileges import keep_only, needed_capabilities
     from pysidecar.sidecar import Sidecar, prepare_process
 
+    spare_collections()
     with without_collector():
         config = _load(config_file)
     prepare_process(config)

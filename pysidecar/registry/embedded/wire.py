@@ -160,10 +160,10 @@ def read_instance(plain: object) -> Instance:
     return Instance(
         read_address(plain.get("address")),
         min(max(weight, 0), MAX_WEIGHT),
-        _seconds(plain, "started"),
-        _seconds(plain, "warmup"),
-        _word(plain, "zone"),
-        _metadata(plain.get("metadata")),
+        _seconds(plain, "started") if "started" in plain else 0.0,
+        _seconds(plain, "warmup") if "warmup" in plain else 0.0,
+        _word(plain, "zone") if "zone" in plain else "",
+        _metadata(plain["metadata"]) if "metadata" in plain else (),
     )
 
 
@@ -199,7 +199,7 @@ def _metadata(plain: object) -> tuple[tuple[str, str], ...]:
     if (
         not isinstance(plain, dict)
         or len(plain) > _MOST_METADATA
-        or not all(isinstance(value, str) for value in plain.values())
+        or not {str}.issuperset(map(type, plain.values()))
     ):
         raise ValueError(f"expected at most {_MOST_METADATA} texts as metadata")
     return tuple(sorted(plain.items()))
