@@ -274,9 +274,12 @@ class World:
 
     # ---- what should be seen ----
 
-    def differences(self) -> list[str]:
-        """Between what both sidecars know and what is true."""
-        found = []
+    def differences(self, *, missing: bool = False) -> list[str]:
+        """Between what both sidecars know and what is true. ``missing``: only what should be known
+        or registered and is not, whatever there is beside."""
+        return [text for text, is_missing in self._differences() if is_missing or not missing]
+
+    def _differences(self) -> Iterator[tuple[str, bool]]:
         for place, pod in enumerate(self.pods):
             seen = {
                 (each["role"], each["service"]): each
@@ -286,18 +289,18 @@ class World:
                 is_published, is_listening = self._is_provided(place, service)
                 entry = seen.get(("published", service))
                 if (entry is not None) != is_published:
-                    found.append(f"{place}: {service} is published: {entry}")
+                    yield f"{place}: {service} is published: {entry}", is_published
                 elif entry and (entry["registered"], entry["publications"][0]["listens"]) != (
                     is_listening,
                     is_listening,
                 ):
-                    found.append(f"{place}: {service} is to be {is_listening}: {entry}")
+                    yield f"{place}: {service} is to be {is_listening}: {entry}", is_listening
                 endpoints = seen.get(("subscribed", service), {}).get("endpoints")
                 addresses = None if endpoints is None else {each["address"] for each in endpoints}
                 expected = self._expected(place, service)
                 if addresses != expected:
-                    found.append(f"{place}: {service} has {addresses} and not {expected}")
-        return found
+                    text = f"{place}: {service} has {addresses} and not {expected}"
+                    yield text, not (expected or set()) <= (addresses or set())
 
     def _is_provided(self, place: int, service: str) -> tuple[bool, bool]:
         provided = self._provided.get((place, service))
@@ -320,6 +323,15 @@ class World:
         eventually(lambda: not self.differences(), lambda: "\n".join(self.differences()), patience)
         assert not self.calls.wrong, self.calls.wrong
         assert not self.calls.failed, self.calls.failed
+
+    def check_back(self, patience: float) -> None:
+        """All that should be known and registered is, by then; what is gone may be there yet."""
+        self.settle()
+        eventually(
+            lambda: not self.differences(missing=True),
+            lambda: "\n".join(self.differences(missing=True)),
+            patience,
+        )
 
     def close(self) -> None:
         """Ends all."""

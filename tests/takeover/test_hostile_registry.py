@@ -88,7 +88,7 @@ def _endpoints(pod: Pod, service: str) -> list[str]:
     [
         pytest.param(2, 1, 5.0, id="short"),
         pytest.param(
-            *(MAX_ALL_INSTANCES // MAX_INSTANCES + 2, 20, 0.25),
+            *(MAX_ALL_INSTANCES // MAX_INSTANCES + 2, 20, 1.0),
             id="long",
             marks=[pytest.mark.soak, pytest.mark.timeout(600)],
         ),
@@ -106,7 +106,7 @@ def test_a_million_endpoints_cost_neither_memory_nor_time(
         for turn in range(rounds):
             registry.say(push(name, variants[turn % 2]) for name in names)
             registry.say(push(names[0], longest_line))
-            eventually(lambda: _registry_status(pod)["cut"] == services, patience=60)
+            eventually(lambda: _registry_status(pod)["cut"] == services, patience=120)
             time.sleep(1 if rounds > 1 else 0)
     eventually(lambda: all(len(_endpoints(pod, name)) >= FAIR for name in names), patience=60)
     status = _registry_status(pod)
@@ -199,7 +199,7 @@ def test_a_consumer_port_on_all_addresses_is_not_called_by_any(
     ("seconds", "longest"),
     [
         pytest.param(2, 2.0, id="short"),
-        pytest.param(60, 0.25, id="long", marks=[pytest.mark.soak, pytest.mark.timeout(300)]),
+        pytest.param(60, 1.0, id="long", marks=[pytest.mark.soak, pytest.mark.timeout(300)]),
     ],
 )
 def test_a_thousand_changes_a_second_cost_no_request(
