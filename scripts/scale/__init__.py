@@ -15,6 +15,7 @@ from scripts.scale import (
     reports,
     rules,
     sharing,
+    takeover,
 )
 
 MEASUREMENTS: dict[str, Callable[[], None]] = {
@@ -27,4 +28,5 @@ MEASUREMENTS: dict[str, Callable[[], None]] = {
     "reports": reports.measure,
     "rules": rules.measure,
     "sharing": sharing.measure,
+    "takeover": takeover.measure,
 }
