@@ -198,7 +198,11 @@ class HealthChecks:
             health.problem = f"it is the sidecar's own listener, {own}"
             return None
         if self._prober is None:
-            self._prober = self._make_prober()
+            try:
+                self._prober = self._make_prober()
+            except OSError as error:
+                log.error("no health checks can be made: %s", error.strerror)
+                return None
         settings = checked.settings
         kind = CONVERSATIONS.get(settings.kind(checked.protocol))
         target = Target(

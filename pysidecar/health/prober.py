@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 
 from pysidecar.address import Address
-from pysidecar.health.kinds.conversation import Conversation, Verdict
+from pysidecar.health.kinds.conversation import MOST_BYTES, Conversation, Verdict
 from pysidecar.socket_options import mark_option
 
 __all__ = ["Prober", "Target"]
@@ -43,6 +43,7 @@ class Target:
         "_connected",
         "_conversation",
         "_entry",
+        "_heard_bytes",
         "_reused",
         "_socket",
         "_under_way",
@@ -76,6 +77,7 @@ class Target:
         self._under_way = False
         self._began = 0.0
         self._entry = -1  # that is not out of date
+        self._heard_bytes = 0  # since it was asked last
 
 
 class Prober:
@@ -177,6 +179,7 @@ class Prober:
     def _begin(self, target: Target, now: float) -> None:
         target._began = now
         target._under_way = True
+        target._heard_bytes = 0
         target._reused = target._socket is not None
         if target._reused:
             self._ask(target)
@@ -274,10 +277,15 @@ class Prober:
     def _heard(self, target: Target, data: bytes) -> None:
         assert target._conversation is not None
         target._reused = False  # from here on it is the endpoint's fault
-        try:
-            verdict = target._conversation.hear(data)
-        except ValueError as error:
-            verdict = Verdict(str(error), keep=False)
+        target._heard_bytes += len(data)
+        verdict: Verdict | None
+        if target._heard_bytes > 2 * MOST_BYTES:  # pings and the like, too
+            verdict = Verdict("it says too much", keep=False)
+        else:
+            try:
+                verdict = target._conversation.hear(data)
+            except ValueError as error:
+                verdict = Verdict(str(error), keep=False)
         asked = target._under_way
         if verdict is not None and asked:
             self._end(target, verdict.problem)

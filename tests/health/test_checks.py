@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
+import select
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -197,6 +200,47 @@ def test_a_server_may_close_what_was_kept() -> None:
                 await until(lambda: server.requests > 16)
                 assert told == [(7, server.address, True)]
                 assert next(iter(checks.results()))[3] == 0
+
+    run(test)
+
+
+def test_who_says_too_much_is_not_listened_to() -> None:
+    """Pings that never end, to each of which an answer is due; before a check, and after it."""
+    ping = b"\0\0\x08\x06\0\0\0\0\0" + bytes(8)
+
+    async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(1000 * ping)
+                await writer.drain()
+                await reader.read(1 << 16)
+        writer.close()
+
+    async def test() -> None:
+        told = Told()
+        server = await asyncio.start_server(flood, "127.0.0.1", 0)
+        address = Address(*server.sockets[0].getsockname()[:2])
+        settings = HTTP.model_copy(update={"type": "grpc", "path": None, "interval": 2.0})
+        with checking(told, settings, address) as checks:
+            await until(lambda: not told[-1][2])
+            health = checks.of(7, address)
+            assert health is not None
+            assert health.problem == "it says too much"
+        server.close()
+
+    run(test)
+
+
+def test_without_descriptors_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def test() -> None:
+        told = Told()
+        monkeypatch.setattr(select, "epoll", none)
+        with checking(told, HTTP, Address("127.0.0.1", 1)) as checks:
+            assert told == [(7, Address("127.0.0.1", 1), True)]
+            assert checks.connections == 0
 
     run(test)
 
