@@ -61,7 +61,8 @@ async def serve_http(manners: Manners, reader: Reader, writer: Writer) -> None:
 async def serve_frames(manners: Manners, wire: Wire, reader: Reader, writer: Writer) -> None:
     async def late(request: Request) -> None:
         await asyncio.sleep(SLOW)
-        writer.write(wire.answer(Answer(request.id, wire.good, request.content)))
+        if not writer.is_closing():
+            writer.write(wire.answer(Answer(request.id, wire.good, request.content)))
 
     tasks = set()
     while True:
