@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "l7/message.h"
 #include "l7/outcome.h"
 #include "l7/pool.h"
 #include "l7/stream_parts.h"
@@ -115,7 +116,11 @@ static bool is_copyable(const struct stream *stream)
 
 bool shadow_is_good(const struct stream *stream, const struct message *message)
 {
-    return stream->codec->multiplexes ? message->succeeded : message->status < 500;
+    if (message->has_grpc_status)
+        return message->grpc_status == 0;
+    if (protocol_family(stream->downstream->protocol) == DP_HTTP1)
+        return message->status < 500;
+    return message->succeeded;
 }
 
 void shadow_hedge(struct stream *stream)

@@ -193,10 +193,11 @@ bool stream_retry(struct stream *stream, enum dp_retry why, enum dp_flag otherwi
 static bool retry_answered(struct stream *stream, const struct message *message)
 {
     const struct dp_resilience *resilience = resilience_of(stream);
+    uint32_t status = message->has_grpc_status ? message->grpc_status : message->status;
 
     if (message->refused && retry_is_for(resilience, DP_RETRY_REFUSED, false))
         return may_send_again(stream, DP_RETRY_REFUSED);
-    return retry_is_for_status(resilience, message->status, stream->idempotent) &&
+    return retry_is_for_status(resilience, status, stream->idempotent) &&
            may_send_again(stream, DP_RETRY_RESET);
 }
 
