@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(120)
 
 _COUNT = 6000
 _SERVERS = 3
-_EACH = 300  # requests between two steps
+_EACH = 200  # requests between two steps
 
 
 def _answered(client: Program) -> int:
@@ -28,7 +28,10 @@ def _wait_for_more(client: Program) -> None:
     eventually(lambda: _answered(client) > before + _EACH, "answers")
 
 
-def test_no_request_of_a_deployment_fails() -> None:
+@pytest.mark.parametrize("told_first", [True, False], ids=["removed", "stopped"])
+def test_no_request_of_a_deployment_fails(told_first: bool) -> None:
+    """The sidecar is told of a server's end before, or only after it has happened."""
+    resilience = {} if told_first else {"retries": {"attempts": 2}}
     old, new = ([free_port() for _ in range(_SERVERS)] for _ in range(2))
     with ExitStack() as stack:
         client, server = (stack.enter_context(programs.node()) for _ in range(2))
@@ -39,22 +42,28 @@ def test_no_request_of_a_deployment_fails() -> None:
         for port in old:
             serve(port)
         endpoints = [f"127.0.0.1:{port}" for port in old]
-        mesh = stack.enter_context(front("http", {"orders": {"endpoints": endpoints}}, []))
+        mesh = stack.enter_context(
+            front("http", {"orders": {"endpoints": endpoints, **resilience}}, [])
+        )
         load = client.start(
             "burst",
             address=mesh.address("orders"),
             host="orders",
-            path="/echo/1",
+            path="/echo/10",  # milliseconds: so that the load goes on until the last step
             way="http",
             count=_COUNT,
             concurrency=16,
         )
         for i, (leaving, coming) in enumerate(zip(old, new, strict=True)):
             serve(coming)
+            _wait_for_more(client)
             endpoints[i] = f"127.0.0.1:{coming}"
+            if not told_first:
+                server.ask("retire", port=leaving)
             _wait_for_more(client)
             mesh.sidecar.configure({"services": {"orders": {"endpoints": list(endpoints)}}})
-            server.ask("retire", port=leaving)
+            if told_first:
+                server.ask("retire", port=leaving)
         assert not load.done()
         seen = load.result()
         failed = [request for request in mesh.sidecar.requests() if request.status != 200]
