@@ -179,8 +179,8 @@ class Tracing(Section):
     """Further resource attributes, such as `deployment.environment.name: production`."""
 
     spans_per_second: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 1000
-    """How many spans are sent at most, about: to make a thousand takes a seventh of a CPU. Those
-    beyond are dropped, and counted."""
+    """How many spans are sent at most, about, since making them takes the control plane's time.
+    Those beyond are dropped, and counted."""
 
     ca: FilePath | None = None
     """Certificates that sign the collector's own, as PEM. Default: the system's."""

@@ -21,7 +21,12 @@ __all__ = ["OtlpSender", "SpanMaker"]
 
 _HTTP_PORT = 80
 _METHODS = frozenset("CONNECT DELETE GET HEAD OPTIONS PATCH POST PUT QUERY TRACE".split())
-_RPC_SYSTEMS = {Protocol.BOLT: "sofa_rpc", Protocol.DUBBO: "apache_dubbo"}
+_HTTP_VERSIONS = {Protocol.HTTP: "1.1", Protocol.HTTP2: "2"}
+_RPC_SYSTEMS = {
+    Protocol.BOLT: "sofa_rpc",
+    Protocol.DUBBO: "apache_dubbo",
+    Protocol.GRPC: "grpc",
+}
 
 Attributes = dict[str, str | int | Sequence[str]]
 
@@ -45,7 +50,7 @@ class SpanMaker:
         attributes = _of_all(record, is_client)
         name = (
             self._add_http(record, attributes, is_client)
-            if request.protocol is Protocol.HTTP
+            if request.protocol in _HTTP_VERSIONS
             else _add_rpc(record, attributes)
         )
         error = _error(record, is_client)
@@ -79,6 +84,7 @@ class SpanMaker:
             attributes["server.address"] = host
             attributes["server.port"] = port
         path, _, query = (request.path or "").partition("?")
+        attributes["network.protocol.version"] = _HTTP_VERSIONS[request.protocol]
         attributes["url.scheme"] = "http"
         attributes["url.path"] = path
         if query and self._query:
@@ -108,17 +114,22 @@ def _of_all(record: SpanRecord, is_client: bool) -> Attributes:
 def _add_rpc(record: SpanRecord, attributes: Attributes) -> str:
     """Returns the name of the span."""
     request = record.request
+    service, method = request.path, request.method
+    if request.protocol is Protocol.GRPC and service and service.startswith("/"):
+        service, _, method = service[1:].rpartition("/")
     attributes["rpc.system"] = _RPC_SYSTEMS.get(request.protocol, request.protocol.name.lower())
-    if request.path:
-        attributes["rpc.service"] = request.path
-    if request.method:
-        attributes["rpc.method"] = request.method
-    if request.status is not None:
+    if service:
+        attributes["rpc.service"] = service
+    if method:
+        attributes["rpc.method"] = method
+    if request.status is not None and request.protocol is Protocol.GRPC:
+        attributes["rpc.grpc.status_code"] = request.status
+    elif request.status is not None:
         attributes["rpc.response.status_code"] = str(request.status)
     if request.direction is Direction.OUTBOUND and request.upstream is not None:
         attributes["server.address"] = request.upstream.host
         attributes["server.port"] = request.upstream.port
-    return "/".join(part for part in (request.path, request.method) if part) or "call"
+    return "/".join(part for part in (service, method) if part) or "call"
 
 
 def _split_authority(authority: str | None) -> tuple[str | None, int]:
