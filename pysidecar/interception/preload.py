@@ -12,13 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from elftools.common.exceptions import ELFError
-from elftools.elf.dynamic import DynamicSegment
-from elftools.elf.elffile import ELFFile
-
 from pysidecar.config.values import WhenAway
 
 __all__ = ["hooked_environment", "unreachable_because", "without_hook"]
+
+# elftools is imported where it is needed: not in a sidecar.
 
 _HOOK_NAME = "libmosnhook"
 _MAX_INTERPRETERS = 4  # as the kernel: a script's interpreter may be a script
@@ -81,6 +79,8 @@ def unreachable_because(
     """Why the hook will not see (all of) a command's connections, or keeps it from starting, and
     what to do about it: a sentence each, none where all is well or the command cannot be looked at.
     ``asan_options`` is the ASAN_OPTIONS that it gets."""
+    from elftools.common.exceptions import ELFError
+
     found = shutil.which(command, path=search_path)
     if found is None:
         return []
@@ -151,6 +151,9 @@ def _is_often_hidden(hook: Path) -> bool:
 
 
 def _sanitizer_reasons(path: Path) -> Iterator[str]:
+    from elftools.elf.dynamic import DynamicSegment
+    from elftools.elf.elffile import ELFFile
+
     with path.open("rb") as file:
         tags: list[Any] = [  # which have their value as an attribute of its name
             tag
@@ -167,6 +170,9 @@ def _sanitizer_reasons(path: Path) -> Iterator[str]:
 
 
 def _binary_reasons(path: Path, hook: Path) -> Iterator[str]:
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
+
     with path.open("rb") as file:
         elf = ELFFile(file)
         with suppress(OSError, ELFError), hook.open("rb") as hook_file:
