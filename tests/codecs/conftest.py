@@ -19,13 +19,13 @@ from tests.requests.programs import Program
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA_PLANE = ROOT / "pysidecar" / "dataplane"
-SOURCES = ("http1*.c", "bolt.c", "checksum.c", "dubbo.c", "hessian.c", "trace_context.c")
+SOURCES = ("http1*.c", "bolt.c", "checksum.c", "dubbo.c", "hessian.c", "trace_context.c", "grpc.c")
 FLAGS = "-std=gnu11 -D_GNU_SOURCE -O1 -g -Wall -Wextra -Werror -fPIC -shared -UNDEBUG".split()
 
 
 def _declarations() -> str:
     """Those of codec.h, with what it includes, and of hessian.h."""
-    headers = ("base/terms.h", "l7/codec.h", "l7/hessian.h")
+    headers = ("base/terms.h", "l7/codec.h", "l7/hessian.h", "l7/grpc.h")
     paths = (ROOT / "hook" / "contract.h", *(DATA_PLANE / header for header in headers))
     text = re.search(r"struct text \{.*?\};", (DATA_PLANE / "base" / "text.h").read_text(), re.S)
     assert text

@@ -359,3 +359,17 @@ def test_listeners_may_change_their_order() -> None:
     first, second = '  - {listen: "127.0.0.1:1"}\n', '  - {listen: "127.0.0.1:2"}\n'
     before, after = (parse(f"listeners:\n{a}{b}") for a, b in ((first, second), (second, first)))
     assert restart_keys(before, after) == []
+
+
+def test_all_versions_of_http_have_the_same_rules() -> None:
+    services = "services: {a: {protocol: http}, b: {protocol: http2}, c: {protocol: grpc}}\n"
+    parse(
+        services + "requests: [{match: {host: x}, services: {a: 1, b: 1, c: 1}}]\n"
+        "listeners: [{listen: '127.0.0.1:1', protocol: http2, service: a}]"
+    )
+    with pytest.raises(ConfigError) as failure:
+        parse(
+            "services: {a: {protocol: http2}, b: {protocol: bolt}}\n"
+            "requests: [{services: {a: 1, b: 1}}]"
+        )
+    assert "expected services of one protocol" in str(failure.value)
