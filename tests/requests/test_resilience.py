@@ -426,6 +426,21 @@ def test_two_failures_are_one() -> None:
     assert flag_names(record) == {"hedged", "upstream_reset"}
 
 
+def test_after_two_failures_there_is_a_retry() -> None:
+    with backends("wait", "wait") as made:
+        keys = "timeout: 15s, retries: {attempts: 1}"
+        config = services([each for _, each in made], keys, "hedge: {after: 20ms}")
+        with Configured(config, workers=1) as plane, plane.client() as client:
+            client.sendall(request("/x"))
+            eventually(lambda: all(backend.seen for backend, _ in made), "both attempts")
+            for _, upstream in made:
+                upstream.close()  # so that the third attempt cannot connect
+            assert read_message(client)[0].split()[1] == b"502"
+            record = plane.next_record()
+    assert flag_names(record) == {"hedged", "retried", "connect_failed"}
+    assert record.attempts == 3
+
+
 def test_who_leaves_ends_both_attempts() -> None:
     with backends("wait", "wait") as made:
         config = services([each for _, each in made], "timeout: 15s", "hedge: {after: 20ms}")

@@ -205,7 +205,8 @@ void shadow_twin_failed(struct stream *twin)
         return;
     stream->awaits_twin = false;
     stream->attempt_at_ms = 0;
-    stream_fail(stream, stream->failed, NULL);
+    if (!stream_retry(stream, DP_RETRY_RESET, stream->failed))
+        stream_fail(stream, stream->failed, NULL);
 }
 
 /* ---- mirrors ---- */

@@ -246,13 +246,11 @@ static void attempt_expired(struct stream *stream)
 {
     trace(stream_worker(stream), stream->record.connection, expired, DP_TIMER_ANSWER, 0);
     stream->attempt_at_ms = 0;
-    if (stream->awaits_twin) {
+    if (stream->awaits_twin)
         shadow_drop_twin(stream);
-        stream->awaits_twin = false;
+    stream->awaits_twin = false;
+    if (!stream_retry(stream, DP_RETRY_ATTEMPT_TIMEOUT, DP_FLAG_TIMEOUT))
         stream_fail(stream, DP_FLAG_TIMEOUT, NULL);
-    } else if (!stream_retry(stream, DP_RETRY_ATTEMPT_TIMEOUT, DP_FLAG_TIMEOUT)) {
-        stream_fail(stream, DP_FLAG_TIMEOUT, NULL);
-    }
 }
 
 static uint64_t earlier(uint64_t one, uint64_t other)
