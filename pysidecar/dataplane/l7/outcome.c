@@ -6,8 +6,13 @@
 void outcome_note(struct stream *stream, bool failed)
 {
     const struct loop *loop = &stream->downstream->session->worker->loop;
-    struct attempt attempt = {.failed = failed, .latency_ns = loop->now_ns - stream->tried_ns};
+    uint64_t first_byte_ns = stream->record.first_byte_ns;
+    /* Calls of gRPC are noted when they end, which may be long after their first byte. */
+    uint64_t until_ns = first_byte_ns ? stream->began_ns + first_byte_ns : loop->now_ns;
+    struct attempt attempt = {.failed = failed};
 
+    if (until_ns > stream->tried_ns)
+        attempt.latency_ns = until_ns - stream->tried_ns;
     if (!stream->service || stream->tried_count == 0)
         return;
     if (outliers_note(stream->service, stream->tried[stream->tried_count - 1], &attempt,
