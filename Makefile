@@ -35,7 +35,8 @@ test: setup-tests ## run all tests (about a quarter of an hour at most)
 SLOW_TESTS = $(addprefix tests/,interop requests mesh interception acceleration harness bench \
 	fuzz/test_targets.py $(patsubst %,control/test_%.py,room trace storm install) \
 	$(patsubst %,registry/test_%.py,sofaregistry zookeeper zookeeper_java etcd) \
-	$(patsubst %,takeover/test_%.py,dubbo http_services sofarpc))
+	$(patsubst %,takeover/test_%.py,dubbo http_services sofarpc) \
+	$(patsubst %,tracing/test_%.py,peers traces))
 
 .PHONY: test-quick
 test-quick: setup-tests ## run most tests within two minutes: none of real applications or rules

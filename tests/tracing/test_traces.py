@@ -288,6 +288,26 @@ def test_a_span_of_what_failed() -> None:
     assert failed.attributes["http.response.status_code"] == 502
 
 
+def test_a_request_that_is_retried_has_one_span() -> None:
+    with collecting() as collector, serving() as server:
+        server.status = 503
+        retried = settings(collector.url, free_port(), server.address, sample="100%")
+        backoff = {"base": "1ms", "max": "2ms"}
+        retried["services"]["orders"]["retries"] = {
+            "attempts": 2,
+            "on": ["503"],
+            "backoff": backoff,
+            "budget": "100%",
+        }
+        with Sidecar(retried) as sidecar, pytest.raises(urllib.error.HTTPError):
+            get(sidecar)
+        (span,) = collector.wait_for(1)
+        sent = {headers["traceparent"] for headers in server.requests}
+    assert span.attributes["pysidecar.attempts"] == len(server.requests) == 3
+    assert "retried" in span.attributes["pysidecar.flags"]
+    assert sent == {f"00-{span.trace}-{span.id}-01"}
+
+
 def test_state_goes_on_and_is_told(traced: tuple[Collector, Sidecar, Sidecar]) -> None:
     collector, near, _ = traced
     got = get(near, traceparent=f"00-{_TRACE}-{_PARENT}-01", tracestate="a=1,b=2")
