@@ -96,7 +96,7 @@ def test_what_is_cut_is_found() -> None:
     ("query", "expected"),
     [
         ("service=", "a text"),
-        ("protocol=spdy", "tcp, http, bolt, dubbo or auto"),
+        ("protocol=spdy", "tcp, http, bolt, dubbo, http2, grpc or auto"),
         ("direction=sideways", "outbound or inbound"),
         ("path=", "what the path begins with"),
         ("status=6xx", "a status, a class such as 5xx, or none"),
@@ -228,7 +228,8 @@ def documented(section: str) -> list[str]:
 
 
 def test_every_field_is_documented() -> None:
-    described = describe_request(REQUEST, query=False)
+    traced = REQUEST._replace(trace_id="1" * 32, span_id="1" * 16)
+    described = describe_request(traced, query=False)
     assert sorted([*documented("A line a request"), "type"]) == sorted(described)
 
 
