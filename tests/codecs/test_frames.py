@@ -9,7 +9,7 @@ from base64 import b64decode
 from collections.abc import Sequence
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.codecs.frames import BOLT, DUBBO, Frame, Frames
@@ -352,7 +352,7 @@ def hessian_holders(draw: st.DrawFn, inner: st.SearchStrategy[bytes]) -> bytes:
 
 
 PLACEHOLDER = b"\xfe\xff\xfe\xff<class>\xff\xfe"  # in no text
-VALUES = st.recursive(SCALARS, hessian_holders, max_leaves=20)
+VALUES = st.recursive(SCALARS, hessian_holders, max_leaves=12)
 
 
 def numbered(stream: bytes) -> bytes:
@@ -364,7 +364,7 @@ def numbered(stream: bytes) -> bytes:
     return first
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.data_too_large])
 @given(values=st.lists(VALUES, min_size=1, max_size=4))
 def test_values_of_hessian(frames: Frames, values: list[bytes]) -> None:
     stream = numbered(b"".join(values))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
@@ -266,7 +267,10 @@ def test_a_child_that_was_just_forked_may_hold_what_was_closed() -> None:
 
 def test_what_is_kept_for_the_control_plane_is_for_no_connections() -> None:
     def budget(kept: int) -> int:
+        before = len(os.listdir("/proc/self/fd"))
         with Plane(workers=1, before_start=lambda data: data.keep_descriptors(kept)) as plane:
-            return plane.data.counters().fds_budget
+            counted = plane.data.counters().fds_budget
+        eventually(lambda: len(os.listdir("/proc/self/fd")) <= before, "all are closed")
+        return counted
 
     assert budget(0) - budget(50) == 50

@@ -79,6 +79,11 @@ def texts(most: int) -> st.SearchStrategy[bytes]:
     )
 
 
+def ids(size: int) -> st.SearchStrategy[bytes]:
+    """Of a trace or a span; zeros: none."""
+    return st.just(bytes(size)) | st.binary(min_size=size, max_size=size)
+
+
 durations = (
     integers(NS_EXACT)
     | st.integers(0, NS_EXACT // 1000).map(lambda us: us * 1000 + 500)
@@ -129,6 +134,8 @@ fields_of_a_request: dict[str, st.SearchStrategy[Any]] = {
     "service": texts(lib.DP_SERVICE_BYTES),
     "method": texts(lib.DP_METHOD_BYTES),
     "path": texts(lib.DP_PATH_BYTES),
+    "trace_id": ids(lib.DP_TRACE_ID_BYTES),
+    "span_id": ids(lib.DP_SPAN_ID_BYTES),
 }
 assert set(fields_of_a_request) == {
     name for name, _ in ffi.typeof("struct dp_request").fields if name != "reserved"
