@@ -60,7 +60,9 @@ services:
     mirror: {to: orders, percent: 0.5}
     retries:
       attempts: 2
-      on: [connect_failure, reset_before_request, reset_before_response, "503", 429, gateway_error]
+      # Quoted for readers of YAML 1.1, to whom it is a boolean.
+      "on":
+        [connect_failure, reset_before_request, reset_before_response, "503", 429, gateway_error]
       per_try_timeout: 500ms
       backoff: {base: 10ms, max: 250ms}
       budget: 25%
