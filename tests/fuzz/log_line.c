@@ -22,7 +22,7 @@ static struct dp_log_texts texts = {
     .paths = {"relay", "local", "full", "direct"},
     .ends = {[2] = "refused", [31] = "the last"},
     .errnos = {[1] = "EPERM", [DP_ERRNOS - 1] = "ELAST"},
-    .protocols = {"tcp", "http", "bolt", "dubbo", "auto"},
+    .protocols = {"tcp", "http", "bolt", "dubbo", "http2", "grpc", "auto"},
     .flags = {[DP_FLAG_TIMEOUT] = "timeout", [DP_FLAGS - 1] = "the last"},
 };
 
@@ -280,8 +280,11 @@ static void check_path(const char **at, const struct dp_request *request, bool q
 {
     char path[DP_PATH_BYTES + 1] = {0};
 
+    bool is_http = request->protocol == DP_HTTP1 || request->protocol == DP_HTTP2 ||
+                   request->protocol == DP_GRPC;
+
     memcpy(path, request->path, DP_PATH_BYTES);
-    if (request->protocol == DP_HTTP1 && !query)
+    if (is_http && !query)
         path[strcspn(path, "?")] = 0;
     check_text(at, ", \"path\": ", path, DP_PATH_BYTES);
 }
