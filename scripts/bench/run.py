@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import subprocess
 import tempfile
@@ -37,20 +38,22 @@ _CONNECTIONS = 1024  # that sides have to carry in all scenarios but the idle on
 
 
 def build_load(directory: Path) -> Path:
-    """Compiles the load generator; its path."""
+    """Compiles the load generator; its path. Another run may be using it meanwhile."""
     directory.mkdir(parents=True, exist_ok=True)
     program = directory / "load"
+    new = directory / f"load-{os.getpid()}"
     flags = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
     command: list[str | Path] = [
         find_program("gcc"),
         *flags,
         "-o",
-        program,
+        new,
         *sorted(_LOAD.glob("*.c")),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise BenchError(f"cannot compile the load generator:\n{done.stderr}")
+    new.replace(program)
     return program
 
 

@@ -279,7 +279,6 @@ static void check_the_rest(const char **at, const struct dp_record *record)
 static void check_path(const char **at, const struct dp_request *request, bool query)
 {
     char path[DP_PATH_BYTES + 1] = {0};
-
     bool is_http = request->protocol == DP_HTTP1 || request->protocol == DP_HTTP2 ||
                    request->protocol == DP_GRPC;
 
