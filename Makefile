@@ -35,8 +35,10 @@ test: setup-tests ## run all tests (about a quarter of an hour at most)
 SLOW_TESTS = $(addprefix tests/,interop requests mesh interception acceleration harness bench \
 	fuzz/test_targets.py $(patsubst %,control/test_%.py,room trace storm install) \
 	$(patsubst %,registry/test_%.py,sofaregistry zookeeper zookeeper_java etcd) \
-	$(patsubst %,takeover/test_%.py,dubbo http_services sofarpc) \
-	$(patsubst %,tracing/test_%.py,peers traces))
+	$(patsubst %,takeover/test_%.py,captured churn dubbo flow hostile_registry hostile_users) \
+	$(patsubst %,takeover/test_%.py,http_services rolling sofarpc state) \
+	$(patsubst %,health/test_%.py,servers sidecar) \
+	$(patsubst %,tracing/test_%.py,grpc peers traces))
 
 .PHONY: test-quick
 test-quick: setup-tests ## run most tests within two minutes: none of real applications or rules
