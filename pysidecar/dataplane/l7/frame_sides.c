@@ -12,12 +12,6 @@ enum { MOST_UNSENT = 16 * 1024 * 1024 }; /* answers that wait for one client tha
 
 /* ---- the answer ---- */
 
-static enum dp_flag write_data(struct stream *stream, const struct message *message)
-{
-    (void)stream, (void)message;
-    return DP_FLAG_NONE;
-}
-
 /* The connection that the answer came on is others', too, and is not held back. */
 static enum dp_flag write_end(struct stream *stream, const struct message *message, size_t size)
 {
@@ -35,42 +29,24 @@ static bool refuse(struct stream *stream, struct rejection *rejection)
     return side_write_refusal(stream, rejection);
 }
 
-static bool take_back(struct stream *stream)
-{
-    (void)stream;
-    return false;
-}
-
 static enum dp_end cut(struct stream *stream, enum dp_end why)
 {
     (void)stream;
     return why;
 }
 
-static bool is_never(const struct stream *stream)
-{
-    (void)stream;
-    return false;
-}
-
-static struct wire *no_wire(const struct stream *stream)
-{
-    (void)stream;
-    return NULL;
-}
-
 const struct downstream_side frame_downstream = {
     .by_id = true,
     .head = side_write_head,
-    .data = write_data,
+    .data = side_drop_data,
     .end = write_end,
     .refuse = refuse,
-    .take_back = take_back,
+    .take_back = side_take_nothing_back,
     .cut = cut,
-    .is_behind = is_never,
+    .is_behind = side_never,
     .has_unsent = side_has_unsent,
     .update = side_update,
-    .plain_wire = no_wire,
+    .plain_wire = side_no_wire,
 };
 
 /* ---- the request ---- */
@@ -141,11 +117,6 @@ static bool send_end(struct stream *stream, const struct message *message, size_
     return true;
 }
 
-static void do_nothing(struct stream *stream)
-{
-    (void)stream;
-}
-
 static uint64_t active_ms(const struct stream *stream)
 {
     (void)stream;
@@ -162,12 +133,12 @@ const struct upstream_side frame_upstream = {
     .data = send_nothing,
     .end = send_end,
     .adopt = uplink_replace,
-    .is_behind = is_never,
-    .hold = do_nothing,
-    .go_on = do_nothing,
+    .is_behind = side_never,
+    .hold = side_do_nothing,
+    .go_on = side_do_nothing,
     .is_held = is_held,
     .active_ms = active_ms,
-    .is_unsent = is_never,
-    .is_unanswered = is_never,
-    .plain_wire = no_wire,
+    .is_unsent = side_never,
+    .is_unanswered = side_never,
+    .plain_wire = side_no_wire,
 };

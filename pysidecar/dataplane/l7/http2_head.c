@@ -450,18 +450,32 @@ size_t http2_encode_trailers(const struct message *message, uint8_t *to, size_t 
 
 /* ---- answers of our own ---- */
 
-/* Percent-encoded: what is not printable ASCII, and "%". Ours is. */
-static void put_grpc_refusal(struct block_writer *writer, const struct rejection *rejection,
-                             struct text reason)
+/* Percent-encoded would be what is not printable ASCII, and "%": our reasons have neither. */
+static void put_grpc_status(struct block_writer *writer, const struct rejection *rejection,
+                            struct text reason)
 {
     uint8_t status = grpc_status_for(rejection);
 
-    put_pair(writer, TEXT(":status"), TEXT("200"));
-    put_pair(writer, TEXT("content-type"), TEXT("application/grpc"));
     put_decimal(writer, TEXT("grpc-status"), status);
     put_pair(writer, TEXT("grpc-message"), reason);
     if (rejection->status)
         *rejection->status = status;
+}
+
+static void put_grpc_refusal(struct block_writer *writer, const struct rejection *rejection,
+                             struct text reason)
+{
+    put_pair(writer, TEXT(":status"), TEXT("200"));
+    put_pair(writer, TEXT("content-type"), TEXT("application/grpc"));
+    put_grpc_status(writer, rejection, reason);
+}
+
+size_t http2_encode_grpc_end(const struct rejection *rejection, uint8_t *to, size_t room)
+{
+    struct block_writer writer = write_to(to, room);
+
+    put_grpc_status(&writer, rejection, http1_reject_word(rejection->flag));
+    return write_block(&writer, to, HTTP2_BLOCK_ENDS);
 }
 
 static void put_refusal(struct block_writer *writer, const struct rejection *rejection,

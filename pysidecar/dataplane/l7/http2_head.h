@@ -43,5 +43,7 @@ bool http2_next_field(struct http2_reader *reader, struct field *field);
 void http2_read_trailers(const uint8_t *data, struct message *message);
 /* As codec.encode. 0: too little room. */
 size_t http2_encode_trailers(const struct message *message, uint8_t *to, size_t room);
+/* The trailers of a call of gRPC whose answer we cannot complete. As codec.reject. */
+size_t http2_encode_grpc_end(const struct rejection *rejection, uint8_t *to, size_t room);
 
 #endif

@@ -14,12 +14,6 @@ static struct blocks *blocks_of(const struct stream *stream)
     return &stream->downstream->wire.worker->streams->blocks;
 }
 
-static struct wire *no_wire(const struct stream *stream)
-{
-    (void)stream;
-    return NULL;
-}
-
 /* ---- the answer ---- */
 
 static void begin(struct stream *stream, const struct message *request)
@@ -103,26 +97,29 @@ static bool refuse(struct stream *stream, struct rejection *rejection)
     return done;
 }
 
-static bool take_back(struct stream *stream)
+/* Ends a call of gRPC with its status. */
+static bool write_grpc_end(struct stream *stream, const struct rejection *rejection)
 {
-    (void)stream;
-    return false;
+    struct buffer block = {.data = NULL};
+    uint8_t *at = buffer_room(blocks_of(stream), &block, ENCODING_ROOM);
+    bool done = at && http2_encode_grpc_end(rejection, at, ENCODING_ROOM) > 0 &&
+                http2_write_end(stream->from, at);
+
+    buffer_release(blocks_of(stream), &block);
+    return done;
 }
 
 /* A call of gRPC still gets its status, as trailers; other answers are reset. */
 static enum dp_end cut(struct stream *stream, enum dp_end why)
 {
-    struct field fields[2] = {{TEXT("grpc-status"), TEXT("14")},
-                              {TEXT("grpc-message"), TEXT("upstream_reset")}};
-    struct message message = {.fields = fields, .field_count = 2};
+    uint32_t status;
+    const struct rejection rejection = {
+        .flag = why == DP_END_UPSTREAM_TIMEOUT ? DP_FLAG_TIMEOUT : DP_FLAG_UPSTREAM_RESET,
+        .status = &status,
+    };
 
-    if (why == DP_END_UPSTREAM_TIMEOUT) {
-        fields[0].value = TEXT("4");
-        fields[1].value = TEXT("timeout");
-    }
-    if (stream->facts.grpc && stream->reset_code == 0 &&
-        write_trailers(stream, stream->from, &message))
-        stream_note_grpc(stream, why == DP_END_UPSTREAM_TIMEOUT ? 4 : 14);
+    if (stream->facts.grpc && stream->reset_code == 0 && write_grpc_end(stream, &rejection))
+        stream_note_grpc(stream, (uint8_t)status);
     else
         stream->from->reset_code = stream->reset_code ? stream->reset_code : INTERNAL_ERROR;
     return DP_END_NONE;
@@ -164,13 +161,13 @@ const struct downstream_side http2_downstream = {
     .data = write_data,
     .end = write_end,
     .refuse = refuse,
-    .take_back = take_back,
+    .take_back = side_take_nothing_back,
     .cut = cut,
     .pass_reset = pass_reset,
     .is_behind = answer_is_behind,
     .has_unsent = has_unsent,
     .update = update,
-    .plain_wire = no_wire,
+    .plain_wire = side_no_wire,
     .leave = leave,
 };
 
@@ -203,11 +200,6 @@ static bool request_is_behind(const struct stream *stream)
     return stream->to && http2_is_behind(stream->to);
 }
 
-static void hold(struct stream *stream)
-{
-    (void)stream; /* nothing is passed on while the client is behind */
-}
-
 static void go_on(struct stream *stream)
 {
     if (stream->to)
@@ -222,12 +214,6 @@ static bool is_held(const struct stream *stream)
 static uint64_t active_ms(const struct stream *stream)
 {
     return stream->to ? stream->to->active_ms : 0;
-}
-
-/* Nothing of anybody's was. */
-static bool is_unsent(const struct stream *stream)
-{
-    return stream->uplink->wire.written == stream->written_before;
 }
 
 /* What comes for one is the other's from now on. */
@@ -251,12 +237,12 @@ const struct upstream_side http2_upstream = {
     .data = send_data,
     .end = send_end,
     .is_behind = request_is_behind,
-    .hold = hold,
+    .hold = side_do_nothing, /* nothing is passed on while the client is behind */
     .go_on = go_on,
     .is_held = is_held,
     .active_ms = active_ms,
-    .is_unsent = is_unsent,
+    .is_unsent = side_is_unsent, /* nothing of anybody's was */
     .is_unanswered = is_unanswered,
     .adopt = adopt,
-    .plain_wire = no_wire,
+    .plain_wire = side_no_wire,
 };

@@ -190,11 +190,6 @@ static uint64_t active_ms(const struct stream *stream)
     return stream->uplink->wire.last_active_ms;
 }
 
-static bool is_unsent(const struct stream *stream)
-{
-    return stream->uplink->wire.written == stream->written_before;
-}
-
 static bool is_unanswered(const struct stream *stream)
 {
     return stream->uplink->wire.read == stream->read_before;
@@ -217,7 +212,7 @@ const struct upstream_side serial_upstream = {
     .go_on = go_on,
     .is_held = is_held,
     .active_ms = active_ms,
-    .is_unsent = is_unsent,
+    .is_unsent = side_is_unsent,
     .is_unanswered = is_unanswered,
     .plain_wire = upstream_plain_wire,
 };

@@ -29,25 +29,14 @@ static enum dp_flag drop_part(struct stream *stream, const struct message *messa
     return DP_FLAG_NONE;
 }
 
-static enum dp_flag drop_data(struct stream *stream, const struct message *message)
-{
-    (void)stream, (void)message;
-    return DP_FLAG_NONE;
-}
-
 static bool drop_refusal(struct stream *stream, struct rejection *rejection)
 {
     (void)stream, (void)rejection;
     return true;
 }
 
-static bool is_not(const struct stream *stream)
-{
-    (void)stream;
-    return false;
-}
-
-static bool take_nothing_back(struct stream *stream)
+/* Nobody has seen anything of it. */
+static bool take_all_back(struct stream *stream)
 {
     (void)stream;
     return true;
@@ -59,28 +48,17 @@ static enum dp_end cut_nothing(struct stream *stream, enum dp_end why)
     return DP_END_NONE;
 }
 
-static void update_nothing(struct stream *stream)
-{
-    (void)stream;
-}
-
-static struct wire *no_wire(const struct stream *stream)
-{
-    (void)stream;
-    return NULL;
-}
-
 static const struct downstream_side nobody = {
     .head = drop_part,
-    .data = drop_data,
+    .data = side_drop_data,
     .end = drop_part,
     .refuse = drop_refusal,
-    .take_back = take_nothing_back,
+    .take_back = take_all_back,
     .cut = cut_nothing,
-    .is_behind = is_not,
-    .has_unsent = is_not,
-    .update = update_nothing,
-    .plain_wire = no_wire,
+    .is_behind = side_never,
+    .has_unsent = side_never,
+    .update = side_do_nothing,
+    .plain_wire = side_no_wire,
 };
 
 /* ---- making them ---- */

@@ -2,6 +2,7 @@
 
 #include "l7/downstream.h"
 #include "l7/stream.h"
+#include "l7/uplink.h"
 
 const struct downstream_side *downstream_side_of(const struct codec *codec)
 {
@@ -70,4 +71,38 @@ bool side_has_unsent(const struct stream *stream)
 void side_update(struct stream *stream)
 {
     downstream_update(stream->downstream);
+}
+
+bool side_is_unsent(const struct stream *stream)
+{
+    return stream->uplink->wire.written == stream->written_before;
+}
+
+bool side_never(const struct stream *stream)
+{
+    (void)stream;
+    return false;
+}
+
+void side_do_nothing(struct stream *stream)
+{
+    (void)stream;
+}
+
+enum dp_flag side_drop_data(struct stream *stream, const struct message *message)
+{
+    (void)stream, (void)message;
+    return DP_FLAG_NONE;
+}
+
+bool side_take_nothing_back(struct stream *stream)
+{
+    (void)stream;
+    return false;
+}
+
+struct wire *side_no_wire(const struct stream *stream)
+{
+    (void)stream;
+    return NULL;
 }

@@ -88,5 +88,14 @@ enum dp_flag side_write_head(struct stream *stream, const struct message *messag
 bool side_write_refusal(struct stream *stream, const struct rejection *rejection);
 bool side_has_unsent(const struct stream *stream);
 void side_update(struct stream *stream);
+/* Whether nothing was written to the uplink since the request was given to it. */
+bool side_is_unsent(const struct stream *stream);
+
+/* For what a kind of connection does not do. */
+bool side_never(const struct stream *stream);
+void side_do_nothing(struct stream *stream);
+enum dp_flag side_drop_data(struct stream *stream, const struct message *message);
+bool side_take_nothing_back(struct stream *stream);
+struct wire *side_no_wire(const struct stream *stream);
 
 #endif
