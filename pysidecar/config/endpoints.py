@@ -11,7 +11,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, mod
 
 from pysidecar.config.resilience import Percent
 from pysidecar.config.section import Section
-from pysidecar.config.values import Duration
+from pysidecar.config.values import Duration, is_token
 
 __all__ = [
     "PLAIN_BALANCES",
@@ -24,7 +24,6 @@ __all__ = [
 ]
 
 _MAX_TEXT = 255
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)  # RFC 9110, 5.6.2
 _TARGET = re.compile(r"/[!$&'()*+,\-./0-9:;=?@A-Z_a-z~%]*", re.ASCII)
 _HOST = re.compile(r"(?:[A-Za-z0-9_.~-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?", re.ASCII)
 
@@ -203,7 +202,7 @@ def parse_balance(value: Any) -> Balance:
         kind, settings = next(iter(value.items()))
         header = settings.get("header") if isinstance(settings, dict) else None
         if kind in _HASHES and isinstance(header, str) and list(settings) == ["header"]:
-            if len(header) > _MAX_TEXT or not _TOKEN.fullmatch(header):
+            if not is_token(header, _MAX_TEXT):
                 raise ValueError("expected the name of a header such as x-user")
             return Balance(kind, header.lower())
     raise ValueError(

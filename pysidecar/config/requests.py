@@ -36,7 +36,7 @@ from pysidecar.config.resilience import (
     Retries,
 )
 from pysidecar.config.section import AT_START, Section, one_or_many
-from pysidecar.config.values import AddressText, Duration, DurationOrZero, EndpointText
+from pysidecar.config.values import AddressText, Duration, DurationOrZero, EndpointText, is_token
 
 __all__ = [
     "Balance",
@@ -53,7 +53,6 @@ MAX_WEIGHT = 10_000
 
 # ---- single values ----
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)  # RFC 9110, 5.6.2
 _HOST = re.compile(r"(?:[A-Za-z0-9*_.~-]|%[0-9A-Fa-f]{2})+|\[[0-9A-Fa-f:.]+\]", re.ASCII)
 _HOST_AND_PORT = re.compile(r"((?:[A-Za-z0-9_.~-]+)|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", re.ASCII)
 _PATH = re.compile(r"/[!$&'()+,\-./0-9:;=@A-Z_a-z~%]*", re.ASCII)
@@ -116,14 +115,14 @@ def parse_path(value: Any) -> str:
 
 def parse_method(value: Any) -> str:
     """HTTP's are words of capital letters, others' are names of functions."""
-    if not isinstance(value, str) or len(value) > _MAX_TEXT or not _TOKEN.fullmatch(value):
+    if not is_token(value, _MAX_TEXT):
         raise ValueError('expected a method such as GET, createOrder or "get*"')
     return value
 
 
 def parse_header_name(value: Any) -> str:
     """A header, or a key of Bolt's header section."""
-    if not isinstance(value, str) or len(value) > _MAX_TEXT or not _TOKEN.fullmatch(value):
+    if not is_token(value, _MAX_TEXT):
         raise ValueError("expected the name of a header such as x-env")
     return value
 

@@ -17,14 +17,14 @@ from pydantic import (
 )
 
 from pysidecar.config.section import Section, one_or_many
-from pysidecar.config.values import FilePath
+from pysidecar.config.values import FilePath, is_token
 
 __all__ = ["Secret", "Tracing"]
 
 _MAX_HEADERS = 32
 _MAX_TEXT = 1024
 _PERCENTAGE = re.compile(r"(\d{1,3}(?:\.\d{1,10})?)%", re.ASCII)
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}", re.ASCII)
+_MAX_HEADER_NAME = 128
 _HEADER_VALUE = re.compile(r"[ -~]{1,1024}", re.ASCII)
 
 
@@ -89,7 +89,7 @@ def parse_headers(value: Any) -> dict[str, Secret]:
     if not isinstance(value, dict) or len(value) > _MAX_HEADERS:
         raise ValueError(f"expected at most {_MAX_HEADERS} headers, each with its value")
     for name, text in value.items():
-        if not _HEADER_NAME.fullmatch(name):
+        if not is_token(name, _MAX_HEADER_NAME):
             raise ValueError("expected names of headers such as authorization")
         if not isinstance(text, str) or not _HEADER_VALUE.fullmatch(text):
             raise ValueError(

@@ -11,7 +11,7 @@ import socket
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
@@ -34,6 +34,7 @@ __all__ = [
     "WhenAway",
     "WhenAwayText",
     "format_duration",
+    "is_token",
 ]
 
 # In the JSON schemas below, "kind" is what docs/configuration.md calls the type.
@@ -44,9 +45,16 @@ _MAX_SECONDS = 0xFFFFFFFF / 1000  # the data plane's timers are milliseconds in 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
 _DURATION_PATTERN = r"\d+(\.\d+)?(ms|s|m|h|d)"
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _PREFIX_LENGTH = re.compile("[0-9]|[12][0-9]|3[0-2]", re.ASCII)
 _ZERO = "0s"
 _DURATION_EXPECTED = "expected a duration such as 500ms, 5s, 10m or 1h"
+
+
+def is_token(value: Any, most: int) -> TypeGuard[str]:
+    """Whether it is a text as names of headers and methods are (RFC 9110, 5.6.2), of at most so
+    many characters."""
+    return isinstance(value, str) and len(value) <= most and _TOKEN.fullmatch(value) is not None
 
 
 def parse_duration(value: Any) -> float:
