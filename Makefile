@@ -82,8 +82,12 @@ bench-connections: ## that of connections only, half of the time (SHORT=1 for le
 bench-requests: ## that of requests only: HTTP/1.1, Bolt, Dubbo (SHORT=1 for less certain numbers)
 	@$(MAKE) --no-print-directory bench OF=requests
 
+.PHONY: bench-http2
+bench-http2: ## that of HTTP/2 and gRPC only, and of what resilience and traces cost (SHORT=1 likewise)
+	@$(MAKE) --no-print-directory bench OF=http2
+
 .PHONY: bench-short
-bench-short: ## both within three minutes each, with less certain numbers
+bench-short: ## all within three minutes each, with less certain numbers
 	@$(MAKE) --no-print-directory bench SHORT=1
 
 .PHONY: bench-reload

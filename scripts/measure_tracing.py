@@ -14,9 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -24,32 +22,11 @@ import psutil
 from pysidecar.address import Address
 from pysidecar.testing import Sidecar
 from pysidecar.testing.sidecar import wait_until
+from scripts.bench.collector import collector
 from scripts.bench.processes import accepts, cpu_seconds, find_program, free_port
 
 _SECONDS = 2
 _CONNECTIONS = 32
-
-
-class _Collector(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def _collector() -> Iterator[int]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Collector) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server.server_port
-        server.shutdown()
 
 
 @contextlib.contextmanager
@@ -103,10 +80,9 @@ def main(arguments: list[str]) -> None:
     sample = arguments[0] if arguments else "1%"
     pairs = int(arguments[1]) if len(arguments) > 1 else 10
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
-        collector = stack.enter_context(_collector())
         upstream = stack.enter_context(_nginx(Path(directory)))
         ports = free_port(), free_port()
-        tracing: dict[str, object] = {"otlp": f"http://127.0.0.1:{collector}", "sample": sample}
+        tracing: dict[str, object] = {"otlp": f"http://{collector()}", "sample": sample}
         sidecars = (
             stack.enter_context(_sidecar(upstream, ports[0], None)),
             stack.enter_context(_sidecar(upstream, ports[1], tracing)),

@@ -136,9 +136,11 @@ TO_TEST_FOREIGN: list[Requirement] = [
 TO_BENCH: list[Requirement] = [
     ("haproxy", program("haproxy")),
     ("iproute2", program("ip")),
+    ("libnghttp2-dev", file("/usr/include/nghttp2/nghttp2.h")),
     STREAM_MODULE,
     ("microsocks", program("microsocks")),
     ("nftables", program("nft")),
+    ("nghttp2-client", program("h2load")),
     ("nginx-light", program("nginx")),
     ("proxychains4", program("proxychains4")),
     ("redsocks", program("redsocks")),

@@ -43,7 +43,7 @@ _SUITES = "\n\n".join(
 _HELP = f"""\
 Measures what a connection and what a request costs: direct, through the sidecar, and through its
 peers (HAProxy, nginx, Envoy, redsocks, proxychains, torsocks), each with the best settings that its
-documentation names. Connections and requests are a run each.
+documentation names. Connections, requests, and HTTP/2 with gRPC are a run each.
 
 All sides of a run are there in one go on this machine, in turns: round by round, scenario by
 scenario, another side first in each round. What to read is the ratio between sides; the absolute
@@ -85,11 +85,11 @@ def _chosen(kind: str, known: Sequence[_T], patterns: str) -> list[_T]:
     "--of",
     "part",
     type=click.Choice([suite.name for suite in SUITES]),
-    help="Connections only, or requests only.",
+    help="Of connections only, of requests (HTTP/1.1, Bolt, Dubbo), or of HTTP/2 and gRPC.",
 )
 @click.option("--scenario", default="*", metavar="NAMES", help="Scenarios to run; default: all.")
 @click.option("--side", default="*", metavar="NAMES", help="Sides to run; default: all.")
-@click.option("--short", is_flag=True, help="Fewer and shorter rounds: three minutes each.")
+@click.option("--short", is_flag=True, help="Fewer and shorter rounds: at most three minutes each.")
 @click.option(
     "--beside",
     type=click.Path(exists=True, dir_okay=False),
@@ -111,9 +111,9 @@ def _chosen(kind: str, known: Sequence[_T], patterns: str) -> list[_T]:
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Directory for results.json, results.png and results.svg, those of requests in a folder "
-    "of their own. Default: docs/performance for a complete run, which docs/performance.md then is "
-    "about, else build/bench/results.",
+    help="Directory for results.json, results.png and results.svg, those of requests and of "
+    "HTTP/2 in folders of their own. Default: docs/performance for a complete run, which "
+    "docs/performance.md then is about, else build/bench/results.",
 )
 @click.option("--no-plot", is_flag=True, help="No picture, for which matplotlib is needed.")
 @click.option("--docs", is_flag=True, help="Measure nothing; write the tables of the page anew.")

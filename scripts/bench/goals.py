@@ -6,20 +6,23 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from scripts.bench.paired import OF_RATE
 from scripts.bench.request_proxies import (
     ACCELERATED,
     ENVOY,
     HOOKED,
     LISTENER,
     LOGGED,
+    MECHANISMS,
     RELAYING_LISTENER,
+    TRACES,
     TWO_SIDECARS,
 )
 from scripts.bench.results import Results
 from scripts.bench.scenarios import HOOK_COST, HTTP_IDLE, IDLE, SCENARIOS, Metric, Scenario
 from scripts.bench.sides import DIRECT, NOT_CAPTURED, RELAY
 
-__all__ = ["Outcome", "of_connections", "of_requests"]
+__all__ = ["Outcome", "of_connections", "of_http2", "of_requests"]
 
 _UNPRIVILEGED = (RELAY, "relay header")
 _MAX_IDLE_BYTES = 1024
@@ -164,6 +167,12 @@ _REQUEST_GOALS = (
 )
 
 
+_HTTP2 = ("http2-1-32", "http2-32-8", "grpc-1-32", "grpc-32-8")
+_HTTP2_GOALS = (_Goal((LISTENER,), _HTTP2, ("rate",), 1.1, _best_peer, "the best peer"),)
+# What is left of the rate, by turns that follow each other closely.
+_COSTS = ((MECHANISMS, 0.95), (TRACES, 0.97))
+
+
 def of_connections(results: Results) -> Iterator[Outcome]:
     """The goals of connections, those included that the run has no numbers for."""
     yield from _all_compared(results, _GOALS)
@@ -177,6 +186,19 @@ def of_requests(results: Results) -> Iterator[Outcome]:
     for scenario in ("http-100-1", "bolt-100-1-1", "dubbo-100-1-1"):
         yield _added_latency(results, scenario)
     yield _at_most_idle_bytes(results, LISTENER, HTTP_IDLE)
+
+
+def of_http2(results: Results) -> Iterator[Outcome]:
+    """The goals of HTTP/2 and gRPC, and of what features cost, likewise."""
+    yield from _all_compared(results, _HTTP2_GOALS)
+    for side, least in _COSTS:
+        for scenario in ("cost-http-32-1", "cost-http2-32-8"):
+            what, wanted = f"{side}: {scenario}, rate", f"≥ {least:g} × {LISTENER}"
+            own = results.spread(scenario, side, OF_RATE)
+            if own is None:
+                yield Outcome(what, wanted)
+            else:
+                yield Outcome(what, wanted, f"{own.median:.3f} ×", own.median >= least)
 
 
 def _added_latency(results: Results, scenario: str) -> Outcome:

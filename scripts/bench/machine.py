@@ -15,6 +15,7 @@ __all__ = ["describe"]
 _PACKAGES = (
     *("haproxy", "nginx-light", "libnginx-mod-stream", "redsocks", "microsocks"),
     *("proxychains4", "torsocks", "gcc", "libc6"),
+    *("nghttp2-client", "libnghttp2-14"),
 )
 
 

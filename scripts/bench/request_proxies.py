@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pysidecar.address import Address
+from scripts.bench.collector import collector
 from scripts.bench.processes import accepts, family, find_program, free_port, running
 from scripts.bench.side import Kind, Load, Ours, Proxy, Side, Site, Way, cpus, ours
 
@@ -23,8 +24,10 @@ __all__ = [
     "HOOKED",
     "LISTENER",
     "LOGGED",
+    "MECHANISMS",
     "RELAYING_LISTENER",
     "REQUEST_PROXIES",
+    "TRACES",
     "TWO_SIDECARS",
 ]
 
@@ -35,8 +38,12 @@ HOOKED = "requests unix"
 ACCELERATED = "requests local"
 ENVOY = "Envoy"
 TWO_SIDECARS = "two sidecars"
+MECHANISMS = "listener, mechanisms"
+TRACES = "listener, traces"
 
 _REQUESTS = frozenset({Load.HTTP, Load.BOLT, Load.DUBBO})
+_HTTP2 = frozenset({Load.HTTP2, Load.GRPC, Load.HTTP2_TO_HTTP})
+_COSTS = frozenset({Load.HTTP, Load.HTTP2})
 
 # ---- Ours ----
 
@@ -55,13 +62,78 @@ def _services(server: Address) -> dict[str, Any]:
 
 
 def _listeners(server: Address, **more: Any) -> Ours:
-    by_load = {load: Address("127.0.0.1", free_port()) for load in sorted(_REQUESTS)}
+    loads = sorted(_REQUESTS | _HTTP2)
+    by_load = {load: Address("127.0.0.1", free_port()) for load in loads}
+    services = _services(server)
+    services |= {
+        str(load): {"protocol": str(load), "endpoints": [str(server)]}
+        for load in (Load.HTTP2, Load.GRPC)
+    }
     listeners = [
         {"listen": str(address), "protocol": str(load), "service": str(load)}
         for load, address in by_load.items()
+        if load is not Load.HTTP2_TO_HTTP
     ]
-    configuration = {"acceleration": "off", "services": _services(server), "listeners": listeners}
+    to_http = {"listen": str(by_load[Load.HTTP2_TO_HTTP]), "protocol": "http2", "service": "http"}
+    configuration = {
+        "acceleration": "off",
+        "services": services,
+        "listeners": [*listeners, to_http],
+    }
     return Ours({**configuration, **more}, by_load)
+
+
+def _with_mechanisms(server: Address) -> Ours:
+    """All of resilience, of which nothing strikes; beyond it, rules instead of a service."""
+    by_load = {load: Address("127.0.0.1", free_port()) for load in sorted(_COSTS)}
+    mechanisms: dict[str, Any] = {
+        "retries": {
+            "attempts": 2,
+            "on": ["connect_failure", "refused_stream", "gateway_error"],
+            "per_try_timeout": "5s",
+            "backoff": {"base": "25ms", "max": "250ms"},
+            "budget": "20%",
+        },
+        "circuit_breaker": {"connections": 1024, "pending": 1024, "requests": 10000},
+        "rate_limit": {"requests": 10_000_000, "per": "1s"},
+        "balance": "least_requests",
+        "outlier_detection": {"consecutive_errors": 5},
+        "slow_start": "30s",
+        "timeout": "15s",
+    }
+    services = {
+        str(load): {
+            "protocol": str(load),
+            "endpoints": [str(server)],
+            "mirror": {"to": f"{load}-shadow", "percent": 0},
+            **mechanisms,
+        }
+        for load in by_load
+    }
+    shadows = {
+        f"{load}-shadow": {"protocol": str(load), "endpoints": [str(server)]} for load in by_load
+    }
+    rule = {
+        "idempotent": True,
+        "hedge": {"after": "1s"},
+        "fault": {"delay": {"fixed": "1s", "percent": 0}, "abort": {"status": 503, "percent": 0}},
+    }
+    configuration = {
+        "acceleration": "off",
+        "services": {**services, **shadows},
+        "requests": [
+            {"match": {"path_prefix": "/orders/"}, "services": "http2", **rule},
+            {"match": {"path_prefix": "/"}, "services": "http", **rule},
+        ],
+        "listeners": [
+            {"listen": str(address), "protocol": str(load)} for load, address in by_load.items()
+        ],
+    }
+    return Ours(configuration, by_load)
+
+
+def _with_traces(server: Address) -> Ours:
+    return _listeners(server, tracing={"otlp": f"http://{collector()}", "sample": "1%"})
 
 
 def _relaying_listener(server: Address) -> Ours:
@@ -170,6 +242,26 @@ http {{
             proxy_set_header Connection "";
         }}
     }}
+    server {{
+        listen 127.0.0.1:{http2_to_http_port} http2 reuseport backlog=4096;
+        location / {{
+            proxy_pass http://far;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+        }}
+    }}
+    # Its only way to speak HTTP/2 to a server, gRPC or not: a connection for each request under
+    # way, which are kept.
+    upstream far_http2 {{
+        server {destination};
+        keepalive 512;
+        keepalive_requests 1000000000;
+        keepalive_timeout 1h;
+    }}
+    server {{
+        listen 127.0.0.1:{http2_port} http2 reuseport backlog=4096;
+        location / {{ grpc_pass grpc://far_http2; }}
+    }}
 }}
 """
 # Measured, long bodies are three times as fast with these as with those of 4k or 8k by default, and
@@ -184,7 +276,8 @@ _NGINX_BUFFERS = """
 
 @contextmanager
 def _nginx(site: Site, destination: Address) -> Iterator[Mapping[Load, Proxy]]:
-    directory, here = site.new_directory("nginx"), Address("127.0.0.1", free_port())
+    directory = site.new_directory("nginx")
+    here, http2, to_http = (Address("127.0.0.1", free_port()) for _ in range(3))
     configuration = directory / "nginx.conf"
     configuration.write_text(
         _NGINX.format(
@@ -195,6 +288,8 @@ def _nginx(site: Site, destination: Address) -> Iterator[Mapping[Load, Proxy]]:
             files=2 * site.connections + 200,
             buffers="" if site.memory_matters else _NGINX_BUFFERS,
             port=here.port,
+            http2_port=http2.port,
+            http2_to_http_port=to_http.port,
             destination=destination,
         )
     )
@@ -203,7 +298,13 @@ def _nginx(site: Site, destination: Address) -> Iterator[Mapping[Load, Proxy]]:
         *("-e", directory / "error.log", "-c", configuration),
     ]
     with running(command, log=directory / "log", ready=lambda: accepts(here)) as process:
-        yield {Load.HTTP: Proxy(here, family(process, cpus()))}
+        processes = family(process, cpus())
+        yield {
+            Load.HTTP: Proxy(here, processes),
+            Load.HTTP2: Proxy(http2, processes),
+            Load.GRPC: Proxy(http2, processes),
+            Load.HTTP2_TO_HTTP: Proxy(to_http, processes),
+        }
 
 
 _HAPROXY = """
@@ -227,12 +328,19 @@ defaults
 listen relay
     bind 127.0.0.1:{port}
     server far {destination}
+listen http2
+    bind 127.0.0.1:{http2_port} proto h2
+    server far {destination} proto h2
+listen http2-http
+    bind 127.0.0.1:{http2_to_http_port} proto h2
+    server far {destination}
 """
 
 
 @contextmanager
 def _haproxy(site: Site, destination: Address) -> Iterator[Mapping[Load, Proxy]]:
-    directory, here = site.new_directory("haproxy"), Address("127.0.0.1", free_port())
+    directory = site.new_directory("haproxy")
+    here, http2, to_http = (Address("127.0.0.1", free_port()) for _ in range(3))
     configuration = directory / "haproxy.cfg"
     configuration.write_text(
         _HAPROXY.format(
@@ -240,28 +348,52 @@ def _haproxy(site: Site, destination: Address) -> Iterator[Mapping[Load, Proxy]]
             connections=site.connections + 100,
             buffer=16384 if site.memory_matters else 65536,
             port=here.port,
+            http2_port=http2.port,
+            http2_to_http_port=to_http.port,
             destination=destination,
         )
     )
     command: list[str | Path] = [find_program("haproxy"), "-db", "-f", configuration]
     with running(command, log=directory / "log", ready=lambda: accepts(here)) as process:
-        yield {Load.HTTP: Proxy(here, family(process))}
+        processes = family(process)
+        yield {
+            Load.HTTP: Proxy(here, processes),
+            Load.HTTP2: Proxy(http2, processes),
+            Load.GRPC: Proxy(http2, processes),
+            Load.HTTP2_TO_HTTP: Proxy(to_http, processes),
+        }
 
 
-# By "What are best practices for benchmarking Envoy?": no circuit breaking, no request ids, no
-# dynamic stats, "consider disabling all stats", no access log.
-_ENVOY = """
-static_resources:
-  listeners:
-  - name: http
-    address: {{socket_address: {{address: 127.0.0.1, port_value: {http_port}}}}}
+_ENVOY_HTTP2 = """
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: {http2_protocol_options: {}}"""
+_ENVOY_CLUSTER = """  - name: {name}{options}
+    type: STATIC
+    connect_timeout: 5s
+    circuit_breakers:
+      thresholds:
+      - priority: DEFAULT
+        max_connections: 1000000000
+        max_pending_requests: 1000000000
+        max_requests: 1000000000
+        max_retries: 1000000000
+    load_assignment:
+      cluster_name: {name}
+      endpoints:
+      - lb_endpoints:
+        - endpoint:
+            address: {{socket_address: {{address: {far_host}, port_value: {far_port}}}}}"""
+_ENVOY_LISTENER = """  - name: {name}
+    address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
     filter_chains:
     - filters:
       - name: envoy.filters.network.http_connection_manager
         typed_config:
           "@type": type.googleapis.com/{network}.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: http
-          codec_type: HTTP1
+          codec_type: {codec}
           generate_request_id: false
           route_config:
             virtual_hosts:
@@ -270,12 +402,18 @@ static_resources:
               routes:
               - match: {{prefix: "/"}}
                 # 15 s by default, from the end of the request.
-                route: {{cluster: far, timeout: 0s}}
+                route: {{cluster: {cluster}, timeout: 0s}}
           http_filters:
           - name: envoy.filters.http.router
             typed_config:
               "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
-              dynamic_stats: false
+              dynamic_stats: false"""
+# By "What are best practices for benchmarking Envoy?": no circuit breaking, no request ids, no
+# dynamic stats, "consider disabling all stats", no access log.
+_ENVOY = """
+static_resources:
+  listeners:
+{http_listeners}
   - name: dubbo
     address: {{socket_address: {{address: 127.0.0.1, port_value: {dubbo_port}}}}}
     filter_chains:
@@ -315,41 +453,45 @@ static_resources:
                         "@type": type.googleapis.com/{generic}.action.v3.RouteAction
                         cluster: far
   clusters:
-  - name: far
-    type: STATIC
-    connect_timeout: 5s
-    circuit_breakers:
-      thresholds:
-      - priority: DEFAULT
-        max_connections: 1000000000
-        max_pending_requests: 1000000000
-        max_requests: 1000000000
-        max_retries: 1000000000
-    load_assignment:
-      cluster_name: far
-      endpoints:
-      - lb_endpoints:
-        - endpoint:
-            address: {{socket_address: {{address: {far_host}, port_value: {far_port}}}}}
+{clusters}
 stats_config: {{stats_matcher: {{reject_all: true}}}}
 """
+
+
+def _envoy_configuration(here: Mapping[Load, Address], destination: Address) -> str:
+    network = "envoy.extensions.filters.network"
+    listeners = [
+        _ENVOY_LISTENER.format(
+            name=load, network=network, port=here[load].port, codec=codec, cluster=cluster
+        )
+        for load, codec, cluster in (
+            (Load.HTTP, "HTTP1", "far"),
+            (Load.HTTP2, "HTTP2", "far_http2"),
+            (Load.HTTP2_TO_HTTP, "HTTP2", "far"),
+        )
+    ]
+    clusters = [
+        _ENVOY_CLUSTER.format(
+            name=name, options=options, far_host=destination.host, far_port=destination.port
+        )
+        for name, options in (("far", ""), ("far_http2", _ENVOY_HTTP2))
+    ]
+    return _ENVOY.format(
+        http_listeners="\n".join(listeners),
+        clusters="\n".join(clusters),
+        generic=f"{network}.generic_proxy",
+        network=network,
+        dubbo_port=here[Load.DUBBO].port,
+    )
 
 
 @contextmanager
 def _envoy(site: Site, destination: Address) -> Iterator[Mapping[Load, Proxy]]:
     directory = site.new_directory("envoy")
-    here = {load: Address("127.0.0.1", free_port()) for load in (Load.HTTP, Load.DUBBO)}
+    loads = (Load.HTTP, Load.DUBBO, Load.HTTP2, Load.HTTP2_TO_HTTP)
+    here = {load: Address("127.0.0.1", free_port()) for load in loads}
     configuration = directory / "envoy.yaml"
-    configuration.write_text(
-        _ENVOY.format(
-            network="envoy.extensions.filters.network",
-            generic="envoy.extensions.filters.network.generic_proxy",
-            http_port=here[Load.HTTP].port,
-            dubbo_port=here[Load.DUBBO].port,
-            far_host=destination.host,
-            far_port=destination.port,
-        )
-    )
+    configuration.write_text(_envoy_configuration(here, destination))
     command: list[str | Path] = [
         find_program("envoy"),
         *("-c", configuration, "--concurrency", str(cpus())),
@@ -362,6 +504,7 @@ def _envoy(site: Site, destination: Address) -> Iterator[Mapping[Load, Proxy]]:
 
     with running(command, log=directory / "log", ready=ready) as process:
         processes = family(process)
+        here[Load.GRPC] = here[Load.HTTP2]
         yield {load: Proxy(address, processes) for load, address in here.items()}
 
 
@@ -372,13 +515,28 @@ REQUEST_PROXIES: tuple[Side, ...] = (
         LISTENER,
         "`listeners:`, which the client is pointed at; no log, no privilege",
         _listeners,
-        loads=_REQUESTS,
+        loads=_REQUESTS | _HTTP2,
     ),
     ours(
         LOGGED,
         "the same with a line in the access log for each request",
         functools.partial(_listeners, access_log={}),
         loads=_REQUESTS,
+        variation=True,
+    ),
+    ours(
+        MECHANISMS,
+        "the same with rules, and all that they and services have for resilience but health "
+        "checks; nothing of it strikes",
+        _with_mechanisms,
+        loads=_COSTS,
+        variation=True,
+    ),
+    ours(
+        TRACES,
+        "the same with `tracing: {sample: 1%}` and a collector",
+        _with_traces,
+        loads=_COSTS,
         variation=True,
     ),
     ours(
@@ -426,7 +584,7 @@ REQUEST_PROXIES: tuple[Side, ...] = (
         settings="a worker for each CPU, reuseport, multi_accept, keepalive 512, "
         "proxy_request_buffering off, proxy_buffers 8 256k (4k where memory is measured)",
         programs=("nginx",),
-        loads=frozenset({Load.HTTP}),
+        loads=_HTTP2 | {Load.HTTP},
     ),
     Side(
         "HAProxy, HTTP",
@@ -436,7 +594,7 @@ REQUEST_PROXIES: tuple[Side, ...] = (
         settings="a thread for each CPU, http-reuse always, tune.bufsize 65536 (the default where "
         "memory is measured)",
         programs=("haproxy",),
-        loads=frozenset({Load.HTTP}),
+        loads=_HTTP2 | {Load.HTTP},
     ),
     Side(
         ENVOY,
@@ -446,6 +604,6 @@ REQUEST_PROXIES: tuple[Side, ...] = (
         settings="`--concurrency`: the CPUs; no circuit breakers, request ids or stats; "
         "bind_upstream_connection",
         programs=("envoy",),
-        loads=frozenset({Load.HTTP, Load.DUBBO}),
+        loads=_HTTP2 | {Load.HTTP, Load.DUBBO},
     ),
 )

@@ -49,6 +49,7 @@ def build_load(directory: Path) -> Path:
         "-o",
         new,
         *sorted(_LOAD.glob("*.c")),
+        "-lnghttp2",
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:

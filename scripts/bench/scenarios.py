@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from scripts.bench import paired
+from scripts.bench.h2load import h2load
 from scripts.bench.processes import (
     BenchError,
     cpu_seconds,
@@ -26,12 +28,14 @@ from scripts.bench.processes import (
     private_memory,
     wrapped,
 )
+from scripts.bench.request_proxies import LISTENER, MECHANISMS, TRACES
 from scripts.bench.side import Load, Side, Way
 from scripts.bench.sides import DIRECT, NOT_CAPTURED
 
 __all__ = [
     "CONNECTIONS",
     "HOOK_COST",
+    "HTTP2",
     "HTTP_IDLE",
     "IDLE",
     "REQUESTS",
@@ -47,6 +51,7 @@ Values = dict[str, float]
 
 _STARTUP = 20.0  # seconds that a client may take beside what it is asked to do
 _IDLE_PATIENCE = 120.0
+_FOR_ONE_SCENARIO = (NOT_CAPTURED, MECHANISMS, TRACES)  # sides that are there for its sake
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,7 @@ class Scenario:
     fresh: bool = False
     """Whether sides are started anew for each round, since memory depends on what was before."""
     load: Load = Load.BYTES
-    sides: Callable[[Side], bool] = lambda side: side.name != NOT_CAPTURED
+    sides: Callable[[Side], bool] = lambda side: side.name not in _FOR_ONE_SCENARIO
     variations: bool = False
     """Whether sides take part that differ from another one in a setting only."""
 
@@ -250,6 +255,81 @@ def _long_bodies(mode: str) -> Scenario:
     return replace(scenario, variations=True)
 
 
+# ---- HTTP/2 ----
+
+_TITLES = {
+    Load.HTTP2: "HTTP/2",
+    Load.GRPC: "gRPC, unary calls",
+    Load.HTTP2_TO_HTTP: "HTTP/2 of the client, HTTP/1.1 to the server",
+}
+_PATHS = {
+    Load.HTTP2: "/orders/1",
+    Load.GRPC: "/com.example.Orders/Get",
+    Load.HTTP2_TO_HTTP: "/0123456789abcdef?bytes=100",
+}
+
+
+def _http2(of: Load, connections: int, streams: int) -> Scenario:
+    def measure(load: Path, way: Way, settings: Settings) -> Values:
+        before = cpu_seconds(way.proxies), cpu_seconds([way.server]), _children_cpu()
+        counted = h2load(way.address(of), connections, streams, settings.seconds, _PATHS[of])
+        proxies = cpu_seconds(way.proxies) - before[0]
+        server, client = cpu_seconds([way.server]) - before[1], _children_cpu() - before[2]
+        each = 1e6 / counted.requests
+        values = {"rate": counted.requests / counted.seconds}
+        return _with_cpu(values, way, proxies * each, (proxies + server + client) * each)
+
+    title = f"{_TITLES[of]}, answers of 100 B, {_counted(connections, 'connection')}"
+    rate = Metric("rate", "requests/s", higher_is_better=True)
+    return Scenario(
+        f"{of}-{connections}-{streams}",
+        f"{title} × {streams} streams",
+        (rate, *_CPU_REQUESTS),
+        measure,
+        load=of,
+    )
+
+
+# ---- What a feature costs, by turns that follow each other closely ----
+
+
+def _cost(of: Load, connections: int, in_flight: int) -> Scenario:
+    def turn(load: Path, way: Way, seconds: float) -> tuple[int, float]:
+        if of is not Load.HTTP:
+            counted = h2load(way.address(of), connections, in_flight, seconds, _PATHS[of])
+            return counted.requests, counted.seconds
+        command = _command(load, way, "http", 0, seconds, connections, in_flight, 100, of=of)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds + _STARTUP, check=False
+        )
+        result = _result(done.stdout, done.stderr, done.returncode)
+        return int(result["amount"]), float(result["seconds"])
+
+    def together(load: Path, ways: Mapping[str, Way], settings: Settings) -> dict[str, Values]:
+        if LISTENER not in ways:
+            raise BenchError(f"needs {LISTENER}, which the others are compared with")
+        turns = functools.partial(turn, load)
+        return paired.measure(ways, LISTENER, turns, settings.seconds)
+
+    base = f"× {LISTENER}"
+    kind = "HTTP/1.1" if of is Load.HTTP else f"HTTP/2, {in_flight} streams"
+    many = _counted(connections, "connection")
+    return Scenario(
+        f"cost-{of}-{connections}-{in_flight}",
+        f"What a feature costs: {kind}, {many}",
+        (
+            Metric("rate", "requests/s", higher_is_better=True, compared=False),
+            Metric("CPU proxy", "µs", digits=2, compared=False),
+            Metric(paired.OF_RATE, base, higher_is_better=True, digits=3, compared=False),
+            Metric(paired.OF_CPU, base, digits=3, compared=False),
+        ),
+        measure_together=together,
+        load=of,
+        sides=lambda side: side.name in (LISTENER, MECHANISMS, TRACES),
+        variations=True,
+    )
+
+
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' if count > 1 else ''}"
 
@@ -390,4 +470,13 @@ REQUESTS: tuple[Scenario, ...] = (
     _long_bodies("download"),
     HTTP_IDLE,
 )
-SCENARIOS = (*CONNECTIONS, *REQUESTS)
+HTTP2: tuple[Scenario, ...] = (
+    *(
+        _http2(of, connections, streams)
+        for of in (Load.HTTP2, Load.GRPC, Load.HTTP2_TO_HTTP)
+        for connections, streams in ((1, 32), (32, 8))
+    ),
+    _cost(Load.HTTP, 32, 1),
+    _cost(Load.HTTP2, 32, 8),
+)
+SCENARIOS = (*CONNECTIONS, *REQUESTS, *HTTP2)

@@ -55,6 +55,10 @@ class Load(StrEnum):
     HTTP = "http"
     BOLT = "bolt"
     DUBBO = "dubbo"
+    HTTP2 = "http2"
+    GRPC = "grpc"
+    HTTP2_TO_HTTP = "http2-http"
+    """HTTP/2 of the client, and HTTP/1.1 to the server."""
 
 
 EVERY_LOAD = frozenset(Load)

@@ -12,7 +12,7 @@ from typing import Any
 from pysidecar.address import Address
 from scripts.bench.relays import RELAYS
 from scripts.bench.request_proxies import REQUEST_PROXIES
-from scripts.bench.side import EVERY_LOAD, Kind, Ours, Side, direct, ours
+from scripts.bench.side import EVERY_LOAD, Kind, Load, Ours, Side, direct, ours
 
 __all__ = ["DIRECT", "NOT_CAPTURED", "RELAY", "SIDES"]
 
@@ -34,7 +34,7 @@ SIDES: tuple[Side, ...] = (
         RELAY,
         "hook, transport `unix`; no privilege",
         _configured({"acceleration": "off", "outbound": {"transport": "unix"}}),
-        loads=EVERY_LOAD,
+        loads=frozenset({Load.BYTES, Load.HTTP, Load.BOLT, Load.DUBBO}),
     ),
     ours(
         "relay header",

@@ -1,4 +1,4 @@
-"""The parts of the benchmark, each of which is a run of its own: connections, and requests."""
+"""The parts of the benchmark, each of which is a run of its own: connections, requests, HTTP/2."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scripts.bench import goals
 from scripts.bench.results import Results
-from scripts.bench.scenarios import CONNECTIONS, REQUESTS, Scenario
+from scripts.bench.scenarios import CONNECTIONS, HTTP2, REQUESTS, Scenario
 from scripts.bench.side import Side
 from scripts.bench.sides import SIDES
 
@@ -75,5 +75,22 @@ SUITES: tuple[Suite, ...] = (
             ("http-download", "rate"),
         ),
         folder="requests",
+    ),
+    Suite(
+        "http2",
+        HTTP2,
+        goals.of_http2,
+        (
+            ("http2-1-32", "rate"),
+            ("http2-32-8", "rate"),
+            ("http2-32-8", "CPU proxy"),
+            ("grpc-1-32", "rate"),
+            ("grpc-32-8", "rate"),
+            ("grpc-32-8", "CPU proxy"),
+            ("http2-http-1-32", "rate"),
+            ("http2-http-32-8", "rate"),
+            ("http2-http-32-8", "CPU proxy"),
+        ),
+        folder="http2",
     ),
 )

@@ -89,6 +89,33 @@ def test_a_short_run_of_requests_has_results_of_its_own(tmp_path: Path) -> None:
     assert "listener, log: http-100-32, rate" in done.stdout
 
 
+def test_a_short_run_of_http2_compares_with_peers_and_features(tmp_path: Path) -> None:
+    done = _bench(
+        *("--scenario", "http2-1-32,grpc-1-32,http2-http-1-32,cost-http2-32-8", "--no-plot"),
+        *("--side", "direct,listener,*mechanisms,*traces,nginx*,HAProxy*"),
+        *("--output", tmp_path, "--rounds", "1", "--seconds", "0.05"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = Results.read(tmp_path / "http2")
+    assert results is not None
+    assert results.failures == []
+    measured = {
+        scenario.name: [side.name for side in results.sides(scenario)]
+        for scenario in results.scenarios
+    }
+    everybody = ["direct", "listener", "nginx, HTTP", "HAProxy, HTTP"]
+    assert measured == {
+        "http2-1-32": everybody,
+        "grpc-1-32": everybody,
+        "http2-http-1-32": everybody,
+        "cost-http2-32-8": ["listener", "listener, mechanisms", "listener, traces"],
+    }
+    for side in measured["cost-http2-32-8"]:
+        rate = results.spread("cost-http2-32-8", side, "of the rate")
+        assert rate is not None
+        assert rate.median == 1 if side == "listener" else rate.median > 0
+
+
 def test_the_cost_of_the_log_is_measured_by_the_same_side_without_one() -> None:
     results = Results({}, {}, {})
     results.rounds += [

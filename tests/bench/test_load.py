@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from pysidecar.address import Address
-from scripts.bench.processes import accepts, free_port, running
+from pysidecar.testing import Sidecar
+from scripts.bench.h2load import h2load
+from scripts.bench.processes import BenchError, accepts, free_port, running
 from scripts.bench.run import build_load
 
 NONCE = b"0123456789abcdef"
@@ -66,6 +68,24 @@ def test_it_gets_the_answers_to_its_requests(
     assert status == 0, errors
     assert result["amount_with_warm_up"] > 0
     assert not any(result["failures"].values())
+
+
+@pytest.mark.parametrize("path", ["/orders/1", "/com.example.Orders/Get"])
+def test_its_server_answers_http2(server: Address, path: str) -> None:
+    assert h2load(server, 8, 8, 0.1, path).requests > 0
+
+
+def test_a_call_of_grpc_without_its_answer_is_an_error() -> None:
+    here, nobody = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    configuration = {
+        "services": {"far": {"protocol": "grpc", "endpoints": [nobody]}},
+        "listeners": [{"listen": here, "protocol": "grpc", "service": "far"}],
+    }
+    with (
+        Sidecar(configuration),
+        pytest.raises(BenchError, match="not all have status and body"),
+    ):
+        h2load(Address.parse(here), 1, 1, 0.1, "/com.example.Orders/Get")
 
 
 def test_idle_connections_of_http(load: Path, server: Address) -> None:

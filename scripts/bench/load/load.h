@@ -186,6 +186,17 @@ enum serving { NEEDS_INPUT, NEEDS_ROOM, ENDED };
 enum serving serve_requests(struct served *served, int fd);
 void served_free(struct served *served);
 
+/* The server's end of a connection that speaks HTTP/2, whose answers have bodies of one size. */
+#define HTTP2_BODY 100
+#define HTTP2_BODY_TEXT "100"
+
+struct http2;
+
+struct http2 *http2_open(void);
+/* Answers what came, nothing where there is only room again. */
+enum serving http2_serve(struct http2 *http2, int fd, const char *bytes, size_t size);
+void http2_free(struct http2 *http2);
+
 /* ---- Bytes of numbers on the wire ---- */
 
 static inline char *put(char *to, uint64_t number, int size)

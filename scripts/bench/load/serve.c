@@ -16,6 +16,7 @@ struct connection {
     struct sink sink;
     struct source source;
     struct served served; /* of a protocol with requests, once there is one */
+    struct http2 *http2;  /* likewise */
     bool needs_room;
 };
 
@@ -69,15 +70,34 @@ static bool answer(int fd, struct connection *connection, size_t size)
     }
 }
 
-static bool go_on_with_requests(int fd, struct connection *connection)
+static bool go_on_after(int fd, struct connection *connection, enum serving serving)
 {
-    enum serving serving = serve_requests(&connection->served, fd);
-
     if (connection->needs_room != (serving == NEEDS_ROOM)) {
         connection->needs_room = !connection->needs_room;
         watch(epoll, fd, connection->needs_room ? EPOLLOUT : EPOLLIN, (uint64_t)fd, EPOLL_CTL_MOD);
     }
     return serving != ENDED;
+}
+
+static bool go_on_with_requests(int fd, struct connection *connection)
+{
+    return go_on_after(fd, connection, serve_requests(&connection->served, fd));
+}
+
+/* Who gets no room for its answers is read from no more. */
+static bool go_on_with_http2(int fd, struct connection *connection)
+{
+    ssize_t got = connection->needs_room ? 0 : recv(fd, buffer, sizeof(buffer), 0);
+
+    if (got < 0 || (got == 0 && !connection->needs_room)) {
+        return got < 0 && errno == EAGAIN;
+    }
+    return go_on_after(fd, connection, http2_serve(connection->http2, fd, buffer, (size_t)got));
+}
+
+static bool is_http2(const char *bytes, size_t size)
+{
+    return size >= 2 && memcmp(bytes, "PR", 2) == 0; /* its preface: PRI * HTTP/2.0 */
 }
 
 static bool read_some(int fd, struct connection *connection)
@@ -86,6 +106,10 @@ static bool read_some(int fd, struct connection *connection)
 
     if (got <= 0) {
         return got < 0 && errno == EAGAIN;
+    }
+    if (connection->kind == 0 && is_http2(buffer, (size_t)got)) {
+        connection->http2 = http2_open();
+        return go_on_after(fd, connection, http2_serve(connection->http2, fd, buffer, (size_t)got));
     }
     if (connection->kind == 0) {
         connection->kind = buffer[0];
@@ -117,6 +141,9 @@ static bool go_on(int fd, struct connection *connection, uint32_t events)
 {
     bool good = true;
 
+    if (connection->http2 != NULL) {
+        return go_on_with_http2(fd, connection);
+    }
     if (connection->served.protocol != NULL) {
         return go_on_with_requests(fd, connection);
     }
@@ -151,6 +178,7 @@ void serve(const struct sockaddr_in *here)
                 accept_all(listener);
             } else if (!go_on(fd, &connections[fd], events[i].events)) {
                 served_free(&connections[fd].served);
+                http2_free(connections[fd].http2);
                 close(fd);
             }
         }
