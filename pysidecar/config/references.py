@@ -16,15 +16,17 @@ __all__ = ["Misfit", "misfits"]
 
 _FAMILIES = {"http2": "http", "grpc": "http"}
 """Requests of all versions of HTTP have the same rules."""
-_PROTOCOLS = {"http": "HTTP", "bolt": "Bolt", "dubbo": "Dubbo"}
+_PROTOCOLS = {"http": "HTTP", "bolt": "Bolt", "dubbo": "Dubbo", "grpc": "gRPC"}
+_CALLS = ("grpc", "http2")
+"""Of those, what calls of gRPC may go to."""
 _MATCHES = {
     "host": ("http",),
     "path": ("http",),
     "path_prefix": ("http",),
     "headers": ("http", "bolt"),
-    "service": ("bolt", "dubbo"),
-    "version": ("bolt", "dubbo"),
-    "group": ("dubbo",),
+    "service": ("grpc", "bolt", "dubbo"),
+    "version": ("grpc", "bolt", "dubbo"),
+    "group": ("grpc", "dubbo"),
 }
 _REWRITES = {
     "host": ("http",),
@@ -94,7 +96,12 @@ def _of_rule(
         found = ", ".join(f"{name} is of {protocol}" for protocol, name in protocols.items())
         yield Misfit(at, f"expected services of one protocol: {found}")
     if len(protocols) == 1:
-        yield from _of_protocol(rule, next(iter(protocols)), location)
+        calls = all(
+            config.services[name].protocol in _CALLS
+            for name in rule.services
+            if name in config.services
+        )
+        yield from _of_protocol(rule, next(iter(protocols)), location, calls=calls)
 
 
 def _of_mirror(config: Config, name: str, to: str) -> Iterator[Misfit]:
@@ -112,11 +119,13 @@ def _of_mirror(config: Config, name: str, to: str) -> Iterator[Misfit]:
 
 
 def _of_protocol(
-    rule: RequestRule, protocol: str, location: tuple[str | int, ...]
+    rule: RequestRule, protocol: str, location: tuple[str | int, ...], *, calls: bool
 ) -> Iterator[Misfit]:
+    """``calls``: the services may be asked by gRPC."""
     for part, keys in (("match", _MATCHES), ("rewrite", _REWRITES)):
         for key, protocols in keys.items():
-            if getattr(getattr(rule, part), key) and protocol not in protocols:
+            fits = protocol in protocols or (calls and "grpc" in protocols)
+            if getattr(getattr(rule, part), key) and not fits:
                 known = " and ".join(_PROTOCOLS[name] for name in protocols)
                 yield Misfit(
                     (*location, part, key),

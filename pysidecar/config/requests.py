@@ -419,14 +419,15 @@ class RequestMatch(Section):
     value, a list of values, or `true` where any will do."""
 
     service: _Services = None
-    """Bolt, Dubbo: the service that the request is for, such as `com.example.Orders:1.0`, or
-    without its version for all of them. Each `*` stands for any characters. One or a list."""
+    """Bolt, Dubbo, gRPC: the service that the request is for, such as `com.example.Orders:1.0`, or
+    without its version for all of them. Each `*` stands for any characters. One or a list. Of gRPC
+    it is what the path names, in rules for services of `grpc` or `http2`."""
 
     version: _Texts = None
-    """Bolt, Dubbo: the service's version. One or a list."""
+    """Bolt, Dubbo and its triple: the service's version. One or a list."""
 
     group: _Texts = None
-    """Dubbo: the service's group. One or a list."""
+    """Dubbo and its triple: the service's group. One or a list."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RequestMatch:

@@ -38,6 +38,7 @@ __all__ = [
 
 _Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
 _MAX_NAMES = 1024
+_TRIPLE_PORT = 50051  # Dubbo's default
 
 
 def parse_addresses(value: Any) -> tuple[Address, ...]:
@@ -62,16 +63,17 @@ class WantedService(Section):
     """A service at the registry."""
 
     service: ServiceName
-    """Its name there: `interface:version` of bolt, the interface of dubbo, the host of http."""
+    """Its name there: `interface:version` of bolt, the interface of dubbo and tri, the host of
+    http, of grpc the full name of the service, as in `package.Service`."""
 
-    protocol: Literal["bolt", "dubbo", "http"]
-    """What it speaks."""
+    protocol: Literal["bolt", "dubbo", "http", "grpc", "tri"]
+    """What it speaks; `tri` is Dubbo's triple."""
 
     version: Annotated[str, Field(max_length=256)] = ""
-    """Of dubbo."""
+    """Of dubbo and tri."""
 
     group: Annotated[str, Field(max_length=256)] = ""
-    """Of dubbo."""
+    """Of dubbo and tri."""
 
 
 class ProvidedService(WantedService):
@@ -112,19 +114,20 @@ class Takeover(Section):
     """The address that the registry is told. Default: that of `provider`, or, where that is every
     address, the one from which this host reaches the registry."""
 
-    application_ports: dict[Literal["bolt", "dubbo", "http"], _Port] = {  # noqa: RUF012
+    application_ports: dict[Literal["bolt", "dubbo", "http", "grpc", "tri"], _Port] = {  # noqa: RUF012
         "bolt": 12200,
         "dubbo": 20880,
+        "tri": 50051,
     }
     """Where the application itself listens on loopback, by protocol: for what is published without
-    a port."""
+    a port. Where `dubbo` has a port and `tri` is missing, that has 50051."""
 
     host_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] = "host"
     """HTTP: the header that names the service."""
 
     subscribe: Annotated[tuple[WantedService, ...], Field(max_length=_MAX_NAMES)] = ()
     """Services that applications here call without having subscribed them: those without an SDK.
-    Each with `service`, `protocol`, and for dubbo `version` and `group`."""
+    Each with `service`, `protocol`, and for dubbo and tri `version` and `group`."""
 
     publish: Annotated[tuple[ProvidedService, ...], Field(max_length=_MAX_NAMES)] = ()
     """Services that applications here provide without publishing them, likewise, with `port` and
@@ -138,8 +141,10 @@ class Takeover(Section):
     same, at the port that `application_ports` has for their protocol; others are refused. Each `*`
     stands for any characters. Default: Dubbo's `org.apache.dubbo.metadata.MetadataService`, which
     consumers with Dubbo 3 ask for; and all of Dubbo's where the registry is `zookeeper` or
-    `sofaregistry`, as long as nobody has published a Dubbo service here: then providers register by
-    themselves (see `pysidecar exec`)."""
+    `sofaregistry` (of tri: `zookeeper`), as long as nobody has published a Dubbo service (of tri or
+    grpc) here: then providers register by themselves (see `pysidecar exec`). Beside that, health
+    checks and reflection of gRPC reach the only application that published something of grpc or tri
+    (see `docs/takeover.md`)."""
 
     on_demand: Annotated[bool, Field(strict=True)] = False
     """Whether a call for a service that nobody subscribed subscribes it, and waits for its
@@ -157,6 +162,14 @@ class Takeover(Section):
     """The file that keeps what applications published and subscribed, for a sidecar that starts
     again: applications never repeat it. Default: `takeover-PORT.json`, with the port of `api`, in
     the directory of the control socket."""
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """The application's, by protocol."""
+        ports = {str(protocol): port for protocol, port in self.application_ports.items()}
+        if "dubbo" in ports:
+            ports.setdefault("tri", _TRIPLE_PORT)
+        return ports
 
     @property
     def listeners(self) -> list[tuple[str, list[Address]]]:

@@ -437,12 +437,14 @@ class Acceleration:
 
 
 class DemandedService(NamedTuple):
-    """A service as requests name it; version and group are Dubbo's."""
+    """A service as requests name it; version and group are Dubbo's. ``triple``: with gRPC, a client
+    of Dubbo's asks."""
 
     protocol: Protocol
     name: str
     version: str
     group: str
+    triple: bool = False
 
 
 class Outage(NamedTuple):
@@ -872,8 +874,10 @@ def _timeouts(timeouts: Timeouts) -> Any:
 
 
 def _wanted(raw: Any) -> DemandedService:
-    texts = (ffi.string(text) for text in (raw.name, raw.version, raw.group))
-    return DemandedService(Protocol(raw.protocol), *(_decoded(text) for text in texts))
+    name, version, group = (
+        _decoded(ffi.string(text)) for text in (raw.name, raw.version, raw.group)
+    )
+    return DemandedService(Protocol(raw.protocol), name, version, group, bool(raw.triple))
 
 
 def _decoded(text: Any) -> str:

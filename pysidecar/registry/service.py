@@ -6,7 +6,13 @@ from dataclasses import dataclass
 
 from pysidecar.address import Address
 
-__all__ = ["Instance", "Registration", "ServiceKey"]
+__all__ = ["CALLS", "VARIED", "Instance", "Registration", "ServiceKey"]
+
+CALLS = ("grpc", "tri")
+"""The protocols whose requests are calls of gRPC."""
+
+VARIED = ("dubbo", "tri")
+"""The protocols whose services have a version and a group beside their name."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -14,17 +20,19 @@ class ServiceKey:
     """Names a service, in every registry and in every request for it."""
 
     protocol: str
-    """What it speaks: ``bolt``, ``dubbo`` or ``http``."""
+    """What it speaks: ``bolt``, ``dubbo``, ``http``, ``grpc``, or ``tri``, which is Dubbo's
+    triple."""
 
     name: str
     """Of bolt ``interface:version`` or ``interface:version:uniqueId``, as SOFARPC writes it; of
-    dubbo the interface; of http the host."""
+    dubbo and tri the interface; of http the host; of grpc the service's full name."""
 
     version: str = ""
-    """Of dubbo; empty: none."""
+    """Of dubbo and tri; empty: none."""
 
     group: str = ""
-    """Of dubbo; empty: none. Of bolt the registry's group, where it is not the default one."""
+    """Of dubbo and tri; empty: none. Of bolt the registry's group, where it is not the default
+    one."""
 
     @classmethod
     def named(cls, protocol: str, name: str, version: str = "", group: str = "") -> ServiceKey:
@@ -34,8 +42,8 @@ class ServiceKey:
 
     @classmethod
     def parse(cls, protocol: str, text: str) -> ServiceKey:
-        """From what ``str`` makes of it; of bolt and http, text is the name as a whole."""
-        if protocol != "dubbo":
+        """From what ``str`` makes of it; of bolt, http and grpc, text is the name as a whole."""
+        if protocol not in VARIED:
             return cls.named(protocol, text)
         group, _, name = text.rpartition("/")
         name, _, version = name.partition(":")

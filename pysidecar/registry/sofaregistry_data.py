@@ -23,7 +23,7 @@ from urllib.parse import quote, unquote
 from pysidecar.address import Address
 from pysidecar.registry import MAX_INSTANCES, RegistryError
 from pysidecar.registry.draft_hessian import HessianError, JavaObject, Long
-from pysidecar.registry.service import Instance, Registration, ServiceKey
+from pysidecar.registry.service import VARIED, Instance, Registration, ServiceKey
 
 __all__ = [
     "DEFAULT_ZONE",
@@ -187,9 +187,9 @@ def _names(service: ServiceKey) -> tuple[str, str]:
     """Its dataId and group. Raises UnusableError."""
     if service.protocol == "bolt":
         name, group = service.name + _BOLT_SUFFIX, service.group or _GROUP
-    elif service.protocol == "dubbo":
+    elif service.protocol in VARIED:
         parts = filter(None, (service.name, service.version, service.group))
-        name, group = ":".join(parts) + "@dubbo", _GROUP
+        name, group = f"{':'.join(parts)}@{service.protocol}", _GROUP
     else:
         name, group = f"{service.name}@{service.protocol}", _GROUP
     for text in (name, group):
@@ -205,7 +205,7 @@ def _names(service: ServiceKey) -> tuple[str, str]:
 def write_url(registration: Registration) -> str:
     """Where it is provided, and what else is said of it. Raises UnusableError."""
     service, instance = registration.service, registration.instance
-    form = {"bolt": _BOLT, "dubbo": _DUBBO}.get(service.protocol, _SOFARPC)
+    form = {"bolt": _BOLT, **dict.fromkeys(VARIED, _DUBBO)}.get(service.protocol, _SOFARPC)
     pairs = dict(form.fixed) | dict(instance.metadata)
     for name in form.weight:
         pairs[name] = str(instance.weight)
@@ -217,7 +217,9 @@ def write_url(registration: Registration) -> str:
     if form is _DUBBO:
         own = {"interface": service.name, "version": service.version, "group": service.group}
         pairs |= {name: value for name, value in own.items() if value}
-        return _join(f"dubbo://{instance.address}/{service.name}", pairs, sorted(pairs))
+        return _join(
+            f"{service.protocol}://{instance.address}/{service.name}", pairs, sorted(pairs)
+        )
     _complete(pairs, instance)
     others = sorted(pairs.keys() - {*_IN_FRONT, *_BEHIND, *_LAST})
     return _join(str(instance.address), pairs, (*_IN_FRONT, *_BEHIND, *others, *_LAST))
@@ -262,7 +264,7 @@ def read_url(text: str, zone: str, *, bolt: bool = True) -> Instance | None:
     if len(query) > _MAX_QUERY:
         return None
     scheme, _, place = place.rpartition("://")
-    form = _DUBBO if scheme == "dubbo" else _BOLT if bolt else _SOFARPC
+    form = _DUBBO if scheme in VARIED else _BOLT if bolt else _SOFARPC
     if scheme == "override":
         return None
     try:

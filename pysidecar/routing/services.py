@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from pysidecar.address import Address
 from pysidecar.config import Config, RequestMatch, RequestRule, ServiceEntry, ServiceListener
@@ -21,13 +22,14 @@ from pysidecar.dataplane import (
     pack_array,
 )
 from pysidecar.health.checks import CheckedService
-from pysidecar.registry.service import ServiceKey
+from pysidecar.registry.service import CALLS, VARIED, ServiceKey
 from pysidecar.routing.found import NOTHING_FOUND, FoundService, FoundServices, Role
 from pysidecar.routing.resilience import Handlings, Resiliences
 from pysidecar.routing.resilience import milliseconds as _milliseconds
 from pysidecar.routing.resilience import shares as _shares
 
 __all__ = [
+    "GRPC_COMMON",
     "ServiceNumbers",
     "checked_services",
     "consumer_entrance",
@@ -35,7 +37,7 @@ __all__ = [
     "provider_entrance",
 ]
 
-_PROTOCOLS = {protocol.name.lower(): protocol for protocol in Protocol}
+_PROTOCOLS = {protocol.name.lower(): protocol for protocol in Protocol} | {"tri": Protocol.GRPC}
 _BALANCES = {balance.name.lower(): balance for balance in Balance}
 _ANY = True  # as the value of a header
 
@@ -59,6 +61,15 @@ _SCOPES = {
     Role.PUBLISHED: 1 << Scope.INBOUND | 1 << Scope.PROVIDER,
 }
 _NO_VERSION = "0.0.0"  # Dubbo's word for none, in requests
+GRPC_COMMON = (
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+)
+"""Services that every application has for itself: they are about its other ones."""
+
+# In which order found services are asked: where two match, the one that says more.
+_COMMON, _TRIPLE, _GRPC, _EXACT, _LIKE = range(5)
 _DETECT_TIMEOUT = 5.0  # seconds, as the default of `listeners`
 
 _Predicate = tuple[int, int, int, int, int]
@@ -208,6 +219,8 @@ class _Found:
     """That names the service of HTTP."""
     zone: str
     """Whose endpoints are preferred."""
+    alone: bool
+    """Of gRPC: there is no other one in its role, so that health checks are meant for it."""
     key: Hashable
     """Of its number."""
     number: int
@@ -216,8 +229,8 @@ class _Found:
     scopes: int
     texts: tuple[bytes, ...]
     predicates: tuple[_Predicate, ...]
-    is_exact: bool
-    """Those that are not are asked last."""
+    rank: int
+    """Those with a lower one are asked first."""
     endpoints: bytes
     endpoint_count: int
     await_ms: int = 0
@@ -246,10 +259,12 @@ def pack_services(
     zone = config.registry.zone
     before = numbers.found
     parts: dict[int, _Found] = {}
+    lone = _lone(found)
     for service in found.services:
         part = before.get(id(service))
-        if part is None or part.header != header or part.zone != zone:
-            part = _pack_found(service, numbers, header, zone)
+        alone = service is lone
+        if part is None or (part.header, part.zone, part.alone) != (header, zone, alone):
+            part = _pack_found(service, numbers, header, zone, alone)
         parts[id(service)] = part
     for passed in {passed[:2]: passed for passed in found.passed}.values():
         parts[id(passed)] = _pack_passed(passed, numbers, header)
@@ -505,31 +520,65 @@ class _Match:
                 (subject, lib.DP_PATTERN_EXACT, name, self._add(value), int(place > 0))
             )
 
+    def or_exactly(self, subject: int, value: str) -> None:
+        """Or this, instead of the ones before."""
+        self.predicates.append((subject, lib.DP_PATTERN_EXACT, 0, self._add(value), 1))
+
     def like(self, subject: int, value: str, *, header: str = "") -> None:
         """Each ``*`` in the value stands for any characters."""
         pattern = lib.DP_PATTERN_GLOB if "*" in value else lib.DP_PATTERN_EXACT
         self.predicates.append((subject, pattern, self._add(header), self._add(value), 0))
 
 
+def _lone(found: FoundServices) -> FoundService | None:
+    """The only one of gRPC that applications here call."""
+    calls = [
+        service
+        for service in found.services
+        if service.role is Role.SUBSCRIBED
+        and service.key.protocol in CALLS
+        and service.key.name not in GRPC_COMMON
+    ]
+    return calls[0] if len(calls) == 1 else None
+
+
+def _match_call(match: _Match, key: ServiceKey, alone: bool) -> int:
+    """By the path; health checks and reflection by the host, or where nothing else can be meant.
+    Its rank."""
+    if key.name in GRPC_COMMON or key.version or key.group:
+        match.exactly(lib.DP_SUBJECT_TARGET, key.name)
+    else:
+        if not alone:
+            match.exactly(lib.DP_SUBJECT_TARGET, key.name)
+            match.or_exactly(lib.DP_SUBJECT_HOST, key.name)
+        match.exactly(lib.DP_SUBJECT_TARGET, key.name, *GRPC_COMMON)
+    if key.name in GRPC_COMMON:
+        return _COMMON
+    return _TRIPLE if key.protocol == "tri" else _GRPC
+
+
 def _pack_found(
-    service: FoundService, numbers: ServiceNumbers, header: str, zone: str = ""
+    service: FoundService, numbers: ServiceNumbers, header: str, zone: str, alone: bool
 ) -> _Found:
     key = service.key
     match = _Match(str(key))
-    is_exact = True
-    if key.protocol == "http":
+    rank = _EXACT
+    if key.protocol in CALLS:
+        rank = _match_call(match, key, alone)
+    elif key.protocol == "http":
         if header == "host":
             match.exactly(lib.DP_SUBJECT_HOST, key.name.lower())
         else:
             match.exactly(lib.DP_SUBJECT_NAME_HEADER, key.name, header=header)
     else:
         match.exactly(lib.DP_SUBJECT_TARGET, key.name)
-    if key.protocol == "dubbo":
-        is_exact = _match_variant(match, service)
+    if key.protocol in VARIED and not _match_variant(match, service):
+        rank = _LIKE
     return _Found(
         source=service,
         header=header,
         zone=zone,
+        alone=alone,
         key=(key, service.role),
         number=numbers.of_found(service),
         protocol=_PROTOCOLS[key.protocol],
@@ -537,7 +586,7 @@ def _pack_found(
         scopes=_SCOPES[service.role],
         texts=tuple(match.texts),
         predicates=tuple(match.predicates),
-        is_exact=is_exact,
+        rank=rank,
         endpoints=pack_array("struct dp_endpoint", _found_endpoints(service, zone)),
         endpoint_count=len(service.endpoints),
         await_ms=service.await_ms,
@@ -573,6 +622,7 @@ def _pack_passed(passed: tuple[str, str, Address], numbers: ServiceNumbers, head
         source=passed,
         header=header,
         zone="",
+        alone=False,
         key=key,
         number=numbers.of_key(key),
         protocol=_PROTOCOLS[protocol],
@@ -580,7 +630,7 @@ def _pack_passed(passed: tuple[str, str, Address], numbers: ServiceNumbers, head
         scopes=_PASSED_SCOPES,
         texts=tuple(match.texts),
         predicates=tuple(match.predicates),
-        is_exact=False,
+        rank=_LIKE,
         endpoints=pack_array("struct dp_endpoint", [(*address.to_native(), 1, 0, 0)]),
         endpoint_count=1,
     )
@@ -589,6 +639,10 @@ def _pack_passed(passed: tuple[str, str, Address], numbers: ServiceNumbers, head
 # ---- both together ----
 
 _DEFAULTS = _limits(ServiceEntry(protocol="http"))
+# A stream may be silent for as long as it likes: what a call may take is its deadline.
+_DEFAULTS_OF_CALLS = _limits(
+    ServiceEntry.model_validate({"protocol": "grpc", "read_timeout": "0s"})
+)
 _POLICY = _policy(ServiceEntry(protocol="http"))
 _SIZES = {
     name: ffi.sizeof(f"struct dp_{name}")
@@ -606,12 +660,12 @@ def _join(configured: _Configured, found: Iterable[_Found]) -> PackedServices:
     rules: list[tuple[int, ...]] = []
     predicates: list[_Predicate] = []
     texts: list[tuple[int, int]] = []
-    parts = sorted(found, key=lambda part: not part.is_exact)
+    parts = sorted(found, key=attrgetter("rank"))
     for part in parts:
         before = text_count + len(texts) - 1
         rules.append(
             (
-                *(part.protocol, 0, predicate_count + len(predicates), len(part.predicates)),
+                *(part.protocol.family, 0, predicate_count + len(predicates), len(part.predicates)),
                 *(target_count + len(rules), 1, 0, 0, 0, 0, 0, 0, 0, part.scopes, 0),
             )
         )
@@ -621,7 +675,8 @@ def _join(configured: _Configured, found: Iterable[_Found]) -> PackedServices:
         )
         services.append(
             (
-                *(part.number, before + 1, part.protocol, Balance.ROUND_ROBIN, 0, *_DEFAULTS),
+                *(part.number, before + 1, part.protocol, Balance.ROUND_ROBIN, 0),
+                *(_DEFAULTS_OF_CALLS if part.protocol is Protocol.GRPC else _DEFAULTS),
                 *(part.await_ms, endpoint_count, part.endpoint_count, part.role, 0, *_POLICY),
             )
         )

@@ -27,6 +27,9 @@ _PROTOCOLS: Final = {
     "dubbo": "dubbo",
     "http": "http",
     "rest": "http",
+    "grpc": "grpc",
+    "tri": "tri",
+    "triple": "tri",
 }
 _SERVICE: Final = "com.example.Echo:1.0"
 _WEIGHTS: Final = ("weight", "_WEIGHT")
@@ -134,7 +137,7 @@ def _answer(reason: str = "") -> Answer:
 def _service(body: Body) -> ServiceKey:
     protocol = _PROTOCOLS.get(body.text("protocolType").lower())
     if protocol is None:
-        raise BodyError("protocolType: expected bolt, dubbo, http or rest")
+        raise BodyError("protocolType: expected bolt, dubbo, tri, grpc, http or rest")
     return service_key(
         protocol,
         body.name("serviceName", _SERVICE),

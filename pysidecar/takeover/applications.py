@@ -48,7 +48,7 @@ class Applications:
     ) -> None:
         self._table = table
         self._unpublish = unpublish
-        self._ports = settings.application_ports
+        self._ports = settings.ports
         self._own_ports = own_ports
 
     def publish(self, offer: Offer, uid: int) -> None:
@@ -85,8 +85,7 @@ class Applications:
 
     def _port(self, offer: Offer) -> int:
         protocol = offer.service.protocol
-        configured = {str(name): port for name, port in self._ports.items()}
-        port = offer.port or configured.get(protocol)
+        port = offer.port or self._ports.get(protocol)
         if port is None:
             raise BodyError(
                 "port: expected a number from 1 to 65535, since takeover.application_ports has "

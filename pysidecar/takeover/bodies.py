@@ -102,9 +102,9 @@ class Body:
 
 
 def service_key(protocol: str, name: str, group: str, version: str = "") -> ServiceKey:
-    """For a name as applications write it. Of dubbo that is the interface, or what SOFARPC makes of
-    one, ``interface:version:uniqueId``, whose unique id it has for Dubbo's group."""
-    if protocol == "http":
+    """For a name as applications write it. Of dubbo and tri that is the interface, or what SOFARPC
+    makes of one, ``interface:version:uniqueId``, whose unique id it has for Dubbo's group."""
+    if protocol in ("http", "grpc"):
         return ServiceKey.named(protocol, name)
     if protocol == "bolt":
         return ServiceKey(protocol, name, group="" if group in _DEFAULT_GROUPS else group)

@@ -37,7 +37,7 @@ MAX_BYTES = 64 << 20
 PAUSE = 1.0
 """Seconds from the end of a write to the next one, at least."""
 
-_PROTOCOLS = ("bolt", "dubbo", "http")  # one that was newer may have known others
+_PROTOCOLS = ("bolt", "dubbo", "http", "grpc", "tri")  # one that was newer may have known others
 _PAUSE_FACTOR = 10  # as many times as long as a write took, where that is more
 _PAUSE_AFTER_FAILURE = 10.0
 _STOP_PATIENCE = 3.0  # seconds for the last write

@@ -25,8 +25,9 @@ from pysidecar.listeners import open_listener
 from pysidecar.log import Mistakes
 from pysidecar.registry import make_registry
 from pysidecar.registry.client import LONGEST_PAUSE, SETTLE_TIME, RegistryClient
-from pysidecar.registry.service import Instance, Registration, ServiceKey
+from pysidecar.registry.service import CALLS, Instance, Registration, ServiceKey
 from pysidecar.routing.found import NOTHING_FOUND, FoundService, FoundServices, Role
+from pysidecar.routing.services import GRPC_COMMON
 from pysidecar.takeover.advertised import advertised, expand, local_hosts
 from pysidecar.takeover.api import MeshApi
 from pysidecar.takeover.bodies import Body, BodyError, service_key
@@ -51,8 +52,12 @@ log = logging.getLogger(__name__)
 _mistakes = Mistakes(log)
 
 _METADATA_SERVICE = "org.apache.dubbo.metadata.MetadataService"
+_METADATA_SERVICES = {
+    "dubbo": (_METADATA_SERVICE,),
+    "tri": (_METADATA_SERVICE, f"{_METADATA_SERVICE}V2"),
+}
 # Where Dubbo's providers register by themselves, with our address: see `dubbo_environment`.
-_DUBBO_REGISTRIES = ("zookeeper", "sofaregistry")
+_BY_THEMSELVES = {"dubbo": ("zookeeper", "sofaregistry"), "tri": ("zookeeper",)}
 _LOCAL_WEIGHT = 100
 _ROLES = {role.value: role for role in Role}
 _NO_VERSION = "0.0.0"  # what Dubbo's requests have for none
@@ -588,20 +593,30 @@ class Takeover(Watcher):
 
     def _passed(self) -> tuple[tuple[str, str, Address], ...]:
         ports = {
-            str(protocol): Address("127.0.0.1", port)
-            for protocol, port in self._settings.application_ports.items()
+            protocol: Address("127.0.0.1", port) for protocol, port in self._settings.ports.items()
         }
         names = self._settings.pass_unknown
         if names is not None:
             return tuple(
                 (protocol, name, address) for protocol, address in ports.items() for name in names
             )
-        if "dubbo" not in ports:
-            return ()
-        by_itself = self._config.registry.type in _DUBBO_REGISTRIES and not any(
-            each.service.protocol == "dubbo" for each in self.table.publications
-        )
-        return (("dubbo", "*" if by_itself else _METADATA_SERVICE, ports["dubbo"]),)
+        registry = self._config.registry.type
+        called = [each for each in self.table.publications if each.service.protocol in CALLS]
+        places = {each.address for each in called if each.alive}
+        passed = [
+            ("grpc", name, address)
+            for address in (places if len(places) == 1 else ())
+            for name in GRPC_COMMON
+        ]
+        for protocol, is_published in (
+            ("dubbo", any(each.service.protocol == "dubbo" for each in self.table.publications)),
+            ("tri", bool(called)),
+        ):
+            by_itself = registry in _BY_THEMSELVES[protocol] and not is_published
+            if protocol in ports:
+                names = ("*",) if by_itself else _METADATA_SERVICES[protocol]
+                passed.extend((protocol, name, ports[protocol]) for name in names)
+        return tuple(passed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -638,7 +653,7 @@ def _demanded(service: DemandedService) -> ServiceKey:
     names = Body(service._asdict())
     version = names.name("version", "1.0", required=False)
     return service_key(
-        service.protocol.name.lower(),
+        "tri" if service.triple else service.protocol.name.lower(),
         names.name("name", "com.example.Orders"),
         names.name("group", "blue", required=False),
         "" if version == _NO_VERSION else version,

@@ -214,7 +214,7 @@ def test_a_wrong_service(text: str, error: str) -> None:
         ),
         (
             "{services: bolt, match: {group: a}}",
-            "requests[0].match.group: expected no group in a rule for Bolt: it is for Dubbo",
+            "[0].match.group: expected no group in a rule for Bolt: it is for gRPC and Dubbo",
         ),
         (
             "{services: dubbo, match: {headers: {x: a}}}",

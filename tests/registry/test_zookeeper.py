@@ -444,7 +444,7 @@ def test_malformed_nodes_cost_one_warning(
         ServiceKey("dubbo", "a&b=c"),
         ServiceKey("dubbo", "x", group="a&weight=1000000"),
         ServiceKey("bolt", "x" * 20_000),
-        ServiceKey("grpc", "x"),
+        ServiceKey("thrift", "x"),
     ],
 )
 def test_what_has_no_place_there_costs_only_that_call(

@@ -49,10 +49,10 @@ class Service:
         """Each as it comes."""
         yield from requests
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def handler(self, name: str = SERVICE) -> grpc.GenericRpcHandler:
         """For a server."""
         return grpc.method_handlers_generic_handler(
-            SERVICE,
+            name,
             {
                 "Unary": grpc.unary_unary_rpc_method_handler(self.unary),
                 "ServerStream": grpc.unary_stream_rpc_method_handler(self.server_stream),

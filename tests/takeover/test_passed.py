@@ -14,7 +14,11 @@ from pysidecar.takeover.takeover import Takeover
 
 METADATA = "org.apache.dubbo.metadata.MetadataService"
 HERE = Address("127.0.0.1", 20880)
+TRIPLE = [("tri", METADATA, Address("127.0.0.1", 50051))]
+TRIPLE += [("tri", f"{METADATA}V2", Address("127.0.0.1", 50051))]
 PUBLISHED = "publish: [{service: com.example.Echo, protocol: dubbo, port: 20880}]"
+CALLED = "publish: [{service: com.example.Echo, protocol: grpc, port: 50051}]"
+ALL = ("tri", "*", Address("127.0.0.1", 50051))
 
 
 def _never(found: FoundServices) -> NoReturn:
@@ -25,11 +29,17 @@ def _never(found: FoundServices) -> NoReturn:
     ("registry", "takeover", "passed"),
     [
         # What listens on loopback is not handed to other hosts where nothing registers it.
-        ("embedded", "", [("dubbo", METADATA, HERE)]),
-        ("etcd", "", [("dubbo", METADATA, HERE)]),
-        ("zookeeper", "", [("dubbo", "*", HERE)]),
-        ("sofaregistry", "", [("dubbo", "*", HERE)]),
-        ("zookeeper", PUBLISHED, [("dubbo", METADATA, HERE)]),
+        ("embedded", "", [("dubbo", METADATA, HERE), *TRIPLE]),
+        ("etcd", "", [("dubbo", METADATA, HERE), *TRIPLE]),
+        ("zookeeper", "", [("dubbo", "*", HERE), ALL]),
+        ("sofaregistry", "", [("dubbo", "*", HERE), *TRIPLE]),
+        ("zookeeper", PUBLISHED, [("dubbo", METADATA, HERE), ALL]),
+        ("zookeeper", CALLED, [("dubbo", "*", HERE), *TRIPLE]),
+        (
+            "zookeeper",
+            "application_ports: {dubbo: 1, tri: 2}",
+            [("dubbo", "*", Address("127.0.0.1", 1)), ("tri", "*", Address("127.0.0.1", 2))],
+        ),
         ("zookeeper", "application_ports: {bolt: 12200}", []),
         ("zookeeper", "pass_unknown: []", []),
         (

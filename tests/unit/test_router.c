@@ -255,6 +255,46 @@ static void test_dubbo_services_with_version_and_group(void **state)
     assert_int_equal(route_dubbo("a.Orders:1.0", "", ""), 0);
 }
 
+static uint32_t route_call(const char *service, const char *version, const char *group)
+{
+    request.service = text("host");
+    request.rpc = text(service);
+    request.version = text(version);
+    request.group = text(group);
+    return route(DP_GRPC);
+}
+
+static void test_services_of_grpc(void **state)
+{
+    (void)state;
+    rule_with(DP_HTTP1, DP_SUBJECT_SERVICE, "a.Orders:1.0");
+    rule_with(DP_HTTP1, DP_SUBJECT_TARGET, "a.Orders");
+    written_predicate(&written, DP_SUBJECT_HOST, "orders")->alternative = 1;
+    written_predicate(&written, DP_SUBJECT_TARGET, "a.Orders");
+    written_predicate(&written, DP_SUBJECT_TARGET, "health")->alternative = 1;
+    written_predicate(&written, DP_SUBJECT_GROUP, "");
+    rule_with(DP_HTTP1, DP_SUBJECT_SERVICE, "a.*");
+    written_predicate(&written, DP_SUBJECT_VERSION, "2.*");
+    rule_with(DP_HTTP1, DP_SUBJECT_SERVICE, "host");
+    rule_with(DP_HTTP1, DP_SUBJECT_SERVICE, "*");
+    assert_int_equal(offer(), 0);
+    assert_int_equal(route_call("a.Orders", "1.0", ""), 0);
+    assert_int_equal(route_call("a.Orders", "", ""), 1);
+    assert_int_equal(route_call("a.Orders", "", "blue"), 4);
+    assert_int_equal(route_call("a.orders", "", ""), 4);
+    assert_int_equal(route_call("a.Users", "2.1", ""), 2);
+    assert_int_equal(route_call("health", "", ""), 4);
+    assert_int_equal(route_call("host", "", ""), 3);
+    request.service = text("Orders");
+    request.rpc = text("health");
+    assert_int_equal(route(DP_GRPC), 1);
+    /* What is no call has no service, however it is called. */
+    request.rpc = text("");
+    assert_int_equal(route(DP_GRPC), NO_RULE);
+    assert_int_equal(route_http("a.Orders", "/a.Orders/Get"), NO_RULE);
+    assert_int_equal(route_http("host", "/"), NO_RULE);
+}
+
 static void test_weights_and_timeouts(void **state)
 {
     uint32_t counts[3] = {0};
@@ -731,6 +771,7 @@ int main(void)
         TEST(test_methods_and_headers),
         TEST(test_bolt_services_with_and_without_version),
         TEST(test_dubbo_services_with_version_and_group),
+        TEST(test_services_of_grpc),
         TEST(test_weights_and_timeouts),
         TEST(test_what_is_said_of_failures_is_found_with_the_service),
         TEST(test_hash_of_a_header),

@@ -340,11 +340,12 @@ enum dp_subject {
     DP_SUBJECT_PATH_PREFIX, /* HTTP; a whole number of segments */
     DP_SUBJECT_METHOD,
     DP_SUBJECT_HEADER,
-    /* Bolt, Dubbo: the service with its version, interface:version, or the interface alone. */
+    /* Bolt, Dubbo, calls of gRPC: the service with its version, interface:version, or the interface
+     * alone. */
     DP_SUBJECT_SERVICE,
-    DP_SUBJECT_VERSION, /* Bolt, Dubbo: of the service */
-    DP_SUBJECT_GROUP,   /* Dubbo */
-    /* Bolt, Dubbo: the service exactly as the request names it; Bolt's has its version. */
+    DP_SUBJECT_VERSION, /* Bolt, Dubbo and its triple: of the service */
+    DP_SUBJECT_GROUP,   /* Dubbo and its triple */
+    /* Bolt, Dubbo, gRPC: the service exactly as the request names it; Bolt's has its version. */
     DP_SUBJECT_TARGET,
     /* HTTP: a header in which clients name the service; without regard to case, like a host. */
     DP_SUBJECT_NAME_HEADER,
@@ -420,6 +421,7 @@ enum {
 /* A service that requests wait for, as they name it. Texts are NUL-padded, and whole. */
 struct dp_wanted {
     uint32_t protocol; /* enum dp_protocol */
+    uint32_t triple;   /* 1: DP_GRPC, and a client of Dubbo's asks */
     char name[DP_WANTED_NAME_BYTES];
     char version[DP_WANTED_TEXT_BYTES], group[DP_WANTED_TEXT_BYTES]; /* Dubbo */
 };

@@ -65,7 +65,9 @@ struct message {
     struct text service;   /* HTTP: the host without its port; Bolt: the target service; Dubbo: the
                             * path */
     struct text authority; /* HTTP: the host with its port, as the client wrote it */
-    struct text group, version; /* Dubbo */
+    struct text group, version; /* Dubbo, and its triple */
+    struct text rpc;            /* gRPC: the service, as its path has it; empty: there is none */
+    bool triple;                /* gRPC: from a client of Dubbo's */
     struct text method;
     struct text scheme;    /* HTTP/2 */
     struct text path;      /* HTTP: with its query, always beginning with "/" or "*" */

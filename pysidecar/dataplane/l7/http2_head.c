@@ -105,6 +105,16 @@ static void note_grpc_status(struct message *message, struct text value)
     message->grpc_status = grpc_status_of(value);
 }
 
+/* Which variant of the service Dubbo's clients ask for. */
+static void read_triple(const struct field *field, struct message *message)
+{
+    message->triple = true;
+    if (text_equal(field->name, TEXT("tri-service-version")))
+        message->version = field->value;
+    else if (text_equal(field->name, TEXT("tri-service-group")))
+        message->group = field->value;
+}
+
 static bool read_known(struct seen *seen, const struct field *field, struct message *message)
 {
     switch (http1_header(field->name)) {
@@ -135,6 +145,8 @@ static bool read_known(struct seen *seen, const struct field *field, struct mess
         seen->timeout = field->value;
     else if (text_equal(field->name, TEXT("grpc-status")))
         note_grpc_status(message, field->value);
+    else if (field->name.size > 4 && memcmp(field->name.at, "tri-", 4) == 0)
+        read_triple(field, message);
     return true;
 }
 
@@ -184,6 +196,15 @@ static bool read_target(const struct seen *seen, struct message *message)
            http1_refuse(message, 400, "not a :path");
 }
 
+static void conclude_call(const struct seen *seen, struct message *message)
+{
+    struct text method;
+
+    message->timeout_ms = grpc_timeout_ms(seen->timeout);
+    if (!grpc_split_path(message->path, &message->rpc, &method))
+        message->rpc = (struct text){NULL, 0};
+}
+
 static bool conclude_request(const struct seen *seen, bool ends, struct message *message)
 {
     struct facts *facts = &message->facts;
@@ -203,7 +224,7 @@ static bool conclude_request(const struct seen *seen, bool ends, struct message 
     message->expects_continue = seen->expects_continue && !ends;
     message->protocol = facts->grpc ? DP_GRPC : DP_HTTP2;
     if (facts->grpc)
-        message->timeout_ms = grpc_timeout_ms(seen->timeout);
+        conclude_call(seen, message);
     return true;
 }
 

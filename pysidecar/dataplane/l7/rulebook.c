@@ -6,7 +6,7 @@
 
 enum {
     MOST_LABELS = 8, /* of a domain that is in the index */
-    MOST_KEYS = 3 + 2 * MOST_LABELS + MAX_FIELDS,
+    MOST_KEYS = 5 + 2 * MOST_LABELS + MAX_FIELDS,
     MOST_NAME = 512, /* bytes of a service with its version */
     NO_LENGTH = UINT32_MAX,
 };
@@ -23,9 +23,12 @@ enum remainder {
 
 /* How a request calls its service. */
 struct names {
+    struct text indexed;   /* by which most rules are found: of HTTP the host, else as `full` */
+    struct text target;    /* as it came; of HTTP, that of a call of gRPC */
     struct text full;      /* with its version */
     struct text interface; /* without */
     struct text version, group;
+    bool is_none; /* HTTP that calls none: only the host is there */
     char joined[MOST_NAME];
 };
 
@@ -60,24 +63,33 @@ static void join_version(struct names *names)
     names->full = (struct text){names->joined, size + names->version.size};
 }
 
-static void name(struct names *names, enum dp_protocol protocol, const struct message *request)
+/* Bolt's version is a part of the name. */
+static void split_version(struct names *names)
 {
-    uint32_t colon;
+    uint32_t colon = find(names->full, ':');
 
-    names->full = names->interface = request->service;
-    names->version = request->version;
-    names->group = request->group;
-    if (protocol == DP_DUBBO)
-        join_version(names);
-    if (protocol != DP_BOLT)
-        return;
     names->version.size = 0;
-    colon = find(names->full, ':');
     if (colon == names->full.size)
         return;
     names->interface = begin_of(names->full, colon);
     names->version = rest_of(names->full, colon + 1);
     names->version.size = find(names->version, ':');
+}
+
+static void name(struct names *names, enum dp_protocol protocol, const struct message *request)
+{
+    bool is_http = protocol == DP_HTTP1;
+
+    names->target = is_http ? request->rpc : request->service;
+    names->full = names->interface = names->target;
+    names->version = request->version;
+    names->group = request->group;
+    names->is_none = is_http && request->rpc.size == 0;
+    if (protocol == DP_BOLT)
+        split_version(names);
+    else if (!names->is_none)
+        join_version(names);
+    names->indexed = is_http ? request->service : names->full;
 }
 
 static bool same(char one, char other, bool fold)
@@ -140,6 +152,22 @@ static bool header_matches(const struct predicate *predicate, const struct messa
     return false;
 }
 
+static bool name_matches(const struct predicate *predicate, const struct names *names)
+{
+    if (names->is_none)
+        return false;
+    switch (predicate->subject) {
+    case DP_SUBJECT_VERSION:
+        return text_matches(predicate, names->version);
+    case DP_SUBJECT_GROUP:
+        return text_matches(predicate, names->group);
+    case DP_SUBJECT_TARGET:
+        return text_matches(predicate, names->target);
+    default:
+        return text_matches(predicate, names->full) || text_matches(predicate, names->interface);
+    }
+}
+
 static bool predicate_matches(const struct predicate *predicate, const struct message *request,
                               const struct names *names)
 {
@@ -155,13 +183,10 @@ static bool predicate_matches(const struct predicate *predicate, const struct me
     case DP_SUBJECT_NAME_HEADER:
         return header_matches(predicate, request);
     case DP_SUBJECT_SERVICE:
-        return text_matches(predicate, names->full) || text_matches(predicate, names->interface);
     case DP_SUBJECT_VERSION:
-        return text_matches(predicate, names->version);
     case DP_SUBJECT_GROUP:
-        return text_matches(predicate, names->group);
     case DP_SUBJECT_TARGET:
-        return text_matches(predicate, request->service);
+        return name_matches(predicate, names);
     }
     return false;
 }
@@ -189,8 +214,9 @@ static bool rule_matches(const struct rulebook *book, const struct rule *rule,
 
 /* ---- the index ---- */
 
-/* HEADER: of a name and a value. ANYTHING: rules that are found under nothing else, by scope. */
-enum key_kind { EXACT = 1, BEGINNING, END, HEADER, ANYTHING };
+/* HEADER: of a name and a value. CALL: a service of gRPC. ANYTHING: rules that are found under
+ * nothing else, by scope. */
+enum key_kind { EXACT = 1, BEGINNING, END, HEADER, CALL, ANYTHING };
 
 static uint64_t key_begin(enum dp_protocol protocol, enum key_kind kind)
 {
@@ -322,10 +348,19 @@ static bool index_header(struct rulebook *book, enum dp_protocol protocol, struc
     return true;
 }
 
+static bool key_of_call(const struct predicate *predicate, struct key *key)
+{
+    *key = (struct key){CALL, hash_forwards(DP_HTTP1, CALL, predicate->value), 0};
+    return predicate->pattern == DP_PATTERN_EXACT;
+}
+
 /* Notes what has to be looked for. */
 static bool key_of(struct rulebook *book, enum dp_protocol protocol,
                    const struct predicate *predicate, struct key *key)
 {
+    if (protocol == DP_HTTP1 && is_name(predicate->subject) &&
+        predicate->subject != DP_SUBJECT_HOST)
+        return key_of_call(predicate, key);
     if (is_name(predicate->subject)) {
         if (!key_of_name(protocol, predicate, key))
             return false;
@@ -386,6 +421,16 @@ static void add_backwards(struct keys *keys, enum dp_protocol protocol, uint32_t
     }
 }
 
+/* Without its version and with it. */
+static void add_call(struct keys *keys, const struct names *names)
+{
+    if (names->is_none)
+        return;
+    keys->each[keys->count++] = hash_forwards(DP_HTTP1, CALL, names->target);
+    if (names->full.size != names->target.size)
+        keys->each[keys->count++] = hash_forwards(DP_HTTP1, CALL, names->full);
+}
+
 static void add_headers(struct keys *keys, const struct rulebook *book, enum dp_protocol protocol,
                         const struct message *request)
 {
@@ -433,9 +478,11 @@ static void find_candidates(struct candidates *candidates, const struct rulebook
         return;
     keys.each[keys.count++] = hash_anything(protocol, scope);
     add_headers(&keys, book, protocol, request);
-    add_forwards(&keys, protocol, book->beginnings[protocol], names->full);
+    add_forwards(&keys, protocol, book->beginnings[protocol], names->indexed);
     if (book->ends[protocol])
-        add_backwards(&keys, protocol, book->ends[protocol], names->full);
+        add_backwards(&keys, protocol, book->ends[protocol], names->indexed);
+    if (protocol == DP_HTTP1)
+        add_call(&keys, names);
     for (uint32_t i = 0; i < keys.count; i++)
         add_cursor(candidates, (struct cursor){index->each + places_from(index, keys.each[i]),
                                                index->each + index->count, keys.each[i]});

@@ -296,10 +296,13 @@ static bool describe(const struct stream *stream, const struct message *request,
                      struct text name_header, struct dp_wanted *what)
 {
     bool is_http = protocol_family(stream->downstream->protocol) == DP_HTTP1;
-    struct text name = name_of(request, is_http ? name_header : (struct text){NULL, 0});
+    bool is_call = request->rpc.size > 0;
+    struct text name =
+        is_call ? request->rpc : name_of(request, is_http ? name_header : (struct text){NULL, 0});
 
     memset(what, 0, sizeof *what);
-    what->protocol = protocol_family(stream->downstream->protocol);
+    what->protocol = is_call ? DP_GRPC : protocol_family(stream->downstream->protocol);
+    what->triple = request->triple;
     return name.size > 0 && copy_whole(what->name, sizeof what->name, name) &&
            copy_whole(what->version, sizeof what->version, request->version) &&
            copy_whole(what->group, sizeof what->group, request->group);

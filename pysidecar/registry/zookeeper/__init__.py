@@ -109,7 +109,7 @@ class _ZooKeeperSession(Session):
         self._connection = connection
         self._pushed = pushed
         self._applications = Applications(connection)
-        self._directories: dict[str, Directory] = {}
+        self._directories: dict[tuple[str, str], Directory] = {}  # by protocol and path
 
     @override
     async def register(self, registration: Registration) -> None:
@@ -168,27 +168,28 @@ class _ZooKeeperSession(Session):
     async def subscribe(self, service: ServiceKey) -> None:
         with _explained():
             path = directory(service)
-            followed = self._directories.get(path)
+            place = service.protocol, path
+            followed = self._directories.get(place)
             if followed is None:
-                followed = self._directories[path] = Directory(
+                followed = self._directories[place] = Directory(
                     self._connection, path, service, self._applications, self._pushed
                 )
             followed.add(service)
             try:
                 await followed.started()
             except RegistryError:
-                if self._directories.get(path) is followed:
-                    del self._directories[path]
+                if self._directories.get(place) is followed:
+                    del self._directories[place]
                     followed.stop()
                 raise
 
     @override
     async def unsubscribe(self, service: ServiceKey) -> None:
         with _explained():
-            path = directory(service)
-            followed = self._directories.get(path)
+            place = service.protocol, directory(service)
+            followed = self._directories.get(place)
             if followed is not None and not followed.remove(service):
-                del self._directories[path]
+                del self._directories[place]
                 await followed.leave()
 
     @override

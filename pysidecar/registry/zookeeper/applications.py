@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pysidecar.address import Address
-from pysidecar.registry.service import Instance
+from pysidecar.registry.service import VARIED, Instance
 from pysidecar.registry.zookeeper.layout import Variant, dubbo_variant
 
 __all__ = [
@@ -38,17 +38,17 @@ MAX_APPLICATIONS: Final = 64  # of one interface
 _MAX_ENDPOINTS = 16  # of one instance
 _WARMUP = 600.0  # seconds: Dubbo's, where nobody says anything else
 
-Services = Mapping[str, Sequence[tuple[Variant, int | None, float]]]
-"""By interface: which variants of it there are, at which port (None: the endpoint's), and with what
-weight."""
+Services = Mapping[tuple[str, str], Sequence[tuple[Variant, int | None, float]]]
+"""By protocol and interface: which variants of it there are, at which port (None: the endpoint's),
+and with what weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApplicationInstance:
     """One process of an application."""
 
-    addresses: tuple[Address, ...]
-    """Where it speaks Dubbo."""
+    addresses: Mapping[str, tuple[Address, ...]]
+    """Where it speaks what, of ``VARIED``."""
 
     revision: str
     """Names its services; empty: nobody says."""
@@ -102,11 +102,19 @@ def read_instance(data: bytes) -> ApplicationInstance | None:
         return None
     host = str(fields.get("address"))
     found = _json(endpoints.encode())
-    addresses = tuple(
-        address_of(host, each.get("port"))
+    places = [
+        each
         for each in (found if isinstance(found, list) else [])[:_MAX_ENDPOINTS]
-        if isinstance(each, dict) and each.get("protocol") == "dubbo"
-    )
+        if isinstance(each, dict)
+    ]
+    addresses = {
+        protocol: tuple(
+            address_of(host, each.get("port"))
+            for each in places
+            if each.get("protocol") == protocol
+        )
+        for protocol in VARIED
+    }
     revision = metadata.get("dubbo.metadata.revision")
     remote = metadata.get("dubbo.metadata.storage-type") == "remote"
     named = remote and isinstance(revision, str) and _is_segment(revision)
@@ -117,14 +125,14 @@ def read_instance(data: bytes) -> ApplicationInstance | None:
 
 def read_services(data: bytes) -> Services:
     """What a revision's metadata says. Raises ValueError."""
-    found: dict[str, list[tuple[Variant, int | None, float]]] = {}
+    found: dict[tuple[str, str], list[tuple[Variant, int | None, float]]] = {}
     for entry in _object(_object(_json(data)).get("services")).values():
-        if not isinstance(entry, dict) or entry.get("protocol") != "dubbo":
+        if not isinstance(entry, dict) or entry.get("protocol") not in VARIED:
             continue
         which = dubbo_variant(str(entry.get("version") or ""), str(entry.get("group") or ""))
         port = entry.get("port")
         weight = str(_object(entry.get("params") or {}).get("weight", 100))
-        found.setdefault(str(entry.get("name")), []).append(
+        found.setdefault((entry["protocol"], str(entry.get("name"))), []).append(
             (
                 which,
                 port if isinstance(port, int) and 0 < port <= 65535 else None,
@@ -135,20 +143,25 @@ def read_services(data: bytes) -> Services:
 
 
 def instances_of(
-    interface: str, which: Variant, instance: ApplicationInstance, services: Services | None
+    protocol: str,
+    interface: str,
+    which: Variant,
+    instance: ApplicationInstance,
+    services: Services | None,
 ) -> Iterator[Instance]:
     """Where that instance of an application provides this; ``services`` is what its revision says,
     None: nothing."""
+    addresses = instance.addresses.get(protocol, ())
     if services is None:
-        for address in instance.addresses:
+        for address in addresses:
             yield Instance(address, started=instance.started, warmup=_WARMUP)
         return
-    for variant, port, weight in services.get(interface, ()):
+    for variant, port, weight in services.get((protocol, interface), ()):
         if variant != which:
             continue
         # The port that the provider listens on may not be the one that it registers.
-        own = [address for address in instance.addresses if address.port == port]
-        for address in own or instance.addresses:
+        own = [address for address in addresses if address.port == port]
+        for address in own or addresses:
             yield Instance(address, weight=int(weight), started=instance.started, warmup=_WARMUP)
 
 

@@ -12,7 +12,7 @@ from kazoo.exceptions import KazooException, NoAuthError, NoNodeError
 
 from pysidecar.address import Address
 from pysidecar.registry import MAX_INSTANCES, Pushed, RegistryError
-from pysidecar.registry.service import Instance, ServiceKey
+from pysidecar.registry.service import VARIED, Instance, ServiceKey
 from pysidecar.registry.zookeeper.applications import (
     ApplicationInstance,
     Services,
@@ -155,19 +155,22 @@ class Application(_Follower):
         self._instances: dict[str, ApplicationInstance | None] = {}
         self._services: dict[str, Services | None] = {}
 
-    def instances_of(self, interface: str, which: Variant, defined: bool) -> Iterator[Instance]:
+    def instances_of(
+        self, protocol: str, interface: str, which: Variant, defined: bool
+    ) -> Iterator[Instance]:
         """``defined``: whether those provide it whose revision nobody knows."""
         for instance in self._instances.values():
             if instance is None:
                 continue
             services = self._services.get(instance.revision)
             if services is not None or defined:
-                yield from instances_of(interface, which, instance, services)
+                yield from instances_of(protocol, interface, which, instance, services)
 
     @property
     def addresses(self) -> set[Address]:
         """Of all of its instances."""
-        found = (each.addresses for each in self._instances.values() if each is not None)
+        instances = (each for each in self._instances.values() if each is not None)
+        found = (addresses for each in instances for addresses in each.addresses.values())
         return {address for addresses in found for address in addresses}
 
     async def read(self) -> None:
@@ -311,7 +314,7 @@ class Directory(_Follower):
         if len(names) > MAX_INSTANCES:
             self._warn(f"{len(names)} children, of which {MAX_INSTANCES} are read")
         await self._read_nodes(sorted(names)[:MAX_INSTANCES])
-        if self._protocol == "dubbo":
+        if self._protocol in VARIED:
             mapped = await self._data(mapping_path(self._interface))
             names_of = read_mapping(mapped) if mapped else ()
             self._applications = await self._all_applications.of(self, names_of)
@@ -394,7 +397,9 @@ class Directory(_Follower):
                 found = {instance.address: instance for instance in called}
             for application in self._applications:
                 defined = self._defined.get((application.name, which), False)
-                for instance in application.instances_of(self._interface, which, defined):
+                for instance in application.instances_of(
+                    *(self._protocol, self._interface, which, defined)
+                ):
                     if instance.address not in self._by_url:
                         found.setdefault(instance.address, instance)
             told = list(found.values())

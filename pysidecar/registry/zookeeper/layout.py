@@ -7,7 +7,8 @@ Each instance is a node whose name is a URL, percent-encoded as Java's ``URLEnco
 * bolt: ``/sofa-rpc/INTERFACE/providers/bolt://IP:PORT?version=1.0&uniqueId=…``, as SOFARPC's
   (``RegistryUtils.convertProviderToUrls``): the version and the unique id of the service's name are
   in the URL.
-* http: ``/pysidecar/http/HOST/providers/http://IP:PORT?…``, of our own.
+* tri: as dubbo, in the same directory, with the scheme ``tri``.
+* http, grpc: ``/pysidecar/http/HOST/providers/http://IP:PORT?…``, of our own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Final
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 from pysidecar.address import Address
-from pysidecar.registry.service import Instance, Registration, ServiceKey
+from pysidecar.registry.service import VARIED, Instance, Registration, ServiceKey
 
 __all__ = [
     "MAX_NAME",
@@ -36,7 +37,13 @@ __all__ = [
 MAX_NAME: Final = 16384  # bytes of a node's name, encoded
 _MAX_PARAMETERS = 128
 _DUBBO_WARMUP = 600.0  # seconds, where a provider says nothing: Constants.DEFAULT_WARMUP
-_ROOTS = {"dubbo": "/dubbo", "bolt": "/sofa-rpc", "http": "/pysidecar/http"}
+_ROOTS = {
+    "dubbo": "/dubbo",
+    "tri": "/dubbo",
+    "bolt": "/sofa-rpc",
+    "http": "/pysidecar/http",
+    "grpc": "/pysidecar/grpc",
+}
 _MARK = ("registered-by", "pysidecar")
 # Have a place of their own in ServiceKey or Instance, or say what the node's place says already.
 _OWN_KEYS = frozenset(
@@ -115,7 +122,7 @@ def node_name(registration: Registration) -> str:
     parameters |= dict(_OWN_PARAMETERS[service.protocol](instance, which))
     if not all(map(_is_clean, (name, *astuple(which)))):
         raise ValueError("a service's name, version or group that does not fit into a URL")
-    path = f"/{name}" if service.protocol == "dubbo" else ""
+    path = f"/{name}" if service.protocol in VARIED else ""
     query = "&".join(f"{key}={value}" for key, value in sorted(parameters.items()))
     encoded = quote_plus(f"{service.protocol}://{instance.address}{path}?{query}")
     if len(encoded) > MAX_NAME:
@@ -159,7 +166,7 @@ def _instance(protocol: str, address: Address, parameters: dict[str, str]) -> In
     started = _number(parameters.get("startTime" if bolt else "timestamp", ""), 0.0) / 1000
     warmup = _number(parameters.get("warmupTime" if bolt else "warmup", ""), -1.0) / 1000
     if warmup < 0:
-        warmup = _DUBBO_WARMUP if protocol == "dubbo" else 0.0
+        warmup = _DUBBO_WARMUP if protocol in VARIED else 0.0
     read = unquote if _is_ours(parameters) else str
     return Instance(
         address,
@@ -200,7 +207,13 @@ def _of_bolt(instance: Instance, which: Variant) -> Iterator[tuple[str, str]]:
         yield "warmupWeight", "1"
 
 
-_OWN_PARAMETERS = {"dubbo": _of_dubbo, "bolt": _of_bolt, "http": _of_http}
+_OWN_PARAMETERS = {
+    "dubbo": _of_dubbo,
+    "tri": _of_dubbo,
+    "bolt": _of_bolt,
+    "http": _of_http,
+    "grpc": _of_http,
+}
 
 
 def _number(text: str, default: float) -> float:
