@@ -31,6 +31,8 @@ STAMPS = VENV / "stamps"
 NODE = ROOT / "tests" / "interop" / "node"
 JAVA = ROOT / "tests" / "interop" / "java"
 JAVA_BUILT = ROOT / "build" / "java"
+GO = ROOT / "tests" / "interop" / "go"
+GO_BUILT = ROOT / "build" / "go"
 POLICY_RC = Path("/usr/sbin/policy-rc.d")
 # Servers live in sbin, which is not on every user's PATH.
 PROGRAM_PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
@@ -306,8 +308,8 @@ def install_node_packages() -> None:
 
 
 def build_java_programs() -> None:
-    """The programs that speak Bolt, Dubbo and HTTP with us, and the libraries that they use; each
-    module's class path is ``build/java/MODULE/lib``."""
+    """The programs that speak Bolt, Dubbo and HTTP with us, and the libraries that they use;
+    each module's class path is ``build/java/MODULE/lib``."""
     files = [
         *JAVA.glob("**/pom.xml"),
         *JAVA.glob("**/*.java"),
@@ -321,6 +323,21 @@ def build_java_programs() -> None:
             shutil.rmtree(JAVA_BUILT, ignore_errors=True)
             run("mvn", "--quiet", "--batch-mode", "-Dstyle.color=never", "package", cwd=JAVA)
             run(VENV_PYTHON, ROOT / "scripts" / "archive_java_classes.py")
+
+
+def build_go_programs() -> None:
+    """Go's gRPC, and h2spec: both as ``tests/interop/go/go.mod`` pins them."""
+    files = [path for path in GO.glob("**/*") if path.suffix in (".go", ".mod", ".sum")]
+    version = subprocess.check_output(["go", "version"], cwd=GO, text=True)
+    products = [GO_BUILT / "h2spec", GO_BUILT / "peer"]
+    with when_changed("go", content_hash(files, version), *products) as changed:
+        if changed:
+            say("compiling the Go programs")
+            GO_BUILT.mkdir(parents=True, exist_ok=True)
+            # No longer a download than that of the modules: not of another Go.
+            settings = {"GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -buildvcs=false"}
+            packages = ("./peer", "github.com/summerwind/h2spec/cmd/h2spec")
+            run("go", "build", "-o", f"{GO_BUILT}/", *packages, cwd=GO, **settings)
 
 
 def main() -> None:
@@ -356,6 +373,7 @@ def main() -> None:
         build_package()
         if arguments.tests:
             install_node_packages()
+            build_go_programs()
         if arguments.tests or arguments.example:
             build_java_programs()
 

@@ -421,6 +421,51 @@ static bool is_within_bounds(struct http2 *http2, const nghttp2_frame_hd *head)
     return ++http2->idle_frames <= MOST_IDLE_FRAMES;
 }
 
+/* ---- what must not come ---- */
+
+/* Of a head for a stream that is not open any more, which libnghttp2 ignores. */
+static uint32_t fault_of_past(struct http2 *http2, int32_t id)
+{
+    switch (http2_past_fate(&http2->past, (uint32_t)id)) {
+    case FATE_SKIPPED:
+        return NGHTTP2_PROTOCOL_ERROR;
+    case FATE_ENDED:
+        return NGHTTP2_STREAM_CLOSED;
+    case FATE_RESET: /* an error of the stream alone; once, so that it costs nothing */
+        http2_past_forget(&http2->past, (uint32_t)id);
+        nghttp2_submit_rst_stream(session_of(http2), NGHTTP2_FLAG_NONE, id, NGHTTP2_STREAM_CLOSED);
+        schedule(http2);
+        return NGHTTP2_NO_ERROR;
+    default:
+        return NGHTTP2_NO_ERROR;
+    }
+}
+
+/* What a client sends against the rules and libnghttp2 does not mind: an error of RFC 9113, 7. */
+static uint32_t find_fault(struct http2 *http2, const nghttp2_frame_hd *head)
+{
+    if (head->type == NGHTTP2_PRIORITY) /* which libnghttp2 does not even look at */
+        return head->stream_id == 0 ? NGHTTP2_PROTOCOL_ERROR : NGHTTP2_NO_ERROR;
+    if (head->type != NGHTTP2_HEADERS || find_stream(http2, head->stream_id))
+        return NGHTTP2_NO_ERROR;
+    if ((uint32_t)head->stream_id <= http2->past.newest)
+        return fault_of_past(http2, head->stream_id);
+    http2_past_opened(&http2->past, (uint32_t)head->stream_id);
+    return NGHTTP2_NO_ERROR;
+}
+
+static int on_begin_frame(nghttp2_session *session, const nghttp2_frame_hd *head, void *user)
+{
+    struct http2 *http2 = user;
+
+    (void)session;
+    if (http2->closed)
+        return NGHTTP2_ERR_CALLBACK_FAILURE;
+    if (http2->downstream)
+        http2->fault = find_fault(http2, head);
+    return http2->fault == NGHTTP2_NO_ERROR ? 0 : NGHTTP2_ERR_CALLBACK_FAILURE;
+}
+
 /* ---- what else comes ---- */
 
 static int on_data(nghttp2_session *session, uint8_t flags, int32_t id, const uint8_t *data,
@@ -472,6 +517,10 @@ static int on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *
             http2_pass_on(stream);
         }
         break;
+    case NGHTTP2_RST_STREAM:
+        if (stream)
+            stream->in_reset = true;
+        break;
     case NGHTTP2_GOAWAY:
         http2->goes_away = true;
         if (http2->uplink)
@@ -510,6 +559,8 @@ static int on_stream_close(nghttp2_session *session, int32_t id, uint32_t code, 
         return 0;
     nghttp2_session_set_stream_user_data(session, id, NULL);
     stream->closed = true;
+    if (stream->in_ended || stream->in_reset)
+        http2_past_ended(&http2->past, (uint32_t)id, stream->in_reset);
     release_out(stream);
     stream->locks++;
     if (stream->stream)
@@ -846,8 +897,10 @@ void http2_say_goodbye(struct http2 *http2, uint32_t error)
     wire_wrote(http2->wire, GOAWAY_BYTES);
 }
 
-static uint32_t error_for(ssize_t result)
+static uint32_t error_for(const struct http2 *http2, ssize_t result)
 {
+    if (http2->fault)
+        return http2->fault;
     switch (result) {
     case NGHTTP2_ERR_BAD_CLIENT_MAGIC:
         return NGHTTP2_PROTOCOL_ERROR;
@@ -871,7 +924,7 @@ size_t http2_take(struct http2 *http2, const uint8_t *data, size_t size)
     if (result < 0) {
         http2_fill(http2);
         if (nghttp2_session_want_read(session_of(http2)))
-            http2_say_goodbye(http2, error_for(result));
+            http2_say_goodbye(http2, error_for(http2, result));
         http2->broken = true;
     }
     schedule(http2);
@@ -919,6 +972,7 @@ static nghttp2_session_callbacks *make_callbacks(void)
 
     if (nghttp2_session_callbacks_new(&callbacks) != 0)
         return NULL;
+    nghttp2_session_callbacks_set_on_begin_frame_callback(callbacks, on_begin_frame);
     nghttp2_session_callbacks_set_on_begin_headers_callback(callbacks, on_begin_headers);
     nghttp2_session_callbacks_set_on_header_callback(callbacks, on_header);
     nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, on_frame);

@@ -4,6 +4,7 @@
 #ifndef PYSIDECAR_L7_HTTP2_H
 #define PYSIDECAR_L7_HTTP2_H
 
+#include "l7/http2_past.h"
 #include "l7/wire.h"
 
 struct downstream;
@@ -26,6 +27,7 @@ struct http2_stream {
     uint32_t reset_code; /* what it is ended with, where we end it */
     uint64_t active_ms;  /* when DATA came or went last */
     bool in_ended;       /* nothing more comes */
+    bool in_reset;       /* likewise: the peer has reset it */
     bool out_ended;      /* nothing more is written */
     bool deferred;       /* libnghttp2 waits to be told that there is something to send */
     uint8_t locks;       /* of those on the stack that go on with it */
@@ -45,6 +47,8 @@ struct http2 {
     uint32_t head_bytes, head_fields;
     uint32_t idle_frames; /* that bring nothing, of late */
     uint64_t refilled_ms;
+    uint32_t fault;         /* of the peer, for which we end it: an error of RFC 9113, 7 */
+    struct http2_past past; /* of a client's streams */
     bool head_is_too_large;
     bool inside;    /* libnghttp2 is on the stack */
     bool noticed;   /* a client was told that the end is near */
