@@ -48,7 +48,18 @@ def _dubbo() -> list[dict[str, object]]:
     ]
 
 
+def _grpc() -> list[dict[str, object]]:
+    port = _free_port()
+    where = {"address": f"127.0.0.1:{port}"}
+    return [
+        {"op": "serve", "port": port, "name": "n"},
+        {**_CALL, **where},
+        {"op": "forms", "count": 2, "size": 10, **where},
+    ]
+
+
 _PROGRAMS = {
+    "grpc": ("peer.Grpc", _grpc),
     "sofa": ("peer.Sofa", _sofa),
     "dubbo": ("peer.Registered", _dubbo),
     "dubbo2": ("peer.Registered", _dubbo),

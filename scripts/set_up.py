@@ -308,14 +308,14 @@ def install_node_packages() -> None:
 
 
 def build_java_programs() -> None:
-    """The programs that speak Bolt, Dubbo and HTTP with us, and the libraries that they use;
+    """The programs that speak Bolt, Dubbo, gRPC and HTTP with us, and the libraries that they use;
     each module's class path is ``build/java/MODULE/lib``."""
     files = [
         *JAVA.glob("**/pom.xml"),
         *JAVA.glob("**/*.java"),
         ROOT / "scripts" / "archive_java_classes.py",
     ]
-    modules = ("dubbo", "dubbo2", "http", "sofa", "sofaregistry")
+    modules = ("dubbo", "dubbo2", "grpc", "http", "sofa", "sofaregistry")
     products = [JAVA_BUILT / module / "lib" for module in modules]
     with when_changed("java", content_hash(files), *products) as changed:
         if changed:

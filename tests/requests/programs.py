@@ -23,6 +23,8 @@ __all__ = [
     "Answer",
     "Program",
     "dubbo",
+    "go_grpc",
+    "java_grpc",
     "java_http",
     "node",
     "registered_dubbo",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 _JAVA = Path(__file__).parents[2] / "build" / "java"
+_GO = Path(__file__).parents[2] / "build" / "go"
 _NODE = Path(__file__).parents[1] / "interop" / "node" / "peer.mjs"
 _SOFA_OPTIONS = (
     "--add-opens=java.base/java.lang=ALL-UNNAMED",  # for its Hessian
@@ -159,6 +162,16 @@ def registered_dubbo(
 def java_http(hooked: Mapping[str, str] | None = None) -> AbstractContextManager[Program]:
     """Java's HTTP client."""
     return running(_java("http", "peer.Http"), hooked)
+
+
+def java_grpc(hooked: Mapping[str, str] | None = None) -> AbstractContextManager[Program]:
+    """Java's gRPC, client and server."""
+    return running(_java("grpc", "peer.Grpc"), hooked)
+
+
+def go_grpc() -> AbstractContextManager[Program]:
+    """Go's gRPC, client and server. The hook does not reach it."""
+    return running([_GO / "peer"])
 
 
 def node(hooked: Mapping[str, str] | None = None) -> AbstractContextManager[Program]:
