@@ -91,9 +91,11 @@ def test_stops_with_idle_connections_to_many_endpoints() -> None:
 # ---- another attempt ----
 
 
-def to_the_endpoints(*endpoints: Address) -> Callable[[DataPlane], object]:
+def to_the_endpoints(
+    *endpoints: Address, protocol: Protocol = Protocol.HTTP
+) -> Callable[[DataPlane], object]:
     """A route that reads requests, for everything; without any, to the original destination."""
-    route = Route(Action.REQUESTS, protocol=Protocol.HTTP, endpoints=endpoints)
+    route = Route(Action.REQUESTS, protocol=protocol, endpoints=endpoints)
     routes = table(("0.0.0.0/0", None, route))
     return lambda data: data.set_routes(routes)
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from hyperframe.frame import GoAwayFrame, HeadersFrame
 
+from pysidecar.dataplane import Protocol
 from tests.dataplane.support import Plane, Server, linger_reset
+from tests.requests.http2 import NO_ERROR, PREFACE, Peer
 from tests.requests.support import RequestPlane, Upstream, read_all, read_message, read_until
 from tests.requests.test_core import GET, OK, POST, to_the_endpoints
 
 
 @contextlib.contextmanager
-def direct() -> Iterator[tuple[Plane, Server]]:
-    with Server() as server, Plane(before_start=to_the_endpoints()) as plane:
+def direct(protocol: Protocol = Protocol.HTTP) -> Iterator[tuple[Plane, Server]]:
+    route = to_the_endpoints(protocol=protocol)
+    with Server() as server, Plane(before_start=route) as plane:
         yield plane, server
 
 
@@ -296,3 +300,98 @@ def test_proxy_that_makes_no_tunnel() -> None:
         assert b"\r\nProxy-Authenticate: Basic\r\n" in answer
         client.close()
         assert read_all(upstream) == b""
+
+
+# ---- HTTP/2 ----
+
+
+def ask_http2(client: Peer, server: Server) -> Peer:
+    """One request on a connection of its own, answered: the server's end."""
+    stream = client.request()
+    upstream = Peer.server(server.accept())
+    answer(client, stream, upstream)
+    return upstream
+
+
+def answer(client: Peer, stream: int, upstream: Peer) -> None:
+    upstream.respond(upstream.read_headers()[0].stream_id, b"ok")
+    assert client.answer(stream)[1] == b"ok"
+
+
+def http2_client(plane: Plane, server: Server) -> Peer:
+    client = plane.through(server.address)
+    client.sendall(PREFACE)
+    return Peer(client)
+
+
+def test_http2_connection_ends_with_its_client() -> None:
+    """So that a server that is to end, and waits for its clients, does."""
+    with direct(Protocol.HTTP2) as (plane, server):
+        client = http2_client(plane, server)
+        upstream = ask_http2(client, server)
+        answer(client, client.request(), upstream)
+        client.sock.close()
+        assert upstream.next(GoAwayFrame).error_code == NO_ERROR
+        assert list(upstream.frames()) == []
+
+
+def test_http2_connection_is_nobody_elses() -> None:
+    with direct(Protocol.HTTP2) as (plane, server):
+        clients = [http2_client(plane, server) for _ in range(3)]
+        upstreams = [ask_http2(client, server) for client in clients]
+        for client, upstream in zip(clients, upstreams, strict=True):
+            answer(client, client.request(), upstream)
+
+
+@pytest.mark.parametrize("leave", [socket.socket.close, linger_reset])
+def test_http2_client_may_leave_with_requests_under_way(
+    leave: Callable[[socket.socket], object],
+) -> None:
+    with direct(Protocol.HTTP2) as (plane, server):
+        client = http2_client(plane, server)
+        client.request()
+        client.request()
+        upstream = Peer.server(server.accept())
+        for _ in range(2):
+            upstream.read_headers()
+        leave(client.sock)
+        for _ in upstream.frames():
+            pass
+        ask_http2(http2_client(plane, server), server)
+
+
+def test_http2_client_is_told_that_its_server_goes_away() -> None:
+    """What is under way is still answered."""
+    with direct(Protocol.HTTP2) as (plane, server):
+        client = http2_client(plane, server)
+        upstream = ask_http2(client, server)
+        stream = client.request()
+        asked = upstream.read_headers()[0].stream_id
+        upstream.send(GoAwayFrame(0, last_stream_id=asked))
+        assert client.next(GoAwayFrame).last_stream_id == stream
+        upstream.respond(asked, b"ok")
+        assert client.answer(stream)[1] == b"ok"
+        assert list(client.frames()) == []
+        read_all(upstream.sock)  # without a reset
+
+
+def test_http2_client_ends_with_its_idle_server() -> None:
+    with direct(Protocol.HTTP2) as (plane, server):
+        client = http2_client(plane, server)
+        ask_http2(client, server).sock.close()
+        assert client.next(GoAwayFrame).error_code == NO_ERROR
+        assert list(client.frames()) == []
+
+
+def test_http2_client_ends_with_its_busy_server() -> None:
+    with direct(Protocol.HTTP2) as (plane, server):
+        client = http2_client(plane, server)
+        upstream = ask_http2(client, server)
+        client.begin()
+        upstream.read_headers()
+        server.listener.close()
+        upstream.sock.close()
+        frames = list(client.frames())
+        heads = [frame.data for frame in frames if isinstance(frame, HeadersFrame)]
+        assert (b":status", b"502") in list(client.decoder.decode(heads[0], raw=True))
+        assert GoAwayFrame in map(type, frames)

@@ -262,6 +262,8 @@ static void release(struct downstream *downstream)
     count_bytes(downstream);
     if (downstream->own)
         uplink_close(downstream->own, false);
+    if (downstream->pool)
+        pool_desert(downstream->pool, false);
     task_cancel(&streams->worker->loop.tasks, &downstream->task);
     http2_close(downstream->http2);
     downstream->http2 = NULL;
@@ -410,6 +412,12 @@ static bool is_idle(const struct downstream *downstream)
            (multiplexes(downstream) || !wire->channel->readable);
 }
 
+void downstream_go_away(struct downstream *downstream)
+{
+    http2_go_away(downstream->http2);
+    downstream->closing = true;
+}
+
 /* In two steps, so that what the client sends meanwhile is still answered (RFC 9113, 6.8). */
 static void drain_http2(struct downstream *downstream)
 {
@@ -424,8 +432,7 @@ static void drain_http2(struct downstream *downstream)
         set_timer(downstream, downstream->final_ms - now_ms);
         return;
     }
-    http2_go_away(http2);
-    downstream->closing = true;
+    downstream_go_away(downstream);
 }
 
 /* Not at once: the next request may be on its way already, and would be lost. */
@@ -461,7 +468,11 @@ void downstream_answered(struct downstream *downstream)
 
 void downstream_deserted(struct downstream *downstream)
 {
-    if (downstream->wire.closed || downstream->streams)
+    if (downstream->wire.closed)
+        return;
+    if (downstream->http2) /* what is sent again is still answered */
+        downstream_go_away(downstream);
+    else if (downstream->streams)
         return;
     downstream->closing = true;
     downstream_answered(downstream);
@@ -671,10 +682,19 @@ static void http2_sent(struct wire *wire)
         task_schedule(&wire->worker->loop.tasks, &downstream->task);
 }
 
+/* There is no half of a connection: a client that has ended takes no answers (RFC 9113, 5.4.3). */
+static void http2_ended(struct wire *wire)
+{
+    struct downstream *downstream = OWNER(wire, struct downstream, wire);
+
+    end_streams(downstream);
+    downstream_answered(downstream);
+}
+
 static const struct wire_ops http2_ops = {
     .take = take,
     .fill = fill,
-    .ended = ended,
+    .ended = http2_ended,
     .failed = failed,
     .sent = http2_sent,
 };
@@ -782,6 +802,8 @@ static void close_session(struct session *session, bool reset)
         stream_abandon(downstream->streams, why);
     if (downstream->own)
         uplink_close(downstream->own, reset);
+    if (downstream->pool)
+        pool_desert(downstream->pool, reset);
     session->served = NULL;
     release(downstream);
 }

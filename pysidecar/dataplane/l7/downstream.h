@@ -18,6 +18,7 @@ struct downstream {
     enum dp_protocol protocol;          /* DP_AUTO: still to be found out */
     uint32_t detect_ms, undetected;     /* as in struct dp_route */
     struct uplink *own; /* the original destination's, for nobody else; NULL: none */
+    struct pool *pool;  /* likewise, with HTTP/2; NULL: none */
     struct stream *streams;
     uint32_t stream_count;
     uint64_t frame_bytes;   /* of those requests, as they began */
@@ -40,7 +41,9 @@ void downstream_start(struct session *session, const struct choice *choice,
 void downstream_answered(struct downstream *downstream);
 /* An answer cannot be completed: the client has to see that. */
 void downstream_cut(struct downstream *downstream, enum dp_end end);
-/* Its own uplink has ended, with no request under way on it. */
+/* HTTP/2: no further request is taken, since its own uplink takes none. */
+void downstream_go_away(struct downstream *downstream);
+/* Its own uplink has ended, with no request under way on it any more. */
 void downstream_deserted(struct downstream *downstream);
 /* A complete request waits: where the client has left or sends nothing more, whoever is to answer
  * learns of it. */

@@ -524,7 +524,7 @@ static int on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *
     case NGHTTP2_GOAWAY:
         http2->goes_away = true;
         if (http2->uplink)
-            http2->uplink->leaving = true;
+            uplink_goes_away(http2->uplink);
         break;
     case NGHTTP2_SETTINGS:
         if (http2->uplink)

@@ -32,7 +32,8 @@ static uint64_t hash_of(const struct pool_key *key)
     memcpy(words, &key->address, sizeof words);
     for (int i = 0; i < 3; i++)
         hash = random_mix(hash ^ words[i]);
-    return hash ^ (key->service ? key->service->standing->number + 1 : 0);
+    hash ^= key->service ? key->service->standing->number + 1 : 0;
+    return key->owner ? random_mix(hash ^ (uint64_t)(uintptr_t)key->owner) : hash;
 }
 
 /* Whether it is connected to as if that were where the client wanted to go. */
@@ -53,6 +54,7 @@ static bool is_alike(const struct dp_listener *one, const struct dp_listener *ot
 static bool is_for(const struct pool *pool, const struct pool_key *key)
 {
     return pool->codec == key->codec && pool->endpoint == key->endpoint &&
+           pool->owner == key->owner &&
            memcmp(&pool->address, &key->address, sizeof pool->address) == 0 &&
            address_is_zero(&pool->origin.original_destination) == !has_destination(key) &&
            is_alike(&pool->settings, key->listener);
@@ -98,6 +100,9 @@ static struct pool *pool_create(struct worker *worker, const struct pool_key *ke
     pool->worker = worker;
     pool->codec = key->codec;
     pool->endpoint = key->endpoint;
+    pool->owner = key->owner;
+    if (pool->owner)
+        pool->owner->pool = pool;
     pool->address = key->address;
     pool->settings = *key->listener;
     pool->settings.transport = DP_TRANSPORT_LISTENER; /* no source to keep */
@@ -273,9 +278,21 @@ static bool may_open(const struct pool *pool)
                pool->service->connections;
 }
 
+/* Whether some uplink is there that stays. */
+static bool has_lasting(const struct pool *pool)
+{
+    const struct uplink *uplink = pool->ready;
+
+    while (uplink && uplink->leaving)
+        uplink = uplink->next;
+    return uplink != NULL;
+}
+
 /* Where requests share an uplink, one is enough, until it takes no more. */
 static bool wants_more(const struct pool *pool)
 {
+    if (pool->owner) /* whose requests would wait for room without us, too */
+        return pool->connecting == 0 && !has_lasting(pool);
     if (pool->codec->is_http2) /* a server says how many streams it takes */
         return pool->connecting == 0;
     if (pool->codec->multiplexes)
@@ -390,6 +407,8 @@ static void pool_free(struct pool *pool)
     struct pool_key nothing = {0};
 
     assert(!pool->waiting);
+    if (pool->owner)
+        pool->owner->pool = NULL;
     task_cancel(&worker->loop.tasks, &pool->serve);
     timer_cancel(&worker->loop.timers, &pool->timer);
     timers_release(&worker->loop.timers, 1);
@@ -422,13 +441,26 @@ static void look_expired(struct timer *timer)
         pool_free(pool);
 }
 
-void pool_close(struct pool *pool)
+static void close_uplinks(struct pool *pool, bool reset)
 {
     while (pool->ready)
-        uplink_close(pool->ready, false);
+        uplink_close(pool->ready, reset);
     while (pool->busy)
         uplink_close(pool->busy, true);
+}
+
+void pool_close(struct pool *pool)
+{
+    close_uplinks(pool, false);
     pool_free(pool);
+}
+
+/* It is freed when it is looked at next: one of its uplinks may be on the stack. */
+void pool_desert(struct pool *pool, bool reset)
+{
+    pool->owner->pool = NULL;
+    pool->owner = NULL;
+    close_uplinks(pool, reset);
 }
 
 void pool_renew(struct pool *pool)

@@ -18,6 +18,7 @@ struct pool {
     struct service *service;   /* as it was when a request came last; NULL: none */
     struct cluster *cluster;   /* of a route's endpoint; NULL: none. Both are referenced */
     struct endpoint *endpoint; /* NULL: the address is an original destination */
+    struct downstream *owner;  /* as in the key; NULL also when that has ended */
     struct mosnhook_address address;
     struct dp_listener settings; /* of the sockets */
     struct origin origin;        /* for the connector */
@@ -37,6 +38,9 @@ struct pool_key {
     struct service *service;
     struct cluster *cluster;
     struct endpoint *endpoint;
+    /* The only one whose requests it takes, and with which it ends: a client of HTTP/2 and its
+     * original destination. NULL: everybody's. */
+    struct downstream *owner;
     struct mosnhook_address address;
     /* The client came to an address of this host, and the endpoint is at the same one: it is the
      * application, or beside it. */
@@ -46,8 +50,9 @@ struct pool_key {
 };
 
 /* Whether the requests of many connections take turns on its uplinks. To an original destination,
- * each connection whose requests have no ids has an uplink of its own, and closes it with itself:
- * a server may serve one connection after the other. */
+ * each connection of HTTP/1.1 has an uplink of its own, and closes it with itself: a server may
+ * serve one connection after the other, or end when its clients have. One of HTTP/2 has a pool of
+ * its own for the same reason. */
 static inline bool pool_is_shared(const struct pool *pool)
 {
     return pool->endpoint || pool->codec->multiplexes;
@@ -63,6 +68,8 @@ void pool_leave(struct pool *pool, struct stream *stream);
 void pool_serve(struct pool *pool);
 /* The connect of an uplink failed. */
 void pool_connect_failed(struct pool *pool, int error);
+/* Its owner ends, with no request under way: so do its uplinks. */
+void pool_desert(struct pool *pool, bool reset);
 /* Closes idle uplinks: they may be dead, as another one was. */
 void pool_renew(struct pool *pool);
 /* An uplink of it was opened (1) or closed (-1). */

@@ -29,6 +29,7 @@ static bool pick_of_route(struct stream *stream, struct pool_key *key)
     };
 
     if (!choice->cluster) {
+        key->owner = stream->codec->is_http2 ? stream->downstream : NULL;
         key->address = choice_default_upstream(&stream->downstream->session->origin);
         return stream->tried_count == 0;
     }

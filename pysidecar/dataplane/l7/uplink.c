@@ -207,12 +207,18 @@ bool uplink_is_ready(const struct uplink *uplink)
 
 /* ---- what it brings ---- */
 
-/* With nothing under way. Whose own it is ends with it, as it would without us. */
-static void close_idle(struct uplink *uplink)
+/* NULL: it is many clients'. */
+static struct downstream *owner_of(const struct uplink *uplink)
 {
-    struct downstream *owner = uplink->owner;
+    return uplink->pool->owner ? uplink->pool->owner : uplink->owner;
+}
 
-    uplink_close(uplink, true);
+/* With nothing under way. Whose own it is ends with it, as it would without us. */
+static void close_idle(struct uplink *uplink, bool reset)
+{
+    struct downstream *owner = owner_of(uplink);
+
+    uplink_close(uplink, reset);
     if (owner)
         downstream_deserted(owner);
 }
@@ -239,7 +245,7 @@ static void lose(struct uplink *uplink, enum dp_flag why)
             stream_uplink_lost(uplink->streams[i], why);
     while ((stream = first_of(uplink->http2)))
         stream_uplink_lost(stream, why);
-    close_idle(uplink);
+    close_idle(uplink, true);
 }
 
 static void write_heartbeat(struct uplink *uplink, const struct message *asked)
@@ -309,7 +315,7 @@ static void decoded(struct wire *wire, enum codec_event event, const struct mess
     } else if (uplink->pool->codec->multiplexes) {
         decoded_frame(uplink, message);
     } else if (!uplink->stream) {
-        close_idle(uplink); /* an answer that nobody has asked for */
+        close_idle(uplink, true); /* an answer that nobody has asked for */
     } else {
         if (event == CODEC_HEAD)
             uplink->leaving |=
@@ -381,6 +387,15 @@ void uplink_has_room(struct uplink *uplink)
         task_schedule(&uplink->pool->worker->loop.tasks, &uplink->pool->serve);
 }
 
+void uplink_goes_away(struct uplink *uplink)
+{
+    struct downstream *owner = owner_of(uplink);
+
+    uplink->leaving = true;
+    if (owner)
+        downstream_go_away(owner);
+}
+
 static size_t take(struct wire *wire, const uint8_t *data, size_t size)
 {
     return http2_take(OWNER(wire, struct uplink, wire)->http2, data, size);
@@ -398,6 +413,8 @@ static void http2_sent(struct wire *wire)
 
     if (http2_wants_to_write(http2))
         wire_wants_to_write(wire);
+    else if (http2_is_over(http2) && !http2->broken && uplink->busy == 0)
+        close_idle(uplink, false);
     else if (http2_is_over(http2))
         lose(uplink, http2->broken ? DP_FLAG_MALFORMED_RESPONSE : DP_FLAG_UPSTREAM_RESET);
     if (!uplink->closed)

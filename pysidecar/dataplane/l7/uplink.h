@@ -36,6 +36,8 @@ void uplink_close(struct uplink *uplink, bool reset);
 bool uplink_is_ready(const struct uplink *uplink);
 /* HTTP/2: it may be ready again. */
 void uplink_has_room(struct uplink *uplink);
+/* HTTP/2: the upstream takes no further request on it. */
+void uplink_goes_away(struct uplink *uplink);
 /* The stream's request is about to be written; its id is upstream_id. False when out of memory. */
 bool uplink_begin(struct uplink *uplink, struct stream *stream);
 /* The stream does not wait for an answer any more, which was complete or not. */
