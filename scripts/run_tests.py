@@ -1,10 +1,10 @@
 """Runs pytest with the arguments given, and what fails of many tests at a time once more by itself.
 
-Some four thousand tests of sockets, processes and timers run beside each other: one of them may meet
-a moment in which the machine does nothing for it. Whoever fails once more, one at a time, fails; so
-does a run in which more than a few fail, or in which the C code was caught at something, which is
-never the machine's doing: a sanitizer's report, an assertion, a crash. What passed only by itself is
-named in the end, since that is worth a look, too.
+Some four thousand tests of sockets, processes and timers run beside each other: one of them may
+meet a moment in which the machine does nothing for it. A test that fails once more, one at a
+time, fails. So does a run in which more than a few fail, or in which the C code was caught at
+something, which is never the machine's doing: a sanitizer's report, an assertion, a crash. What
+passed only by itself is named in the end, since that is worth a look, too.
 """
 
 from __future__ import annotations
