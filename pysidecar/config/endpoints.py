@@ -88,9 +88,11 @@ class HealthCheck(Section):
     """Each endpoint is asked now and then whether it is well; one that is not gets no requests."""
 
     type: Literal["http", "grpc", "bolt", "dubbo", "tcp"] | None = None
-    """`http`: GET of `path`, in HTTP/1.1, which is to be answered with 200 to 299. `grpc`:
-    `grpc.health.v1.Health/Check`, to be answered with `SERVING`. `bolt` and `dubbo`: a heartbeat.
-    `tcp`: that it can be connected. Default: by the service's `protocol`."""
+    """`http`: GET of `path`, which is to be answered with 200 to 299; in HTTP/2 where the service's
+    `protocol` is `http2` or `grpc`, else in HTTP/1.1. `grpc`: `grpc.health.v1.Health/Check`, to be
+    answered with `SERVING`. `bolt` and `dubbo`: a heartbeat. `tcp`: that it can be connected.
+    Default: by the service's `protocol`; with `http2`, `http` where there is a `path`, else
+    `tcp`."""
 
     path: _Target | None = None
     """With `http`, which needs it: what is asked for."""
@@ -117,6 +119,8 @@ class HealthCheck(Section):
 
     def kind(self, protocol: str) -> str:
         """What is asked of endpoints that speak this."""
+        if self.type is None and protocol == "http2":
+            return "tcp" if self.path is None else "http"
         return self.type or _TYPES.get(protocol, "tcp")
 
     @model_validator(mode="after")

@@ -94,6 +94,7 @@ __all__ = [
     "Transport",
     "direct_works",
     "ffi",
+    "http2_status",
     "lib",
     "pack_array",
     "pack_routes",
@@ -231,6 +232,13 @@ _END_TEXT: dict[End, str] = {
 
 HAS_HTTP2 = bool(lib.dp_has_http2())
 """Whether the data plane was built with libnghttp2."""
+
+
+def http2_status(block: bytes) -> int | None:
+    """The status of an answer of HTTP/2, whose whole header block this is, of a peer that was told
+    to keep no table of headers. None: it has none, or cannot be understood."""
+    return int(lib.dp_http2_status(block, len(block))) or None
+
 
 DURATION_BOUNDS = tuple(bound / 1e9 for bound in lib.dp_duration_bounds_ns)
 """Seconds: from a request on loopback to connections of a pool that live for a day."""

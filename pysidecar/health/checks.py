@@ -11,7 +11,7 @@ from functools import partial
 
 from pysidecar.address import Address
 from pysidecar.config import HealthCheck
-from pysidecar.health.kinds import CONVERSATIONS
+from pysidecar.health.kinds import conversation_for
 from pysidecar.health.prober import Prober, Target
 
 __all__ = ["CheckedService", "Health", "HealthChecks"]
@@ -204,7 +204,7 @@ class HealthChecks:
                 log.error("no health checks can be made: %s", error.strerror)
                 return None
         settings = checked.settings
-        kind = CONVERSATIONS.get(settings.kind(checked.protocol))
+        kind = conversation_for(settings, checked.protocol)
         target = Target(
             address,
             interval=settings.interval,

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 
 from pysidecar.address import Address
-from pysidecar.health.kinds.conversation import MOST_BYTES, Conversation, Verdict
+from pysidecar.health.kinds.conversation import MOST_BYTES, Conversation, Unserved, Verdict
 from pysidecar.socket_options import mark_option
 
 __all__ = ["Prober", "Target"]
@@ -276,7 +276,7 @@ class Prober:
 
     def _heard(self, target: Target, data: bytes) -> None:
         assert target._conversation is not None
-        target._reused = False  # from here on it is the endpoint's fault
+        reused, target._reused = target._reused, False  # from here on it is the endpoint's fault
         target._heard_bytes += len(data)
         verdict: Verdict | None
         if target._heard_bytes > 2 * MOST_BYTES:  # pings and the like, too
@@ -284,6 +284,10 @@ class Prober:
         else:
             try:
                 verdict = target._conversation.hear(data)
+            except Unserved:
+                target._reused = reused
+                self._ended(target, 0)
+                return
             except ValueError as error:
                 verdict = Verdict(str(error), keep=False)
         asked = target._under_way

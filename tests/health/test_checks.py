@@ -16,7 +16,7 @@ import pytest
 
 from pysidecar.address import Address
 from pysidecar.config import HealthCheck
-from pysidecar.dataplane import Outage
+from pysidecar.dataplane import HAS_HTTP2, Outage
 from pysidecar.health.checks import CheckedService, Health, HealthChecks
 from pysidecar.health.outages import OutageLog
 from pysidecar.health.prober import Prober, Target
@@ -76,6 +76,11 @@ class Server:
         self._server.close()
         self.hang_up()
 
+    @property
+    def is_left(self) -> bool:
+        """Whether all that was sent to it is read."""
+        return not self._writers
+
     async def asked(self, times: int) -> None:
         """Returns when it was asked more often than that."""
         await until(lambda: self.requests > times)
@@ -128,10 +133,14 @@ class Told(list[tuple[int, Address, bool]]):
 
 @contextlib.contextmanager
 def checking(
-    told: Told, settings: HealthCheck, *addresses: Address, **options: Any
+    told: Told,
+    settings: HealthCheck,
+    *addresses: Address,
+    protocol: str = "http",
+    **options: Any,
 ) -> Iterator[HealthChecks]:
     checks = HealthChecks(told, most=options.pop("most", 100), **options)
-    checks.set([CheckedService(7, "orders", "http", settings, addresses)])
+    checks.set([CheckedService(7, "orders", protocol, settings, addresses)])
     try:
         yield checks
     finally:
@@ -200,6 +209,43 @@ def test_a_server_may_close_what_was_kept() -> None:
                 await until(lambda: server.requests > 16)
                 assert told == [(7, server.address, True)]
                 assert next(iter(checks.results()))[3] == 0
+
+    run(test)
+
+
+@pytest.mark.skipif(not HAS_HTTP2, reason="built without libnghttp2")
+def test_what_http2_refuses_with_its_last_words_is_asked_again() -> None:
+    """The server ends each connection as the second check comes, which it has not seen then."""
+    settings_and_answer = b"\0\0\0\4\0\0\0\0\0" + b"\0\0\1\1\5\0\0\0\1\x88"
+    goes_away = b"\0\0\x08\7\0\0\0\0\0" + b"\0\0\0\1" + bytes(4)
+    second_request = b"\1\5\0\0\0\3"
+    connections = ended = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections, ended
+        connections += 1
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readuntil(b"\1\5\0\0\0\1")
+            writer.write(settings_and_answer)
+            await reader.readuntil(second_request)
+            writer.write(goes_away)
+            await reader.read()
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        ended += 1
+
+    async def test() -> None:
+        told = Told()
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        address = Address(*server.sockets[0].getsockname()[:2])
+        with checking(told, HTTP, address, protocol="http2") as checks:
+            await until(lambda: next(iter(checks.results()))[2] >= 8)
+            assert connections >= 4
+            assert next(iter(checks.results()))[3] == 0
+            assert told == [(7, address, True)]
+        server.close()
+        await until(lambda: ended == connections)
 
     run(test)
 
@@ -281,9 +327,10 @@ def test_what_is_known_outlives_a_change_of_the_others() -> None:
                 assert told[-1] == (7, ill.address, True)  # whoever has it then
                 assert checks.of(7, ill.address) is None
                 checks.set([])
+                await until(lambda: new.is_left and ill.is_left)
                 requests = new.requests + ill.requests
                 await asyncio.sleep(0.3)  # some intervals without a check
-                assert new.requests + ill.requests <= requests + 1
+                assert new.requests + ill.requests == requests
 
     run(test)
 

@@ -6,20 +6,27 @@ import struct
 from typing import Any
 
 import pytest
+from hpack import Encoder
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pysidecar.address import Address
 from pysidecar.config import HealthCheck
-from pysidecar.health.kinds import CONVERSATIONS
-from pysidecar.health.kinds.conversation import Conversation, Verdict
+from pysidecar.dataplane import HAS_HTTP2, http2_status
+from pysidecar.health.kinds import conversation_for
+from pysidecar.health.kinds.conversation import Conversation, Unserved, Verdict
 
 ADDRESS = Address("10.0.0.7", 8080)
 WELL = Verdict(None, keep=True)
 
 
-def begin(kind: str, **settings: Any) -> Conversation:
+def begin(kind: str, protocol: str = "http", **settings: Any) -> Conversation:
     if kind == "http":
         settings.setdefault("path", "/health")
-    return CONVERSATIONS[kind](HealthCheck.model_validate({"type": kind, **settings}), ADDRESS)
+    check = HealthCheck.model_validate({"type": kind, **settings})
+    converse = conversation_for(check, protocol)
+    assert converse is not None
+    return converse(check, ADDRESS)
 
 
 def hear_piecewise(conversation: Conversation, data: bytes) -> Verdict | None:
@@ -211,7 +218,8 @@ def test_grpc_knows_how_a_stream_and_a_connection_end() -> None:
     assert verdict == Verdict("it reset the stream: 7", keep=False)
     conversation = begin("grpc")
     conversation.ask()
-    assert conversation.hear(frame(7, 0, 0, bytes(8)) + answer(1, 1)) == WELL._replace(keep=False)
+    goes_away = frame(7, 0, 0, struct.pack(">II", 1, 0))
+    assert conversation.hear(goes_away + answer(1, 1)) == WELL._replace(keep=False)
 
 
 def test_grpc_answers_pings_and_gives_room_again() -> None:
@@ -245,3 +253,136 @@ def test_grpc_is_not_made_to_answer_for_ever() -> None:
     conversation.ask()
     with pytest.raises(ValueError, match="it asks for too much"):
         conversation.hear(frame(6, 0, 0, bytes(8)) * 10_000)
+
+
+# ---- http, of a service that speaks HTTP/2 ----
+
+needs_http2 = pytest.mark.skipif(not HAS_HTTP2, reason="built without libnghttp2")
+OK, NO_CONTENT, NOT_FOUND, UNAVAILABLE = b"\x88", b"\x89", b"\x8d", b"\x08\x03503"
+EARLY = b"\x08\x03103"  # hints
+GONE = Encoder().encode([(":status", "410")], huffman=True)
+
+
+def begin_http2(**settings: Any) -> Conversation:
+    conversation = begin("http", "http2", **settings)
+    conversation.ask()
+    return conversation
+
+
+def test_an_http_check_speaks_what_the_service_speaks() -> None:
+    for protocol in ("http2", "grpc"):
+        asked = begin("http", protocol).ask()
+        assert asked.startswith(PREFACE)
+        head = asked[-(len(asked) - asked.index(b"\x82\x86")) :]
+        assert b"\x04\x07/health" in head
+        assert b"\x01\x0d10.0.0.7:8080" in head
+    for protocol in ("http", "bolt"):
+        assert begin("http", protocol).ask().startswith(b"GET /health HTTP/1.1\r\n")
+    assert b"\x01\x0borders.test" in begin("http", "http2", host="orders.test").ask()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "settings", "kind"),
+    [
+        ("http2", {"path": "/health"}, "http"),
+        ("http2", {}, "tcp"),
+        ("http2", {"type": "grpc"}, "grpc"),
+        ("grpc", {}, "grpc"),
+        ("grpc", {"type": "http", "path": "/health"}, "http"),
+        ("http", {"path": "/health"}, "http"),
+    ],
+)
+def test_the_protocol_says_what_is_asked(
+    protocol: str, settings: dict[str, Any], kind: str
+) -> None:
+    check = HealthCheck.model_validate(settings)
+    assert check.misfit(protocol) is None
+    assert check.kind(protocol) == kind
+
+
+@needs_http2
+@pytest.mark.parametrize(
+    ("frames", "verdict"),
+    [
+        (frame(1, 5, 1, OK), WELL),
+        (frame(1, 5, 1, NO_CONTENT), WELL),
+        (frame(1, 4, 1, OK) + frame(0, 1, 1, b"ok"), WELL),
+        (frame(1, 4, 1, EARLY) + frame(1, 5, 1, OK), WELL),
+        (frame(1, 4, 1, OK) + frame(0, 0, 1, b"ok") + frame(1, 5, 1, b"\x00\x01a\x01b"), WELL),
+        (frame(1, 1, 1, OK[:0]) + frame(9, 0, 1, OK) + frame(9, 4, 1, b""), WELL),
+        (frame(1, 0x2D, 1, b"\x02" + bytes(5) + OK + b"xx"), WELL),  # padded, with a priority
+        (frame(1, 5, 1, b"\x20" + OK), WELL),  # it has no table either
+        (frame(1, 5, 1, NOT_FOUND), Verdict("its answer is 404", keep=True)),
+        (frame(1, 5, 1, UNAVAILABLE), Verdict("its answer is 503", keep=True)),
+        (frame(1, 5, 1, GONE), WELL._replace(problem="its answer is 410")),
+        (frame(1, 5, 1, EARLY), Verdict("its answer is interim only", keep=True)),
+        (frame(3, 0, 1, bytes(4)), Verdict("it reset the stream: 0", keep=False)),
+    ],
+)
+def test_http2_hears_a_status_and_the_end_of_the_stream(frames: bytes, verdict: Verdict) -> None:
+    conversation = begin_http2()
+    assert hear_piecewise(conversation, frame(4, 0, 0) + frames) == verdict
+    assert conversation.take_reply() == frame(4, 1, 0)
+
+
+@needs_http2
+def test_http2_asks_on_one_stream_after_the_other() -> None:
+    conversation = begin("http", "http2")
+    for stream in (1, 3, 5):
+        asked = conversation.ask()
+        assert asked.startswith(PREFACE) == (stream == 1)
+        assert struct.pack(">BBI", 1, 5, stream) in asked
+        assert conversation.hear(frame(1, 5, stream, OK)) == WELL
+        # What comes late is nobody's.
+        assert conversation.hear(frame(3, 0, stream, bytes(4))) is None
+
+
+@needs_http2
+def test_http2_does_not_read_a_long_body_to_its_end() -> None:
+    conversation = begin_http2()
+    assert conversation.hear(frame(1, 4, 1, OK)) is None
+    for _ in range(3):
+        assert conversation.hear(frame(0, 0, 1, bytes(16384))) is None
+    assert conversation.hear(frame(0, 0, 1, bytes(1))) == WELL._replace(keep=False)
+
+
+@needs_http2
+def test_http2_knows_what_was_served_before_a_connection_ends() -> None:
+    conversation = begin_http2()
+    with pytest.raises(Unserved):
+        conversation.hear(frame(7, 0, 0, bytes(8)))
+    conversation = begin_http2()
+    assert conversation.hear(frame(7, 0, 0, struct.pack(">II", 1, 0))) is None
+    assert conversation.hear(frame(1, 5, 1, UNAVAILABLE)) == Verdict("its answer is 503", False)
+    conversation = begin_http2()
+    assert conversation.hear(frame(1, 5, 1, OK)) == WELL
+    # While nothing is asked, it is not used any more.
+    assert conversation.hear(frame(7, 0, 0, struct.pack(">II", 1, 0))) == WELL._replace(keep=False)
+
+
+@needs_http2
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        frame(0, 1, 1, b"ok"),  # before a head
+        frame(1, 5, 1, b""),
+        frame(1, 5, 1, b"\xbe" + OK),  # of a table that is empty
+        frame(1, 5, 1, b"\x00\x01a\x01b"),  # no status
+        frame(1, 5, 1, b"\x08\x0399x"),
+        frame(1, 0xD, 1, b"\x09" + OK),  # more padding than there is
+        frame(9, 4, 1, OK),
+        frame(1, 1, 1, OK) + frame(0, 1, 1, b""),
+        frame(1, 1, 1, bytes(16000)) + frame(9, 0, 1, bytes(16000)) * 4,
+    ],
+)
+def test_http2_understands_nothing_else(data: bytes) -> None:
+    with pytest.raises(ValueError, match="its answer"):
+        begin_http2().hear(data)
+
+
+@needs_http2
+@given(st.binary(max_size=64))
+def test_any_header_block_has_a_status_or_none(block: bytes) -> None:
+    status = http2_status(block)
+    assert status is None or 1 <= status <= 999

@@ -18,6 +18,7 @@
 #include "l4/tunnel.h"
 #include "l7/downstream.h"
 #include "l7/http2.h"
+#include "l7/http2_status.h"
 #include "l7/streams.h"
 #include "l7/router.h"
 #include "net/foreign.h"
@@ -251,6 +252,11 @@ int dp_set_own_addresses(struct dp *dp, const struct mosnhook_address *addresses
 int dp_has_http2(void)
 {
     return http2_is_built_in();
+}
+
+uint32_t dp_http2_status(const uint8_t *block, size_t size)
+{
+    return http2_status(block, size);
 }
 
 int dp_accelerate(struct dp *dp, const char *path, const struct dp_acceleration *settings,

@@ -123,6 +123,8 @@ enum dp_bound {
 };
 /* Whether HTTP/2 was built in: 1, or 0 where libnghttp2 was missing. */
 int dp_has_http2(void);
+/* The status of an answer of HTTP/2, whose whole header block this is. 0: there is none. */
+uint32_t dp_http2_status(const uint8_t *block, size_t size);
 
 /* Of a service, since the start. */
 struct dp_service_sums {

@@ -11,13 +11,24 @@ from pysidecar.health.kinds.conversation import Conversation
 from pysidecar.health.kinds.dubbo import DubboHeartbeat
 from pysidecar.health.kinds.grpc import GrpcHealth
 from pysidecar.health.kinds.http import HttpGet
+from pysidecar.health.kinds.http2 import Http2Get
 
-__all__ = ["CONVERSATIONS"]
+__all__ = ["conversation_for"]
 
-CONVERSATIONS: dict[str, Callable[[HealthCheck, Address], Conversation]] = {
+_CONVERSATIONS: dict[str, Callable[[HealthCheck, Address], Conversation]] = {
     "http": HttpGet,
     "grpc": GrpcHealth,
     "bolt": BoltHeartbeat,
     "dubbo": DubboHeartbeat,
 }
-"""By ``HealthCheck.kind``. Not ``tcp``: where nothing is said, to be connected is all."""
+
+
+def conversation_for(
+    settings: HealthCheck, protocol: str
+) -> Callable[[HealthCheck, Address], Conversation] | None:
+    """What begins a conversation with endpoints that speak this. None with ``tcp``: where nothing
+    is said, to be connected is all."""
+    kind = settings.kind(protocol)
+    if kind == "http" and protocol in ("http2", "grpc"):
+        return Http2Get
+    return _CONVERSATIONS.get(kind)
