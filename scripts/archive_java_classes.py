@@ -40,6 +40,18 @@ def _sofa() -> list[dict[str, object]]:
 
 
 def _dubbo() -> list[dict[str, object]]:
+    port, triple = _free_port(), _free_port()
+    return [
+        {"op": "begin", "application": "a", "registry": "N/A", "port": port, "triple": triple},
+        {"op": "serve", "name": "n", "services": "1.0 "},
+        {**_CALL, "service": "1.0 ", "url": f"dubbo://[::1]:{port}"},
+        {"op": "serve", "name": "n", "services": "2.0 ", "protocol": "tri"},
+        {**_CALL, "service": "2.0 ", "url": f"tri://127.0.0.1:{triple}", "protocol": "tri"},
+    ]
+
+
+def _dubbo2() -> list[dict[str, object]]:
+    """It has no triple."""
     port = _free_port()
     return [
         {"op": "begin", "application": "a", "registry": "N/A", "port": port},
@@ -62,7 +74,7 @@ _PROGRAMS = {
     "grpc": ("peer.Grpc", _grpc),
     "sofa": ("peer.Sofa", _sofa),
     "dubbo": ("peer.Registered", _dubbo),
-    "dubbo2": ("peer.Registered", _dubbo),
+    "dubbo2": ("peer.Registered", _dubbo2),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Final
 from pysidecar.address import Address
 from pysidecar.config import Takeover
 from pysidecar.listeners import has_ipv6_loopback
-from pysidecar.registry.service import ServiceKey
+from pysidecar.registry.service import VARIED, ServiceKey
 from pysidecar.takeover.applications import Applications, Offer, Unpublish
 from pysidecar.takeover.bodies import Body, BodyError, service_key
 from pysidecar.takeover.json_api import Answer, JsonApi, Settled
@@ -121,7 +121,7 @@ class MeshApi(JsonApi):
     def _consumer(self, service: ServiceKey) -> Address:
         """Where to call it. Dubbo never connects to 127.x."""
         consumers: Sequence[Address] = self._consumers
-        if service.protocol == "dubbo":
+        if service.protocol in VARIED:
             consumers = [each for each in consumers if not each.host.startswith("127.")]
             if not consumers and has_ipv6_loopback():
                 return Address("::1", self._consumers[0].port)

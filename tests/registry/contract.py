@@ -112,6 +112,9 @@ class Contract:
             ServiceKey("dubbo", name, version="1.0"),
             ServiceKey("dubbo", name, version="1.0", group="blue"),
             ServiceKey("dubbo", name, group="blue"),
+            ServiceKey("tri", name),
+            ServiceKey("tri", name, version="1.0", group="blue"),
+            ServiceKey("grpc", name),
             ServiceKey("http", name),
         ]
 

@@ -351,6 +351,11 @@ def test_what_dubbo_registered_by_application_is_found(
             register("near", "10.0.1.1", "r1", "local")
             keeper.create("/dubbo/mapping/org.example.Apps", b"near", makepath=True)
             await until(lambda: hosts(blue) == hosts(plain) == ["10.0.1.1"])
+            triple = replace(plain, protocol="tri")
+            await session.subscribe(triple)
+            places = [Address("10.0.1.1", 50051)]
+            await until(lambda: [each.address for each in told.last[triple]] == places)
+            await session.unsubscribe(triple)
             # Its own word for the one is one against the other.
             keeper.create("/dubbo/metadata/org.example.Apps/1.0/blue/provider/near", makepath=True)
             await until(lambda: hosts(plain) == [])

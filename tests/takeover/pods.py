@@ -147,7 +147,7 @@ def peers(pod: Pod, port: int) -> set[str]:
 
 @dataclass(frozen=True)
 class Packet:
-    """Of TCP over IPv4."""
+    """Of TCP."""
 
     source: tuple[str, int]
     destination: tuple[str, int]
@@ -201,11 +201,16 @@ class Capture:
 
 
 def _packet(data: bytes) -> Packet | None:
-    if len(data) < 40 or data[0] >> 4 != 4 or data[9] != socket.IPPROTO_TCP:
+    if len(data) >= 40 and (data[0] >> 4, data[9]) == (4, socket.IPPROTO_TCP):
+        start, size = (data[0] & 15) * 4, struct.unpack_from("!H", data, 2)[0]
+        hosts = [str(ip_address(data[at : at + 4])) for at in (12, 16)]
+    elif len(data) >= 60 and (data[0] >> 4, data[6]) == (6, socket.IPPROTO_TCP):
+        start, size = 40, struct.unpack_from("!H", data, 4)[0]
+        size += start if size else 0
+        hosts = [str(ip_address(data[at : at + 16])) for at in (8, 24)]
+    else:
         return None
-    start = (data[0] & 15) * 4
-    total = struct.unpack_from("!H", data, 2)[0] or len(data)  # 0: of a segment that is longer
+    total = size or len(data)  # 0: of a segment that is longer
     source, destination = struct.unpack_from("!HH", data, start)
     payload = data[start + (data[start + 12] >> 4) * 4 : total]
-    hosts = [str(ip_address(data[at : at + 4])) for at in (12, 16)]
     return Packet((hosts[0], source), (hosts[1], destination), payload)

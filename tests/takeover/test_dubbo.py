@@ -23,7 +23,7 @@ from tests.takeover.pods import CONSUMER, DUBBO_API, PROVIDER, Site, peers, site
 from tests.waiting import PATIENCE, eventually
 
 _APPLICATION = 20880
-_CLIENTS = 2181
+CLIENTS = 2181
 _PUBLISHED = "publish: [{}, {}]".format(
     *(
         f'{{service: peer.Echo, protocol: dubbo, version: "2.0", group: "{group}", '
@@ -38,17 +38,17 @@ each_service = pytest.mark.parametrize("service", ["2.0 ", "2.0 blue", "3.0 ", "
 
 
 @contextlib.contextmanager
-def _zookeeper(pod: Pod, directory: Path) -> Iterator[None]:
+def zookeeper(pod: Pod, directory: Path) -> Iterator[None]:
     config = directory / "zoo.cfg"
     config.write_text(
-        f"tickTime=500\ndataDir={directory}/zookeeper\nclientPort={_CLIENTS}\n"
+        f"tickTime=500\ndataDir={directory}/zookeeper\nclientPort={CLIENTS}\n"
         f"clientPortAddress={pod.ipv4}\nadmin.enableServer=false\n"
     )
     jars = ":".join(f"/usr/share/java/{name}.jar" for name in ("zookeeper", "slf4j-simple"))
     command = (program("java"), "-Xmx64m", "-XX:TieredStopAtLevel=1", "-cp", jars)
     main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
     with pod.running(*command, main, config, log=directory / "zookeeper.log"):
-        eventually(lambda: pod.output("ss", "-Hltn", f"sport = :{_CLIENTS}"))
+        eventually(lambda: pod.output("ss", "-Hltn", f"sport = :{CLIENTS}"))
         yield
 
 
@@ -79,10 +79,10 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     directory = tmp_path_factory.mktemp("dubbo")
     with (
         pods("zookeeper", "two", "three", "consumer") as made,
-        _zookeeper(made[0], directory),
+        zookeeper(made[0], directory),
         contextlib.ExitStack() as stack,
     ):
-        address = f"{made[0].ipv4}:{_CLIENTS}"
+        address = f"{made[0].ipv4}:{CLIENTS}"
         two, three, consumer = stack.enter_context(
             sites(
                 *(made[1:], directory, f'type: zookeeper, address: "{address}"'),

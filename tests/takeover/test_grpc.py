@@ -247,7 +247,7 @@ def test_the_authority_says_whose_health_it_is(mesh: Mesh) -> None:
 
 
 @pytest.mark.usefixtures("application")
-def test_streams_go_on_when_their_service_is_unpublished(mesh: Mesh) -> None:
+def test_streams_outlive_a_reload_and_an_unpublish(mesh: Mesh) -> None:
     provider, consumer = mesh.provider, mesh.consumer
     turn = threading.Semaphore(0)
 
@@ -259,6 +259,8 @@ def test_streams_go_on_when_their_service_is_unpublished(mesh: Mesh) -> None:
     with channel(consumer) as made:
         answers_of = made.stream_stream(f"/{SERVICE}/BothStream")(messages(), timeout=PATIENCE)
         assert next(answers_of) == b"0"
+        provider.sidecar.configure({"takeover": {"on_demand_timeout": "1s"}})
+        consumer.sidecar.configure({"takeover": {"on_demand_timeout": "1s"}})
         say(provider, "unpublish", SERVICE)
         eventually(lambda: not answers(consumer))
         for text in (b"1", b"2"):

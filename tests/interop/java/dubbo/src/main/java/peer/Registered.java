@@ -19,20 +19,21 @@ import org.apache.dubbo.config.bootstrap.DubboBootstrap;
  * Dubbo with a registry, provider and consumer, by commands; written for 2.7 and 3 alike.
  *
  * <p>{@code begin}, once and first: {@code application}, {@code registry} (an address with its
- * scheme; "N/A" for none), and for a provider {@code port} and perhaps {@code register} (false: it
- * is somebody else's to register it).
+ * scheme; "N/A" for none), and for a provider {@code port}, or {@code triple}, the port of that
+ * protocol, and perhaps {@code register} (false: it is somebody else's to register it).
  *
  * <p>{@code serve}: {@code name} and {@code services}: "VERSION GROUP", separated by commas; each
- * part may be empty; {@code registry}, where it is another one than that of {@code begin}. {@code
- * stop}: takes them back.
+ * part may be empty; {@code registry}, where it is another one than that of {@code begin}; {@code
+ * protocol}: dubbo, or tri. {@code stop}: takes them back.
  *
  * <p>{@code call}, {@code burst}: {@code service} ("VERSION GROUP"), {@code method}, {@code text},
- * {@code timeout} in ms, {@code delay} in ms, and {@code url} (dubbo://HOST:PORT) for one that is
- * not looked for in the registry.
+ * {@code timeout} in ms, {@code delay} in ms, {@code protocol}, where only one will do, and {@code
+ * url} (dubbo://HOST:PORT) for one that is not looked for in the registry.
  */
 public final class Registered {
     private static final DubboBootstrap BOOTSTRAP = DubboBootstrap.getInstance();
     private static final List<ServiceConfig<Echo>> SERVED = new CopyOnWriteArrayList<>();
+    private static final Map<String, ProtocolConfig> PROTOCOLS = new ConcurrentHashMap<>();
     private static final Map<String, Echo> REFERENCES = new ConcurrentHashMap<>();
     private static final ExecutorService WAITING = Executors.newCachedThreadPool();
     private static volatile boolean started;
@@ -54,11 +55,19 @@ public final class Registered {
         registry.setRegister(Boolean.valueOf(command.getOrDefault("register", "true")));
         BOOTSTRAP.application(application).registry(registry);
         if (command.containsKey("port")) {
-            int port = Integer.parseInt(command.get("port"));
-            application.setMetadataServicePort(port); // else one more of its own
-            BOOTSTRAP.protocol(new ProtocolConfig("dubbo", port));
+            listen(application, "dubbo", Integer.parseInt(command.get("port")));
+        }
+        if (command.containsKey("triple")) {
+            listen(application, "tri", Integer.parseInt(command.get("triple")));
         }
         return new HashMap<>();
+    }
+
+    private static void listen(ApplicationConfig application, String protocol, int port) {
+        application.setMetadataServicePort(port); // else one more of its own
+        ProtocolConfig config = new ProtocolConfig(protocol, port);
+        PROTOCOLS.put(protocol, config);
+        BOOTSTRAP.protocol(config);
     }
 
     private static RegistryConfig registry(Map<String, String> command) {
@@ -75,6 +84,7 @@ public final class Registered {
             service.setInterface(Echo.class);
             service.setVersion(name.version());
             service.setGroup(name.group());
+            service.setProtocol(PROTOCOLS.get(command.getOrDefault("protocol", "dubbo")));
             service.setRef(new EchoServer(command.get("name") + "/" + text));
             if (command.containsKey("registry")) {
                 service.setRegistry(registry(command));
@@ -104,6 +114,7 @@ public final class Registered {
                                 "|",
                                 command.getOrDefault("service", ""),
                                 command.getOrDefault("timeout", ""),
+                                command.getOrDefault("protocol", ""),
                                 command.getOrDefault("url", "")),
                         unused -> refer(command));
         return CompletableFuture.supplyAsync(() -> Calls.invoke(echo, command), WAITING);
@@ -118,6 +129,9 @@ public final class Registered {
         reference.setTimeout(Integer.parseInt(command.getOrDefault("timeout", "10000")));
         reference.setRetries(0);
         reference.setCheck(false);
+        if (command.containsKey("protocol")) {
+            reference.setProtocol(command.get("protocol"));
+        }
         if (command.containsKey("url")) {
             reference.setUrl(command.get("url") + "/" + Echo.class.getName());
         }
