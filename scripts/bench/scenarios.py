@@ -303,6 +303,8 @@ def _cost(of: Load, connections: int, in_flight: int) -> Scenario:
             command, capture_output=True, text=True, timeout=seconds + _STARTUP, check=False
         )
         result = _result(done.stdout, done.stderr, done.returncode)
+        if not result["amount"]:
+            raise BenchError("nothing was done in the time measured")
         return int(result["amount"]), float(result["seconds"])
 
     def together(load: Path, ways: Mapping[str, Way], settings: Settings) -> dict[str, Values]:
