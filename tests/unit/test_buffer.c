@@ -33,7 +33,7 @@ static void test_empty_holds_no_memory(void **state)
 {
     (void)state;
     assert_true(buffer_add(&blocks, &buffer, "abc", 3));
-    assert_int_equal(blocks.used, BLOCK_BYTES);
+    assert_int_equal(blocks.used, SMALL_BLOCK_BYTES);
     buffer_drop(&blocks, &buffer, 1);
     assert_memory_equal(held(), "bc", 2);
     buffer_drop(&blocks, &buffer, 2);

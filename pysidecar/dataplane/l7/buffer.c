@@ -5,30 +5,35 @@
 #include <string.h>
 
 enum {
-    KEPT_BLOCKS = 64,
+    KEPT_BYTES = 1024 * 1024, /* of each size */
     /* Who wants more than a block leaves so much of what is left to others, whoever they are: a few
      * clients with large frames that do not come to an end have not everything. */
     SHARES = 8,
 };
 
 struct block {
-    struct block *next;
-    uint8_t rest[BLOCK_BYTES - sizeof(struct block *)];
+    struct block *next; /* a spare one is linked by its own memory */
 };
 
-_Static_assert(sizeof(struct block) == BLOCK_BYTES, "a free block is linked by its own memory");
+/* NULL: blocks of that size are not kept. */
+static struct spare_blocks *spares_of(struct blocks *blocks, size_t size)
+{
+    return size == BLOCK_BYTES ? &blocks->large : size == SMALL_BLOCK_BYTES ? &blocks->small : NULL;
+}
 
 static uint8_t *take(struct blocks *blocks, size_t size)
 {
-    struct block *block = blocks->free;
+    struct spare_blocks *spares = spares_of(blocks, size);
+    struct block *block;
 
     if (blocks->used + size > blocks->most)
         return NULL;
     if (size > BLOCK_BYTES && size > (blocks->most - blocks->used) / SHARES)
         return NULL;
-    if (size == BLOCK_BYTES && block) {
-        blocks->free = block->next;
-        blocks->count--;
+    if (spares && spares->first) {
+        block = spares->first;
+        spares->first = block->next;
+        spares->count--;
     } else {
         block = malloc(size);
     }
@@ -39,23 +44,26 @@ static uint8_t *take(struct blocks *blocks, size_t size)
 
 static void give_back(struct blocks *blocks, uint8_t *data, size_t size)
 {
+    struct spare_blocks *spares = spares_of(blocks, size);
     struct block *block = (void *)data;
 
     blocks->used -= size;
-    if (size != BLOCK_BYTES || blocks->count == KEPT_BLOCKS) {
+    if (!spares || spares->count >= KEPT_BYTES / size) {
         free(block);
         return;
     }
-    block->next = blocks->free;
-    blocks->free = block;
-    blocks->count++;
+    block->next = spares->first;
+    spares->first = block;
+    spares->count++;
 }
 
-/* A power of two of blocks. */
+/* A small block, or a power of two of large ones. */
 static size_t capacity_for(size_t size)
 {
     size_t capacity = BLOCK_BYTES;
 
+    if (size <= SMALL_BLOCK_BYTES)
+        return SMALL_BLOCK_BYTES;
     while (capacity < size)
         capacity *= 2;
     return capacity;
@@ -116,14 +124,20 @@ void buffer_release(struct blocks *blocks, struct buffer *buffer)
     *buffer = (struct buffer){0};
 }
 
+static void free_spares(struct spare_blocks *spares)
+{
+    while (spares->first) {
+        struct block *block = spares->first;
+
+        spares->first = block->next;
+        free(block);
+    }
+    spares->count = 0;
+}
+
 void blocks_close(struct blocks *blocks)
 {
     assert(blocks->used == 0);
-    while (blocks->free) {
-        struct block *block = blocks->free;
-
-        blocks->free = block->next;
-        free(block);
-    }
-    blocks->count = 0;
+    free_spares(&blocks->large);
+    free_spares(&blocks->small);
 }

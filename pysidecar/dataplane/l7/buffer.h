@@ -1,5 +1,5 @@
 /* Bytes that wait: read and not decoded, or written and not sent. What is empty holds no memory.
- * Memory comes in blocks, of which a worker keeps some that nobody uses. */
+ * Memory comes in blocks of two sizes, of which a worker keeps some that nobody uses. */
 #ifndef PYSIDECAR_L7_BUFFER_H
 #define PYSIDECAR_L7_BUFFER_H
 
@@ -7,16 +7,26 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { BLOCK_BYTES = 16 * 1024 };
+enum {
+    BLOCK_BYTES = 16 * 1024,
+    /* For those that begin with little, as a short body on one of many streams: so all of them fit
+     * into the processor's cache. */
+    SMALL_BLOCK_BYTES = 512,
+};
 
 struct block;
 
+/* That nobody uses, all of one size. */
+struct spare_blocks {
+    struct block *first;
+    unsigned count;
+};
+
 /* A worker's. Begin with zeros, then set `most`. */
 struct blocks {
-    struct block *free;
-    unsigned count; /* of the free ones */
-    size_t used;    /* bytes of all buffers */
-    size_t most;    /* that they may have */
+    struct spare_blocks large, small;
+    size_t used; /* bytes of all buffers */
+    size_t most; /* that they may have */
 };
 
 struct buffer {
