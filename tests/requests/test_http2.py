@@ -127,6 +127,28 @@ def test_what_is_meant_for_one_connection_is_not_passed_on() -> None:
     assert b"\r\nte: trailers" in heads[0]
 
 
+def test_what_is_new_in_each_request_leaves_the_others_in_the_table() -> None:
+    seen: list[tuple[Peer, dict[str, str]]] = []
+
+    def serve(sock: socket.socket) -> None:
+        peer = Peer.server(sock)
+        while True:
+            frame, fields = peer.read_headers()
+            seen.append((peer, fields))
+            peer.respond(frame.stream_id)
+
+    with through(serve) as (plane, _):
+        client = Peer.client(plane)
+        for number in range(3):
+            trace = f"00-{number + 1:032x}-00f067aa0ba902b7-01"
+            client.answer(client.request("/f", ("traceparent", trace), ("x-tenant", "nine")))
+        peer, fields = seen[-1]
+        assert fields["traceparent"] == trace
+        names = [name for name, _ in peer.decoder.header_table.dynamic_entries]
+        assert b"x-tenant" in names
+        assert b"traceparent" not in names
+
+
 def test_trailers_pass_both_ways() -> None:
     got: list[dict[str, str]] = []
 

@@ -577,6 +577,21 @@ static int on_stream_close(nghttp2_session *session, int32_t id, uint32_t code, 
 
 /* ---- what goes ---- */
 
+/* Whether a field has another value in each request: in HPACK's table it would only push out those
+ * that come again. */
+static bool is_new_each_time(struct text name)
+{
+    static const struct text names[] = {
+        TEXT("b3"),           TEXT("grpc-timeout"), TEXT("traceparent"),       TEXT("tracestate"),
+        TEXT("x-b3-traceid"), TEXT("x-b3-spanid"),  TEXT("x-b3-parentspanid"), TEXT("x-request-id"),
+    };
+
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (text_equal(name, names[i]))
+            return true;
+    return false;
+}
+
 /* Pairs of a block, in its memory. */
 static size_t make_pairs(const uint8_t *data, nghttp2_nv *pairs, struct http2_block *block)
 {
@@ -590,6 +605,7 @@ static size_t make_pairs(const uint8_t *data, nghttp2_nv *pairs, struct http2_bl
             .value = (uint8_t *)field.value.at,
             .namelen = field.name.size,
             .valuelen = field.value.size,
+            .flags = is_new_each_time(field.name) ? NGHTTP2_NV_FLAG_NO_INDEX : NGHTTP2_NV_FLAG_NONE,
         };
     return count;
 }
