@@ -132,6 +132,7 @@ void http2_free_spares(struct streams *streams)
         streams->spare_http2 = stream->next;
         free(stream);
     }
+    http2_memory_close(&streams->http2_memory);
 }
 
 /* Who is on the stack may still use it. */
@@ -999,10 +1000,17 @@ static nghttp2_session_callbacks *make_callbacks(void)
     return callbacks;
 }
 
-/* libnghttp2 copies both. */
+/* libnghttp2 copies all of them. */
 static bool open_session(struct http2 *http2)
 {
     nghttp2_session_callbacks *callbacks = make_callbacks();
+    nghttp2_mem memory = {
+        .mem_user_data = &worker_of(http2)->streams->http2_memory,
+        .malloc = http2_memory_take,
+        .free = http2_memory_give,
+        .calloc = http2_memory_take_zeros,
+        .realloc = http2_memory_resize,
+    };
     nghttp2_session *session = NULL;
     nghttp2_option *option = NULL;
 
@@ -1014,9 +1022,9 @@ static bool open_session(struct http2 *http2)
             nghttp2_option_set_stream_reset_rate_limit(option, 2 * MOST_IDLE_FRAMES,
                                                        2 * REFILL_A_SECOND);
         if (http2->downstream)
-            nghttp2_session_server_new2(&session, callbacks, http2, option);
+            nghttp2_session_server_new3(&session, callbacks, http2, option, &memory);
         else
-            nghttp2_session_client_new2(&session, callbacks, http2, option);
+            nghttp2_session_client_new3(&session, callbacks, http2, option, &memory);
     }
     nghttp2_option_del(option);
     nghttp2_session_callbacks_del(callbacks);

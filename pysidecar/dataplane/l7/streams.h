@@ -7,6 +7,7 @@
 #include "base/map.h"
 #include "l7/buffer.h"
 #include "l7/codec.h"
+#include "l7/http2_memory.h"
 #include "l7/tracer.h"
 #include "loop/worker.h"
 
@@ -33,6 +34,7 @@ struct streams {
     struct tracer tracer;
     struct stream *spare_streams;
     unsigned spare_count;
+    struct http2_memory http2_memory;
     struct http2_stream *spare_http2;
     unsigned spare_http2_count;
     struct stream *ended_streams; /* in this turn: freed at its end */
