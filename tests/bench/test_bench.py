@@ -67,7 +67,7 @@ def test_a_short_run_of_requests_has_results_of_its_own(tmp_path: Path) -> None:
     done = _bench(
         *("--scenario", "http-100-32,bolt-100-1-8,dubbo-100-1-8,http-upload,http-idle"),
         *("--side", "direct,relay unix,nginx*,HAProxy*", "--no-plot", "--output", tmp_path),
-        *("--rounds", "1", "--seconds", "0.05", "--idle-connections", "50"),
+        *("--rounds", "1", "--seconds", "0.2", "--idle-connections", "50"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     results = Results.read(tmp_path / "requests")
