@@ -45,6 +45,8 @@ class HostileRegistry:
         self._clients: set[asyncio.StreamWriter] = set()
         self.sessions = 0
         """How many there were."""
+        self.subscribed: set[str] = set()
+        """Of which services something is taken."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -85,6 +87,7 @@ class HostileRegistry:
                     self._clients.add(writer)
                 name = request.get("service", {}).get("name")
                 if request["do"] == "subscribe":
+                    self.subscribed.add(name)
                     writer.write(push(name, self.says.get(name, b"")))
         except (OSError, asyncio.CancelledError):
             pass

@@ -25,7 +25,8 @@ static void counted_open(struct counted *counted)
     memset(counted, 0, sizeof *counted);
     assert_int_equal(requests_create(&counted->requests), 0);
     counted->standing.tallies = counted->of_standing;
-    counted->endpoint.tallies = counted->of_endpoint;
+    counted->endpoint.workers = WORKERS;
+    atomic_init(&counted->endpoint.tallies, counted->of_endpoint);
 }
 
 static struct dp_request lasting(uint64_t ms, uint64_t ended_ns)

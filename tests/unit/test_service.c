@@ -299,14 +299,14 @@ static void test_what_is_known_outlives_a_change(void **state)
     shared_reference(&old->shared); /* by a request */
     standing = service->standing;
     endpoint = service->cluster->endpoints[1];
-    assert_non_null(endpoint->tallies);
+    assert_null(endpoint_tallies(endpoint)); /* no request has got there */
     atomic_store(&endpoint->active, 3);
-    counter_add(&endpoint->tallies[1].attempts, 5);
+    counter_add(&endpoint_tally(endpoint, 1)->attempts, 5);
     use(DP_ROUND_ROBIN, 3);
     assert_ptr_not_equal(service, old);
     assert_ptr_equal(service->standing, standing);
     assert_ptr_equal(service->cluster->endpoints[1], endpoint);
-    assert_int_equal(counter_read(&endpoint->tallies[1].attempts), 5);
+    assert_int_equal(counter_read(&endpoint_tallies(endpoint)[1].attempts), 5);
     assert_int_equal(pick(0, UINT64_MAX), 1); /* it goes on with its turns */
     other = intern(2, DP_ROUND_ROBIN, 3);
     assert_ptr_not_equal(other->cluster->endpoints[1], endpoint); /* another service's own */

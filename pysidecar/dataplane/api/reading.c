@@ -169,7 +169,7 @@ size_t dp_read_services(struct dp *dp, struct dp_place *place, struct dp_service
 static void read_endpoint(const struct dp *dp, const struct service *service, uint32_t index,
                           struct dp_endpoint_sums *sums)
 {
-    const struct endpoint *endpoint = service_endpoint(service, index);
+    struct endpoint *endpoint = service_endpoint(service, index);
     uint64_t now_ms = clock_ns(CLOCK_MONOTONIC) / NS_PER_MS, until_ms;
 
     memset(sums, 0, sizeof *sums);
@@ -182,7 +182,7 @@ static void read_endpoint(const struct dp *dp, const struct service *service, ui
     if (until_ms > now_ms)
         sums->ejected_ms = until_ms - now_ms;
     sums->ejected = endpoint_is_ejected(endpoint, ejected_since(&dp->timeouts, now_ms));
-    add_all(dp, endpoint->tallies, &sums->tally);
+    add_all(dp, endpoint_tallies(endpoint), &sums->tally);
 }
 
 size_t dp_read_endpoints(struct dp *dp, struct dp_place *place, struct dp_endpoint_sums *endpoints,

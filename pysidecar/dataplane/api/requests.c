@@ -163,10 +163,12 @@ size_t requests_slowest(const struct requests *requests, uint64_t since_ns,
 void requests_count(unsigned worker, const struct dp_request *request, struct standing *standing,
                     struct endpoint *endpoint)
 {
+    struct tally *tally = endpoint ? endpoint_tally(endpoint, worker) : NULL;
+
     if (standing)
         count(&standing->tallies[worker], request);
-    if (endpoint && endpoint->tallies)
-        count(&endpoint->tallies[worker], request);
+    if (tally)
+        count(tally, request);
 }
 
 void requests_ended(struct requests *requests, unsigned worker, const struct dp_request *request,

@@ -175,10 +175,11 @@ void pool_count(struct pool *pool, int change)
     struct endpoint *endpoint = pool->endpoint;
     struct standing *standing = standing_of(pool);
     unsigned index = pool->worker->index;
+    struct tally *tally = endpoint ? endpoint_tally(endpoint, index) : NULL;
 
     pool->uplink_count += (uint32_t)change;
-    if (endpoint && endpoint->tallies)
-        counter_add(&endpoint->tallies[index].connections, change);
+    if (tally)
+        counter_add(&tally->connections, change);
     if (!standing)
         return;
     atomic_fetch_add_explicit(&standing->connections, (unsigned)change, memory_order_relaxed);

@@ -153,13 +153,14 @@ struct stream *stream_create_shadow(struct downstream *downstream, enum shadow k
 static void count_active(const struct stream *stream, int change)
 {
     struct endpoint *endpoint = stream->pool->endpoint;
-    unsigned index = stream_worker(stream)->index;
+    struct tally *tally;
 
     if (!endpoint)
         return;
     atomic_fetch_add_explicit(&endpoint->active, (unsigned)change, memory_order_relaxed);
-    if (endpoint->tallies)
-        counter_add(&endpoint->tallies[index].active, change);
+    tally = endpoint_tally(endpoint, stream_worker(stream)->index);
+    if (tally)
+        counter_add(&tally->active, change);
 }
 
 static void count_service(const struct stream *stream, int change)

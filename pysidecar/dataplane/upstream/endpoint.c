@@ -6,6 +6,7 @@
 
 #include "base/owner.h"
 #include "base/random.h"
+#include "upstream/tally.h"
 
 static uint64_t hash_address(uint32_t scope, const struct mosnhook_address *address)
 {
@@ -63,10 +64,61 @@ void endpoint_release(struct map *endpoints, struct endpoint *endpoint)
         return;
     assert(atomic_load(&endpoint->active) == 0);
     map_remove(endpoints, &endpoint->entry);
-    if (endpoint->tallies)
-        slab_give(endpoint->slab, endpoint->tallies);
+    free(endpoint_tallies(endpoint));
     free(endpoint);
 }
+
+/* ---- what is counted ---- */
+
+enum { CACHE_LINE = 64 };
+
+/* In the place of tallies for which there was no memory once: what is counted from then on would
+ * lack what was not counted before, such as requests under way. */
+static struct tally uncounted;
+
+struct tally *endpoint_tallies(struct endpoint *endpoint)
+{
+    struct tally *tallies = atomic_load_explicit(&endpoint->tallies, memory_order_acquire);
+
+    return tallies == &uncounted ? NULL : tallies;
+}
+
+static struct tally *make_tallies(uint32_t workers)
+{
+    size_t size = (workers * sizeof(struct tally) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+    struct tally *tallies = aligned_alloc(CACHE_LINE, size);
+
+    if (!tallies)
+        return &uncounted;
+    memset((void *)tallies, 0, size);
+    return tallies;
+}
+
+/* Several workers may be the first. */
+static struct tally *add_tallies(struct endpoint *endpoint)
+{
+    struct tally *made = make_tallies(endpoint->workers), *others = NULL;
+
+    if (atomic_compare_exchange_strong(&endpoint->tallies, &others, made))
+        return made;
+    if (made != &uncounted)
+        free(made);
+    return others;
+}
+
+struct tally *endpoint_tally(struct endpoint *endpoint, unsigned worker)
+{
+    struct tally *tallies;
+
+    if (endpoint->workers == 0)
+        return NULL;
+    tallies = atomic_load_explicit(&endpoint->tallies, memory_order_acquire);
+    if (!tallies)
+        tallies = add_tallies(endpoint);
+    return tallies == &uncounted ? NULL : &tallies[worker];
+}
+
+/* ---- how it does ---- */
 
 bool endpoint_is_ejected(const struct endpoint *endpoint, uint64_t since_ms)
 {

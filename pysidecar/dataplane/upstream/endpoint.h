@@ -8,7 +8,6 @@
 #include <stdint.h>
 
 #include "base/map.h"
-#include "base/slab.h"
 #include "contract.h"
 
 struct tally;
@@ -28,8 +27,8 @@ struct endpoint {
     atomic_uint errors;          /* requests in a row that failed by its fault */
     atomic_uint ejections;       /* how often it was ejected lately */
     _Atomic uint64_t generation; /* the newest table that names it, see router_generation */
-    struct tally *tallies;       /* by worker; NULL: it is a route's */
-    struct slab *slab;           /* that they are from */
+    uint32_t workers;            /* that count its requests; 0: it is a route's */
+    _Atomic(struct tally *) tallies; /* see endpoint_tallies */
 };
 
 /* The endpoint with that address, with one more reference; NULL when out of memory. In another
@@ -42,6 +41,12 @@ struct endpoint *endpoint_intern(struct map *endpoints, uint32_t scope,
 struct endpoint *endpoint_find(const struct map *endpoints, uint32_t scope,
                                const struct mosnhook_address *address);
 void endpoint_release(struct map *endpoints, struct endpoint *endpoint);
+
+/* What is counted of it, by worker; NULL: nothing was. */
+struct tally *endpoint_tallies(struct endpoint *endpoint);
+/* Of one worker, to count; made for the first request, since of very many endpoints most never get
+ * one. NULL: it is a route's, or memory was short at that time. */
+struct tally *endpoint_tally(struct endpoint *endpoint, unsigned worker);
 
 /* Those whose last connect failed after `since_ms` are passed over while there are others. */
 bool endpoint_is_ejected(const struct endpoint *endpoint, uint64_t since_ms);

@@ -24,7 +24,7 @@ static void name_of(const struct service_plan *plan, char name[DP_SERVICE_BYTES]
 
 void standings_init(struct standings *standings, uint32_t workers)
 {
-    *standings = (struct standings){.first = NULL};
+    *standings = (struct standings){.workers = workers};
     slab_init(&standings->tallies, workers * sizeof(struct tally));
 }
 
@@ -188,22 +188,21 @@ static void service_destroy(struct shared *shared)
 
 /* One that joins others begins slowly. Those that come with their service do not: there is nobody
  * else. */
-static bool prepare_endpoint(struct endpoint *endpoint, struct slab *tallies, bool joins)
+static void prepare_endpoint(struct endpoint *endpoint, uint32_t workers, bool joins)
 {
-    endpoint->slab = tallies;
-    if (endpoint->tallies)
-        return true;
-    endpoint->tallies = slab_take(tallies);
+    if (endpoint->workers > 0)
+        return;
+    endpoint->workers = workers;
     if (joins)
         atomic_store_explicit(&endpoint->since_ms, clock_ns(CLOCK_MONOTONIC) / NS_PER_MS,
                               memory_order_relaxed);
-    return endpoint->tallies;
 }
 
 /* False when out of memory. */
 static bool set_level(struct service *service, uint32_t level, struct registry *registry,
-                      struct slab *tallies, const struct service_plan *plan)
+                      const struct service_plan *plan)
 {
+    uint32_t workers = service->standing->all->workers;
     struct cluster_plan settings = cluster_of(plan, level);
     const struct service *before = service->standing->newest;
     bool joins = before && before->cluster;
@@ -213,17 +212,16 @@ static bool set_level(struct service *service, uint32_t level, struct registry *
         return true;
     cluster = service->levels[level] = cluster_intern(registry, &settings);
     for (uint32_t i = 0; cluster && i < settings.count; i++)
-        if (!prepare_endpoint(cluster->endpoints[i], tallies, joins && !settings.weighted[i].warm))
-            return false;
+        prepare_endpoint(cluster->endpoints[i], workers, joins && !settings.weighted[i].warm);
     return cluster;
 }
 
 /* False when out of memory. */
-static bool set_endpoints(struct service *service, struct registry *registry, struct slab *tallies,
+static bool set_endpoints(struct service *service, struct registry *registry,
                           const struct service_plan *plan)
 {
     for (uint32_t level = 0; level < SERVICE_LEVELS; level++) {
-        if (!set_level(service, level, registry, tallies, plan))
+        if (!set_level(service, level, registry, plan))
             return false;
         if (!service->cluster)
             service->cluster = service->levels[level];
@@ -242,7 +240,7 @@ static struct text copy(char **to, struct text text)
 }
 
 static struct service *service_create(struct registry *registry, struct standing *standing,
-                                      struct slab *tallies, const struct service_plan *plan)
+                                      const struct service_plan *plan)
 {
     const struct dp_service *settings = plan->settings;
     struct service *service =
@@ -269,7 +267,7 @@ static struct service *service_create(struct registry *registry, struct standing
     texts = service->texts;
     service->name = copy(&texts, plan->name);
     service->hash_by = copy(&texts, plan->hash_by);
-    if (set_endpoints(service, registry, tallies, plan))
+    if (set_endpoints(service, registry, plan))
         return service;
     keeper_release(&service->shared);
     return NULL;
@@ -287,7 +285,7 @@ struct service *service_intern(struct registry *registry, struct standings *stan
         shared_reference(&standing->newest->shared);
         return standing->newest;
     }
-    service = service_create(registry, standing, &standings->tallies, plan);
+    service = service_create(registry, standing, plan);
     if (!service) {
         errno = ENOMEM;
         return NULL;

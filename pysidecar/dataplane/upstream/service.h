@@ -9,6 +9,7 @@
 
 #include <stdatomic.h>
 
+#include "base/slab.h"
 #include "base/text.h"
 #include "upstream/cluster.h"
 #include "upstream/resilience.h"
@@ -42,7 +43,8 @@ struct standing {
 struct standings {
     struct map map;
     struct standing *first;
-    struct slab tallies; /* theirs, and those of endpoints: one for each worker together */
+    uint32_t workers;
+    struct slab tallies; /* of standings: one for each worker together */
 };
 
 enum { SERVICE_LEVELS = 2 }; /* of endpoints, see struct dp_endpoint */
