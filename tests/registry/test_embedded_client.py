@@ -11,6 +11,8 @@ import os
 import signal
 import socket
 import socketserver
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,39 @@ def test_nonsense_costs_the_session_and_nothing_more(said: bytes) -> None:
 def test_a_lease_that_cannot_be_is_no_session(greeting: object) -> None:
     with hostile(greeting=greeting) as entry, Side(entry) as side:
         eventually(lambda: side.state.startswith("away: "))
+
+
+def test_a_registry_that_tells_of_much_is_not_silent() -> None:
+    """Its answer comes behind what it says first, for longer than it may be silent."""
+    lease, sessions, renewed = 3.0, [], threading.Event()
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                for line in self.rfile:
+                    request = json.loads(line)
+                    if request["do"] == "hello":
+                        sessions.append(self)
+                    if request["do"] == "renew":
+                        self.tell()
+                    answer = {"id": request["id"], "ok": True, "timeout": lease}
+                    self.wfile.write(json.dumps(answer).encode() + b"\n")
+                    if request["do"] == "renew":
+                        renewed.set()
+
+        def tell(self) -> None:
+            until = time.monotonic() + lease
+            while time.monotonic() < until:
+                self.wfile.write(push())
+                time.sleep(0.05)
+
+    with serving(Handler) as address:
+        entry = RegistryEntry.model_validate({"address": str(address)})
+        with Side(entry) as side:
+            side.subscribe(ECHO)
+            assert renewed.wait(PATIENCE)
+            eventually(lambda: side.state == "connected")
+            assert len(sessions) == 1
 
 
 def test_of_several_addresses_one_that_answers_is_taken(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def _has_some(pod: Pod, service: str) -> bool:
     [
         pytest.param(2, 1, 5.0, id="short"),
         pytest.param(
-            *(MAX_ALL_INSTANCES // MAX_INSTANCES + 2, 20, 1.0),
+            *(MAX_ALL_INSTANCES // MAX_INSTANCES + 2, 20, 5.0),
             id="long",
             marks=[pytest.mark.soak, pytest.mark.timeout(900)],
         ),

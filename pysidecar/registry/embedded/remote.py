@@ -75,6 +75,9 @@ class _RemoteSession(Session):
         self._pushed = pushed
         self._watched: set[ServiceKey] = set()
         self._last = 0
+        self._silence = 0.0  # seconds of it that are too many, while an answer is waited for
+        self._takes = False  # what it said
+        self._limit: asyncio.Timeout | None = None  # of a call that waits
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._lost: asyncio.Future[str] = loop.create_future()
         self._tasks = [loop.create_task(self._read())]
@@ -146,23 +149,39 @@ class _RemoteSession(Session):
         return answer
 
     async def _renew(self, lease: float) -> None:
-        """Keeps the registry from forgetting us, and notices where it is silent."""
+        """Keeps the registry from forgetting us, and notices where it is silent. What it has to
+        say of very many instances comes before its answer, and may take long to read."""
+        self._silence = lease * 2 / 3
         try:
             while True:
                 await asyncio.sleep(lease / 3)
-                async with asyncio.timeout(lease * 2 / 3):
-                    await self._call("renew")
+                async with asyncio.timeout(None if self._takes else self._silence) as limit:
+                    self._limit = limit
+                    try:
+                        await self._call("renew")
+                    finally:
+                        self._limit = None
         except TimeoutError:
             self.lose(f"it was silent for {lease:g} s")
         except RegistryError as error:
             self.lose(str(error))
+
+    def _be_patient(self, *, takes: bool) -> None:
+        """It said something, which is being taken or was."""
+        self._takes = takes
+        if self._limit is not None and not self._limit.expired():
+            until = asyncio.get_running_loop().time() + self._silence
+            self._limit.reschedule(None if takes else until)
 
     async def _read(self) -> None:
         loop = asyncio.get_running_loop()
         until = loop.time() + _TURN
         try:
             while True:
-                await self._take(await self._reader.readuntil(b"\n"))
+                line = await self._reader.readuntil(b"\n")
+                self._be_patient(takes=True)
+                await self._take(line)
+                self._be_patient(takes=False)
                 if loop.time() > until:  # reading and taking what is there already does not wait
                     await asyncio.sleep(0)
                     until = loop.time() + _TURN
