@@ -359,6 +359,28 @@ static void relay(struct downstream *downstream)
     tunnel_start(session, &choice);
 }
 
+/* Whether the client has sent something that was not read. */
+static bool has_more(const struct downstream *downstream)
+{
+    const struct channel *channel = downstream->wire.channel;
+    uint8_t byte;
+
+    if (channel->transport != &transport_raw)
+        return channel->readable;
+    return recv(channel->watch.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+}
+
+/* A request that came since then is still answered. */
+static bool goes_on(struct downstream *downstream)
+{
+    if (!downstream->between || !has_more(downstream))
+        return false;
+    downstream->closing = downstream->between = false;
+    socket_set_cork(downstream->wire.channel->watch.fd, false);
+    downstream_update(downstream);
+    return true;
+}
+
 static void task_run(struct task *task)
 {
     struct downstream *downstream = OWNER(task, struct downstream, task);
@@ -367,7 +389,7 @@ static void task_run(struct task *task)
         linger(downstream);
     else if (downstream->upgrading)
         become_tunnel(downstream);
-    else if (is_done(downstream) && buffer_held(&downstream->wire.out) == 0)
+    else if (is_done(downstream) && buffer_held(&downstream->wire.out) == 0 && !goes_on(downstream))
         begin_to_linger(downstream);
 }
 
@@ -435,6 +457,23 @@ static void drain_http2(struct downstream *downstream)
     downstream_go_away(downstream);
 }
 
+/* Frames have no word for a connection that ends. So one that is never quiet ends in the first
+ * moment without a request, which is that of its last answer: who waited for that has sent no other
+ * one. */
+static bool is_between_frames(const struct downstream *downstream)
+{
+    return multiplexes(downstream) && downstream->final_ms <= worker_of(downstream)->loop.now_ms &&
+           !has_more(downstream);
+}
+
+static void end_without_a_word(struct downstream *downstream)
+{
+    downstream->closing = true;
+    downstream->between = multiplexes(downstream);
+    if (downstream->between) /* the client has the last answer and the end in one segment */
+        socket_set_cork(downstream->wire.channel->watch.fd, true);
+}
+
 /* Not at once: the next request may be on its way already, and would be lost. */
 static void end_when_quiet(struct downstream *downstream)
 {
@@ -447,10 +486,12 @@ static void end_when_quiet(struct downstream *downstream)
         drain_http2(downstream);
         return;
     }
+    if (!downstream->final_ms)
+        downstream->final_ms = now_ms + QUIET_MS;
     if (!is_idle(downstream))
         return;
-    if (quiet_at_ms <= now_ms)
-        downstream->closing = true;
+    if (quiet_at_ms <= now_ms || is_between_frames(downstream))
+        end_without_a_word(downstream);
     else
         set_timer(downstream, quiet_at_ms - now_ms);
 }

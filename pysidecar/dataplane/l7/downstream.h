@@ -25,11 +25,14 @@ struct downstream {
     uint64_t counted[2];    /* bytes that the session was told of, by the side that is read */
     uint64_t head_since_ms; /* when a head began that is not complete; 0: there is none */
     uint64_t linger_until_ms;
-    uint64_t final_ms;  /* HTTP/2: when the worker drains and no further request is taken */
+    /* While the worker drains, 0 before. HTTP/2: from when on no further request is taken. Frames:
+     * from when on it ends in the first moment without one. */
+    uint64_t final_ms;
     uint64_t tick_ms;   /* when its acceleration wants to be looked at; 0: never */
     uint32_t requests;  /* that it has brought */
     bool unaccelerated; /* it may be accelerated, once that pays */
     bool closing;       /* no further request: it ends when what waits is sent */
+    bool between;       /* it is, for no other reason than that no request was under way */
     bool lingering;     /* its write side is shut; what still comes is dropped */
     bool upgrading;
 };

@@ -77,6 +77,13 @@ void socket_tune_towards_this_host(int fd)
     (void)setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof unsent);
 }
 
+void socket_set_cork(int fd, bool on)
+{
+    int value = on;
+
+    setsockopt(fd, IPPROTO_TCP, TCP_CORK, &value, sizeof value);
+}
+
 int socket_set_mark(int fd, uint32_t mark)
 {
     return mark == 0 || setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof mark) == 0 ? 0 : -errno;

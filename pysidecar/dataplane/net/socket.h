@@ -2,6 +2,8 @@
 #ifndef PYSIDECAR_NET_SOCKET_H
 #define PYSIDECAR_NET_SOCKET_H
 
+#include <stdbool.h>
+
 #include "base/sockaddr.h"
 
 /* connect() of a non-blocking socket: 0 when it is connected already, as mostly on this host, where
@@ -20,6 +22,9 @@ void socket_tune_for_this_host(int fd);
  * sizing, for distances that are none here, a sender would go on for many MiB whose receiver has
  * stopped reading. */
 void socket_tune_towards_this_host(int fd);
+/* Until it is taken back, or for 200 ms, no segment leaves that is not full; with shutdown() the
+ * last one does, and says that it is. */
+void socket_set_cork(int fd, bool on);
 /* 0 or -errno. */
 int socket_set_mark(int fd, uint32_t mark);
 /* Binds to an address, with a port that the kernel picks when it connects. 0 or -errno. */
