@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pysidecar.address import Address
@@ -280,6 +280,7 @@ _told = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(_texts.filter(bool), st.lists(_told), st.sampled_from([None, 0, 3]))
 def test_a_long_push_is_read_as_a_short_one(
     name: str, instances: list[Instance], indent: int | None
@@ -295,6 +296,7 @@ def test_a_long_push_is_read_as_a_short_one(
     assert wire.read_long_push(short) == (service, instances)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40), st.integers(0, 1000))
 def test_nothing_in_a_long_push_is_a_crash(noise: bytes, at: int) -> None:
     whole = push(*[{"address": "10.0.0.1:1"}] * 20)

@@ -71,8 +71,8 @@ def test_providers_sidecars_that_restart_in_order_lose_no_request(
 def test_a_consumers_sidecar_that_restarts_in_order_lets_requests_finish(
     pods: list[Pod], rounds: int
 ) -> None:
-    """HTTP says that a connection ends. Bolt and Dubbo cannot: theirs ends with an answer after which
-    no request is under way, although the client is never quiet."""
+    """HTTP says that a connection ends. Bolt and Dubbo cannot: theirs ends with an answer after
+    which no request is under way, although the client is never quiet."""
     consumer = pods[0]
     eventually(lambda: _is_written(consumer))
     with load(consumer) as calls:
