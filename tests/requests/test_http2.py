@@ -266,22 +266,62 @@ def test_a_refused_stream_is_sent_again(held: tuple[RequestPlane, list[Peer]]) -
     assert line_of(plane, "/m")["flags"] == ["retried"]
 
 
-def test_an_answer_before_the_end_of_the_request_stops_it(
-    held: tuple[RequestPlane, list[Peer]],
+@pytest.mark.parametrize("ends", ["the client", "the server", "a reset of the client"])
+def test_a_request_goes_on_after_its_answer(
+    held: tuple[RequestPlane, list[Peer]], ends: str
 ) -> None:
+    """As long as both want it: a server may answer first and read an upload afterwards."""
     plane, servers = held
     client = Peer.client(plane)
     stream = client.begin("/n")
     client.send(DataFrame(stream, b"x" * 1000))
     server = server_of(servers)
-    frame, _ = server.read_headers()
-    server.respond(frame.stream_id, b"enough")
-    assert client.next(DataFrame).data == b"enough"
-    assert client.next(RstStreamFrame).error_code == NO_ERROR
+    asked = server.read_headers()[0].stream_id
+    server.respond(asked, b"enough")
+    assert client.answer(stream)[1] == b"enough"
+    server.next(DataFrame)
+    for _ in range(20):
+        client.send(DataFrame(stream, b"y" * 10_000))
+        assert server.next(DataFrame).data
+    if ends == "the client":
+        client.send(DataFrame(stream, b"end", flags=["END_STREAM"]))
+        while "END_STREAM" not in server.next(DataFrame).flags:
+            pass
+    elif ends == "the server":
+        server.reset(asked, NO_ERROR)
+        assert client.next(RstStreamFrame).error_code == NO_ERROR
+    else:
+        client.reset(stream, CANCEL)
+        assert server.next(RstStreamFrame).stream_id == asked
+    assert line_of(plane, "/n")["status"] == 200
     other = client.request("/o")
     frame, _ = server.read_headers()
     server.respond(frame.stream_id, b"next")
     assert client.answer(other)[1] == b"next"
+
+
+def test_the_rest_of_a_request_waits_for_a_server_that_has_answered(
+    held: tuple[RequestPlane, list[Peer]],
+) -> None:
+    """Also when the client has sent all of it, and its stream is closed."""
+    plane, servers = held
+    client = Peer.client(plane)
+    stream = client.begin("/n")
+    server = server_of(servers)
+    server.gives_credit = False
+    asked = server.read_headers()[0].stream_id
+    server.respond(asked, b"enough")
+    assert client.answer(stream)[1] == b"enough"
+    for _ in range(10):
+        client.send(DataFrame(stream, b"y" * 10_000))
+    client.send(DataFrame(stream, b"end", flags=["END_STREAM"]))
+    server.gives_credit = True
+    server.send(*(WindowUpdateFrame(id, window_increment=1 << 20) for id in (0, asked)))
+    body, flags = b"", set[str]()
+    while "END_STREAM" not in flags:
+        frame = server.next(DataFrame)
+        body, flags = body + frame.data, frame.flags
+    assert len(body) == 100_003
 
 
 # ---- credit ----

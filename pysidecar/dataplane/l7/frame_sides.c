@@ -133,6 +133,7 @@ const struct upstream_side frame_upstream = {
     .data = send_nothing,
     .end = send_end,
     .adopt = uplink_replace,
+    .goes_on = side_never,
     .is_behind = side_never,
     .hold = side_do_nothing,
     .go_on = side_do_nothing,

@@ -184,6 +184,11 @@ static bool is_taken(const struct http2_stream *stream)
     return !ours->down->is_behind(ours);
 }
 
+static bool has_passed_end(const struct http2_stream *stream)
+{
+    return stream->http2->downstream ? stream->stream->complete : stream->stream->answered;
+}
+
 static void pass_data(struct http2_stream *stream, const uint8_t *data, size_t size)
 {
     struct message message = {.data = {(const char *)data, (uint32_t)size}};
@@ -225,10 +230,9 @@ void http2_pass_on(struct http2_stream *stream)
         pass_data(stream, piece.data + piece.start, buffer_held(&piece));
         buffer_release(blocks_of(stream->http2), &piece);
     }
-    if (stream->stream && stream->in_ended && buffer_held(&stream->in) == 0 && is_taken(stream)) {
-        if (!stream->http2->downstream || !stream->stream->complete)
-            pass_end(stream);
-    }
+    if (stream->stream && stream->in_ended && buffer_held(&stream->in) == 0 && is_taken(stream) &&
+        !has_passed_end(stream))
+        pass_end(stream);
     stream->passing = false;
     unlock(stream);
 }
@@ -543,10 +547,12 @@ static void lose(struct http2_stream *stream, uint32_t code)
     struct stream *ours = stream->stream;
 
     if (stream->http2->downstream) {
+        if (ours->answered && stream->in_ended && code == NGHTTP2_NO_ERROR)
+            return; /* what came of it is still to be passed on */
         ours->reset_code = code;
         stream_abandon(ours, DP_FLAG_DOWNSTREAM_CLOSED);
         downstream_answered(stream->http2->downstream);
-    } else if (!stream->in_ended || code != NGHTTP2_NO_ERROR) {
+    } else if (!stream->in_ended || code != NGHTTP2_NO_ERROR || ours->answered) {
         stream_uplink_reset(ours, code, code == NGHTTP2_REFUSED_STREAM);
     }
 }
@@ -866,6 +872,30 @@ bool http2_respond(struct http2_stream *stream, const uint8_t *data, bool interi
     return result == 0;
 }
 
+/* A client's request that was answered before it has come whole, and of which nobody wants the rest
+ * (RFC 9113, 8.1). */
+static void stop_request(struct http2_stream *stream)
+{
+    if (stream->http2->downstream && stream->end_sent && !stream->in_ended && !stream->stream)
+        reset(stream, NGHTTP2_NO_ERROR);
+}
+
+static int on_frame_sent(nghttp2_session *session, const nghttp2_frame *frame, void *user)
+{
+    struct http2_stream *stream;
+
+    (void)session;
+    if (!(frame->hd.flags & NGHTTP2_FLAG_END_STREAM) ||
+        (frame->hd.type != NGHTTP2_DATA && frame->hd.type != NGHTTP2_HEADERS))
+        return 0;
+    stream = find_stream(user, frame->hd.stream_id);
+    if (stream) {
+        stream->end_sent = true;
+        stop_request(stream);
+    }
+    return 0;
+}
+
 void http2_leave(struct http2_stream *stream, bool complete)
 {
     size_t dropped = buffer_held(&stream->in);
@@ -874,26 +904,11 @@ void http2_leave(struct http2_stream *stream, bool complete)
     stream->stream = NULL;
     release_in(stream);
     give_credit(stream, dropped);
-    if (!complete && !stream->closed)
+    if (complete)
+        stop_request(stream);
+    else if (!stream->closed)
         reset(stream, stream->reset_code);
     unlock(stream);
-}
-
-/* ---- a client's request that is answered before it has come whole ---- */
-
-/* Nobody wants the rest of it (RFC 9113, 8.1). */
-static int on_frame_sent(nghttp2_session *session, const nghttp2_frame *frame, void *user)
-{
-    const struct http2 *http2 = user;
-    struct http2_stream *stream;
-
-    if (!http2->downstream || !(frame->hd.flags & NGHTTP2_FLAG_END_STREAM) ||
-        (frame->hd.type != NGHTTP2_DATA && frame->hd.type != NGHTTP2_HEADERS))
-        return 0;
-    stream = find_stream(http2, frame->hd.stream_id);
-    if (stream && !stream->in_ended && !stream->closed)
-        nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, stream->id, NGHTTP2_NO_ERROR);
-    return 0;
 }
 
 /* ---- the connection ---- */

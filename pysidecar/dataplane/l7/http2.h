@@ -29,6 +29,7 @@ struct http2_stream {
     bool in_ended;       /* nothing more comes */
     bool in_reset;       /* likewise: the peer has reset it */
     bool out_ended;      /* nothing more is written */
+    bool end_sent;       /* END_STREAM has been written */
     bool deferred;       /* libnghttp2 waits to be told that there is something to send */
     uint8_t locks;       /* of those on the stack that go on with it */
     bool passing;        /* `in` is being passed on */

@@ -156,6 +156,7 @@ static bool pass_reset(struct stream *stream, uint32_t code)
 }
 
 const struct downstream_side http2_downstream = {
+    .goes_on = true,
     .begin = begin,
     .head = write_head,
     .data = write_data,
@@ -193,6 +194,11 @@ static bool send_request(struct stream *stream, struct uplink *uplink)
     if (!stream->to || !http2_write(stream->to, kept + stream->head_bytes, body))
         return false;
     return !stream->complete || http2_write_end(stream->to, NULL);
+}
+
+static bool goes_on(const struct stream *stream)
+{
+    return stream->to && !stream->to->closed;
 }
 
 static bool request_is_behind(const struct stream *stream)
@@ -236,6 +242,7 @@ const struct upstream_side http2_upstream = {
     .send = send_request,
     .data = send_data,
     .end = send_end,
+    .goes_on = goes_on,
     .is_behind = request_is_behind,
     .hold = side_do_nothing, /* nothing is passed on while the client is behind */
     .go_on = go_on,

@@ -207,6 +207,7 @@ const struct upstream_side serial_upstream = {
     .data = send_data,
     .end = send_end,
     .adopt = uplink_replace,
+    .goes_on = side_never,
     .is_behind = upstream_is_behind,
     .hold = hold,
     .go_on = go_on,

@@ -15,7 +15,8 @@ struct wire;
 /* Where the answer goes. DP_FLAG_NONE, or why the stream fails. `size`: of what the part of the
  * message came in. */
 struct downstream_side {
-    bool by_id; /* an answer needs the id of its request: without one there is none */
+    bool by_id;   /* an answer needs the id of its request: without one there is none */
+    bool goes_on; /* a request may go on when its answer has ended */
 
     /* The stream has just been made of this request. NULL: there is nothing to be done. */
     void (*begin)(struct stream *stream, const struct message *request);
@@ -58,6 +59,8 @@ struct upstream_side {
     bool (*end)(struct stream *stream, const struct message *message, size_t size);
     /* The stream `now` waits for the answer instead. NULL: that cannot be. */
     void (*adopt)(struct uplink *uplink, struct stream *before, struct stream *now);
+    /* Whether the rest of the request is taken when its answer has ended. */
+    bool (*goes_on)(const struct stream *stream);
     /* Whether nothing more of the request should be written for now: see stream_uplink_sent. */
     bool (*is_behind)(const struct stream *stream);
     /* Reads nothing more of the answer, until go_on(). */

@@ -332,6 +332,11 @@ void stream_fail(struct stream *stream, enum dp_flag why, const struct message *
     struct downstream *downstream = stream->downstream;
     enum dp_end cut = DP_END_NONE;
 
+    if (stream->answered) { /* only the rest of the request fails: the client is told to stop */
+        stream_end(stream, false);
+        downstream_answered(downstream);
+        return;
+    }
     outcome_note_failure(stream, why);
     if (stream->shadow == SHADOW_TWIN) {
         shadow_twin_failed(stream);

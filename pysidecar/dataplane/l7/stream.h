@@ -88,6 +88,7 @@ struct stream {
     bool complete;  /* the request was read to its end */
     bool keeps;     /* `request` has all that was read so far */
     bool answering; /* the head of an answer was passed on */
+    bool answered;  /* all of it was, and the request goes on */
     bool timed;     /* a place for its timer is reserved */
     bool ended;
     struct span *span; /* NULL: it is not sampled */

@@ -91,6 +91,10 @@ static void response_end(struct stream *stream, const struct message *message, s
     note_end(stream, message);
     if (!pass(stream, stream->down->end(stream, message, size)) || stream->ended)
         return;
+    if (!stream->complete && stream->down->goes_on && stream->up->goes_on(stream)) {
+        stream->answered = true; /* whoever answers early may still want the rest */
+        return;
+    }
     stream_end(stream, stream->complete);
     if (stream->direct && !downstream->own)
         downstream->closing = true;
@@ -201,7 +205,7 @@ void stream_uplink_reset(struct stream *stream, uint32_t code, bool unprocessed)
         return;
     if (unprocessed && stream->keeps && !stream->answering && !stream->retried && !stream->shadow)
         send_again(stream, DP_FLAG_UPSTREAM_RESET);
-    else if (!pass_reset(stream, code))
+    else if (stream->answered || !pass_reset(stream, code))
         stream_fail(stream, DP_FLAG_UPSTREAM_RESET, NULL);
 }
 

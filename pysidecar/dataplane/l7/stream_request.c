@@ -176,6 +176,11 @@ void stream_request_end(struct stream *stream, const struct message *message, si
         stream_fail(stream, DP_FLAG_OVERLOAD, NULL);
         return;
     }
+    if (stream->answered && !stream->ended) {
+        stream_end(stream, true);
+        downstream_answered(stream->downstream);
+        return;
+    }
     if (stream->uplink && !stream->ended)
         stream_attempt_begins(stream);
     update(stream);
