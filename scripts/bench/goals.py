@@ -11,6 +11,7 @@ from scripts.bench.request_proxies import (
     ACCELERATED,
     ENVOY,
     HOOKED,
+    HTTP2_BETWEEN,
     LISTENER,
     LOGGED,
     MECHANISMS,
@@ -170,7 +171,12 @@ _REQUEST_GOALS = (
 _HTTP2 = ("http2-1-32", "http2-32-8", "grpc-1-32", "grpc-32-8")
 _HTTP2_GOALS = (_Goal((LISTENER,), _HTTP2, ("rate",), 1.1, _best_peer, "the best peer"),)
 # What is left of the rate, by turns that follow each other closely.
-_COSTS = ((MECHANISMS, 0.95), (TRACES, 0.97))
+_COSTS = tuple(
+    (side, scenario, least, LISTENER)
+    for side, least in ((MECHANISMS, 0.95), (TRACES, 0.97))
+    for scenario in ("cost-http-32-1", "cost-http2-32-8")
+)
+_BETWEEN = ((HTTP2_BETWEEN, "between-http-32-1", 0.3, DIRECT),)
 
 
 def of_connections(results: Results) -> Iterator[Outcome]:
@@ -191,14 +197,13 @@ def of_requests(results: Results) -> Iterator[Outcome]:
 def of_http2(results: Results) -> Iterator[Outcome]:
     """The goals of HTTP/2 and gRPC, and of what features cost, likewise."""
     yield from _all_compared(results, _HTTP2_GOALS)
-    for side, least in _COSTS:
-        for scenario in ("cost-http-32-1", "cost-http2-32-8"):
-            what, wanted = f"{side}: {scenario}, rate", f"≥ {least:g} × {LISTENER}"
-            own = results.spread(scenario, side, OF_RATE)
-            if own is None:
-                yield Outcome(what, wanted)
-            else:
-                yield Outcome(what, wanted, f"{own.median:.3f} ×", own.median >= least)
+    for side, scenario, least, base in (*_COSTS, *_BETWEEN):
+        what, wanted = f"{side}: {scenario}, rate", f"≥ {least:g} × {base}"
+        own = results.spread(scenario, side, OF_RATE)
+        if own is None:
+            yield Outcome(what, wanted)
+        else:
+            yield Outcome(what, wanted, f"{own.median:.3f} ×", own.median >= least)
 
 
 def _added_latency(results: Results, scenario: str) -> Outcome:

@@ -38,16 +38,21 @@ def measure(
             requests, took = turn(ways[name], seconds * _SHARE)
             if number > 0:  # the first one warms up
                 rates[name].append(requests / took)
-                costs[name].append(1e6 * (_cpu_seconds(ways[name]) - before) / requests)
-    return {
+                if ways[name].proxies:
+                    costs[name].append(1e6 * (_cpu_seconds(ways[name]) - before) / requests)
+    values = {
         name: {
             "rate": statistics.median(rates[name]),
-            "CPU proxy": statistics.median(costs[name]),
             OF_RATE: _median_ratio(rates[name], rates[base]),
-            OF_CPU: _median_ratio(costs[name], costs[base]),
         }
         for name in names
     }
+    for name in names:
+        if costs[name]:
+            values[name]["CPU proxy"] = statistics.median(costs[name])
+        if costs[name] and costs[base]:
+            values[name][OF_CPU] = _median_ratio(costs[name], costs[base])
+    return values
 
 
 def _median_ratio(own: list[float], base: list[float]) -> float:

@@ -22,6 +22,7 @@ __all__ = [
     "ACCELERATED",
     "ENVOY",
     "HOOKED",
+    "HTTP2_BETWEEN",
     "LISTENER",
     "LOGGED",
     "MECHANISMS",
@@ -38,6 +39,7 @@ HOOKED = "requests unix"
 ACCELERATED = "requests local"
 ENVOY = "Envoy"
 TWO_SIDECARS = "two sidecars"
+HTTP2_BETWEEN = "two sidecars, HTTP/2"
 MECHANISMS = "listener, mechanisms"
 TRACES = "listener, traces"
 
@@ -163,6 +165,23 @@ def _one_port(server: Address) -> Ours:
         "listeners": [{"listen": str(here), "protocol": "auto"}],
     }
     return Ours(configuration, dict.fromkeys(sorted(_REQUESTS), here))
+
+
+def _http2_between(server: Address) -> Ours:
+    """For both of two: the one before the server takes HTTP/2, the other one HTTP/1.1."""
+    near, here = Address("127.0.0.1", free_port()), Address("127.0.0.1", free_port())
+    configuration = {
+        "acceleration": "off",
+        "services": {
+            str(load): {"protocol": str(load), "endpoints": [str(server)]}
+            for load in (Load.HTTP, Load.HTTP2)
+        },
+        "listeners": [
+            {"listen": str(near), "protocol": "http2", "service": "http"},
+            {"listen": str(here), "protocol": "http", "service": "http2"},
+        ],
+    }
+    return Ours(configuration, {Load.HTTP2: near, Load.HTTP: here})
 
 
 def _hooked(server: Address, *, acceleration: Any) -> Ours:
@@ -553,6 +572,14 @@ REQUEST_PROXIES: tuple[Side, ...] = (
         _one_port,
         loads=_REQUESTS,
         sidecars=2,
+    ),
+    ours(
+        HTTP2_BETWEEN,
+        "the same with `protocol: http2` for what is between the two",
+        _http2_between,
+        loads=frozenset({Load.HTTP}),
+        sidecars=2,
+        variation=True,
     ),
     ours(
         HOOKED,

@@ -28,7 +28,13 @@ from scripts.bench.processes import (
     private_memory,
     wrapped,
 )
-from scripts.bench.request_proxies import LISTENER, MECHANISMS, TRACES
+from scripts.bench.request_proxies import (
+    HTTP2_BETWEEN,
+    LISTENER,
+    MECHANISMS,
+    TRACES,
+    TWO_SIDECARS,
+)
 from scripts.bench.side import Load, Side, Way
 from scripts.bench.sides import DIRECT, NOT_CAPTURED
 
@@ -51,7 +57,8 @@ Values = dict[str, float]
 
 _STARTUP = 20.0  # seconds that a client may take beside what it is asked to do
 _IDLE_PATIENCE = 120.0
-_FOR_ONE_SCENARIO = (NOT_CAPTURED, MECHANISMS, TRACES)  # sides that are there for its sake
+# Sides that are there for one scenario's sake.
+_FOR_ONE_SCENARIO = (NOT_CAPTURED, MECHANISMS, TRACES, HTTP2_BETWEEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,10 +297,15 @@ def _http2(of: Load, connections: int, streams: int) -> Scenario:
     )
 
 
-# ---- What a feature costs, by turns that follow each other closely ----
+# ---- Small differences, by turns that follow each other closely ----
 
 
-def _cost(of: Load, connections: int, in_flight: int) -> Scenario:
+def _in_turns(
+    name: str, title: str, of: Load, connections: int, in_flight: int, sides: tuple[str, ...]
+) -> Scenario:
+    """Compares sides with the first of them."""
+    base = sides[0]
+
     def turn(load: Path, way: Way, seconds: float) -> tuple[int, float]:
         if of is not Load.HTTP:
             counted = h2load(way.address(of), connections, in_flight, seconds, _PATHS[of])
@@ -308,28 +320,27 @@ def _cost(of: Load, connections: int, in_flight: int) -> Scenario:
         return int(result["amount"]), float(result["seconds"])
 
     def together(load: Path, ways: Mapping[str, Way], settings: Settings) -> dict[str, Values]:
-        if LISTENER not in ways:
-            raise BenchError(f"needs {LISTENER}, which the others are compared with")
-        turns = functools.partial(turn, load)
-        return paired.measure(ways, LISTENER, turns, settings.seconds)
+        if base not in ways:
+            raise BenchError(f"needs {base}, which the others are compared with")
+        return paired.measure(ways, base, functools.partial(turn, load), settings.seconds)
 
-    base = f"× {LISTENER}"
-    kind = "HTTP/1.1" if of is Load.HTTP else f"HTTP/2, {in_flight} streams"
-    many = _counted(connections, "connection")
     return Scenario(
-        f"cost-{of}-{connections}-{in_flight}",
-        f"What a feature costs: {kind}, {many}",
+        f"{name}-{of}-{connections}-{in_flight}",
+        f"{title}, {_counted(connections, 'connection')}",
         (
-            Metric("rate", "requests/s", higher_is_better=True, compared=False),
+            Metric("rate", "requests/s", higher_is_better=True),
             Metric("CPU proxy", "µs", digits=2, compared=False),
-            Metric(paired.OF_RATE, base, higher_is_better=True, digits=3, compared=False),
-            Metric(paired.OF_CPU, base, digits=3, compared=False),
+            Metric(paired.OF_RATE, f"× {base}", higher_is_better=True, digits=3, compared=False),
+            Metric(paired.OF_CPU, f"× {base}", digits=3, compared=False),
         ),
         measure_together=together,
         load=of,
-        sides=lambda side: side.name in (LISTENER, MECHANISMS, TRACES),
+        sides=lambda side: side.name in sides,
         variations=True,
     )
+
+
+_FEATURES = (LISTENER, MECHANISMS, TRACES)
 
 
 def _counted(count: int, what: str) -> str:
@@ -478,7 +489,15 @@ HTTP2: tuple[Scenario, ...] = (
         for of in (Load.HTTP2, Load.GRPC, Load.HTTP2_TO_HTTP)
         for connections, streams in ((1, 32), (32, 8))
     ),
-    _cost(Load.HTTP, 32, 1),
-    _cost(Load.HTTP2, 32, 8),
+    _in_turns("cost", "What a feature costs: HTTP/1.1", Load.HTTP, 32, 1, _FEATURES),
+    _in_turns("cost", "What a feature costs: HTTP/2, 8 streams", Load.HTTP2, 32, 8, _FEATURES),
+    _in_turns(
+        "between",
+        "HTTP/1.1 through two sidecars",
+        Load.HTTP,
+        32,
+        1,
+        (DIRECT, TWO_SIDECARS, HTTP2_BETWEEN),
+    ),
 )
 SCENARIOS = (*CONNECTIONS, *REQUESTS, *HTTP2)
