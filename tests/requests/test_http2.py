@@ -266,20 +266,27 @@ def test_a_refused_stream_is_sent_again(held: tuple[RequestPlane, list[Peer]]) -
     assert line_of(plane, "/m")["flags"] == ["retried"]
 
 
+def answer_early(
+    plane: RequestPlane, servers: list[Peer], gives_credit: bool
+) -> tuple[Peer, int, Peer, int]:
+    """Before the request has ended. Returns both ends, and the stream of each."""
+    client = Peer.client(plane)
+    stream = client.begin("/n")
+    server = server_of(servers)
+    server.gives_credit = gives_credit
+    asked = server.read_headers()[0].stream_id
+    server.respond(asked, b"enough")
+    assert client.answer(stream)[1] == b"enough"
+    return client, stream, server, asked
+
+
 @pytest.mark.parametrize("ends", ["the client", "the server", "a reset of the client"])
 def test_a_request_goes_on_after_its_answer(
     held: tuple[RequestPlane, list[Peer]], ends: str
 ) -> None:
     """As long as both want it: a server may answer first and read an upload afterwards."""
     plane, servers = held
-    client = Peer.client(plane)
-    stream = client.begin("/n")
-    client.send(DataFrame(stream, b"x" * 1000))
-    server = server_of(servers)
-    asked = server.read_headers()[0].stream_id
-    server.respond(asked, b"enough")
-    assert client.answer(stream)[1] == b"enough"
-    server.next(DataFrame)
+    client, stream, server, asked = answer_early(plane, servers, gives_credit=True)
     for _ in range(20):
         client.send(DataFrame(stream, b"y" * 10_000))
         assert server.next(DataFrame).data
@@ -304,14 +311,7 @@ def test_the_rest_of_a_request_waits_for_a_server_that_has_answered(
     held: tuple[RequestPlane, list[Peer]],
 ) -> None:
     """Also when the client has sent all of it, and its stream is closed."""
-    plane, servers = held
-    client = Peer.client(plane)
-    stream = client.begin("/n")
-    server = server_of(servers)
-    server.gives_credit = False
-    asked = server.read_headers()[0].stream_id
-    server.respond(asked, b"enough")
-    assert client.answer(stream)[1] == b"enough"
+    client, stream, server, asked = answer_early(*held, gives_credit=False)
     for _ in range(10):
         client.send(DataFrame(stream, b"y" * 10_000))
     client.send(DataFrame(stream, b"end", flags=["END_STREAM"]))
