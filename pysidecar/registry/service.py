@@ -6,10 +6,17 @@ from dataclasses import dataclass
 
 from pysidecar.address import Address
 
-__all__ = ["CALLS", "VARIED", "Instance", "Registration", "ServiceKey"]
+__all__ = ["CALLS", "GRPC_COMMON", "VARIED", "Instance", "Registration", "ServiceKey"]
 
 CALLS = ("grpc", "tri")
 """The protocols whose requests are calls of gRPC."""
+
+GRPC_COMMON = (
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+)
+"""Services that every application has for itself: they are about its other ones."""
 
 VARIED = ("dubbo", "tri")
 """The protocols whose services have a version and a group beside their name."""

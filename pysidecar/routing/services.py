@@ -22,14 +22,13 @@ from pysidecar.dataplane import (
     pack_array,
 )
 from pysidecar.health.checks import CheckedService
-from pysidecar.registry.service import CALLS, VARIED, ServiceKey
+from pysidecar.registry.service import CALLS, GRPC_COMMON, VARIED, ServiceKey
 from pysidecar.routing.found import NOTHING_FOUND, FoundService, FoundServices, Role
 from pysidecar.routing.resilience import Handlings, Resiliences
 from pysidecar.routing.resilience import milliseconds as _milliseconds
 from pysidecar.routing.resilience import shares as _shares
 
 __all__ = [
-    "GRPC_COMMON",
     "ServiceNumbers",
     "checked_services",
     "consumer_entrance",
@@ -61,15 +60,9 @@ _SCOPES = {
     Role.PUBLISHED: 1 << Scope.INBOUND | 1 << Scope.PROVIDER,
 }
 _NO_VERSION = "0.0.0"  # Dubbo's word for none, in requests
-GRPC_COMMON = (
-    "grpc.health.v1.Health",
-    "grpc.reflection.v1.ServerReflection",
-    "grpc.reflection.v1alpha.ServerReflection",
-)
-"""Services that every application has for itself: they are about its other ones."""
-
-# In which order found services are asked: where two match, the one that says more.
-_COMMON, _TRIPLE, _GRPC, _EXACT, _LIKE = range(5)
+# In which order found services are asked, where two match: the one that says more, and before one
+# that has no endpoints, which anybody can subscribe.
+_TRIPLE, _GRPC, _LONE, _COMMON, _EMPTY, _EXACT, _LIKE = range(7)
 _DETECT_TIMEOUT = 5.0  # seconds, as the default of `listeners`
 
 _Predicate = tuple[int, int, int, int, int]
@@ -565,6 +558,8 @@ def _pack_found(
     rank = _EXACT
     if key.protocol in CALLS:
         rank = _match_call(match, key, alone)
+        if not service.endpoints:
+            rank = _EMPTY
     elif key.protocol == "http":
         if header == "host":
             match.exactly(lib.DP_SUBJECT_HOST, key.name.lower())
@@ -630,7 +625,7 @@ def _pack_passed(passed: tuple[str, str, Address], numbers: ServiceNumbers, head
         scopes=_PASSED_SCOPES,
         texts=tuple(match.texts),
         predicates=tuple(match.predicates),
-        rank=_LIKE,
+        rank=_LONE if name in GRPC_COMMON else _LIKE,
         endpoints=pack_array("struct dp_endpoint", [(*address.to_native(), 1, 0, 0)]),
         endpoint_count=1,
     )

@@ -13,7 +13,7 @@ from operator import methodcaller
 
 from pysidecar.address import Address
 from pysidecar.log import Mistakes
-from pysidecar.registry.service import Instance, ServiceKey
+from pysidecar.registry.service import CALLS, GRPC_COMMON, Instance, ServiceKey
 
 __all__ = [
     "CONFIGURATION",
@@ -119,6 +119,8 @@ class ServiceTable:
     def __init__(self, limit: int = MAX_PER_USER) -> None:
         self._limit = limit
         self._published: dict[ServiceKey, dict[Address, Publication]] = {}
+        self._called: dict[str, set[ServiceKey]] = {}
+        """What is published of gRPC, by name."""
         self._subscribed: dict[ServiceKey, _Subscribed] = {}
         self._counts: Counter[tuple[str, int]] = Counter()  # by what and whose
         self._watchers: list[Watcher] = []
@@ -137,12 +139,14 @@ class ServiceTable:
         if before == publication:
             return
         _check_owner(service, self._owners(service), publication.uid)
+        _check_owner(service, self._rivals(service) - {publication.uid}, publication.uid)
         if before is None or before.uid != publication.uid:
             self._check_room(publication.uid, "published")
             self._counts["published", publication.uid] += 1
         if before is not None and before.uid != publication.uid:
             self._counts["published", before.uid] -= 1
         self._published.setdefault(service, {})[address] = publication
+        self._note_published(service)
         self._tell(methodcaller("published", publication))
 
     def unpublish(self, service: ServiceKey, uid: int, address: Address | None = None) -> bool:
@@ -161,6 +165,7 @@ class ServiceTable:
             self._counts["published", each.uid] -= 1
         if not found:
             self._published.pop(service, None)
+            self._note_published(service)
         for each in own:
             self._tell(methodcaller("unpublished", each))
         return bool(own)
@@ -204,6 +209,7 @@ class ServiceTable:
         self._counts["published", found.uid] -= 1
         if not self._published[service]:
             del self._published[service]
+            self._note_published(service)
         self._tell(methodcaller("unpublished", found))
 
     def subscribe(self, service: ServiceKey, uid: int) -> None:
@@ -289,6 +295,32 @@ class ServiceTable:
 
     def _owners(self, service: ServiceKey) -> set[int]:
         return {each.uid for each in self._published.get(service, {}).values()}
+
+    def _rivals(self, service: ServiceKey) -> set[int]:
+        """Who publishes what the same calls of gRPC may be meant for: grpc and tri are one on the
+        wire, and health checks are about all of it."""
+        if service.protocol not in CALLS:
+            return set()
+        names = self._called if service.name in GRPC_COMMON else (service.name,)
+        return {
+            uid
+            for name in names
+            for each in self._called.get(name, ())
+            if each.protocol != service.protocol or service.name in GRPC_COMMON
+            for uid in self._owners(each)
+        }
+
+    def _note_published(self, service: ServiceKey) -> None:
+        """It is there, or there is nothing of it any more."""
+        if service.protocol not in CALLS:
+            return
+        keys = self._called.setdefault(service.name, set())
+        if service in self._published:
+            keys.add(service)
+        else:
+            keys.discard(service)
+        if not keys:
+            del self._called[service.name]
 
     def _check_room(self, uid: int, what: str) -> None:
         count = self._counts[what, uid]

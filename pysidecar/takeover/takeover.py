@@ -25,9 +25,8 @@ from pysidecar.listeners import open_listener
 from pysidecar.log import Mistakes
 from pysidecar.registry import make_registry
 from pysidecar.registry.client import LONGEST_PAUSE, SETTLE_TIME, RegistryClient
-from pysidecar.registry.service import CALLS, Instance, Registration, ServiceKey
+from pysidecar.registry.service import CALLS, GRPC_COMMON, Instance, Registration, ServiceKey
 from pysidecar.routing.found import NOTHING_FOUND, FoundService, FoundServices, Role
-from pysidecar.routing.services import GRPC_COMMON
 from pysidecar.takeover.advertised import advertised, expand, local_hosts
 from pysidecar.takeover.api import MeshApi
 from pysidecar.takeover.bodies import Body, BodyError, service_key
@@ -602,7 +601,9 @@ class Takeover(Watcher):
             )
         registry = self._config.registry.type
         called = [each for each in self.table.publications if each.service.protocol in CALLS]
-        places = {each.address for each in called if each.alive}
+        places = {
+            each.address for each in called if each.alive and each.service.name not in GRPC_COMMON
+        }
         passed = [
             ("grpc", name, address)
             for address in (places if len(places) == 1 else ())

@@ -18,6 +18,9 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
+from pysidecar.address import Address
+from pysidecar.registry.service import ServiceKey
+from pysidecar.routing.found import FoundService, FoundServices, Role
 from tests.interop.servers import free_port
 from tests.requests.test_grpc_peers import SERVICE, Service
 from tests.takeover.test_flow import CONSUMER, PROVIDER, Pod, _registry
@@ -339,3 +342,29 @@ def test_rules_choose_by_the_service_of_a_call() -> None:
         ports.close()
         for server in servers.values():
             server.close()
+
+
+def test_what_others_subscribed_takes_no_calls_away() -> None:
+    """Another user subscribed the same name with the other protocol, and health checks."""
+    server = Application()
+    ports = Ports()
+    try:
+        one = ((Address("127.0.0.1", server.port), 1),)
+        for with_endpoints, without in (("grpc", "tri"), ("tri", "grpc")):
+            ports.find(
+                FoundServices(
+                    (
+                        FoundService(ServiceKey("grpc", health.SERVICE_NAME), Role.SUBSCRIBED),
+                        FoundService(ServiceKey(without, SERVICE), Role.SUBSCRIBED),
+                        FoundService(ServiceKey(with_endpoints, SERVICE), Role.SUBSCRIBED, one),
+                    )
+                )
+            )
+            options = [("grpc.default_authority", SERVICE)]
+            with grpc.insecure_channel(str(ports.consumer), options) as made:
+                unary = made.unary_unary(f"/{SERVICE}/Unary")
+                assert unary(b"who", timeout=PATIENCE) == SERVICE.encode()
+                assert _check(made, SERVICE) == _SERVING
+    finally:
+        ports.close()
+        server.close()

@@ -66,6 +66,26 @@ def test_only_its_user_and_root_unpublish_a_service() -> None:
     assert not list(table.publications)
 
 
+def test_what_the_same_calls_may_be_meant_for_has_one_user() -> None:
+    """grpc and tri are one on the wire, and health checks are about all of it."""
+    table = ServiceTable()
+    grpc, tri = ServiceKey("grpc", "a.Echo"), ServiceKey("tri", "a.Echo", "1.0")
+    health, other = ServiceKey("grpc", "grpc.health.v1.Health"), ServiceKey("grpc", "b.Other")
+    table.publish(Publication(grpc, HERE, ALICE))
+    table.publish(Publication(other, HERE, BOB))
+    for service in (tri, health):
+        with pytest.raises(TableError, match="another user"):
+            table.publish(Publication(service, HERE, BOB))
+    table.publish(Publication(tri, HERE, ALICE))
+    table.unpublish(grpc, ALICE)
+    with pytest.raises(TableError, match="another user"):
+        table.publish(Publication(grpc, HERE, BOB))
+    table.publish(Publication(health, HERE, 0))
+    table.unpublish(tri, ALICE)
+    table.publish(Publication(grpc, HERE, BOB))
+    table.publish(Publication(ServiceKey("dubbo", "b.Other"), HERE, ALICE))
+
+
 def test_a_subscription_lasts_until_the_last_user_is_gone() -> None:
     table = ServiceTable()
     seen = Seen(table)
