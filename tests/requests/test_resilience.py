@@ -276,23 +276,85 @@ def test_who_leaves_during_a_wait_is_forgotten() -> None:
         assert len(backend.seen) < 60
 
 
-def test_a_wait_survives_a_reload_and_the_end_of_its_service() -> None:
-    keys = "retries: {attempts: 1, on: 503, budget: 100%, backoff: {base: 400ms}}"
+WAITING = "retries: {attempts: 1, on: 503, budget: 100%, backoff: {base: 3s, max: 3s}}"
+
+
+def test_what_waits_for_a_retry_goes_where_a_reload_says() -> None:
+    with backends("503", "answer") as [(old, first), (new, second)]:
+        with Configured(services([first], WAITING), workers=1) as plane:
+            clients = [plane.client() for _ in range(20)]
+            for client in clients:
+                client.sendall(request())
+            eventually(lambda: len(old.seen) >= 20, "all requests")
+            plane.reload(services([second], WAITING))
+            statuses = collections.Counter(
+                int(read_message(client)[0].split()[1]) for client in clients
+            )
+            early = len(old.seen) - 20  # retries before the reload
+            assert statuses == collections.Counter({200: 20 - early, 503: early})
+            assert early < 20
+            eventually(plane.is_quiet, "nothing under way")
+            assert plane.service("web").tally.requests == 20
+        assert len(new.seen) == 20 - early
+
+
+def test_what_waits_survives_the_end_of_its_service() -> None:
+    keys = WAITING.replace("3s", "400ms")
     with backends("503", "answer") as [(old, first), (new, second)]:
         with Configured(services([first], keys), workers=1) as plane:
             clients = [plane.client() for _ in range(20)]
             for client in clients:
                 client.sendall(request())
             eventually(lambda: len(old.seen) >= 20, "all requests")
-            plane.reload(services([second], keys))
-            statuses = collections.Counter(
-                int(read_message(client)[0].split()[1]) for client in clients
-            )
-            assert set(statuses) <= {502, 503}
-            retried = len(old.seen) - 20
+            plane.reload(services([second], keys).replace("web", "other"))
+            statuses = {int(read_message(client)[0].split()[1]) for client in clients}
+            assert statuses <= {502, 503}
             assert ask(plane) == 200
         assert len(new.seen) == 1
-        assert retried < 20  # those that wait find no endpoint that is still there
+
+
+def test_reloads_without_end_while_requests_wait_are_survived() -> None:
+    """Endpoints come and go between the attempts of requests that remember which they tried."""
+    keys = (
+        "retries: {attempts: 8, on: 503, budget: 100%, backoff: {base: 10ms, max: 30ms}},"
+        " circuit_breaker: {retries: 100}"
+    )
+    with backends("503", "503", "503", "503") as made:
+        upstreams = [upstream for _, upstream in made]
+        with Configured(services(upstreams, keys, "hedge: {after: 5ms}"), workers=2) as plane:
+            clients = [plane.client() for _ in range(20)]
+            for turn in range(25):
+                for client in clients:
+                    client.sendall(request())
+                left = upstreams[turn % 4 :] if turn % 4 < 3 else upstreams[:1]
+                plane.reload(services(left, keys, "hedge: {after: 5ms}"))
+                for client in clients:
+                    assert read_message(client)[0].split()[1] in (b"502", b"503")
+
+
+def test_a_hedge_goes_where_a_reload_says() -> None:
+    rule = "hedge: {after: 1500ms}"
+    keys = "timeout: 15s, circuit_breaker: {retries: 10}"
+    with backends("wait", "answer") as [(silent, first), (new, second)]:
+        with Configured(services([first], keys, rule), workers=1) as plane:
+            client = plane.client()
+            client.sendall(request())
+            eventually(lambda: silent.seen, "the request")
+            plane.reload(services([second], keys, rule))
+            assert read_message(client)[0].split()[1] == b"200"
+            assert flag_names(plane.next_record()) == {"hedged"}
+        assert len(silent.seen) == len(new.seen) == 1
+
+
+def test_a_reload_to_another_protocol_leaves_what_waits_where_it_was() -> None:
+    with backends("503", "answer") as [(old, first), (new, second)]:
+        with Configured(services([first], WAITING.replace("3s", "500ms")), workers=1) as plane:
+            client = plane.client()
+            client.sendall(request())
+            eventually(lambda: old.seen, "the request")
+            plane.reload(services([second], "", protocol="grpc"))
+            assert read_message(client)[0].split()[1] in (b"502", b"503")
+        assert not new.seen
 
 
 # ---- the budget ----
@@ -552,6 +614,43 @@ def test_a_mirror_gets_the_same_requests() -> None:
         assert (tally.requests, tally.statuses[2]) == (5, 5)
         assert plane.flags("web") == {"mirrored": 5}
         assert len(list(plane.records())) == 5
+
+
+def limited(web: Upstream, shadow: str, limit: str) -> str:
+    """With a limit of the mirror."""
+    return mirrored(web, shadow).replace(f"'{shadow}']", f"'{shadow}'], {limit}")
+
+
+def test_copies_count_in_the_rate_of_the_mirror() -> None:
+    with backends("answer", "answer") as [(_, one), (shadow, other)]:
+        text = limited(one, str(other.address), "rate_limit: {requests: 3, per: 1h}")
+        with Configured(text, workers=1) as plane:
+            with plane.client() as client:
+                for i in range(8):
+                    assert exchange(client, request(f"/{i}"))[0] == 200
+            eventually(lambda: len(shadow.seen) == 3, "the copies")
+            eventually(plane.is_quiet, "nothing under way")
+            assert plane.flags("web") == {"mirrored": 3}
+            assert plane.flags("shadow") == {"rate_limited": 5}
+            assert len(list(plane.records())) == 8
+        assert len(shadow.seen) == 3
+
+
+def test_copies_count_in_the_requests_of_the_mirror() -> None:
+    with backends("answer", "wait") as [(_, one), (shadow, other)]:
+        text = limited(one, str(other.address), "circuit_breaker: {requests: 2}")
+        with Configured(text, workers=1) as plane:
+            with plane.client() as client:
+                for i in range(6):
+                    assert exchange(client, request(f"/{i}"))[0] == 200
+                eventually(lambda: len(shadow.seen) == 2, "the copies")
+                assert plane.flags("shadow") == {"overload": 4, "limit_requests": 4}
+                shadow.release.set()
+                shadow.way = "answer"
+                eventually(plane.is_quiet, "nothing under way")
+                assert exchange(client, request("/again"))[0] == 200
+                eventually(lambda: len(shadow.seen) == 3, "one more copy")
+            assert plane.flags("web") == {"mirrored": 3}
 
 
 def test_what_is_too_large_is_not_mirrored() -> None:

@@ -272,11 +272,13 @@ static void add_entrance(struct directory *directory, const struct dp_services *
 
 /* Only when nothing can fail any more: else an endpoint would have a number that another table gets
  * again. */
-static void mark_endpoints(const struct directory *directory)
+static void mark_services(const struct directory *directory)
 {
     for (uint32_t i = 0; i < directory->service_count; i++) {
         struct service *service = directory->services[i];
 
+        atomic_store_explicit(&service->generation, directory->generation, memory_order_relaxed);
+        atomic_store_explicit(&service->standing->place, i, memory_order_relaxed);
         for (uint32_t k = 0; k < service_endpoint_count(service); k++)
             atomic_store_explicit(&service_endpoint(service, k)->generation, directory->generation,
                                   memory_order_relaxed);
@@ -326,7 +328,7 @@ struct directory *directory_create(struct directories *directories, const struct
         errno = -result;
         return NULL;
     }
-    mark_endpoints(directory);
+    mark_services(directory);
     return directory;
 }
 
@@ -501,4 +503,21 @@ uint64_t router_generation(struct worker *worker)
     const struct directory *directory = current(worker);
 
     return directory ? directory->generation : 0;
+}
+
+struct service *router_successor(struct worker *worker, struct service *service)
+{
+    const struct directory *directory = current(worker);
+    uint32_t place = atomic_load_explicit(&service->standing->place, memory_order_relaxed);
+
+    if (!directory ||
+        atomic_load_explicit(&service->generation, memory_order_relaxed) >= directory->generation)
+        return service;
+    if (place < directory->service_count &&
+        directory->services[place]->standing == service->standing)
+        return directory->services[place];
+    for (uint32_t i = 0; i < directory->service_count; i++)
+        if (directory->services[i]->standing == service->standing)
+            return directory->services[i];
+    return NULL;
 }

@@ -43,6 +43,9 @@ void router_route_at(struct worker *worker, uint32_t listener, enum dp_protocol 
 struct entrance router_entrance(struct worker *worker, uint32_t listener);
 /* The number of the worker's table: goes up by one with each. */
 uint64_t router_generation(struct worker *worker);
+/* What the service is in the worker's table: itself, what it was changed to, or NULL: it is gone.
+ */
+struct service *router_successor(struct worker *worker, struct service *service);
 
 /* ---- what the control thread sets ---- */
 

@@ -149,6 +149,7 @@ static void take_over(struct stream *stream, struct stream *twin)
     struct uplink *uplink = twin->uplink;
 
     stream_leave_pool(stream, false);
+    stream_follow(stream, twin->service);
     stream->awaits_twin = false;
     stream->resume_at_ms = 0;
     stream->pool = twin->pool;
@@ -242,9 +243,11 @@ static void send_copy(struct stream *stream, struct shadows *client)
         stream_end(copy, false);
         return;
     }
-    stream_set_flag(stream, DP_FLAG_MIRRORED);
     copy->record.bytes_sent = stream->record.bytes_sent;
     stream_begin_timer(copy, ms ? ms : LONGEST_COPY_MS);
+    if (!stream_enter_service(copy))
+        return;
+    stream_set_flag(stream, DP_FLAG_MIRRORED);
     stream_try_next(copy, DP_FLAG_NO_ENDPOINT);
 }
 

@@ -14,8 +14,7 @@ static const struct dp_resilience *resilience_of(const struct stream *stream)
 
 /* ---- being let in ---- */
 
-/* False: it is over. */
-static bool enter_service(struct stream *stream)
+bool stream_enter_service(struct stream *stream)
 {
     const struct dp_resilience *resilience = resilience_of(stream);
     struct load *load = &stream->service->standing->load;
@@ -47,7 +46,7 @@ bool stream_admit(struct stream *stream, const struct routed *routed)
         stream_fail(stream, DP_FLAG_FAULT_ABORT, &problem);
         return false;
     }
-    if (stream->service && !enter_service(stream))
+    if (stream->service && !stream_enter_service(stream))
         return false;
     if (handling) {
         stream->idempotent |= handling->idempotent != 0;

@@ -67,6 +67,8 @@ void stream_find_way(struct stream *stream, const struct message *request);
 /* The next endpoint; where there is none, it fails for the reason `otherwise`. */
 void stream_try_next(struct stream *stream, enum dp_flag otherwise);
 void stream_leave_wanting(struct stream *stream);
+/* Goes on with this service, which is its own before or after a reload. */
+void stream_follow(struct stream *stream, struct service *service);
 /* The endpoint counts as tried, and as the last one. NULL: the original destination. */
 void stream_note_tried(struct stream *stream, struct endpoint *endpoint);
 
@@ -83,6 +85,8 @@ void stream_send(struct stream *stream, const struct message *request,
 bool stream_admit(struct stream *stream, const struct routed *routed);
 /* It is over: nothing counts it any more. */
 void stream_leave_load(struct stream *stream);
+/* The same for a copy for a mirror, of which the mirror's limits decide. */
+bool stream_enter_service(struct stream *stream);
 /* Its rule says that it waits before it is sent. False: it does not. */
 bool stream_hold(struct stream *stream);
 /* Whether it is sent again by its service's rules, and not only where no endpoint was connected. */

@@ -79,6 +79,38 @@ void stream_note_tried(struct stream *stream, struct endpoint *endpoint)
     stream->tried[stream->tried_count++] = endpoint;
 }
 
+/* Of the endpoints that were tried, those stay that the service has: nothing else keeps the others.
+ */
+void stream_follow(struct stream *stream, struct service *service)
+{
+    struct service *before = stream->service;
+    uint64_t generation = atomic_load_explicit(&service->generation, memory_order_relaxed);
+    uint32_t kept = 0;
+
+    if (service == before)
+        return;
+    for (uint32_t i = 0; i < stream->tried_count; i++)
+        if (atomic_load_explicit(&stream->tried[i]->generation, memory_order_relaxed) == generation)
+            stream->tried[kept++] = stream->tried[i];
+    stream->tried_count = kept;
+    shared_reference(&service->shared);
+    stream->service = service;
+    shared_release(&before->shared);
+}
+
+/* Where the service is spoken to in another protocol now, the request, which is encoded, stays with
+ * what it was. */
+static void follow_reload(struct stream *stream)
+{
+    struct service *service;
+
+    if (!stream->service)
+        return;
+    service = router_successor(stream_worker(stream), stream->service);
+    if (service && service->protocol == stream->service->protocol)
+        stream_follow(stream, service);
+}
+
 /* Whether the table that made it go has another one after it, which does not know the endpoint. */
 static bool is_removed(const struct stream *stream, const struct endpoint *endpoint)
 {
@@ -143,6 +175,7 @@ void stream_try_next(struct stream *stream, enum dp_flag otherwise)
         .codec = stream->codec,
     };
 
+    follow_reload(stream);
     if (!pick_next(stream, &key)) {
         stream_fail(stream, otherwise, NULL);
         return;

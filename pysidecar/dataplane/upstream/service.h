@@ -1,9 +1,9 @@
 /* A service: endpoints with weights, how one is picked for a request, and its limits.
  *
- * Immutable: a service that changes is another struct with the same number. Its endpoints are
- * interned in a scope of its own (see endpoint_intern), so that what is known of them outlives the
- * change, and its standing outlives all of these structs: that of a configured service for as long
- * as we run, that of one that was found as long as there is one. */
+ * Immutable but for `generation`: a service that changes is another struct with the same number.
+ * Its endpoints are interned in a scope of its own (see endpoint_intern), so that what is known of
+ * them outlives the change, and its standing outlives all of these structs: that of a configured
+ * service for as long as we run, that of one that was found as long as there is one. */
 #ifndef PYSIDECAR_UPSTREAM_SERVICE_H
 #define PYSIDECAR_UPSTREAM_SERVICE_H
 
@@ -24,6 +24,7 @@ struct standing {
     struct service *newest;
     uint32_t services; /* structs that have it */
     uint64_t listed;   /* by whoever makes a table: the last one that names it */
+    atomic_uint place; /* of its service in the newest table, see router_successor */
     uint32_t number;
     char name[DP_SERVICE_BYTES]; /* NUL-padded; cut where it is too long */
     atomic_uint connections;     /* upstream connections, of all workers */
@@ -52,6 +53,7 @@ enum { SERVICE_LEVELS = 2 }; /* of endpoints, see struct dp_endpoint */
 struct service {
     struct shared shared;
     struct standing *standing;
+    _Atomic uint64_t generation; /* the newest table that names it, see router_generation */
     /* Its endpoints, by level; NULL: there is none. */
     struct cluster *levels[SERVICE_LEVELS];
     struct cluster *cluster; /* the first of these; NULL: it has no endpoint */
