@@ -17,6 +17,7 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ JAVA = ROOT / "tests" / "interop" / "java"
 JAVA_BUILT = ROOT / "build" / "java"
 GO = ROOT / "tests" / "interop" / "go"
 GO_BUILT = ROOT / "build" / "go"
+COLLECTOR = ROOT / "tests" / "tracing" / "otelcol"
 POLICY_RC = Path("/usr/sbin/policy-rc.d")
 # Servers live in sbin, which is not on every user's PATH.
 PROGRAM_PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
@@ -326,18 +328,49 @@ def build_java_programs() -> None:
 
 
 def build_go_programs() -> None:
-    """Go's gRPC, and h2spec: both as ``tests/interop/go/go.mod`` pins them."""
-    files = [path for path in GO.glob("**/*") if path.suffix in (".go", ".mod", ".sum")]
-    version = subprocess.check_output(["go", "version"], cwd=GO, text=True)
-    products = [GO_BUILT / "h2spec", GO_BUILT / "peer"]
-    with when_changed("go", content_hash(files, version), *products) as changed:
+    """Go's gRPC, and h2spec: both as ``tests/interop/go/go.mod`` pins them. And OpenTelemetry's
+    collector, which is a module of its own, since it wants other versions."""
+    build_go_module(
+        GO,
+        "the Go programs",
+        {"peer": "./peer", "h2spec": "github.com/summerwind/h2spec/cmd/h2spec"},
+    )
+    wanted, there = go_version(COLLECTOR / "go.mod"), installed_go()
+    if there < wanted:
+        say(f"without OpenTelemetry's collector and its test: it needs Go {dotted(wanted)}")
+    else:
+        build_go_module(COLLECTOR, "OpenTelemetry's collector", {"otelcol": "."})
+
+
+def go_version(module: Path) -> tuple[int, ...]:
+    """That a module asks for."""
+    found = re.search(r"^go ([\d.]+)$", module.read_text(), re.MULTILINE)
+    assert found is not None, module
+    return tuple(map(int, found[1].split(".")))
+
+
+def installed_go() -> tuple[int, ...]:
+    found = re.search(r"go(\d+(?:\.\d+)*)", subprocess.check_output(["go", "version"], text=True))
+    assert found is not None
+    return tuple(map(int, found[1].split(".")))
+
+
+def dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def build_go_module(module: Path, what: str, programs: dict[str, str]) -> None:
+    """Its programs, in ``build/go``, with the package of each."""
+    files = [path for path in module.glob("**/*") if path.suffix in (".go", ".mod", ".sum")]
+    version = subprocess.check_output(["go", "version"], cwd=module, text=True)
+    products = [GO_BUILT / name for name in programs]
+    with when_changed(module.name, content_hash(files, version), *products) as changed:
         if changed:
-            say("compiling the Go programs")
+            say(f"compiling {what}")
             GO_BUILT.mkdir(parents=True, exist_ok=True)
             # No longer a download than that of the modules: not of another Go.
             settings = {"GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -buildvcs=false"}
-            packages = ("./peer", "github.com/summerwind/h2spec/cmd/h2spec")
-            run("go", "build", "-o", f"{GO_BUILT}/", *packages, cwd=GO, **settings)
+            run("go", "build", "-o", f"{GO_BUILT}/", *programs.values(), cwd=module, **settings)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from pysidecar.testing import Sidecar
 from tests.interop.servers import free_port
 from tests.tracing.collector import Collector, Span, collecting
+from tests.tracing.otelcol import OTELCOL, collecting_really
 from tests.waiting import eventually
 
 _TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -234,6 +236,24 @@ def test_one_trace_across_client_two_sidecars_and_server(
         (record,) = [json.loads(each) for each in line.splitlines() if '"request"' in each]
         assert record["trace_id"] == span.trace
         assert record["span_id"] == span.id
+
+
+@pytest.mark.skipif(not OTELCOL.exists(), reason="the installed Go is too old to build otelcol")
+def test_opentelemetrys_collector_puts_the_trace_together(server: Server, tmp_path: Path) -> None:
+    with collecting_really(tmp_path) as real:
+        ends, sidecars = Collector(), Collector()
+        ends.url, sidecars.url = real.url["http"], real.url["grpc"]
+        with (
+            chain(server.address, sidecars, protocol="grpc", sample="0%") as (near, _),
+            instrumented(ends, server, TraceContextTextMapPropagator()) as session,
+        ):
+            answer = session.get(f"http://{address_of(near)}/v2/orders", timeout=20)
+            assert answer.status_code == 200
+            spans = {span.service: span for span in real.wait_for(4)}
+    path = [spans[name] for name in ("client", "client's", "server's", "server")]
+    assert len({span.trace for span in path}) == 1
+    assert [span.parent for span in path] == ["", *(span.id for span in path[:-1])]
+    assert [span.kind for span in path] == ["CLIENT", "CLIENT", "SERVER", "SERVER"]
 
 
 def test_what_a_span_says(traced: tuple[Collector, Sidecar, Sidecar]) -> None:
