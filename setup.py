@@ -198,7 +198,7 @@ data_plane: Any = {
     ],
 }
 if not native.has_http2():
-    print("without HTTP/2: libnghttp2's headers (libnghttp2-dev) not found", file=sys.stderr)
+    print("without HTTP/2: libnghttp2 1.50 or newer (libnghttp2-dev) not found", file=sys.stderr)
 setup(
     libraries=[("pysidecar_dataplane", data_plane)],
     cffi_modules=["pysidecar/dataplane/build_native.py:ffibuilder"],

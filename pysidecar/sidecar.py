@@ -795,12 +795,15 @@ def _of_http2(config: Config) -> Iterator[str]:
     """The keys that need HTTP/2."""
     protocols = {
         **{f"services.{name}.protocol": each.protocol for name, each in config.services.items()},
-        **{f"listeners.{at}.protocol": each.protocol for at, each in enumerate(config.listeners)},
+        **{f"listeners[{at}].protocol": each.protocol for at, each in enumerate(config.listeners)},
     }
     for direction, section in (("outbound", config.outbound), ("inbound", config.inbound)):
         for at, route in enumerate(section.routes if section else ()):
-            protocols[f"{direction}.routes.{at}.protocol"] = route.protocol
-    return (key for key, protocol in protocols.items() if protocol in ("http2", "grpc"))
+            protocols[f"{direction}.routes[{at}].protocol"] = route.protocol
+    for name in ("subscribe", "publish"):
+        for at, taken in enumerate(getattr(config.takeover, name, ())):
+            protocols[f"takeover.{name}[{at}].protocol"] = taken.protocol
+    return (key for key, protocol in protocols.items() if protocol in ("http2", "grpc", "tri"))
 
 
 def _timeouts(config: Config) -> Timeouts:

@@ -30,9 +30,13 @@ HEADERS = _relative("pysidecar/dataplane/**/*.h") + _relative("hook/*.h")
 
 def has_http2() -> bool:
     """Whether libnghttp2 can be built with; without it the rest is (see ``l7/http2.c``)."""
-    probe = ["cc", "-E", "-include", "nghttp2/nghttp2.h", "-o", os.devnull, "-x", "c", "-"]
+    header = ROOT / "pysidecar/dataplane/l7/http2_library.h"
+    probe = ["cc", "-E", "-include", str(header), "-o", os.devnull, "-x", "c", "-"]
+    content = "#if !HAS_LIBNGHTTP2\n#error\n#endif\n"
     try:
-        done = subprocess.run(probe, input="", text=True, stderr=subprocess.DEVNULL, check=False)
+        done = subprocess.run(
+            probe, input=content, text=True, stderr=subprocess.DEVNULL, check=False
+        )
     except FileNotFoundError:  # no compiler either, which is for those to say who need it
         return False
     return done.returncode == 0

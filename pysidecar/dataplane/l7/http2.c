@@ -7,11 +7,12 @@
 #include "l7/bytes.h"
 #include "l7/downstream.h"
 #include "l7/http2_head.h"
+#include "l7/http2_library.h"
 #include "l7/sides.h"
 #include "l7/streams.h"
 #include "l7/uplink.h"
 
-#if __has_include(<nghttp2/nghttp2.h>)
+#if HAS_LIBNGHTTP2
 #include <nghttp2/nghttp2.h>
 
 #define LENT_AND_LOST SIZE_MAX

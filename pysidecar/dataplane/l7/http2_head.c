@@ -2,6 +2,7 @@
 
 #include "l7/grpc.h"
 #include "l7/http1_passing.h"
+#include "l7/http2_library.h"
 
 /* Of the message that was decoded last. */
 static _Thread_local struct field fields[MAX_FIELDS];
@@ -543,7 +544,7 @@ static enum detection detect(const uint8_t *data, size_t size)
     static const char preface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     size_t length = sizeof preface - 1;
 
-    if (memcmp(data, preface, size < length ? size : length) != 0)
+    if (!HAS_LIBNGHTTP2 || memcmp(data, preface, size < length ? size : length) != 0)
         return DETECT_NO;
     return size < length ? DETECT_MORE : DETECT_YES;
 }
