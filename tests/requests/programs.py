@@ -27,6 +27,7 @@ __all__ = [
     "java_grpc",
     "java_http",
     "node",
+    "node_http2",
     "registered_dubbo",
     "running",
     "sofa",
@@ -177,3 +178,8 @@ def go_grpc() -> AbstractContextManager[Program]:
 def node(hooked: Mapping[str, str] | None = None) -> AbstractContextManager[Program]:
     """Node's HTTP server, and clients."""
     return running([program("node"), str(_NODE)], hooked)
+
+
+def node_http2(hooked: Mapping[str, str] | None = None) -> AbstractContextManager[Program]:
+    """Node's HTTP/2, client and server."""
+    return running([program("node"), str(_NODE.with_name("peer2.mjs"))], hooked)

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/owner.h"
 #include "l7/bytes.h"
 #include "l7/downstream.h"
 #include "l7/http2_head.h"
@@ -503,43 +504,11 @@ static int on_data(nghttp2_session *session, uint8_t flags, int32_t id, const ui
     return 0;
 }
 
-static int on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *user)
+static enum processed processed(const struct http2 *http2, uint32_t code)
 {
-    struct http2 *http2 = user;
-    struct http2_stream *stream =
-        frame->hd.stream_id ? find_stream(http2, frame->hd.stream_id) : NULL;
-
-    (void)session;
-    if (http2->closed)
-        return NGHTTP2_ERR_CALLBACK_FAILURE;
-    switch (frame->hd.type) {
-    case NGHTTP2_HEADERS:
-        if (stream)
-            take_head(http2, stream, frame);
-        break;
-    case NGHTTP2_DATA:
-        if (stream && frame->hd.flags & NGHTTP2_FLAG_END_STREAM) {
-            stream->in_ended = true;
-            http2_pass_on(stream);
-        }
-        break;
-    case NGHTTP2_RST_STREAM:
-        if (stream)
-            stream->in_reset = true;
-        break;
-    case NGHTTP2_GOAWAY:
-        http2->goes_away = true;
-        if (http2->uplink)
-            uplink_goes_away(http2->uplink);
-        break;
-    case NGHTTP2_SETTINGS:
-        if (http2->uplink)
-            uplink_has_room(http2->uplink);
-        break;
-    default:
-        break;
-    }
-    return is_within_bounds(http2, &frame->hd) ? 0 : NGHTTP2_ERR_CALLBACK_FAILURE;
+    if (code != NGHTTP2_REFUSED_STREAM)
+        return PROCESSED_PERHAPS;
+    return http2->goes_away ? PROCESSED_AWAY : PROCESSED_REFUSED;
 }
 
 /* The peer, or libnghttp2, has ended it before our stream had all. */
@@ -554,7 +523,7 @@ static void lose(struct http2_stream *stream, uint32_t code)
         stream_abandon(ours, DP_FLAG_DOWNSTREAM_CLOSED);
         downstream_answered(stream->http2->downstream);
     } else if (!stream->in_ended || code != NGHTTP2_NO_ERROR || ours->answered) {
-        stream_uplink_reset(ours, code, code == NGHTTP2_REFUSED_STREAM);
+        stream_uplink_reset(ours, code, processed(stream->http2, code));
     }
 }
 
@@ -581,6 +550,72 @@ static int on_stream_close(nghttp2_session *session, int32_t id, uint32_t code, 
     else
         schedule(http2); /* perhaps it was the last one */
     return 0;
+}
+
+static struct http2_stream *opened_before(const struct http2_stream *stream)
+{
+    return stream->previous == &stream->http2->streams
+               ? NULL
+               : OWNER(stream->previous, struct http2_stream, next);
+}
+
+/* Requests beyond the last one are sent again: in their order, lest one is always the last. What
+ * libnghttp2 would do with them is not in any order. */
+static void take_goaway(struct http2 *http2, int32_t last)
+{
+    struct http2_stream *oldest, *before;
+
+    http2->goes_away = true;
+    if (!http2->uplink)
+        return;
+    uplink_goes_away(http2->uplink);
+    if (http2->closed)
+        return;
+    oldest = http2->streams;
+    while (oldest && oldest->next)
+        oldest = oldest->next;
+    for (struct http2_stream *stream = oldest; stream && !http2->closed; stream = before) {
+        before = opened_before(stream);
+        if (stream->id > last && !stream->closed)
+            on_stream_close(session_of(http2), stream->id, NGHTTP2_REFUSED_STREAM, http2);
+    }
+}
+
+static int on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *user)
+{
+    struct http2 *http2 = user;
+    struct http2_stream *stream =
+        frame->hd.stream_id ? find_stream(http2, frame->hd.stream_id) : NULL;
+
+    (void)session;
+    if (http2->closed)
+        return NGHTTP2_ERR_CALLBACK_FAILURE;
+    switch (frame->hd.type) {
+    case NGHTTP2_HEADERS:
+        if (stream)
+            take_head(http2, stream, frame);
+        break;
+    case NGHTTP2_DATA:
+        if (stream && frame->hd.flags & NGHTTP2_FLAG_END_STREAM) {
+            stream->in_ended = true;
+            http2_pass_on(stream);
+        }
+        break;
+    case NGHTTP2_RST_STREAM:
+        if (stream)
+            stream->in_reset = true;
+        break;
+    case NGHTTP2_GOAWAY:
+        take_goaway(http2, frame->goaway.last_stream_id);
+        break;
+    case NGHTTP2_SETTINGS:
+        if (http2->uplink)
+            uplink_has_room(http2->uplink);
+        break;
+    default:
+        break;
+    }
+    return is_within_bounds(http2, &frame->hd) ? 0 : NGHTTP2_ERR_CALLBACK_FAILURE;
 }
 
 /* ---- what goes ---- */

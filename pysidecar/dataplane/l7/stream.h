@@ -84,12 +84,13 @@ struct stream {
     bool direct; /* it goes where the client connected to, on an uplink of its connection's own */
     bool reused; /* the uplink had carried other requests before */
     bool retried;
-    bool binds;     /* its uplink may be its user's afterwards: nobody else gets it */
-    bool complete;  /* the request was read to its end */
-    bool keeps;     /* `request` has all that was read so far */
-    bool answering; /* the head of an answer was passed on */
-    bool answered;  /* all of it was, and the request goes on */
-    bool timed;     /* a place for its timer is reserved */
+    uint8_t unprocessed; /* how often it was sent again since nothing was done for it */
+    bool binds;          /* its uplink may be its user's afterwards: nobody else gets it */
+    bool complete;       /* the request was read to its end */
+    bool keeps;          /* `request` has all that was read so far */
+    bool answering;      /* the head of an answer was passed on */
+    bool answered;       /* all of it was, and the request goes on */
+    bool timed;          /* a place for its timer is reserved */
     bool ended;
     struct span *span; /* NULL: it is not sampled */
     struct dp_request record;
@@ -123,9 +124,15 @@ void stream_response(struct stream *stream, enum codec_event event, const struct
 void stream_response_spliced(struct stream *stream, size_t bytes);
 /* The uplink is gone before the answer was complete. */
 void stream_uplink_lost(struct stream *stream, enum dp_flag why);
-/* It has reset the stream alone, with a code of HTTP/2. `unprocessed`: certainly before anything
- * was done for it. */
-void stream_uplink_reset(struct stream *stream, uint32_t code, bool unprocessed);
+/* Whether anything was done for a request that is reset. */
+enum processed {
+    PROCESSED_PERHAPS,
+    PROCESSED_REFUSED, /* no */
+    PROCESSED_AWAY,    /* no: its connection goes away */
+};
+
+/* It has reset the stream alone, with a code of HTTP/2. */
+void stream_uplink_reset(struct stream *stream, uint32_t code, enum processed processed);
 /* The uplink takes more of the request again; the downstream takes more of the answer. */
 void stream_uplink_sent(struct stream *stream);
 void stream_downstream_sent(struct stream *stream);

@@ -197,16 +197,29 @@ static bool pass_reset(struct stream *stream, uint32_t code)
     return true;
 }
 
-void stream_uplink_reset(struct stream *stream, uint32_t code, bool unprocessed)
+/* How often it is sent again. A connection that goes away may leave more behind than the next one
+ * takes, as nginx does, and each time that costs a connection. Who refuses is asked for less. */
+static unsigned most_unprocessed(enum processed processed)
 {
-    enum dp_retry why = unprocessed ? DP_RETRY_REFUSED : DP_RETRY_RESET;
+    static const uint8_t most[] = {[PROCESSED_REFUSED] = 1, [PROCESSED_AWAY] = 8};
 
-    if (!stream->answering && stream_retry(stream, why, DP_FLAG_UPSTREAM_RESET))
+    return most[processed];
+}
+
+void stream_uplink_reset(struct stream *stream, uint32_t code, enum processed processed)
+{
+    enum dp_retry why = processed == PROCESSED_PERHAPS ? DP_RETRY_RESET : DP_RETRY_REFUSED;
+
+    if (!stream->answering && (processed != PROCESSED_AWAY || stream->twin) &&
+        stream_retry(stream, why, DP_FLAG_UPSTREAM_RESET))
         return;
-    if (unprocessed && stream->keeps && !stream->answering && !stream->retried && !stream->shadow)
+    if (stream->keeps && !stream->answering && !stream->shadow &&
+        stream->unprocessed < most_unprocessed(processed)) {
+        stream->unprocessed++;
         send_again(stream, DP_FLAG_UPSTREAM_RESET);
-    else if (stream->answered || !pass_reset(stream, code))
+    } else if (stream->answered || !pass_reset(stream, code)) {
         stream_fail(stream, DP_FLAG_UPSTREAM_RESET, NULL);
+    }
 }
 
 void stream_uplink_sent(struct stream *stream)
