@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.interop.servers import free_port
+from tests.interop import servers
+from tests.interop.servers import free_port, program
 from tests.requests import programs
 from tests.requests.fronts import Front, front
 from tests.requests.programs import Program
@@ -140,3 +141,64 @@ def test_a_hooked_client(mesh: Mesh, server: str, way: str) -> None:
         "its requests",
     )
     assert {each.protocol for each in log} == {"grpc"}
+
+
+# ---- nginx with grpc_pass, on both ends ----
+
+
+@pytest.fixture(scope="module")
+def chain(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an nginx that asks a sidecar, which asks an nginx, which asks Go."""
+    directory = tmp_path_factory.mktemp("nginx")
+    first, second = free_port(), free_port()
+    with front("grpc", {"nginx": {"endpoints": [f"127.0.0.1:{second}"]}}, []) as between:
+        file = directory / "nginx.conf"
+        passed = {first: between.address("nginx"), second: f"127.0.0.1:{mesh.ports['go']}"}
+        hosts = "".join(
+            f"""
+    server {{
+        listen 127.0.0.1:{port} http2;
+        client_max_body_size 0;
+        location / {{ grpc_pass grpc://{to}; }}
+    }}"""
+            for port, to in passed.items()
+        )
+        http = f"http {{ {servers.nginx_paths(directory)} {hosts} }}\n"
+        file.write_text(servers.nginx_preamble(directory) + http)
+        with servers.running(
+            [program("nginx"), "-c", file, "-g", "daemon off;"],
+            log=directory / "log",
+            ready=lambda: servers.accepts(first) and servers.accepts(second),
+        ):
+            yield f"127.0.0.1:{first}"
+
+
+def test_nginx_passes_calls_on(mesh: Mesh, chain: str) -> None:
+    client = mesh.programs["go"]
+    burst = client.start("burst", address=chain, count=300, concurrency=20, size=20)
+    forms = client.start("forms", address=chain, count=100, size=1000)
+    large = client.start("forms", address=chain, count=2, size=3 << 20)
+    assert burst.result(2 * PATIENCE) == {"right": "300"}
+    assert forms.result(2 * PATIENCE) == large.result(PATIENCE) == {"value": "right"}
+    failed = client.ask("call", address=chain, text="fail")
+    assert (failed["error"], failed["message"]) == ("NotFound", "there is none: \u00e9")
+
+
+# ---- a sidecar that ends ----
+
+
+def test_a_sidecar_that_drains_loses_no_call(mesh: Mesh) -> None:
+    """One of two that stand in front of a server, of which another sidecar knows."""
+    server = {"endpoints": [f"127.0.0.1:{mesh.ports['go']}"]}
+    with front("grpc", {"go": server}, []) as left, front("grpc", {"go": server}, []) as right:
+        both = {"endpoints": [left.address("go"), right.address("go")]}
+        with front("grpc", {"both": both}, []) as outer:
+            bursts = [
+                client.start(
+                    "burst", address=outer.address("both"), count=1000, concurrency=10, size=10
+                )
+                for client in mesh.programs.values()
+            ]
+            left.sidecar.wait_for_request("go", timeout=PATIENCE)
+            left.sidecar.stop(PATIENCE)
+            assert [burst.result(2 * PATIENCE) for burst in bursts] == [{"right": "1000"}] * 2
