@@ -321,3 +321,24 @@ def test_a_long_push_that_is_none_is_an_error(instances: bytes) -> None:
     said = b'{"service":{"protocol":"http","name":"a"},"instances":[' + instances
     with pytest.raises(ValueError, match=r"."):
         wire.read_long_push(said)
+
+
+def test_instances_that_say_the_same_share_it() -> None:
+    said: list[dict[str, object]] = [
+        {"address": "10.0.0.1:1", "metadata": {"a": "1"}},
+        {"address": "10.0.0.2:1", "metadata": {"a": "1"}},
+        {"address": "10.0.0.3:1"},
+        {"address": "10.0.0.4:1", "metadata": {"a": "2"}},
+        {"address": "10.0.0.5:1", "metadata": None},
+    ]
+    read = list(map(wire.InstanceReader().read, json.loads(json.dumps(said))))
+    assert read == list(map(wire.read_instance, said))
+    assert read[0].metadata is read[1].metadata
+
+
+@pytest.mark.parametrize("metadata", [{"a": 1}, [], "a", {"a": None}, False])
+def test_metadata_that_is_none_is_an_error_wherever_it_is(metadata: object) -> None:
+    read = wire.InstanceReader().read
+    read({"address": "10.0.0.1:1", "metadata": {"a": "1"}})
+    with pytest.raises(ValueError, match="metadata"):
+        read({"address": "10.0.0.2:1", "metadata": metadata})

@@ -204,7 +204,8 @@ class _RemoteSession(Session):
             if not isinstance(instances, list):
                 raise ValueError("expected instances")
             self._push(
-                wire.read_service(message["service"]), list(map(wire.read_instance, instances))
+                wire.read_service(message["service"]),
+                list(map(wire.InstanceReader().read, instances)),
             )
         elif isinstance(reason := message.get("closing"), str):
             self.lose(reason)

@@ -17,6 +17,7 @@ __all__ = [
     "MOST_BYTES_OF_REQUEST",
     "TIMEOUTS",
     "VERSION",
+    "InstanceReader",
     "plain_instance",
     "plain_service",
     "read_address",
@@ -75,6 +76,7 @@ def read_long_push(line: bytes) -> tuple[ServiceKey, list[Instance]]:
 
 def _read_instances(text: str, begin: int) -> list[Instance]:
     instances: list[Instance] = []
+    read = InstanceReader().read
     window, at, is_next = text[begin : begin + _WINDOW], 0, True
     while len(instances) <= MAX_INSTANCES:
         if at > _WINDOW // 2:
@@ -89,7 +91,7 @@ def _read_instances(text: str, begin: int) -> list[Instance]:
             plain, at = _decoder.raw_decode(window, at)
         except RecursionError:
             raise ValueError("expected less depth") from None
-        instances.append(read_instance(plain))
+        instances.append(read(plain))
         at = _after_space(window, at)
         is_next = window[at : at + 1] == ","
         at += is_next
@@ -150,10 +152,32 @@ def text_of_instance(instance: Instance) -> str:
     return text_of(plain_instance(instance))
 
 
+class InstanceReader:
+    """Of instances of one service, which mostly have the same metadata: these are looked at once,
+    and are in memory once."""
+
+    def __init__(self) -> None:
+        self._plain: object = None
+        self._metadata: tuple[tuple[str, str], ...] = ()
+
+    def read(self, plain: object) -> Instance:
+        """Raises ValueError."""
+        if isinstance(plain, dict) and plain.get("metadata") == self._plain:
+            return _read_instance(plain, self._metadata)
+        instance = read_instance(plain)
+        assert isinstance(plain, dict)
+        self._plain, self._metadata = plain.get("metadata"), instance.metadata
+        return instance
+
+
 def read_instance(plain: object) -> Instance:
     """Raises ValueError."""
     if not isinstance(plain, dict):
         raise ValueError("expected an instance")
+    return _read_instance(plain, _metadata(plain["metadata"]) if "metadata" in plain else ())
+
+
+def _read_instance(plain: dict[str, Any], metadata: tuple[tuple[str, str], ...]) -> Instance:
     weight = plain.get("weight", 100)
     if type(weight) is not int:
         raise ValueError("expected a whole number as weight")
@@ -163,7 +187,7 @@ def read_instance(plain: object) -> Instance:
         _seconds(plain, "started") if "started" in plain else 0.0,
         _seconds(plain, "warmup") if "warmup" in plain else 0.0,
         _word(plain, "zone") if "zone" in plain else "",
-        _metadata(plain["metadata"]) if "metadata" in plain else (),
+        metadata,
     )
 
 
