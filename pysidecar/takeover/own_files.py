@@ -73,15 +73,19 @@ def write(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, data: bytes, most: int) -> None:
-    """To what is there, which has at most so many bytes before. It is there after a kill of this
-    process, and not yet after a loss of power. Raises OSError and RefusedError."""
+    """To what is there, which has at most so many bytes before. It is there after a loss of power,
+    too. Raises OSError and RefusedError."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o600)
     try:
-        _check(os.fstat(descriptor), most)
+        status = os.fstat(descriptor)
+        _check(status, most)
         _write_all(descriptor, data)
+        os.fdatasync(descriptor)
     finally:
         os.close(descriptor)
+    if not status.st_size:  # it may be new
+        _sync_directory(path.parent)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

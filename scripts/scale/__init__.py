@@ -14,6 +14,7 @@ from scripts.scale import (
     metrics,
     reports,
     rules,
+    said,
     sharing,
     takeover,
 )
@@ -27,6 +28,7 @@ MEASUREMENTS: dict[str, Callable[[], None]] = {
     "metrics": metrics.measure,
     "reports": reports.measure,
     "rules": rules.measure,
+    "said": said.measure,
     "sharing": sharing.measure,
     "takeover": takeover.measure,
 }

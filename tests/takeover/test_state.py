@@ -359,6 +359,43 @@ def test_what_was_answered_is_known_after_a_kill(path: Path, pause: str) -> None
         assert users == {number % 2} | ({2} if number % 3 == 0 else set())
 
 
+def test_what_was_answered_is_known_after_a_loss_of_power(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which leaves what was in the file, and the file in its directory, when these were synced."""
+    journal = path.with_name(f"{path.name}.journal")
+    left: list[bytes] = []
+    files: list[set[str]] = []
+    sync, sync_directory = os.fdatasync, own_files._sync_directory
+
+    def synced(descriptor: int) -> None:
+        sync(descriptor)
+        if journal.exists() and os.path.samestat(os.fstat(descriptor), journal.stat()):
+            left.append(journal.read_bytes())
+
+    def synced_directory(directory: Path) -> None:
+        sync_directory(directory)
+        files.append({each.name for each in directory.iterdir()})
+
+    monkeypatch.setattr(os, "fdatasync", synced)
+    monkeypatch.setattr(own_files, "_sync_directory", synced_directory)
+    monkeypatch.setattr(states, "PAUSE", 3600.0)
+
+    async def run() -> None:
+        table = ServiceTable()
+        state = State(table, path)
+        state.start()
+        for number in range(3):
+            table.subscribe(ServiceKey("http", f"host{number}"), 1)
+            assert state.noted is not None
+            await state.noted
+            assert b"host%d" % number in left[-1]
+            assert journal.name in set().union(*files)
+        await state.stop()
+
+    asyncio.run(run())
+
+
 def test_a_line_that_was_not_finished_is_left_out(path: Path) -> None:
     journal = Journal(path.with_name(f"{path.name}.journal"), states.MAX_BYTES)
     journal.append([Said(ECHO, (), (1000,))])
