@@ -267,7 +267,8 @@ class ServiceEntry(Section):
     subscribe: ServiceName | None = None
     """The service's name at the registry, which tells its endpoints, instead of `endpoints` (see
     `docs/takeover.md`); of dubbo `interface:version` or `group/interface:version`, where it has
-    them. Needs the section `takeover`."""
+    them. Dubbo's triple is subscribed by `takeover.subscribe` only. Needs the section
+    `takeover`."""
 
     balance: BalanceText = Balance()
     """Which endpoint a request goes to, each by weight: `round_robin` goes round, `random` takes

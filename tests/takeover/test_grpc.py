@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +21,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from pysidecar.address import Address
+from pysidecar.dataplane import DemandedService, Protocol
 from pysidecar.registry.service import ServiceKey
 from pysidecar.routing.found import FoundService, FoundServices, Role
 from tests.interop.servers import free_port
+from tests.launching import PYSIDECAR
 from tests.requests.test_grpc_peers import SERVICE, Service
 from tests.takeover.test_flow import CONSUMER, PROVIDER, Pod, _registry
 from tests.takeover.test_ports import Ports
@@ -321,6 +325,21 @@ def test_frames_that_are_none_end_their_connection_only(mesh: Mesh) -> None:
         assert unary(b"hi", timeout=PATIENCE) == b"hi"
 
 
+@pytest.mark.usefixtures("application")
+def test_a_hooked_consumer_calls_an_address_of_nobodys(mesh: Mesh) -> None:
+    """What its call names is all that counts."""
+    sidecar = mesh.consumer.sidecar
+    route = {"match": {"destination": "10.96.0.0/16"}, "action": "requests"}
+    sidecar.configure({"outbound": {"routes": [route]}})
+    code = (
+        "import grpc; channel = grpc.insecure_channel('10.96.1.2:50051'); "
+        f"print(channel.unary_unary('/{SERVICE}/Unary')(b'who', timeout={PATIENCE}).decode())"
+    )
+    command = [*PYSIDECAR, "exec", "-c", str(sidecar.config_file), "--", sys.executable, "-c", code]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.stdout == f"{SERVICE}\n", answer.stderr
+
+
 def test_rules_choose_by_the_service_of_a_call() -> None:
     servers = {name: Application(name) for name in ("a.One", "b.Two")}
     services = ", ".join(
@@ -368,3 +387,24 @@ def test_what_others_subscribed_takes_no_calls_away() -> None:
     finally:
         ports.close()
         server.close()
+
+
+def test_what_is_wanted_on_demand_is_what_the_call_names() -> None:
+    ports = Ports(", on_demand: true, on_demand_timeout: 100ms")
+    variant = (("tri-service-version", "1.0"), ("tri-service-group", "blue"))
+    try:
+        for metadata in ((), (("tri-consumer-appname", "shop"),), variant):
+            with grpc.insecure_channel(str(ports.consumer)) as made:
+                unary = made.unary_unary(f"/{SERVICE}/Unary")
+                found = failure(
+                    lambda: unary(b"", metadata=metadata, timeout=PATIENCE)  # noqa: B023
+                )
+                assert found == (grpc.StatusCode.UNIMPLEMENTED, "no_route")
+        wanted = set(ports.plane.take_wanted())
+    finally:
+        ports.close()
+    assert wanted == {
+        DemandedService(Protocol.GRPC, SERVICE, "", ""),
+        DemandedService(Protocol.GRPC, SERVICE, "", "", triple=True),
+        DemandedService(Protocol.GRPC, SERVICE, "1.0", "blue", triple=True),
+    }
