@@ -12,6 +12,7 @@
 #include "intercept/listener.h"
 #include "l4/accelerator.h"
 #include "l7/downstream.h"
+#include "l7/message.h"
 #include "l7/streams.h"
 #include "net/pipe.h"
 #include "net/socket.h"
@@ -174,6 +175,36 @@ static inline struct dp_service *serving_begin(enum dp_protocol protocol, int en
     turn_ends.next = NULL;
     loop_add_each_turn(&worker->loop, &turn_ends);
     return service;
+}
+
+/* Its service does all that it can against failures, with a mirror. */
+static inline void serving_be_resilient(enum dp_protocol protocol)
+{
+    struct mosnhook_address address;
+
+    written_service(&serving.written, "shadow", protocol)->timeout_ms = 200;
+    serving.accepting[serving.endpoint_count++] = listen_on_loopback(&address);
+    written_endpoint(&serving.written, &address);
+    serving.written.services[0].resilience = 1;
+    serving.written.resiliences[0] = (struct dp_resilience){
+        .retries = 10,
+        .retry_on = (1u << DP_RETRIES) - 1,
+        .attempt_ms = 1000,
+        .budget = DP_SHARES,
+        .least_retries = 100,
+        .requests = 100,
+        .rate_requests = 1000000,
+        .rate_ms = 1,
+        .rate_burst = 1000000,
+        .mirror_share = DP_SHARES,
+        .mirror = 1,
+    };
+    serving.written.table.resilience_count = serving.written.table.handling_count = 1;
+    serving.written.handlings[0] = (struct dp_handling){
+        .delay_ms = 1, .delay_share = DP_SHARES / 2, .hedge_ms = 1, .idempotent = 1};
+    written_rule(&serving.written, protocol_family(protocol))->handling = 1;
+    written_target(&serving.written, 0, 1);
+    serving.written.entrances[0].service = DP_NO_SERVICE;
 }
 
 static inline struct standing *the_standing(void)

@@ -226,36 +226,6 @@ static void serve_badly(struct upstream_peer *peer)
     }
 }
 
-/* A service that does all that it can against failures, with a mirror. */
-static void be_resilient(enum dp_protocol protocol)
-{
-    struct mosnhook_address address;
-
-    written_service(&serving.written, "shadow", protocol)->timeout_ms = 200;
-    serving.accepting[serving.endpoint_count++] = listen_on_loopback(&address);
-    written_endpoint(&serving.written, &address);
-    serving.written.services[0].resilience = 1;
-    serving.written.resiliences[0] = (struct dp_resilience){
-        .retries = 10,
-        .retry_on = (1u << DP_RETRIES) - 1,
-        .attempt_ms = 1000,
-        .budget = DP_SHARES,
-        .least_retries = 100,
-        .requests = 100,
-        .rate_requests = 1000000,
-        .rate_ms = 1,
-        .rate_burst = 1000000,
-        .mirror_share = DP_SHARES,
-        .mirror = 1,
-    };
-    serving.written.table.resilience_count = serving.written.table.handling_count = 1;
-    serving.written.handlings[0] = (struct dp_handling){
-        .delay_ms = 1, .delay_share = DP_SHARES / 2, .hedge_ms = 1, .idempotent = 1};
-    written_rule(&serving.written, protocol)->handling = 1;
-    written_target(&serving.written, 0, 1);
-    serving.written.entrances[0].service = DP_NO_SERVICE;
-}
-
 static void all_of_it(enum dp_protocol protocol, unsigned failing, bool resilient)
 {
     void (*serve)(struct upstream_peer *) = resilient             ? serve_badly
@@ -266,7 +236,7 @@ static void all_of_it(enum dp_protocol protocol, unsigned failing, bool resilien
     may_be_gone = resilient;
     serving_begin(protocol, 2)->timeout_ms = 0;
     if (resilient)
-        be_resilient(protocol);
+        serving_be_resilient(protocol);
     serving_offer();
     (protocol == DP_BOLT ? write_bolt_requests : write_http_requests)();
     failing_set(failing);

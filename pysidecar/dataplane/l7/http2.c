@@ -24,12 +24,19 @@ void nghttp2_option_set_stream_reset_rate_limit(nghttp2_option *, uint64_t, uint
 
 enum {
     STREAM_WINDOW = 256 * 1024,
-    CONNECTION_WINDOW = 16 * 1024 * 1024,
-    MOST_STREAMS = 256, /* of a client at a time */
+    /* Of a client: what waits on all of its streams. An upstream has that of each stream alone,
+     * since clients share it: one that takes nothing is not to stop the others. */
+    CLIENT_WINDOW = 1024 * 1024,
+    UPSTREAM_WINDOW = 16 * 1024 * 1024,
+    FIRST_UPSTREAM_WINDOW = 64 * 1024, /* of a stream, until its client has taken more than that */
+    MOST_STREAMS = 256,                /* of a client at a time */
     MOST_UPSTREAM_STREAMS = 4096,
-    OUT_BEHIND_BYTES = 64 * 1024, /* of a stream, that wait to be sent */
-    FILL_BYTES = 64 * 1024,       /* that wait on the wire, before no further frame is written */
-    LENT_BYTES = 8 * 1024,        /* from which on a piece is not copied where it need not be */
+    OUT_BEHIND_BYTES = 64 * 1024,     /* of a stream, that wait to be sent */
+    MOST_OUT_BYTES = 4 * 1024 * 1024, /* of all of a client's streams, likewise */
+    MOST_INTERIM = 16,                /* heads of a stream that wait to be sent: more are dropped */
+    HUGE_HEAD = 4,                    /* so many times the limit: not even read to its end */
+    FILL_BYTES = 64 * 1024, /* that wait on the wire, before no further frame is written */
+    LENT_BYTES = 8 * 1024,  /* from which on a piece is not copied where it need not be */
     MOST_PAIRS = MAX_FIELDS + 8,
     MOST_SPARE = 256,
     FRAME_HEAD = 9,
@@ -59,6 +66,14 @@ static struct blocks *blocks_of(const struct http2 *http2)
 static void schedule(struct http2 *http2)
 {
     wire_wants_to_write(http2->wire);
+}
+
+/* `result`: of something that libnghttp2 does not do only when out of memory, and without which a
+ * peer would wait for ever. */
+static void require(struct http2 *http2, int result)
+{
+    if (result != 0 && nghttp2_is_fatal(result))
+        wire_fail(http2->wire, ENOMEM);
 }
 
 /* ---- streams ---- */
@@ -93,6 +108,7 @@ static void release_out(struct http2_stream *stream)
 {
     struct blocks *blocks = blocks_of(stream->http2);
 
+    stream->http2->out_bytes -= buffer_held(&stream->out);
     buffer_release(blocks, &stream->out);
     buffer_release(blocks, &stream->out_trailers);
 }
@@ -170,8 +186,26 @@ static void give_credit(struct http2_stream *stream, size_t size)
 
     if (size == 0)
         return;
-    nghttp2_session_consume(session_of(http2), stream->id, size);
+    if (http2->downstream)
+        require(http2, nghttp2_session_consume(session_of(http2), stream->id, size));
+    else
+        require(http2, nghttp2_session_consume_stream(session_of(http2), stream->id, size));
     schedule(http2);
+}
+
+/* A stream whose client takes what comes gets more of it at a time. */
+static void widen(struct http2_stream *stream, size_t size)
+{
+    if (stream->http2->downstream || stream->is_wide)
+        return;
+    stream->passed += size;
+    if (stream->passed <= FIRST_UPSTREAM_WINDOW)
+        return;
+    stream->is_wide = true;
+    if (!stream->closed)
+        require(stream->http2,
+                nghttp2_session_set_local_window_size(session_of(stream->http2), NGHTTP2_FLAG_NONE,
+                                                      stream->id, STREAM_WINDOW));
 }
 
 /* ---- passing on what came ---- */
@@ -200,6 +234,7 @@ static void pass_data(struct http2_stream *stream, const uint8_t *data, size_t s
     else
         stream_response(stream->stream, CODEC_DATA, &message, size);
     give_credit(stream, size);
+    widen(stream, size);
 }
 
 static void pass_end(struct http2_stream *stream)
@@ -254,6 +289,8 @@ static int on_begin_headers(nghttp2_session *session, const nghttp2_frame *frame
     http2->head_bytes = http2->head_fields = 0;
     http2->head_is_too_large = false;
     if (frame->headers.cat == NGHTTP2_HCAT_REQUEST) {
+        if (http2->idle_frames > MOST_IDLE_FRAMES)
+            return NGHTTP2_ERR_CALLBACK_FAILURE;
         stream = open_stream(http2, frame->hd.stream_id);
         if (!stream)
             return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
@@ -280,6 +317,8 @@ static int on_header(nghttp2_session *session, const nghttp2_frame *frame, const
     http2->head_bytes += (uint32_t)(name_size + value_size);
     if (http2->head_bytes > limits->head_bytes || ++http2->head_fields > MOST_PAIRS)
         http2->head_is_too_large = true;
+    if (http2->head_bytes > HUGE_HEAD * limits->head_bytes)
+        return NGHTTP2_ERR_CALLBACK_FAILURE;
     if (http2->head_is_too_large)
         return 0;
     return http2_block_add(blocks_of(http2), &http2->head, key,
@@ -325,6 +364,9 @@ static void take_request(struct http2 *http2, struct http2_stream *stream, bool 
 
     stream->in_ended = ends;
     downstream->requests++;
+    if (stream->id >=
+        NEARLY_LAST_STREAM) /* there are hardly any left: it needs another connection */
+        http2_notice(http2);
     /* All alike, whatever the client says of them. */
     nghttp2_session_change_extpri_stream_priority(session_of(http2), stream->id, &in_turn, 1);
     if (decode_head(http2, stream, ends, &head, &message))
@@ -338,8 +380,10 @@ static void reset(struct http2_stream *stream, uint32_t code)
 {
     struct http2 *http2 = stream->http2;
 
+    stream->is_reset = true;
     if (!stream->closed)
-        nghttp2_submit_rst_stream(session_of(http2), NGHTTP2_FLAG_NONE, stream->id, code);
+        require(http2,
+                nghttp2_submit_rst_stream(session_of(http2), NGHTTP2_FLAG_NONE, stream->id, code));
     schedule(http2);
 }
 
@@ -485,10 +529,12 @@ static int on_data(nghttp2_session *session, uint8_t flags, int32_t id, const ui
     if (http2->closed)
         return NGHTTP2_ERR_CALLBACK_FAILURE;
     if (!stream || !stream->stream) {
-        nghttp2_session_consume(session, id, size);
+        require(http2, nghttp2_session_consume(session, id, size));
         return 0;
     }
     stream->active_ms = worker_of(http2)->loop.now_ms;
+    if (http2->uplink)
+        require(http2, nghttp2_session_consume_connection(session, size));
     if (buffer_held(&stream->in) == 0 && !stream->passing && is_taken(stream)) {
         stream->locks++;
         stream->passing = true;
@@ -498,7 +544,7 @@ static int on_data(nghttp2_session *session, uint8_t flags, int32_t id, const ui
         return 0;
     }
     if (!buffer_add(blocks_of(http2), &stream->in, data, size)) {
-        nghttp2_session_consume(session, id, size);
+        give_credit(stream, size);
         reset(stream, NGHTTP2_INTERNAL_ERROR);
     }
     return 0;
@@ -658,15 +704,16 @@ static size_t unsent(const struct http2_stream *stream)
     return stream->lent ? stream->lent_size : buffer_held(&stream->out);
 }
 
-static void submit_trailers(struct http2_stream *stream)
+static bool submit_trailers(struct http2_stream *stream)
 {
     nghttp2_nv pairs[MOST_PAIRS];
     struct http2_block block;
     struct buffer *trailers = &stream->out_trailers;
     size_t count = make_pairs(trailers->data + trailers->start, pairs, &block);
+    int result = nghttp2_submit_trailer(session_of(stream->http2), stream->id, pairs, count);
 
-    nghttp2_submit_trailer(session_of(stream->http2), stream->id, pairs, count);
     buffer_release(blocks_of(stream->http2), trailers);
+    return result == 0;
 }
 
 /* For libnghttp2: how many bytes the next frame may have. */
@@ -691,7 +738,8 @@ static ssize_t read_out(nghttp2_session *session, int32_t id, uint8_t *to, size_
         *flags |= NGHTTP2_DATA_FLAG_EOF;
         if (buffer_held(&stream->out_trailers) > 0) {
             *flags |= NGHTTP2_DATA_FLAG_NO_END_STREAM;
-            submit_trailers(stream);
+            if (!submit_trailers(stream))
+                return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE; /* resets the stream */
         }
     }
     return (ssize_t)size;
@@ -736,6 +784,7 @@ static int send_data(nghttp2_session *session, nghttp2_frame *frame, const uint8
         stream->lent_size -= size;
     } else {
         buffer_drop(blocks_of(http2), &stream->out, size);
+        http2->out_bytes -= size;
     }
     if (stream->behind && unsent(stream) <= OUT_BEHIND_BYTES / 2)
         tell_sent(stream);
@@ -793,7 +842,7 @@ static void resume(struct http2_stream *stream)
 {
     if (stream->deferred) {
         stream->deferred = false;
-        nghttp2_session_resume_data(session_of(stream->http2), stream->id);
+        require(stream->http2, nghttp2_session_resume_data(session_of(stream->http2), stream->id));
     }
     schedule(stream->http2);
 }
@@ -834,6 +883,7 @@ bool http2_write(struct http2_stream *stream, const void *data, size_t size)
         return true;
     if (!buffer_add(blocks_of(http2), &stream->out, from + size - left, left))
         return false;
+    http2->out_bytes += left;
     stream->behind = http2_is_behind(stream);
     resume(stream);
     return true;
@@ -858,7 +908,11 @@ bool http2_write_end(struct http2_stream *stream, const uint8_t *trailers)
 
 bool http2_is_behind(const struct http2_stream *stream)
 {
-    return unsent(stream) > OUT_BEHIND_BYTES;
+    const struct http2 *http2 = stream->http2;
+    size_t size = unsent(stream);
+
+    return size > OUT_BEHIND_BYTES ||
+           (size > 0 && http2->downstream && http2->out_bytes > MOST_OUT_BYTES);
 }
 
 struct http2_stream *http2_request(struct http2 *http2, struct stream *ours, const uint8_t *data)
@@ -881,6 +935,8 @@ struct http2_stream *http2_request(struct http2 *http2, struct stream *ours, con
     }
     stream->stream = ours;
     stream->active_ms = worker_of(http2)->loop.now_ms;
+    if (nghttp2_session_get_next_stream_id(session_of(http2)) >= NEARLY_LAST_STREAM)
+        http2->uplink->leaving = true;
     schedule(http2);
     return stream;
 }
@@ -894,9 +950,10 @@ bool http2_respond(struct http2_stream *stream, const uint8_t *data, bool interi
     size_t count = make_pairs(data, pairs, &block);
     int result;
 
-    if (stream->closed)
+    if (stream->closed || (interim && stream->interim == MOST_INTERIM))
         return true;
     if (interim) {
+        stream->interim++;
         result = nghttp2_submit_headers(session_of(http2), NGHTTP2_FLAG_NONE, stream->id, NULL,
                                         pairs, count, NULL);
     } else {
@@ -916,19 +973,30 @@ static void stop_request(struct http2_stream *stream)
         reset(stream, NGHTTP2_NO_ERROR);
 }
 
+/* libnghttp2 had to reset it: a client may mean that, to have work begun that nobody wants. */
+static void note_provoked(struct http2_stream *stream)
+{
+    if (stream->http2->downstream && !stream->is_reset)
+        stream->http2->idle_frames++;
+}
+
 static int on_frame_sent(nghttp2_session *session, const nghttp2_frame *frame, void *user)
 {
-    struct http2_stream *stream;
+    struct http2_stream *stream = find_stream(user, frame->hd.stream_id);
+    uint8_t type = frame->hd.type;
 
     (void)session;
-    if (!(frame->hd.flags & NGHTTP2_FLAG_END_STREAM) ||
-        (frame->hd.type != NGHTTP2_DATA && frame->hd.type != NGHTTP2_HEADERS))
+    if (!stream)
         return 0;
-    stream = find_stream(user, frame->hd.stream_id);
-    if (stream) {
-        stream->end_sent = true;
-        stop_request(stream);
-    }
+    if (type == NGHTTP2_RST_STREAM)
+        note_provoked(stream);
+    else if (type == NGHTTP2_HEADERS && stream->interim > 0)
+        stream->interim--;
+    if (!(frame->hd.flags & NGHTTP2_FLAG_END_STREAM) ||
+        (type != NGHTTP2_DATA && type != NGHTTP2_HEADERS))
+        return 0;
+    stream->end_sent = true;
+    stop_request(stream);
     return 0;
 }
 
@@ -1008,7 +1076,6 @@ bool http2_has_room(const struct http2 *http2)
     if (most > MOST_UPSTREAM_STREAMS)
         most = MOST_UPSTREAM_STREAMS;
     return !http2->goes_away && !http2->broken && http2->stream_count < most &&
-           nghttp2_session_get_next_stream_id(session) < NEARLY_LAST_STREAM &&
            nghttp2_session_check_request_allowed(session);
 }
 
@@ -1017,7 +1084,7 @@ void http2_notice(struct http2 *http2)
     if (http2->noticed)
         return;
     http2->noticed = true;
-    nghttp2_submit_shutdown_notice(session_of(http2));
+    require(http2, nghttp2_submit_shutdown_notice(session_of(http2)));
     schedule(http2);
 }
 
@@ -1028,9 +1095,9 @@ void http2_go_away(struct http2 *http2)
     if (http2->goes_away)
         return;
     http2->goes_away = true;
-    nghttp2_submit_goaway(session, NGHTTP2_FLAG_NONE,
-                          nghttp2_session_get_last_proc_stream_id(session), NGHTTP2_NO_ERROR, NULL,
-                          0);
+    require(http2, nghttp2_submit_goaway(session, NGHTTP2_FLAG_NONE,
+                                         nghttp2_session_get_last_proc_stream_id(session),
+                                         NGHTTP2_NO_ERROR, NULL, 0));
     schedule(http2);
 }
 
@@ -1088,7 +1155,8 @@ static bool submit_settings(struct http2 *http2)
     const struct limits *limits = worker_of(http2)->streams->limits;
     nghttp2_session *session = session_of(http2);
     nghttp2_settings_entry entries[] = {
-        {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, STREAM_WINDOW},
+        {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE,
+         http2->downstream ? STREAM_WINDOW : FIRST_UPSTREAM_WINDOW},
         {NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, limits->head_bytes},
         {NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, MOST_STREAMS},
         {NGHTTP2_SETTINGS_NO_RFC7540_PRIORITIES, 1},
@@ -1101,7 +1169,8 @@ static bool submit_settings(struct http2 *http2)
     }
     return nghttp2_submit_settings(session, NGHTTP2_FLAG_NONE, entries, count) == 0 &&
            nghttp2_session_set_local_window_size(session, NGHTTP2_FLAG_NONE, 0,
-                                                 CONNECTION_WINDOW) == 0;
+                                                 http2->downstream ? CLIENT_WINDOW
+                                                                   : UPSTREAM_WINDOW) == 0;
 }
 
 static struct http2 *open_http2(struct wire *wire, struct downstream *downstream,

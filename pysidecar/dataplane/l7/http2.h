@@ -25,6 +25,7 @@ struct http2_stream {
     const uint8_t *lent; /* that is to be sent before `out`, in the memory of who writes it now */
     size_t lent_size;
     uint32_t reset_code; /* what it is ended with, where we end it */
+    uint32_t passed;     /* bytes of the answer that its client has taken; see is_wide */
     uint64_t active_ms;  /* when DATA came or went last */
     bool in_ended;       /* nothing more comes */
     bool in_reset;       /* likewise: the peer has reset it */
@@ -35,6 +36,9 @@ struct http2_stream {
     bool passing;        /* `in` is being passed on */
     bool behind;         /* who writes waits until `out` is sent */
     bool closed;         /* libnghttp2 knows it no longer */
+    bool is_reset;       /* by us, and not by libnghttp2 for what the peer did */
+    bool is_wide;        /* it has all of the credit that a stream may have */
+    uint8_t interim;     /* heads of interim answers that wait to be sent */
 };
 
 struct http2 {
@@ -47,6 +51,7 @@ struct http2 {
     struct buffer head; /* the block that is being read */
     uint32_t head_bytes, head_fields;
     uint32_t idle_frames; /* that bring nothing, of late */
+    uint64_t out_bytes;   /* of all streams, that wait to be sent */
     uint64_t refilled_ms;
     uint32_t fault;         /* of the peer, for which we end it: an error of RFC 9113, 7 */
     struct http2_past past; /* of a client's streams */
