@@ -53,7 +53,7 @@ FUZZ_SECONDS = 600
 
 .PHONY: fuzz
 fuzz: setup-tests ## fuzz what reads others' input (ten minutes each: FUZZ_SECONDS=…, TARGET=…)
-	@$(PYTHON) scripts/fuzz.py --seconds $(FUZZ_SECONDS) $(TARGET)
+	@$(PYTHON) -m scripts.fuzz --seconds $(FUZZ_SECONDS) $(TARGET)
 
 .PHONY: soak
 soak: setup-tests ## run the long tests (minutes each)

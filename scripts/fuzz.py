@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Fuzzes the C code that reads what others wrote: ``scripts/fuzz.py [--seconds N] [TARGET …]``.
+"""Fuzzes the C code that reads what others wrote:
+``python -m scripts.fuzz [--seconds N] [TARGET …]``.
 
 A target is ``tests/fuzz/NAME.c``, for libFuzzer with AddressSanitizer and UBSan. Its corpus,
 ``tests/fuzz/corpus/NAME.zip``, is where fuzzing begins. What is new is kept in ``build/fuzz``, to
@@ -18,10 +19,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from scripts import fuzz_seeds
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "tests" / "fuzz"
@@ -35,7 +38,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # of a ZIP file: the same inputs make the same f
 
 
 def _sources(pattern: str) -> list[Path]:
-    directories = ("hook", "pysidecar/dataplane", "tests/fuzz")
+    directories = ("hook", "pysidecar/dataplane", "tests/fuzz", "tests/unit")
     return sorted(path for each in directories for path in (ROOT / each).rglob(pattern))
 
 
@@ -76,6 +79,7 @@ class Target:
     longest: int = 1024  # bytes of an input
     runs: int = 10000  # of the short run that the tests make: about two seconds
     counters: bool = True  # how often a line is reached is a reason to keep an input
+    seeds: Callable[[], Sequence[bytes]] | None = None  # made, beside what is stored
 
     @property
     def program(self) -> Path:
@@ -115,6 +119,7 @@ class Target:
             "-ldl",
             "-lm",
             "-lnghttp2",
+            "-lcmocka",
             "-o",
             str(self.program),
         ]
@@ -135,10 +140,13 @@ class Target:
         )
 
     def unpack(self, directory: Path) -> Path:
-        """The stored corpus, as files."""
+        """The stored corpus, as files, and the seeds."""
         directory.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(self.stored_corpus) as archive:
-            archive.extractall(directory)
+        if self.stored_corpus.exists():
+            with zipfile.ZipFile(self.stored_corpus) as archive:
+                archive.extractall(directory)
+        for seed in self.seeds() if self.seeds else ():
+            (directory / hashlib.sha1(seed).hexdigest()).write_bytes(seed)
         return directory
 
     def keep(self) -> None:
@@ -162,6 +170,12 @@ TARGETS = {
         Target("header", _DATA_PLANE, "pysidecar/dataplane/intercept/header.c", runs=200_000),
         Target("control", _DATA_PLANE, longest=256, runs=1000),
         Target("http1", f"pysidecar/dataplane/l7/http1*.c {_TRACES}", longest=2048, runs=8000),
+        Target(
+            "http2",
+            f"{_DATA_PLANE} tests/unit/unit.c",
+            runs=500,
+            seeds=fuzz_seeds.http2,
+        ),
         Target("log_line", longest=512, runs=50_000),
         Target("bolt", _TRACES, longest=384, runs=20_000, counters=False),
         Target("dubbo", _TRACES, longest=384, runs=20_000, counters=False),
@@ -187,8 +201,7 @@ def main(arguments: Sequence[str]) -> None:
         target.build()
         corpus = target.found_corpus
         corpus.mkdir(parents=True, exist_ok=True)
-        if target.stored_corpus.exists():
-            target.unpack(corpus)
+        target.unpack(corpus)
         target.run(corpus, f"-max_total_time={options.seconds}", "-print_final_stats=1")
         if options.keep:
             target.keep()
