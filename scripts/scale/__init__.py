@@ -17,6 +17,7 @@ from scripts.scale import (
     said,
     sharing,
     takeover,
+    waiting,
 )
 
 MEASUREMENTS: dict[str, Callable[[], None]] = {
@@ -31,4 +32,5 @@ MEASUREMENTS: dict[str, Callable[[], None]] = {
     "said": said.measure,
     "sharing": sharing.measure,
     "takeover": takeover.measure,
+    "waiting": waiting.measure,
 }

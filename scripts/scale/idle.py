@@ -21,7 +21,7 @@ _FDS_BESIDE = 64  # that are not for connections
 @contextlib.contextmanager
 def idle_connections(sidecar: Sidecar, count: int) -> Iterator[None]:
     """So many, that the sidecar knows of, each with its upstream."""
-    _allow_descriptors(2 * count + _FDS_BESIDE)
+    allow_descriptors(2 * count + _FDS_BESIDE)
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
         said = header(Address(*server.getsockname()))
@@ -53,7 +53,8 @@ def header(destination: Address) -> bytes:
     return _SIGNATURE + struct.pack("!BBH", 0x21, 0x11, len(body)) + body
 
 
-def _allow_descriptors(count: int) -> None:
+def allow_descriptors(count: int) -> None:
+    """For this process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < count:
         raise SystemExit(f"needs {count} file descriptors, of which {hard} are allowed: ulimit -n")
