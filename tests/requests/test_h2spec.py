@@ -32,6 +32,10 @@ _EXPLAINED = {
 _RACING = {
     # The answer may have ended the stream by then: see above.
     ("http2/5.1", "half closed (remote): Sends a DATA frame"),
+    (
+        "http2/6.1",
+        'Sends a DATA frame on the stream that is not in "open" or "half-closed (local)" state',
+    ),
 }
 
 Case = tuple[str, str]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -34,8 +33,6 @@ class Mesh:
     front: Front
     ports: dict[str, int]
     node: Program
-    nginx: subprocess.Popen[bytes]
-    nginx_settings: Path
 
     def url(self, service: str, path: str) -> str:
         return f"http://{self.front.address(service)}{path}"
@@ -70,16 +67,14 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
         "nginx": [program("nginx"), "-c", settings, "-g", "daemon off;"],
     }
     with ExitStack() as stack:
-        running = {
-            name: stack.enter_context(
+        for name, command in commands.items():
+            stack.enter_context(
                 servers.running(
                     command,
                     log=directory / f"{name}.log",
                     ready=functools.partial(servers.accepts, ports[name]),
                 )
             )
-            for name, command in commands.items()
-        }
         node = stack.enter_context(programs.node_http2())
         node.ask("serve", port=ports["node"], name="node")
         services = {name: {"endpoints": [f"127.0.0.1:{port}"]} for name, port in ports.items()}
@@ -90,7 +85,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
         requests = [{"match": {"host": _NOBODY}, "services": "node"}]
         more: dict[str, Any] = {"outbound": {"routes": routes}}
         made = stack.enter_context(front("http2", services, requests, settings=more))
-        yield Mesh(made, ports, node, running["nginx"], settings)
+        yield Mesh(made, ports, node)
 
 
 def _run(*command: str | Path, environment: dict[str, str] | None = None) -> bytes:
@@ -133,21 +128,6 @@ def _succeeded(output: bytes) -> int:
     codes = re.search(r"status codes: (\d+) 2xx, 0 3xx, 0 4xx, 0 5xx", text)
     assert codes, text
     return int(codes[1])
-
-
-def test_an_nginx_that_is_reloaded_loses_no_request(mesh: Mesh) -> None:
-    command = [program("h2load"), "-n", "6000", "-c", "2", "-m", "16", mesh.url("nginx", "/small")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as load:
-        assert load.stdout
-        for _ in range(3):
-            before = _workers(mesh.nginx.pid)
-            mesh.nginx.send_signal(signal.SIGHUP)
-            eventually(lambda: _workers(mesh.nginx.pid) - before, "new workers")  # noqa: B023
-        assert _succeeded(load.stdout.read()) == 6000
-
-
-def _workers(nginx: int) -> set[str]:
-    return set(Path(f"/proc/{nginx}/task/{nginx}/children").read_text().split())
 
 
 # ---- curl ----
