@@ -456,7 +456,7 @@ def test_a_collector_that_is_away_is_missed_by_nobody(server: Server, protocol: 
             assert len(collector.wait_for(1)) == 1
             eventually(lambda: metric(sidecar, "pysidecar_spans_exported_total") == 1)
         log = sidecar.log
-    assert took < 4, took  # the exporter tries for five seconds
+    assert took < 15, took  # for each request the exporter tries for five seconds
     assert log.count("the collector takes no spans") == 1
     assert log.count("takes spans again: 5 were dropped") == 1
     assert "Traceback" not in log
