@@ -20,7 +20,10 @@
 #include "rules.h"
 #include "services.h"
 
-enum { FDS = 2, MOST_UPSTREAMS = 16, PATIENCE = 20000, UPSTREAM_BYTES = 1 << 18 };
+/* Turns of the loop, of a microsecond or more: peers may wait for the kernel (delayed ACKs). */
+enum { PATIENCE = 2000000 };
+
+enum { FDS = 2, MOST_UPSTREAMS = 16, UPSTREAM_BYTES = 1 << 18 };
 
 /* An accepted connection of the upstream, and what came on it and is not answered. */
 struct upstream_peer {
