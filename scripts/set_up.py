@@ -370,6 +370,8 @@ def build_go_module(module: Path, what: str, programs: dict[str, str]) -> None:
             GO_BUILT.mkdir(parents=True, exist_ok=True)
             # No longer a download than that of the modules: not of another Go.
             settings = {"GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -buildvcs=false"}
+            # With Go's own packages, for tests that compile programs of Go.
+            settings["GOCACHE"] = str(ROOT / "build" / "go-cache")
             run("go", "build", "-o", f"{GO_BUILT}/", *programs.values(), cwd=module, **settings)
 
 

