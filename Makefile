@@ -36,13 +36,13 @@ SLOW_TESTS = $(addprefix tests/,interop requests mesh interception acceleration 
 	fuzz/test_targets.py $(patsubst %,control/test_%.py,room trace storm install) \
 	$(patsubst %,registry/test_%.py,sofaregistry zookeeper zookeeper_java etcd) \
 	$(patsubst %,takeover/test_%.py,captured churn dubbo flow hostile_registry hostile_users) \
-	$(patsubst %,takeover/test_%.py,http_services rolling sofarpc state) \
+	$(patsubst %,takeover/test_%.py,http_services rolling sofarpc state grpc triple) \
 	$(patsubst %,health/test_%.py,servers sidecar) \
 	$(patsubst %,tracing/test_%.py,grpc peers traces))
 
 .PHONY: test-quick
 test-quick: setup-tests ## run most tests within two minutes: none of real applications or rules
-	$(PYTHON) -m pytest -n "$$(($$(nproc) + 1))" -m "not exclusive and not soak" \
+	$(PYTHON) -m scripts.run_tests -n "$$(($$(nproc) + 2))" -m "not exclusive and not soak" \
 		$(addprefix --ignore ,$(SLOW_TESTS))
 
 .PHONY: test-sanitizers
