@@ -512,7 +512,7 @@ void downstream_deserted(struct downstream *downstream)
     if (downstream->wire.closed)
         return;
     if (downstream->http2) /* what is sent again is still answered */
-        downstream_go_away(downstream);
+        http2_go_away(downstream->http2);
     else if (downstream->streams)
         return;
     downstream->closing = true;
