@@ -63,6 +63,14 @@ def test_a_short_run_gives_numbers(tmp_path: Path) -> None:
     assert "Goals" in done.stdout
 
 
+def _measured(results: Results) -> dict[str, list[str]]:
+    """The sides of each scenario."""
+    return {
+        scenario.name: [side.name for side in results.sides(scenario)]
+        for scenario in results.scenarios
+    }
+
+
 def test_a_short_run_of_requests_has_results_of_its_own(tmp_path: Path) -> None:
     done = _bench(
         *("--scenario", "http-100-32,bolt-100-1-8,dubbo-100-1-8,http-upload,http-idle"),
@@ -73,11 +81,8 @@ def test_a_short_run_of_requests_has_results_of_its_own(tmp_path: Path) -> None:
     results = Results.read(tmp_path / "requests")
     assert results is not None
     assert results.failures == []
-    measured = {
-        scenario.name: [side.name for side in results.sides(scenario)]
-        for scenario in results.scenarios
-    }
     of_http = ["direct", "relay unix", "nginx, HTTP", "HAProxy, HTTP"]
+    measured = _measured(results)
     assert measured == {
         "http-100-32": of_http,
         "bolt-100-1-8": ["direct", "relay unix"],  # no peer knows it
@@ -99,11 +104,8 @@ def test_a_short_run_of_http2_compares_with_peers_and_features(tmp_path: Path) -
     results = Results.read(tmp_path / "http2")
     assert results is not None
     assert results.failures == []
-    measured = {
-        scenario.name: [side.name for side in results.sides(scenario)]
-        for scenario in results.scenarios
-    }
     everybody = ["direct", "listener", "nginx, HTTP", "HAProxy, HTTP"]
+    measured = _measured(results)
     assert measured == {
         "http2-1-32": everybody,
         "grpc-1-32": everybody,
