@@ -9,11 +9,13 @@ from pydantic import BaseModel
 from pysidecar.config.endpoints import HealthCheck
 from pysidecar.config.loading import ConfigError, Problem, load, parse
 from pysidecar.config.requests import (
+    FoundPolicy,
     RequestMatch,
     RequestRule,
     Rewrite,
     ServiceEntry,
     ServiceListener,
+    ServicePolicy,
 )
 from pysidecar.config.schema import (
     Config,
@@ -34,6 +36,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Exclude",
+    "FoundPolicy",
     "HealthCheck",
     "Inbound",
     "Match",
@@ -48,6 +51,7 @@ __all__ = [
     "RouteEntry",
     "ServiceEntry",
     "ServiceListener",
+    "ServicePolicy",
     "Takeover",
     "Tracing",
     "WantedService",

@@ -89,10 +89,10 @@ class HealthCheck(Section):
 
     type: Literal["http", "grpc", "bolt", "dubbo", "tcp"] | None = None
     """`http`: GET of `path`, which is to be answered with 200 to 299; in HTTP/2 where the service's
-    `protocol` is `http2` or `grpc`, else in HTTP/1.1. `grpc`: `grpc.health.v1.Health/Check`, to be
-    answered with `SERVING`. `bolt` and `dubbo`: a heartbeat. `tcp`: that it can be connected.
-    Default: by the service's `protocol`; with `http2`, `http` where there is a `path`, else
-    `tcp`."""
+    `protocol` is `http2`, `grpc` or `tri`, else in HTTP/1.1. `grpc`: `grpc.health.v1.Health/Check`,
+    to be answered with `SERVING`. `bolt` and `dubbo`: a heartbeat. `tcp`: that it can be connected.
+    Default: by the service's `protocol`; with `http2`, `http` where there is a `path`, else `tcp`,
+    and so with `tri`, whose servers answer no health checks unless they are told to."""
 
     path: _Target | None = None
     """With `http`, which needs it: what is asked for."""
@@ -119,7 +119,7 @@ class HealthCheck(Section):
 
     def kind(self, protocol: str) -> str:
         """What is asked of endpoints that speak this."""
-        if self.type is None and protocol == "http2":
+        if self.type is None and protocol in ("http2", "tri"):
             return "tcp" if self.path is None else "http"
         return self.type or _TYPES.get(protocol, "tcp")
 

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Misfit", "misfits"]
 
-_FAMILIES = {"http2": "http", "grpc": "http"}
+_FAMILIES = {"http2": "http", "grpc": "http", "tri": "http"}
 """Requests of all versions of HTTP have the same rules."""
 _PROTOCOLS = {"http": "HTTP", "bolt": "Bolt", "dubbo": "Dubbo", "grpc": "gRPC"}
-_CALLS = ("grpc", "http2")
+_CALLS = ("grpc", "tri", "http2")
 """Of those, what calls of gRPC may go to."""
 _MATCHES = {
     "host": ("http",),

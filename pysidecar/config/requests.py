@@ -4,7 +4,7 @@ listeners for them."""
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -40,12 +40,15 @@ from pysidecar.config.values import AddressText, Duration, DurationOrZero, Endpo
 
 __all__ = [
     "Balance",
+    "FoundPolicy",
     "RequestLimits",
     "RequestMatch",
     "RequestRule",
     "Rewrite",
     "ServiceEntry",
     "ServiceListener",
+    "ServicePattern",
+    "ServicePolicy",
 ]
 
 MAX_SERVICE_LISTENERS = 32
@@ -195,7 +198,7 @@ HostText = Annotated[str, PlainValidator(parse_host_and_port), *_form("host, per
 _Host = Annotated[str, PlainValidator(parse_host_pattern), *_form("host, perhaps with `*`")]
 _Path = Annotated[str, PlainValidator(parse_path), *_form("path")]
 _Method = Annotated[str, PlainValidator(parse_method), *_form("method, perhaps with `*`")]
-_Service = Annotated[str, PlainValidator(parse_pattern), *_form("service, perhaps with `*`")]
+ServicePattern = Annotated[str, PlainValidator(parse_pattern), *_form("service, perhaps with `*`")]
 _Text = Annotated[str, PlainValidator(parse_pattern), *_form("text, perhaps with `*`")]
 
 _Hosts = Annotated[
@@ -214,8 +217,10 @@ _Methods = Annotated[
 ]
 
 _Services = Annotated[
-    Annotated[tuple[_Service, ...], Field(min_length=1)] | None,
-    BeforeValidator(one_or_many, json_schema_input_type=_Service | list[_Service] | None),
+    Annotated[tuple[ServicePattern, ...], Field(min_length=1)] | None,
+    BeforeValidator(
+        one_or_many, json_schema_input_type=ServicePattern | list[ServicePattern] | None
+    ),
 ]
 
 _Texts = Annotated[
@@ -251,14 +256,14 @@ class ServiceEndpoint(Section):
         return {"anyOf": [{"type": "string"}, mapping], "kind": "address or mapping"}
 
 
-class ServiceEntry(Section):
-    """Where requests go, and how many at a time."""
+class _ServicePlace(Section):
+    """Where requests of a service go."""
 
-    protocol: Literal["http", "http2", "grpc", "bolt", "dubbo", "tcp"]
-    """What its endpoints speak: `http` is HTTP/1.1, `http2` and `grpc` are HTTP/2 without TLS and
-    without an upgrade, `bolt` is SOFABolt's versions 1 and 2, `dubbo` is Dubbo's own protocol. A
-    client may speak another version of HTTP than the endpoints. With `tcp` nothing is understood: a
-    listener relays connections to it."""
+    protocol: Literal["http", "http2", "grpc", "tri", "bolt", "dubbo", "tcp"]
+    """What its endpoints speak: `http` is HTTP/1.1, `http2`, `grpc` and `tri` (Dubbo's triple) are
+    HTTP/2 without TLS and without an upgrade, `bolt` is SOFABolt's versions 1 and 2, `dubbo` is
+    Dubbo's own protocol. A client may speak another version of HTTP than the endpoints. With `tcp`
+    nothing is understood: a listener relays connections to it."""
 
     endpoints: tuple[ServiceEndpoint, ...] = ()
     """Addresses, or mappings with `address` and `weight`. Without any, each request is answered
@@ -266,9 +271,13 @@ class ServiceEntry(Section):
 
     subscribe: ServiceName | None = None
     """The service's name at the registry, which tells its endpoints, instead of `endpoints` (see
-    `docs/takeover.md`); of dubbo `interface:version` or `group/interface:version`, where it has
-    them. Dubbo's triple is subscribed by `takeover.subscribe` only. Needs the section
-    `takeover`."""
+    `docs/takeover.md`); of dubbo and tri `interface:version` or `group/interface:version`, where it
+    has them. Needs the section `takeover`."""
+
+
+class ServicePolicy(Section):
+    """How requests of a service are spread, how many there may be at a time, and what becomes of
+    them when it fails."""
 
     balance: BalanceText = Balance()
     """Which endpoint a request goes to, each by weight: `round_robin` goes round, `random` takes
@@ -330,6 +339,45 @@ class ServiceEntry(Section):
     """When a request that failed is sent again. Without it, only where its connection could not be
     made or had ended before (see `docs/requests.md`)."""
 
+    @model_validator(mode="after")
+    def _unite_limits(self) -> Self:
+        """Those of ``circuit_breaker`` are the service's."""
+        for key in ("connections", "pending"):
+            limit = getattr(self.circuit_breaker, key, None)
+            if limit is None:
+                continue
+            if key in self.model_fields_set and getattr(self, key) != limit:
+                raise ValueError(f"expected {key} once: it is in circuit_breaker, too")
+            self.__dict__[key] = limit  # the model is frozen for everybody else
+        return self
+
+
+class FoundPolicy(ServicePolicy):
+    """Of services that are found, whatever they speak."""
+
+    def check(self, protocol: str) -> HealthCheck | None:
+        """How endpoints that speak this are asked. HTTP has no path that every server knows."""
+        if self.health_check is None or self.health_check.misfit(protocol) is None:
+            return self.health_check
+        return self.health_check.model_copy(update={"type": "tcp"})
+
+    @model_validator(mode="after")
+    def _independent(self) -> FoundPolicy:
+        check = self.health_check
+        if check is None or check.type is not None:
+            return self
+        for key in ("path", "host", "service"):
+            if getattr(check, key) is not None:
+                raise ValueError(
+                    f"expected a type beside {key} in health_check: the services may speak any "
+                    "protocol"
+                )
+        return self
+
+
+class ServiceEntry(ServicePolicy, _ServicePlace):
+    """Where requests go, and how many at a time."""
+
     mirror: Mirror | None = None
     """Another service that gets copies of its requests."""
 
@@ -355,20 +403,9 @@ class ServiceEntry(Section):
         for address in addresses if len(set(addresses)) < len(addresses) else ():
             if addresses.count(address) > 1:
                 raise ValueError(f"expected each address once in endpoints, not {address} again")
-        self._unite_limits()
         if self.protocol == "tcp":
             self._expect_bytes()
         return self
-
-    def _unite_limits(self) -> None:
-        """Those of ``circuit_breaker`` are the service's."""
-        for key in ("connections", "pending"):
-            limit = getattr(self.circuit_breaker, key, None)
-            if limit is None:
-                continue
-            if key in self.model_fields_set and getattr(self, key) != limit:
-                raise ValueError(f"expected {key} once: it is in circuit_breaker, too")
-            self.__dict__[key] = limit  # the model is frozen for everybody else
 
     def _expect_bytes(self) -> None:
         """Nothing that is about requests."""
@@ -422,7 +459,7 @@ class RequestMatch(Section):
     service: _Services = None
     """Bolt, Dubbo, gRPC: the service that the request is for, such as `com.example.Orders:1.0`, or
     without its version for all of them. Each `*` stands for any characters. One or a list. Of gRPC
-    it is what the path names, in rules for services of `grpc` or `http2`."""
+    it is what the path names, in rules for services of `grpc`, `tri` or `http2`."""
 
     version: _Texts = None
     """Bolt, Dubbo and its triple: the service's version. One or a list."""

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from pysidecar.address import Address
-from pysidecar.config.requests import ServiceName
+from pysidecar.config.requests import FoundPolicy, ServiceName, ServicePattern
 from pysidecar.config.section import AT_START, Section, one_or_many
 from pysidecar.config.values import (
     AddressText,
@@ -132,6 +132,14 @@ class Takeover(Section):
     publish: Annotated[tuple[ProvidedService, ...], Field(max_length=_MAX_NAMES)] = ()
     """Services that applications here provide without publishing them, likewise, with `port` and
     `weight`. They are registered as long as something listens on their port."""
+
+    services: Annotated[dict[ServicePattern, FoundPolicy], Field(max_length=_MAX_NAMES)] = {}  # noqa: RUF012
+    """How services that applications here call are treated, by name: retries, limits, health checks
+    and the like, for those that have no entry under the configuration's own `services`. A name as
+    `pysidecar services` shows it, such as `com.example.Orders` for all of its versions and groups,
+    or `blue/com.example.Orders:1.0` for one; each `*` stands for any characters. Of several that
+    match one counts, as a whole: that without `*`, or else the one with the most other characters.
+    """
 
     pass_unknown: Annotated[
         Annotated[tuple[str, ...], Field(max_length=_MAX_NAMES)] | None,

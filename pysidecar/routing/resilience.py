@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pysidecar.config import RequestRule, ServiceEntry
-from pysidecar.config.resilience import CircuitBreaker, Retries
+from pysidecar.config import RequestRule, ServicePolicy
+from pysidecar.config.resilience import CircuitBreaker, Mirror, Retries
 from pysidecar.dataplane import lib
 
 __all__ = ["Handlings", "Resiliences", "milliseconds", "shares"]
@@ -65,14 +65,14 @@ class Resiliences:
         """In their order."""
         return list(self._indices)
 
-    def add(self, service: ServiceEntry, hedged: bool) -> int:
+    def add(
+        self, service: ServicePolicy, mirror: Mirror | None = None, *, hedged: bool = False
+    ) -> int:
         """The index for ``struct dp_service``. ``hedged``: some of its requests are."""
         breaker = service.circuit_breaker or CircuitBreaker()
-        if not (
-            service.retries or service.rate_limit or service.mirror or breaker.requests or hedged
-        ):
+        if not (service.retries or service.rate_limit or mirror or breaker.requests or hedged):
             return _NONE
-        retries, limit, mirror = service.retries, service.rate_limit, service.mirror
+        retries, limit = service.retries, service.rate_limit
         return self._indices.setdefault(
             (
                 *_pack_retries(retries),

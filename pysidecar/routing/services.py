@@ -4,12 +4,20 @@ go."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
 from pysidecar.address import Address
-from pysidecar.config import Config, RequestMatch, RequestRule, ServiceEntry, ServiceListener
+from pysidecar.config import (
+    Config,
+    FoundPolicy,
+    RequestMatch,
+    RequestRule,
+    ServiceEntry,
+    ServiceListener,
+    ServicePolicy,
+)
 from pysidecar.dataplane import (
     Action,
     Balance,
@@ -24,6 +32,7 @@ from pysidecar.dataplane import (
 from pysidecar.health.checks import CheckedService
 from pysidecar.registry.service import CALLS, GRPC_COMMON, VARIED, ServiceKey
 from pysidecar.routing.found import NOTHING_FOUND, FoundService, FoundServices, Role
+from pysidecar.routing.policies import Policies
 from pysidecar.routing.resilience import Handlings, Resiliences
 from pysidecar.routing.resilience import milliseconds as _milliseconds
 from pysidecar.routing.resilience import shares as _shares
@@ -83,6 +92,8 @@ class ServiceNumbers:
         """Of the table before."""
         self.found: dict[int, _Found] = {}
         """Of the table before, by the identity of what was packed."""
+        self.policies = Policies({})
+        """Of the table before."""
 
     def of(self, name: str, protocol: str) -> int:
         """Of the configuration's service; the same each time."""
@@ -199,6 +210,21 @@ class _Configured:
     listeners: Sequence[Address]
     told: Sequence[FoundService | None]
     packed: PackedServices
+    policies: Mapping[str, _PackedPolicy]
+    """Of what is found, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class _PackedPolicy:
+    """What ``struct dp_service`` has of a policy."""
+
+    balance: Balance
+    header: int
+    limits: tuple[int, ...]
+    limits_of_calls: tuple[int, ...]
+    """Where it speaks gRPC."""
+    resilience: int
+    endpoints: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +253,10 @@ class _Found:
     endpoints: bytes
     endpoint_count: int
     await_ms: int = 0
+    policy: str | None = None
+    """The name of the one that counts."""
+    checked: CheckedService | None = None
+    """Where its endpoints are to be asked how they are."""
 
 
 def pack_services(
@@ -250,14 +280,16 @@ def pack_services(
         configured = numbers.configured = _pack_configured(config, numbers, listeners, told)
     header = config.takeover.host_header.lower() if config.takeover is not None else "host"
     zone = config.registry.zone
-    before = numbers.found
+    policies = Policies(config.takeover.services if config.takeover is not None else {})
+    before = numbers.found if policies == numbers.policies else {}
+    numbers.policies = policies
     parts: dict[int, _Found] = {}
     lone = _lone(found)
     for service in found.services:
         part = before.get(id(service))
         alone = service is lone
         if part is None or (part.header, part.zone, part.alone) != (header, zone, alone):
-            part = _pack_found(service, numbers, header, zone, alone)
+            part = _pack_found(service, numbers, header, zone, alone, policies)
         parts[id(service)] = part
     for passed in {passed[:2]: passed for passed in found.passed}.values():
         parts[id(passed)] = _pack_passed(passed, numbers, header)
@@ -268,7 +300,8 @@ def pack_services(
 def checked_services(
     config: Config, numbers: ServiceNumbers, found: FoundServices = NOTHING_FOUND
 ) -> list[CheckedService]:
-    """Those whose endpoints are to be asked how they are, once a table with them was set."""
+    """Those whose endpoints are to be asked how they are, once a table with them was packed and
+    set."""
     told = iter(_told(config, found))
     checked = []
     for name, service in config.services.items():
@@ -284,6 +317,7 @@ def checked_services(
         checked.append(
             CheckedService(number, name, service.protocol, service.health_check, endpoints)
         )
+    checked += (part.checked for part in numbers.found.values() if part.checked is not None)
     return checked
 
 
@@ -339,7 +373,7 @@ def _pack_configured(
         else:
             own = _own_endpoints(service)
         span = (len(endpoints), len(own))
-        resilience = resiliences.add(service, name in hedged)
+        resilience = resiliences.add(service, service.mirror, hedged=name in hedged)
         fixed = _service(number, texts.add(name), service, texts, await_ms, span)
         services.append((*fixed, resilience, *_policy(service)))
         endpoints.extend(own)
@@ -356,6 +390,10 @@ def _pack_configured(
         header = takeover.host_header.lower()
         named = texts.add(None if header == "host" else header)
         entrances += [_port(Scope.OUTBOUND, wait, named), _port(Scope.PROVIDER)]
+    policies = {
+        name: _pack_policy(policy, texts.add(policy.balance.header), resiliences.add(policy))
+        for name, policy in (config.takeover.services if config.takeover else {}).items()
+    }
     packed_texts, characters = texts.pack()
     packed = PackedServices(
         services=pack_array("struct dp_service", services),
@@ -370,7 +408,16 @@ def _pack_configured(
         texts=packed_texts,
         characters=characters,
     )
-    return _Configured(config, tuple(listeners), told, packed)
+    return _Configured(config, tuple(listeners), told, packed, policies)
+
+
+def _pack_policy(policy: FoundPolicy, header: int, resilience: int) -> _PackedPolicy:
+    limits = limits_of_calls = _limits(policy)
+    if "read_timeout" not in policy.model_fields_set:
+        # A stream may be silent for as long as it likes: what a call may take is its deadline.
+        limits_of_calls = _limits(policy.model_copy(update={"read_timeout": 0.0}))
+    balance = _BALANCES[policy.balance.kind]
+    return _PackedPolicy(balance, header, limits, limits_of_calls, resilience, _policy(policy))
 
 
 def _await(service: FoundService | None, config: Config) -> int:
@@ -398,7 +445,7 @@ def _service(
     )
 
 
-def _policy(service: ServiceEntry) -> tuple[int, ...]:
+def _policy(service: ServicePolicy) -> tuple[int, ...]:
     """As ``struct dp_endpoint_policy``."""
     outliers = service.outlier_detection
     return (
@@ -451,7 +498,7 @@ def _in_levels(endpoints: Iterable[_Endpoint]) -> list[_Endpoint]:
     return sorted(endpoints, key=lambda endpoint: endpoint[5])
 
 
-def _limits(service: ServiceEntry) -> tuple[int, ...]:
+def _limits(service: ServicePolicy) -> tuple[int, ...]:
     return (
         *(_milliseconds(service.timeout), _milliseconds(service.read_timeout)),
         _milliseconds(service.idle_timeout),
@@ -551,9 +598,18 @@ def _match_call(match: _Match, key: ServiceKey, alone: bool) -> int:
 
 
 def _pack_found(
-    service: FoundService, numbers: ServiceNumbers, header: str, zone: str, alone: bool
+    service: FoundService,
+    numbers: ServiceNumbers,
+    header: str,
+    zone: str,
+    alone: bool,
+    policies: Policies,
 ) -> _Found:
     key = service.key
+    named = policies.of(key) if service.role is Role.SUBSCRIBED else None
+    policy = policies.settings[named] if named is not None else FoundPolicy()
+    number = numbers.of_found(service)
+    preferred = policy.locality.prefer if policy.locality is not None else zone
     match = _Match(str(key))
     rank = _EXACT
     if key.protocol in CALLS:
@@ -575,17 +631,27 @@ def _pack_found(
         zone=zone,
         alone=alone,
         key=(key, service.role),
-        number=numbers.of_found(service),
+        number=number,
         protocol=_PROTOCOLS[key.protocol],
         role=_ROLES[service.role],
         scopes=_SCOPES[service.role],
         texts=tuple(match.texts),
         predicates=tuple(match.predicates),
         rank=rank,
-        endpoints=pack_array("struct dp_endpoint", _found_endpoints(service, zone)),
+        endpoints=pack_array("struct dp_endpoint", _found_endpoints(service, preferred)),
         endpoint_count=len(service.endpoints),
         await_ms=service.await_ms,
+        policy=named,
+        checked=_checked(service, number, policy),
     )
+
+
+def _checked(service: FoundService, number: int, policy: FoundPolicy) -> CheckedService | None:
+    check = policy.check(service.key.protocol)
+    if check is None:
+        return None
+    addresses = tuple(address for address, _ in service.endpoints)
+    return CheckedService(number, str(service.key), service.key.protocol, check, addresses)
 
 
 def _match_variant(match: _Match, service: FoundService) -> bool:
@@ -633,12 +699,7 @@ def _pack_passed(passed: tuple[str, str, Address], numbers: ServiceNumbers, head
 
 # ---- both together ----
 
-_DEFAULTS = _limits(ServiceEntry(protocol="http"))
-# A stream may be silent for as long as it likes: what a call may take is its deadline.
-_DEFAULTS_OF_CALLS = _limits(
-    ServiceEntry.model_validate({"protocol": "grpc", "read_timeout": "0s"})
-)
-_POLICY = _policy(ServiceEntry(protocol="http"))
+_DEFAULTS = _pack_policy(FoundPolicy(), 0, 0)
 _SIZES = {
     name: ffi.sizeof(f"struct dp_{name}")
     for name in ("service", "endpoint", "predicate", "target", "text")
@@ -668,11 +729,13 @@ def _join(configured: _Configured, found: Iterable[_Found]) -> PackedServices:
             (subject, pattern, name and before + name, value and before + value, alternative)
             for subject, pattern, name, value, alternative in part.predicates
         )
+        policy = configured.policies[part.policy] if part.policy is not None else _DEFAULTS
         services.append(
             (
-                *(part.number, before + 1, part.protocol, Balance.ROUND_ROBIN, 0),
-                *(_DEFAULTS_OF_CALLS if part.protocol is Protocol.GRPC else _DEFAULTS),
-                *(part.await_ms, endpoint_count, part.endpoint_count, part.role, 0, *_POLICY),
+                *(part.number, before + 1, part.protocol, policy.balance, policy.header),
+                *(policy.limits_of_calls if part.protocol is Protocol.GRPC else policy.limits),
+                *(part.await_ms, endpoint_count, part.endpoint_count, part.role),
+                *(policy.resilience, *policy.endpoints),
             )
         )
         endpoint_count += part.endpoint_count

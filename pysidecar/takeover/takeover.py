@@ -27,6 +27,7 @@ from pysidecar.registry import make_registry
 from pysidecar.registry.client import LONGEST_PAUSE, SETTLE_TIME, RegistryClient
 from pysidecar.registry.service import CALLS, GRPC_COMMON, Instance, Registration, ServiceKey
 from pysidecar.routing.found import NOTHING_FOUND, FoundService, FoundServices, Role
+from pysidecar.routing.policies import Policies
 from pysidecar.takeover.advertised import advertised, expand, local_hosts
 from pysidecar.takeover.api import MeshApi
 from pysidecar.takeover.bodies import Body, BodyError, service_key
@@ -103,6 +104,7 @@ class Takeover(Watcher):
         self._registry = make_registry(config.registry)
         self._client = RegistryClient(self._registry, self.table.push)
         self._config = config
+        self._policies = Policies(settings.services)
         self._stack = contextlib.ExitStack()
         self._servers: list[JsonApi] = []
         self._liveness = Liveness(self.table)
@@ -192,6 +194,7 @@ class Takeover(Watcher):
         if config.takeover.await_timeout != self._settings.await_timeout:
             self._stale.update(service for service, _, _ in self.table.subscriptions)
         self._config, self._settings = config, config.takeover
+        self._policies = Policies(config.takeover.services)
         wanted = {_key(each) for each in config.takeover.subscribe} | {
             ServiceKey.parse(each.protocol, each.subscribe)
             for each in config.services.values()
@@ -369,10 +372,16 @@ class Takeover(Watcher):
         """Of a service as the data plane names it; empty where there is none."""
         if role not in _ROLES:
             return {}
-        key = ServiceKey.parse(protocol, name)
-        if (_ROLES[role], key) not in self._services:
+        spoken = CALLS if protocol in CALLS else (protocol,)
+        for key in (ServiceKey.parse(each, name) for each in spoken):
+            if (_ROLES[role], key) in self._services:
+                break
+        else:
             return {}
-        return describe(self.table, _ROLES[role], key, self._is_registered, self._client.is_cut)
+        found = describe(self.table, _ROLES[role], key, self._is_registered, self._client.is_cut)
+        if _ROLES[role] is Role.SUBSCRIBED:
+            found["policy"] = self._policies.of(key)
+        return found
 
     def _is_registered(self, service: ServiceKey) -> bool:
         registration = self._registered.get(service)

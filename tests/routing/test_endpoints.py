@@ -136,3 +136,18 @@ def test_health_counts_at_once_and_outlives_the_table(table: Table) -> None:
     table.data.set_health([(number, NEAR, False)])
     table.use(ORDERS)
     assert not any(each.unhealthy for each in table.endpoints())
+
+
+def test_a_service_may_be_subscribed_that_speaks_triple(table: Table) -> None:
+    text = (
+        "takeover: {}\n"
+        "services: {greeter: {protocol: tri, subscribe: 'blue/a.Greeter:1.0', health_check: {}}}\n"
+        "requests: [{match: {service: a.Greeter, version: '1.0', group: blue}, services: greeter}]"
+    )
+    key = ServiceKey("tri", "a.Greeter", "1.0", "blue")
+    found = FoundServices((FoundService(key, Role.SUBSCRIBED, ((NEAR, 1),)),))
+    table.use(text, found)
+    number = table.numbers.of("greeter", "tri")
+    assert NEAR in {each.address for each in table.endpoints() if each.service == number}
+    [checked] = checked_services(parse(text), table.numbers, found)
+    assert (checked.endpoints, checked.settings.kind(checked.protocol)) == ((NEAR,), "tcp")

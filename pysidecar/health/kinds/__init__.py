@@ -29,6 +29,6 @@ def conversation_for(
     """What begins a conversation with endpoints that speak this. None with ``tcp``: where nothing
     is said, to be connected is all."""
     kind = settings.kind(protocol)
-    if kind == "http" and protocol in ("http2", "grpc"):
+    if kind == "http" and protocol in ("http2", "grpc", "tri"):
         return Http2Get
     return _CONVERSATIONS.get(kind)
