@@ -29,7 +29,7 @@ HEADERS = _relative("pysidecar/dataplane/**/*.h") + _relative("hook/*.h")
 
 
 def has_http2() -> bool:
-    """Whether libnghttp2 can be built with; without it the rest is (see ``l7/http2.c``)."""
+    """Whether libnghttp2 can be built with; without it the rest is (see ``l7/http2_absent.c``)."""
     header = ROOT / "pysidecar/dataplane/l7/http2_library.h"
     probe = ["cc", "-E", "-include", str(header), "-o", os.devnull, "-x", "c", "-"]
     content = "#if !HAS_LIBNGHTTP2\n#error\n#endif\n"
