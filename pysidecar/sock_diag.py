@@ -26,14 +26,17 @@ _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _REQUEST = struct.Struct("=BBBxI")  # struct inet_diag_req_v2, without the id
 _ID = struct.Struct("!HH16s16s4s8s")  # struct inet_diag_sockid
 _ANY = b"\0" * 4 + b"\xff" * 8  # interface and cookie
-_MESSAGE = struct.Struct("=4x48x12xII")  # struct inet_diag_msg: uid, inode
+_STATE = struct.Struct("=xB")  # struct inet_diag_msg
+_PORTS = struct.Struct("!4xHH")  # likewise: of this side and the other
+_MESSAGE = struct.Struct("=4x48x12xII")  # likewise: uid, inode
 _LISTENING = struct.Struct("!4xH2x16s")  # struct inet_diag_msg: port and address of this side
 _INTERFACE = struct.Struct("=40xI")  # struct inet_diag_msg: the interface that it is bound to
 _MESSAGE_SIZE = 72
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
 _INET_DIAG_SKV6ONLY = 11
 _ALL_STATES = 0xFFFFFFFF
-_LISTEN = 1 << 10
+_TCP_LISTEN = 10
+_LISTEN = 1 << _TCP_LISTEN
 _PIECE = 1 << 16
 _V4_MAPPED = b"\0" * 10 + b"\xff\xff"
 
@@ -106,6 +109,12 @@ def owner_of(
     )
     answer = _ask(_REQUEST.pack(family, socket.IPPROTO_TCP, 0, _ALL_STATES) + socket_id)
     if _HEADER.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:
+        return None
+    # Without a socket that is connected like that, the kernel looks for one that listens at the
+    # source: another host picks the port of its own side, and would be whoever listens there.
+    (state,) = _STATE.unpack_from(answer, _HEADER.size)
+    ports = _PORTS.unpack_from(answer, _HEADER.size)
+    if state == _TCP_LISTEN or ports != (source[1], destination[1]):
         return None
     return SocketOwner(*_MESSAGE.unpack_from(answer, _HEADER.size))
 
