@@ -124,7 +124,8 @@ class Takeover(Watcher):
         self._applying: asyncio.Task[None] | None = None
         self._building: asyncio.Task[None] | None = None  # a table that takes longer
         self._pause = _PAUSE
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending: dict[tuple[ServiceKey, int], asyncio.Task[None]] = {}
+        """What takes away what a user unpublished, one for each service."""
         self._waits: dict[int, float] = {}  # until when its unpublishes wait, by user
 
     # ---- Life ----
@@ -233,15 +234,30 @@ class Takeover(Watcher):
         """As ``ServiceTable.unpublish``, and returns when no consumer elsewhere should call it any
         more, so that the application can stop; until then it is served. While the registry is away
         it returns at once, and the application is served as long as it listens, until consumers
-        have heard. Who unpublishes very many, one after the other, waits for some seconds in all.
-        Raises TableError."""
-        registration = self._registered.get(service)
-        leaving = self.table.begin_unpublish(service, uid)
-        ends = asyncio.get_running_loop().create_task(self._unpublish(registration, leaving))
-        self._ending.add(ends)
-        ends.add_done_callback(self._ending.discard)
+        have heard. Who unpublishes very many, one after the other, waits for some seconds in all,
+        and who says it twice for the first time. Raises TableError."""
+        place = (service, uid)
+        ends = self._ending.get(place)
+        if ends is None or not self._leaves(service, uid):
+            registration = self._registered.get(service)
+            leaving = self.table.begin_unpublish(service, uid)
+            before, ends = (
+                ends,
+                asyncio.get_running_loop().create_task(
+                    self._unpublish(place, registration, leaving)
+                ),
+            )
+            self._ending[place] = ends
+            if before is not None:  # what it was to take away was published anew
+                before.cancel()
         patience = self._patience_with(uid) if self._client.state == "connected" else 0.0
         await asyncio.wait([ends], timeout=patience)
+
+    def _leaves(self, service: ServiceKey, uid: int) -> bool:
+        """Whether all that this user may unpublish of it is leaving already."""
+        return all(
+            each.leaving for each in self.table.published_of(service) if uid in (0, each.uid)
+        )
 
     def _patience_with(self, uid: int) -> float:
         """Seconds for which an unpublish of this user may still wait."""
@@ -255,13 +271,18 @@ class Takeover(Watcher):
         return max(0.0, until - now)
 
     async def _unpublish(
-        self, registration: Registration | None, leaving: Sequence[Publication]
+        self,
+        place: tuple[ServiceKey, int],
+        registration: Registration | None,
+        leaving: Sequence[Publication],
     ) -> None:
         try:
             if registration is not None:
                 await self._unregister(registration, leaving)
         finally:
-            self.table.end_unpublish(leaving)
+            if self._ending.get(place) is asyncio.current_task():
+                del self._ending[place]
+                self.table.end_unpublish(leaving)
 
     async def _unregister(self, registration: Registration, leaving: Sequence[Publication]) -> None:
         """After a registry was away, consumers keep for some seconds what it does not tell of."""
@@ -316,9 +337,10 @@ class Takeover(Watcher):
         for server in self._servers:
             await server.stop()
         self._liveness.stop()
-        for task in list(self._ending):
+        ending = list(self._ending.values())
+        for task in ending:
             task.cancel()
-        await asyncio.gather(*self._ending, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
         if self._building is not None:
             self._building.cancel()
             await asyncio.wait([self._building])
