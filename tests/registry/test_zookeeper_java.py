@@ -17,6 +17,8 @@ from tests.registry.sides import Side
 from tests.requests import programs
 from tests.waiting import PATIENCE, eventually
 
+# With the metadata where it is by default: in the provider alone.
+_BY_INSTANCE = ("env", "JDK_JAVA_OPTIONS=-Ddubbo.application.register-mode=instance")
 PLAIN = ServiceKey("dubbo", "peer.Echo", version="1.0")
 BLUE = ServiceKey("dubbo", "peer.Echo", version="1.0", group="blue")
 GREEN = ServiceKey("dubbo", "peer.Echo", version="1.0", group="green")
@@ -111,3 +113,49 @@ def test_dubbo_finds_us_and_we_find_dubbo(tmp_path: Path) -> None:
         itself.ask("stop")
         eventually(lambda: side.sees(BLUE) == {at.address: at}, lambda: str(side.sees(BLUE)))
     assert not any(side.told(GREEN))
+
+
+def test_a_provider_that_registers_its_instance_only_tells_what_it_provides(
+    tmp_path: Path,
+) -> None:
+    """Of each protocol what it has of that one, whatever else ZooKeeper says of it."""
+    plain, triple, other = ("1.0", "2.0", "3.0")
+    with (
+        ZooKeeperServer(tmp_path) as server,
+        programs.registered_dubbo(3, _BY_INSTANCE) as provider,
+        Side(
+            RegistryEntry.model_validate({"type": "zookeeper", "address": str(server.address)})
+        ) as side,
+    ):
+        keys = {
+            (protocol, version): ServiceKey(protocol, "peer.Echo", version)
+            for protocol in ("dubbo", "tri")
+            for version in (plain, triple, other)
+        }
+        side.subscribe(*keys.values())
+        ports = {"dubbo": free_port(), "tri": free_port()}
+        provider.ask(
+            *("begin",),
+            application="both",
+            registry=f"zookeeper://{server.address}",
+            port=ports["dubbo"],
+            triple=ports["tri"],
+        )
+        provider.ask("serve", name="dubbo", services=f"{plain} ,{other} ", protocol="dubbo")
+        provider.ask("serve", name="tri", services=f"{triple} ,{other} ", protocol="tri")
+
+        def seen() -> dict[tuple[str, str], list[int]]:
+            return {
+                which: sorted(address.port for address in side.sees(key) or {})
+                for which, key in keys.items()
+            }
+
+        wanted = {
+            ("dubbo", plain): [ports["dubbo"]],
+            ("dubbo", triple): [],
+            ("dubbo", other): [ports["dubbo"]],
+            ("tri", plain): [],
+            ("tri", triple): [ports["tri"]],
+            ("tri", other): [ports["tri"]],
+        }
+        eventually(lambda: seen() == wanted, lambda: str(seen()), 3 * PATIENCE)

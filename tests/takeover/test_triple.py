@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from tests.takeover.test_dubbo import CLIENTS, zookeeper
 from tests.waiting import PATIENCE, eventually
 
 _APPLICATION = 50051  # Dubbo's own default
+_DUBBO = 20880  # of its other protocol
 
 pytestmark = pytest.mark.timeout(180)  # until three JVMs are ready
 
@@ -58,10 +60,13 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
         registry = f"zookeeper://{address}"
         served = stack.enter_context(programs.registered_dubbo(3, provider.hooked))
         caller = stack.enter_context(programs.registered_dubbo(3, consumer.prefix))
-        served.ask("begin", application="provider", registry=registry, triple=_APPLICATION)
+        ports = {"triple": _APPLICATION, "port": _DUBBO}
+        served.ask("begin", application="provider", registry=registry, **ports)
         serving = served.start("serve", name="triple", services="1.0 ,1.0 blue", protocol="tri")
         caller.ask("begin", application="consumer", registry=registry)
         assert "error" not in serving.result(3 * PATIENCE)
+        for services, protocol in (("3.0 ,4.0 ", "dubbo"), ("4.0 ", "tri")):
+            assert served.ask("serve", name=protocol, services=services, protocol=protocol) == {}
         yield Mesh(registry, provider, consumer, served, caller)
 
 
@@ -142,6 +147,23 @@ def test_many_at_once_each_get_their_own_answer(mesh: Mesh) -> None:
     many: dict[str, str | int] = {"count": 200, "concurrency": 16, "jitter": 5, **url}
     burst = mesh.caller.ask("burst", service="1.0 ", timeout=5000, **many)
     assert burst == {"right": "200"}
+
+
+@pytest.mark.parametrize(
+    ("version", "protocol"), [("3.0", "dubbo"), ("4.0", "dubbo"), ("4.0", "tri")]
+)
+def test_an_application_provides_by_both_protocols(mesh: Mesh, version: str, protocol: str) -> None:
+    """Another service by each, and one by both."""
+    ways: list[dict[str, str | int]] = [{"protocol": protocol}]
+    name: dict[str, Any] = {"serviceName": f"peer.Echo:{version}", "protocolType": protocol}
+    said = mesh.consumer.say("/services/subscribe", **name)
+    assert said["success"], said
+    ways.append({"url": f"{protocol}://[::1]:{CONSUMER}", "protocol": protocol})
+    for way in ways:  # by the provider's sidecar, and by both
+        mesh.settled(f"{version} ", **way)
+        assert mesh.call(f"{version} ", **way) == {"value": f"{protocol}/{version}  hi"}
+        port = _DUBBO if protocol == "dubbo" else _APPLICATION
+        assert mesh.provider.latest_request()["upstream"] == f"127.0.0.1:{port}"
 
 
 def test_what_the_sidecar_registers_is_found_by_consumers(mesh: Mesh) -> None:

@@ -4,15 +4,17 @@ Read from Dubbo's sources: ``/dubbo/mapping/INTERFACE`` names applications with 
 (``ZookeeperMetadataReport``); ``/services/APPLICATION/IP:PORT`` is an instance in Curator's JSON
 (``CuratorFrameworkUtils``), with its endpoints by protocol;
 ``/dubbo/metadata/APPLICATION/REVISION`` says which services it has (``MetadataInfo``), where
-``metadata-type`` is ``remote``. With the default, ``local``, only the provider itself says so; then
-what counts is ``/dubbo/metadata/INTERFACE[/VERSION][/GROUP]/provider/APPLICATION``, which it writes
-all the same, for people, and where there is none of that interface, the mapping alone.
+``metadata-type`` is ``remote``. With the default, ``local``, only the provider itself says so: see
+``metadata``. Where it does not answer, what counts is
+``/dubbo/metadata/INTERFACE[/VERSION][/GROUP]/provider/APPLICATION``, which it writes all the same,
+for people, and where there is none of that interface, the mapping alone.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,6 +24,7 @@ from pysidecar.registry.zookeeper.layout import Variant, dubbo_variant
 
 __all__ = [
     "ApplicationInstance",
+    "MetadataService",
     "Services",
     "definition_path",
     "definitions_path",
@@ -31,11 +34,13 @@ __all__ = [
     "read_instance",
     "read_mapping",
     "read_services",
+    "services_of",
     "services_path",
 ]
 
 MAX_APPLICATIONS: Final = 64  # of one interface
 _MAX_ENDPOINTS = 16  # of one instance
+_MAX_VERSION = 64  # characters
 _WARMUP = 600.0  # seconds: Dubbo's, where nobody says anything else
 
 Services = Mapping[tuple[str, str], Sequence[tuple[Variant, int | None, float]]]
@@ -44,8 +49,20 @@ and with what weight."""
 
 
 @dataclass(frozen=True, slots=True)
+class MetadataService:
+    """Where an instance is asked for what it provides."""
+
+    address: Address
+    protocol: str
+    """Of ``VARIED``."""
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
 class ApplicationInstance:
     """One process of an application."""
+
+    host: str
 
     addresses: Mapping[str, tuple[Address, ...]]
     """Where it speaks what, of ``VARIED``."""
@@ -54,6 +71,9 @@ class ApplicationInstance:
     """Names its services; empty: nobody says."""
 
     started: float
+
+    asked: MetadataService | None = None
+    """Who knows what the revision has, if that is not in ZooKeeper."""
 
 
 def mapping_path(interface: str) -> str:
@@ -116,17 +136,40 @@ def read_instance(data: bytes) -> ApplicationInstance | None:
         for protocol in VARIED
     }
     revision = metadata.get("dubbo.metadata.revision")
-    remote = metadata.get("dubbo.metadata.storage-type") == "remote"
-    named = remote and isinstance(revision, str) and _is_segment(revision)
+    asked = None
+    if metadata.get("dubbo.metadata.storage-type") != "remote":
+        with suppress(ValueError):
+            asked = _metadata_service(host, metadata)
+        if asked is None:
+            revision = None
+    named = isinstance(revision, str) and _is_segment(revision)
     since = fields.get("registrationTimeUTC")
     started = since / 1000 if isinstance(since, int) and 0 <= since < 1 << 53 else 0.0
-    return ApplicationInstance(addresses, str(revision) if named else "", started)
+    return ApplicationInstance(host, addresses, str(revision) if named else "", started, asked)
+
+
+def _metadata_service(host: str, metadata: dict[str, Any]) -> MetadataService | None:
+    said = metadata.get("dubbo.metadata-service.url-params")
+    if not isinstance(said, str):
+        return None
+    fields = _object(_json(said.encode()))
+    protocol, version = fields.get("protocol"), str(fields.get("version") or "")
+    if protocol not in VARIED or len(version) > _MAX_VERSION or not version.isascii():
+        return None
+    address = address_of(host, fields.get("port"))
+    return MetadataService(address, protocol, version) if address.port else None
 
 
 def read_services(data: bytes) -> Services:
     """What a revision's metadata says. Raises ValueError."""
+    return services_of(_object(_object(_json(data)).get("services")).values())
+
+
+def services_of(entries: Iterable[Any]) -> Services:
+    """From descriptions of services, each with the names that Dubbo has for its parts. Raises
+    ValueError."""
     found: dict[tuple[str, str], list[tuple[Variant, int | None, float]]] = {}
-    for entry in _object(_object(_json(data)).get("services")).values():
+    for entry in entries:
         if not isinstance(entry, dict) or entry.get("protocol") not in VARIED:
             continue
         which = dubbo_variant(str(entry.get("version") or ""), str(entry.get("group") or ""))
@@ -159,9 +202,11 @@ def instances_of(
     for variant, port, weight in services.get((protocol, interface), ()):
         if variant != which:
             continue
-        # The port that the provider listens on may not be the one that it registers.
+        # The port that the provider listens on may not be the one that it registers. Of what it
+        # began to provide late, Dubbo does not add the protocol to the instance.
         own = [address for address in addresses if address.port == port]
-        for address in own or addresses:
+        late = [address_of(instance.host, port)] if port and not addresses else []
+        for address in own or list(addresses) or late:
             yield Instance(address, weight=int(weight), started=instance.started, warmup=_WARMUP)
 
 

@@ -9,6 +9,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 from typing import Any, Final
 
 from kazoo.client import KazooClient, KazooState
@@ -106,6 +107,8 @@ class Connection:
         session: SessionId | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self.on_loopback = ip_address(address.host).is_loopback
+        """Whether the registry is on this host, and so perhaps all that it tells of."""
         self._connected: asyncio.Future[None] = self._loop.create_future()
         self._lost: asyncio.Future[str] = self._loop.create_future()
         self._room = asyncio.Semaphore(_AT_A_TIME)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from kazoo.exceptions import KazooException, NoAuthError, NoNodeError
+from typing_extensions import override
 
 from pysidecar.address import Address
 from pysidecar.registry import MAX_INSTANCES, Pushed, RegistryError
 from pysidecar.registry.service import VARIED, Instance, ServiceKey
 from pysidecar.registry.zookeeper.applications import (
     ApplicationInstance,
+    MetadataService,
     Services,
     definition_path,
     definitions_path,
@@ -28,6 +31,7 @@ from pysidecar.registry.zookeeper.applications import (
 )
 from pysidecar.registry.zookeeper.connection import Connection
 from pysidecar.registry.zookeeper.layout import Provider, Variant, read_node, variant
+from pysidecar.registry.zookeeper.metadata import ask
 from pysidecar.registry.zookeeper.overrides import (
     Override,
     overridden,
@@ -45,6 +49,10 @@ _AT_ONCE: Final = 100  # names; to read more takes so long that a thread does it
 _REMEMBERED: Final = 30.0  # seconds for who registered by interface to come back by application
 _MAX_REVISIONS = 64  # of one application, of which metadata is kept
 _MAX_RULES = 1000  # of one interface
+_ASKED: Final = 3  # instances of a revision, one after the other
+_ASKED_AT_ONCE: Final = 8  # of all applications
+_ASK_PATIENCE: Final = 1.0  # seconds for which a new revision's services are waited for
+_ASK_PAUSE: Final = 10.0  # seconds until a revision that nobody explained is asked about again
 
 
 def explain(error: KazooException) -> str:
@@ -146,9 +154,13 @@ class Application(_Follower):
 
     _gives_up = False
 
-    def __init__(self, connection: Connection, name: str) -> None:
+    def __init__(self, connection: Connection, name: str, asking: asyncio.Semaphore) -> None:
         super().__init__(connection, services_path(name))
         self.name = name
+        self._permission = asking
+        self._asking: dict[str, asyncio.Task[None]] = {}
+        self._silent: dict[str, asyncio.TimerHandle] = {}
+        """Revisions that nobody explained, until they are asked about again."""
         self._of_interfaces: set[Directory] = set()
         self._stale: set[str] = set()
         self._watches: dict[str, Callable[[Any], None]] = {}
@@ -187,11 +199,63 @@ class Application(_Follower):
         await asyncio.gather(*(self._read_instance(name) for name in missing))
         revisions = {each.revision for each in self._instances.values() if each} - {""}
         self._services = {key: found for key, found in self._services.items() if key in revisions}
+        self._silent = {key: timer for key, timer in self._silent.items() if key in revisions}
+        begun = []
         for revision in sorted(revisions)[:_MAX_REVISIONS]:
-            if self._services.get(revision) is None:
+            if self._services.get(revision) is not None:
+                continue
+            if not (asked := self._asked_about(revision)):
                 self._services[revision] = await self._read_services(revision)
+            elif revision not in self._asking:
+                task = asyncio.get_running_loop().create_task(self._ask(revision, asked))
+                self._asking[revision] = task
+                if revision not in self._silent:
+                    begun.append(task)
+        if begun:
+            await asyncio.wait(begun, timeout=_ASK_PATIENCE)
+        self._tell()
+
+    def _tell(self) -> None:
         for interface in self._of_interfaces:
             interface.read_again()
+
+    def _asked_about(self, revision: str) -> list[MetadataService]:
+        """Empty: it is in ZooKeeper."""
+        having = [each for each in self._instances.values() if each and each.revision == revision]
+        asked = dict.fromkeys(each.asked for each in having if each.asked is not None)
+        return [] if any(each.asked is None for each in having) else list(asked)
+
+    async def _ask(self, revision: str, asked: list[MetadataService]) -> None:
+        """Any of these. While nobody answers, what the application writes into ZooKeeper counts."""
+        for service in random.sample(asked, min(len(asked), _ASKED)):
+            try:
+                async with self._permission:
+                    found = await ask(
+                        service, self.name, revision, loopback=self._connection.on_loopback
+                    )
+            except Exception as error:  # whoever answers may say anything
+                self._warn(f"{service.address} does not say what it provides: {error}")
+                continue
+            self._services[revision] = found
+            del self._asking[revision]
+            self._silent.pop(revision, None)
+            self._tell()
+            return
+        self._silent[revision] = asyncio.get_running_loop().call_later(
+            _ASK_PAUSE, self._ask_again, revision
+        )
+
+    def _ask_again(self, revision: str) -> None:
+        self._asking.pop(revision, None)
+        self._changed.set()
+
+    @override
+    def stop(self) -> None:
+        super().stop()
+        for task in self._asking.values():
+            task.cancel()
+        for timer in self._silent.values():
+            timer.cancel()
 
     async def _read_instance(self, name: str) -> None:
         self._stale.discard(name)
@@ -228,6 +292,7 @@ class Applications:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._asking = asyncio.Semaphore(_ASKED_AT_ONCE)
         self._by_name: dict[str, Application] = {}
 
     async def of(self, directory: Directory, names: tuple[str, ...]) -> list[Application]:
@@ -241,7 +306,7 @@ class Applications:
         found = []
         for name in names:
             if name not in self._by_name:
-                self._by_name[name] = Application(self._connection, name)
+                self._by_name[name] = Application(self._connection, name, self._asking)
             application = self._by_name[name]
             application._of_interfaces.add(directory)
             found.append(application)
