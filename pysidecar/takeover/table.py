@@ -30,7 +30,16 @@ _mistakes = Mistakes(logging.getLogger(__name__))
 MAX_PER_USER = 2048
 """Publications of one user, and as many subscriptions; root may have eight times as many."""
 
+MAX_BYTES_PER_USER = 4 << 20
+"""Of what one user says, as it is kept on disk; root may say eight times as much."""
+
+MAX_BYTES = 24 << 20
+"""Of what all users but root say. Each may have half of what the others leave, so that there is
+something left for whoever comes. With root's it has to fit into the file of the state."""
+
 _ROOT_SHARE = 8
+_ENTRY_BYTES = 512  # that each publication and subscription counts for, beside its texts
+_PAIR_BYTES = 8  # likewise each of the metadata
 
 CONFIGURATION = -1
 """In the place of a uid: what the configuration itself publishes and subscribes. It may do what
@@ -38,6 +47,8 @@ root may."""
 
 ON_DEMAND = -2
 """In the place of a uid: what is subscribed because it was called. Bounded as a user's."""
+
+_ROOT = (0, CONFIGURATION)
 
 
 class TableError(Exception):
@@ -123,6 +134,8 @@ class ServiceTable:
         """What is published of gRPC, by name."""
         self._subscribed: dict[ServiceKey, _Subscribed] = {}
         self._counts: Counter[tuple[str, int]] = Counter()  # by what and whose
+        self._bytes: Counter[int] = Counter()  # by whose
+        self._all_bytes = 0  # but root's
         self._watchers: list[Watcher] = []
 
     def watch(self, watcher: Watcher) -> None:
@@ -140,11 +153,14 @@ class ServiceTable:
             return
         _check_owner(service, self._owners(service), publication.uid)
         _check_owner(service, self._rivals(service) - {publication.uid}, publication.uid)
-        if before is None or before.uid != publication.uid:
-            self._check_room(publication.uid, "published")
-            self._counts["published", publication.uid] += 1
-        if before is not None and before.uid != publication.uid:
-            self._counts["published", before.uid] -= 1
+        size = _size_of_publication(publication)
+        size_before = 0 if before is None else _size_of_publication(before)
+        own = before is not None and before.uid == publication.uid
+        more, bytes_more = (0, size - size_before) if own else (1, size)
+        self._check_room(publication.uid, "published", more, bytes_more)
+        if before is not None:
+            self._hold("published", before.uid, -1, -size_before)
+        self._hold("published", publication.uid, 1, size)
         self._published.setdefault(service, {})[address] = publication
         self._note_published(service)
         self._tell(methodcaller("published", publication))
@@ -162,7 +178,7 @@ class ServiceTable:
             _check_owner(service, self._owners(service), uid)
         for each in own:
             del found[each.address]
-            self._counts["published", each.uid] -= 1
+            self._hold("published", each.uid, -1, -_size_of_publication(each))
         if not found:
             self._published.pop(service, None)
             self._note_published(service)
@@ -206,7 +222,7 @@ class ServiceTable:
         found = self._published.get(service, {}).pop(address, None)
         if found is None:
             return
-        self._counts["published", found.uid] -= 1
+        self._hold("published", found.uid, -1, -_size_of_publication(found))
         if not self._published[service]:
             del self._published[service]
             self._note_published(service)
@@ -217,8 +233,9 @@ class ServiceTable:
         entry = self._subscribed.get(service)
         if entry is not None and uid in entry.uids:
             return
-        self._check_room(uid, "subscribed")
-        self._counts["subscribed", uid] += 1
+        size = _size_of_service(service)
+        self._check_room(uid, "subscribed", 1, size)
+        self._hold("subscribed", uid, 1, size)
         if entry is not None:
             entry.uids.add(uid)
             self._tell(methodcaller("shared", service))
@@ -232,7 +249,7 @@ class ServiceTable:
         if entry is None or uid not in entry.uids:
             return False
         entry.uids.discard(uid)
-        self._counts["subscribed", uid] -= 1
+        self._hold("subscribed", uid, -1, -_size_of_service(service))
         if not entry.uids:
             del self._subscribed[service]
         self._tell(methodcaller("shared" if entry.uids else "unsubscribed", service))
@@ -322,11 +339,28 @@ class ServiceTable:
         if not keys:
             del self._called[service.name]
 
-    def _check_room(self, uid: int, what: str) -> None:
+    def _check_room(self, uid: int, what: str, more: int, bytes_more: int) -> None:
+        """Raises TableError where this user may not say so much more."""
+        share = _ROOT_SHARE if uid in _ROOT else 1
+        who = "on demand there are" if uid == ON_DEMAND else f"user {uid} has"
         count = self._counts[what, uid]
-        if count >= self._limit * (_ROOT_SHARE if uid in (0, CONFIGURATION) else 1):
-            who = "on demand there are" if uid == ON_DEMAND else f"user {uid} has"
+        if more and count >= self._limit * share:
             raise TableError(f"{who} {what} {count} services already, the limit")
+        room = MAX_BYTES_PER_USER * share
+        if uid not in _ROOT:
+            room = min(room, (MAX_BYTES - self._all_bytes + self._bytes[uid]) // 2)
+        if bytes_more > 0 and self._bytes[uid] + bytes_more > room:
+            raise TableError(f"{who} {self._bytes[uid]} bytes of services already, the limit")
+
+    def _hold(self, what: str, uid: int, more: int, bytes_more: int) -> None:
+        self._counts[what, uid] += more
+        self._bytes[uid] += bytes_more
+        if uid not in _ROOT:
+            self._all_bytes += bytes_more
+        if not self._counts[what, uid]:
+            del self._counts[what, uid]
+        if not self._bytes[uid]:
+            del self._bytes[uid]
 
     def _tell(self, tell: Callable[[Watcher], None]) -> None:
         """Each of them, whatever becomes of the others."""
@@ -346,3 +380,20 @@ def _check_owner(service: ServiceKey, owners: set[int], uid: int) -> None:
     if owners and uid > 0 and uid not in owners:
         whose = "by the configuration" if owners == {CONFIGURATION} else "by another user"
         raise TableError(f"{service} is published {whose}")
+
+
+def _size_of_service(service: ServiceKey) -> int:
+    return _ENTRY_BYTES + sum(map(_size, (service.name, service.version, service.group)))
+
+
+def _size_of_publication(publication: Publication) -> int:
+    return (
+        _size_of_service(publication.service)
+        + _size(publication.application)
+        + sum(_PAIR_BYTES + _size(key) + _size(text) for key, text in publication.metadata)
+    )
+
+
+def _size(text: str) -> int:
+    """In JSON: what it has are printable characters."""
+    return len(text.encode("utf-8", "replace")) + text.count('"') + text.count("\\")

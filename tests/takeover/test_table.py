@@ -7,10 +7,18 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from pysidecar.address import Address
 from pysidecar.registry.service import Instance, ServiceKey
-from pysidecar.takeover.table import Publication, ServiceTable, TableError, Watcher
+from pysidecar.takeover.state import MAX_BYTES as MAX_STATE_BYTES
+from pysidecar.takeover.table import (
+    MAX_BYTES_PER_USER,
+    Publication,
+    ServiceTable,
+    TableError,
+    Watcher,
+)
 
 ECHO = ServiceKey("bolt", "Echo:1.0")
 HERE = Address("127.0.0.1", 12200)
@@ -125,6 +133,43 @@ def test_a_user_has_so_many_and_no_more(uid: int, share: int) -> None:
     table.subscribe(ECHO, BOB)
     table.unpublish(ServiceKey("bolt", "S0:1.0"), uid)
     table.publish(Publication(ECHO, HERE, uid))
+
+
+def _publish_all(table: ServiceTable, uid: int) -> None:
+    metadata = (("text", "\N{GRINNING FACE}" * 10_000),)
+    for number in range(10_000):
+        key = ServiceKey("bolt", f"{uid}-{number}")
+        table.publish(Publication(key, HERE, uid, metadata=metadata))
+
+
+def _publish_long(table: ServiceTable, uid: int) -> None:
+    """As much as is taken."""
+    with pytest.raises(TableError, match=f"user {uid} has .* bytes of services already, the limit"):
+        _publish_all(table, uid)
+
+
+def test_a_user_says_so_many_bytes_and_no_more() -> None:
+    table = ServiceTable()
+    _publish_long(table, ALICE)
+    published, _ = table.counts(ALICE)
+    assert published == MAX_BYTES_PER_USER // 40_600
+    table.publish(Publication(ECHO, HERE, BOB))
+    long = ServiceKey("bolt", f"{ALICE}-0")
+    assert table.unpublish(long, ALICE)
+    table.publish(Publication(long, HERE, ALICE, metadata=(("text", "shorter"),)))
+    table.publish(Publication(long, HERE, ALICE, metadata=(("text", "a little longer"),)))
+
+
+def test_whatever_many_users_say_it_is_kept_on_disk_with_all_that_others_say() -> None:
+    """One who is many has less and less room, and others' services are not lost for that."""
+    table = ServiceTable()
+    table.publish(Publication(ECHO, HERE, BOB))
+    for uid in range(100_000, 100_030):
+        _publish_long(table, uid)
+    _publish_long(table, 0)
+    table.publish(Publication(ServiceKey("bolt", "Another"), HERE, BOB))
+    text = TypeAdapter(list[Publication]).dump_json(list(table.publications))
+    assert len(text) < MAX_STATE_BYTES
 
 
 def test_what_is_leaving_may_come_back() -> None:
