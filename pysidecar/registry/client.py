@@ -235,9 +235,18 @@ class RegistryClient:
             timer.cancel()
         if key in self._calls:
             self._changed.add(key)
-        else:
+        elif self._is_due(key):
             self._due[key] = None
             self._make_calls()
+        else:  # who changes their mind before a slow registry was asked leaves nothing behind
+            self._due.pop(key, None)
+
+    def _is_due(self, key: _Key) -> bool:
+        """Whether the registry does not have what is wanted."""
+        if isinstance(key, ServiceKey):
+            return self._watching.get(key, False) is not (key in self._watched)
+        wanted = self._wanted.get(key)
+        return key in self._said if wanted is None else self._taken.get(key) != wanted
 
     def _make_calls(self) -> None:
         while self._due and len(self._calls) < MOST_CALLS:
@@ -250,17 +259,13 @@ class RegistryClient:
     def _next_call(self, key: _Key) -> Callable[[], Awaitable[None]] | None:
         """What has to be done next, so that the registry has what is wanted."""
         assert self._session is not None
+        if not self._is_due(key):
+            return None
         if isinstance(key, ServiceKey):
-            watched = key in self._watched
-            if self._watching.get(key, False) is watched:
-                return None
-            return partial(self._watch, self._session, key, watched)
+            return partial(self._watch, self._session, key, key in self._watched)
         wanted = self._wanted.get(key)
         if wanted is None:
-            said = self._said.get(key)
-            return partial(self._unregister, self._session, said) if said else None
-        if self._taken.get(key) == wanted:
-            return None
+            return partial(self._unregister, self._session, self._said[key])
         self._said[key] = wanted
         return partial(self._register, self._session, wanted)
 

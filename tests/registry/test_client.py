@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -265,6 +266,24 @@ def test_a_call_that_is_never_answered_is_tried_again() -> None:
             memory.fails = lambda call, what: ""
             await asyncio.sleep(12)
             assert running.client.is_registered(provides(ECHO))
+
+    run(main())
+
+
+def test_who_changes_their_mind_while_a_registry_is_slow_leaves_nothing_behind() -> None:
+    async def main() -> None:
+        memory = Memory(fails=lambda call, what: "" if call == "open" else "never")
+        async with Running(memory) as running:
+            for number in range(MOST_CALLS):
+                running.client.subscribe(ServiceKey("bolt", f"waits-{number}"))
+            service, registration = ServiceKey("bolt", "Late:1.0"), provides(ORDERS)
+            before = sys.getrefcount(service), sys.getrefcount(registration.service)
+            for _ in range(2):
+                running.client.subscribe(service)
+                running.client.register(registration)
+                running.client.unsubscribe(service)
+                running.client.unregister(registration)
+            assert (sys.getrefcount(service), sys.getrefcount(registration.service)) == before
 
     run(main())
 
