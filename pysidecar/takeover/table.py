@@ -243,6 +243,24 @@ class ServiceTable:
         self._subscribed[service] = _Subscribed({uid})
         self._tell(methodcaller("subscribed", service))
 
+    def demand(self, service: ServiceKey) -> None:
+        """It was called, and nobody wants it. What was called and never found makes way, the oldest
+        first: else calls for names that mean nothing would end this for all others. Raises
+        TableError."""
+        try:
+            self.subscribe(service, ON_DEMAND)
+        except TableError:
+            found = (
+                key
+                for key, entry in self._subscribed.items()
+                if ON_DEMAND in entry.uids and not entry.instances
+            )
+            useless = next(found, None)
+            if useless is None:
+                raise
+            self.unsubscribe(useless, ON_DEMAND)
+            self.subscribe(service, ON_DEMAND)
+
     def unsubscribe(self, service: ServiceKey, uid: int) -> bool:
         """This user does not want it any more. False: did not before."""
         entry = self._subscribed.get(service)

@@ -459,7 +459,7 @@ class Takeover(Watcher):
         """Requests wait for these services, which nobody subscribed: this does."""
         for each in services if self._settings.on_demand else ():
             try:
-                self.table.subscribe(_demanded(each), ON_DEMAND)
+                self.table.demand(_demanded(each))
             except (BodyError, TableError) as error:
                 log.log(
                     logging.DEBUG if self._refused else logging.WARNING,

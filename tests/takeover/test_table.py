@@ -172,6 +172,21 @@ def test_whatever_many_users_say_it_is_kept_on_disk_with_all_that_others_say() -
     assert len(text) < MAX_STATE_BYTES
 
 
+def test_calls_for_what_is_nowhere_do_not_end_what_is_subscribed_on_demand() -> None:
+    table = ServiceTable(limit=3)
+    nowhere = [ServiceKey("http", f"nowhere-{number}") for number in range(5)]
+    table.demand(ECHO)
+    table.push(ECHO, [Instance(HERE)])
+    for each in nowhere:
+        table.demand(each)
+    found = [service for service, *_ in table.subscriptions]
+    assert found == [ECHO, *nowhere[-2:]]
+    for each in found:
+        table.push(each, [Instance(HERE)])
+    with pytest.raises(TableError, match="on demand there are subscribed 3 services"):
+        table.demand(nowhere[0])
+
+
 def test_what_is_leaving_may_come_back() -> None:
     table = ServiceTable()
     seen = Seen(table)
