@@ -59,7 +59,7 @@ def requests_in(access_log: Path, service: str, count: int) -> list[dict[str, An
 
 def show_hops(sent: Mapping[str, Any], received: Mapping[str, Any], consumer_port: str) -> None:
     """The way of a call, by the records of both sidecars."""
-    table = Table(box=box.MINIMAL, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)  # 80 columns are enough
     for heading in ("hop", "from", "to", "service", "status"):
         table.add_column(heading, no_wrap=heading != "service", overflow="fold")
     for hop, source, destination, record in (
@@ -67,5 +67,6 @@ def show_hops(sent: Mapping[str, Any], received: Mapping[str, Any], consumer_por
         ("sidecar → sidecar", received["source"], sent["upstream"], sent),
         ("sidecar → provider", "the sidecar", received["upstream"], received),
     ):
-        table.add_row(hop, source, destination, record["service"], str(record["status"]))
+        service = record["path"] if record["service"] == "*" else record["service"]
+        table.add_row(hop, source, destination, service, str(record["status"]))
     console.print(table)

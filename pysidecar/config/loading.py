@@ -116,6 +116,9 @@ _CONSTANTS: dict[str, Any] = {
     "false": False,
 }
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,18})(\.[0-9]+)?", re.ASCII)
+_ADDRESS = re.compile(r"\S+:[0-9]{1,5}", re.ASCII)
+# What brings traffic here by rules in the kernel is not there without a word.
+_NOT_BY_CHANCE = ("inbound", "redirect")
 _TEXT_TAGS = ("tag:yaml.org,2002:str", "!")
 _COLLECTION_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", "!")
 
@@ -161,6 +164,8 @@ class _Builder:
 
     def __init__(self, source: str) -> None:
         self.problems: list[Problem] = []
+        self.empty: list[tuple[dict[str, Any], KeyPath]] = []
+        """Keys with nothing behind them, and the mapping that each is in."""
         self._source = source
         self._open: list[_Open] = []
         self._root: Any = _NOTHING
@@ -219,6 +224,8 @@ class _Builder:
             top.value.append(value)
         else:
             top.value[top.key] = value
+            if value is None and not text:
+                self.empty.append((top.value, self._path()))
             top.key = _NOTHING
 
     def _complain_of_twice(self, key: str, event: Any) -> None:
@@ -279,13 +286,17 @@ class _Builder:
 
     def _key(self, last: str | None = None) -> str:
         """Of the place where the parser is."""
+        path = self._path()
+        return _spell((*path, last) if last is not None else path)
+
+    def _path(self) -> KeyPath:
         path: list[str | int] = []
         for each in self._open:
             if type(each.value) is list:
                 path.append(len(each.value))
             elif each.key is not _NOTHING:
                 path.append(each.key)
-        return _spell((*path, last) if last is not None else tuple(path))
+        return tuple(path)
 
 
 def _line(event: Any) -> int:
@@ -298,9 +309,11 @@ def _read_yaml(data: bytes | str, source: str) -> tuple[Any, list[Problem]]:
     try:
         loader = _CLoader(data)
         try:
-            return builder.build(loader), builder.problems
+            plain = builder.build(loader)
         finally:
             loader.dispose()
+        _fill_empty(builder.empty)
+        return plain, builder.problems
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         text = ", ".join(part for part in (error.context, error.problem) if part)
@@ -314,6 +327,19 @@ def _read_yaml(data: bytes | str, source: str) -> tuple[Any, list[Problem]]:
         ) from None
     except UnicodeError as error:
         raise ConfigError(source, [Problem("", f"not YAML: {error}")]) from None
+
+
+def _fill_empty(empty: list[tuple[dict[str, Any], KeyPath]]) -> None:
+    """A section without a line, as when all of them are commented out, is there, with its defaults:
+    nobody writes ``tls:`` to go without. Who wants none writes ``null``."""
+    for mapping, path in empty:
+        key = str(path[-1])
+        section, names = _section_and_names(path[:-1])
+        field = None if names or section is None else section.model_fields.get(key)
+        if key in _NOT_BY_CHANCE or field is None or field.default is not None:
+            continue
+        if section_of(field.annotation):
+            mapping[key] = {}
 
 
 def _read_lines(data: bytes | str) -> dict[KeyPath, int]:
@@ -406,6 +432,8 @@ def _is_secret(path: KeyPath) -> bool:
 def _message(detail: Any, path: KeyPath) -> str:
     kind, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
     if kind == "extra_forbidden":
+        if value is None and _ADDRESS.fullmatch(str(path[-1])):
+            return "expected quotes around addresses with commas"
         return f"unknown key{_suggestion(path)}"
     if kind == "missing":
         return "expected this key, which has no default"

@@ -350,7 +350,8 @@ class Outbound(_Section):
 
     when_away: WhenAwayText = WhenAway()
     """What a hooked `connect` does while no sidecar serves: `refuse` fails with ECONNREFUSED,
-    `direct` connects past the sidecar, `wait:<duration>` waits for a sidecar and then refuses."""
+    `direct` connects past the sidecar, `wait:<duration>` waits for a sidecar and then refuses;
+    `wait` is `wait:30s`."""
 
     exclude: tuple[Exclude, ...] = (
         Exclude.model_validate("127.0.0.0/8"),

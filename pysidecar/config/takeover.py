@@ -19,11 +19,11 @@ from pysidecar.config.requests import FoundPolicy, ServiceName, ServicePattern
 from pysidecar.config.section import AT_START, Section, one_or_many
 from pysidecar.config.values import (
     AddressText,
+    ApiText,
     Duration,
     DurationOrZero,
     FilePath,
     HostText,
-    LoopbackText,
     parse_endpoint,
 )
 
@@ -89,11 +89,11 @@ class ProvidedService(WantedService):
 class Takeover(Section):
     """Where the sidecar stands in for the application: see `docs/takeover.md`."""
 
-    api: Annotated[LoopbackText, Field(json_schema_extra=AT_START)] = Address("127.0.0.1", 13330)
+    api: Annotated[ApiText, Field(json_schema_extra=AT_START)] = Address("127.0.0.1", 13330)
     """The mesh API, where applications say what they provide and want: SOFARPC's registry `mesh`,
     and anthunder. On loopback."""
 
-    dubbo_api: Annotated[LoopbackText | None, Field(json_schema_extra=AT_START)] = None
+    dubbo_api: Annotated[ApiText | None, Field(json_schema_extra=AT_START)] = None
     """The same in MOSN's form for Dubbo (`/pub`, `/sub`), which others write `127.0.0.1:22222`.
     Off without an address."""
 
@@ -230,7 +230,8 @@ class RegistryEntry(Section):
 
     address: Annotated[_Addresses, Field(json_schema_extra=AT_START)] = ()
     """Of the registry, or of its servers, with commas. Only `embedded` can do without: then it is
-    inside this sidecar. Of `sofaregistry` the session server's HTTP port, usually 9603."""
+    inside this sidecar. Of `sofaregistry` the session server's HTTP port, usually 9603. IP
+    addresses: no names are looked up."""
 
     session_timeout: Annotated[Duration, Field(json_schema_extra=AT_START)] = 10.0
     """How long the registry keeps what we registered after it has heard nothing from us, where it

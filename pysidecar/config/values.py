@@ -20,6 +20,7 @@ from pysidecar.destinations import Network, PortRange
 
 __all__ = [
     "AddressText",
+    "ApiText",
     "CgroupPath",
     "Duration",
     "DurationOrZero",
@@ -48,6 +49,7 @@ _DURATION_PATTERN = r"\d+(\.\d+)?(ms|s|m|h|d)"
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _PREFIX_LENGTH = re.compile("[0-9]|[12][0-9]|3[0-2]", re.ASCII)
 _ZERO = "0s"
+_USUAL_WAIT = 30.0  # seconds
 _DURATION_EXPECTED = "expected a duration such as 500ms, 5s, 10m or 1h"
 
 
@@ -122,15 +124,17 @@ class WhenAway:
 
 
 def parse_when_away(value: Any) -> WhenAway:
-    """``refuse``, ``direct`` or ``wait:<duration>``."""
+    """``refuse``, ``direct``, ``wait`` or ``wait:<duration>``."""
     if value == "refuse" or value == "direct":
         return WhenAway(value)
+    if value == "wait":
+        return WhenAway("wait", _USUAL_WAIT)
     if isinstance(value, str) and value.startswith("wait:"):
         try:
             return WhenAway("wait", parse_duration(value.removeprefix("wait:")))
         except ValueError as error:
             raise ValueError(f"after wait: {error}") from None
-    raise ValueError("expected refuse, direct or wait:<duration> such as wait:5s")
+    raise ValueError("expected refuse, direct, wait or wait:<duration> such as wait:5s")
 
 
 WhenAwayText = Annotated[
@@ -140,8 +144,8 @@ WhenAwayText = Annotated[
     WithJsonSchema(
         {
             "type": "string",
-            "pattern": f"^(refuse|direct|wait:{_DURATION_PATTERN})$",
-            "kind": "`refuse`, `direct` or `wait:<duration>`",
+            "pattern": f"^(refuse|direct|wait(:{_DURATION_PATTERN})?)$",
+            "kind": "`refuse`, `direct`, `wait` or `wait:<duration>`",
         }
     ),
 ]
@@ -237,12 +241,18 @@ def parse_address(value: Any) -> Address:
 
 def parse_loopback_address(value: Any) -> Address:
     """An address that only this machine reaches."""
+    return _on_loopback(value, "can connect anywhere through it")
+
+
+def parse_api_address(value: Any) -> Address:
+    """Likewise, of the mesh API."""
+    return _on_loopback(value, "can publish services as if they were provided here")
+
+
+def _on_loopback(value: Any, reason: str) -> Address:
     address = parse_address(value)
     if not ip_address(address.host).is_loopback:
-        raise ValueError(
-            "expected a loopback address: whoever reaches this listener can connect anywhere "
-            "through it"
-        )
+        raise ValueError(f"expected a loopback address: whoever reaches this listener {reason}")
     return address
 
 
@@ -273,6 +283,7 @@ _ADDRESS_FORM = (
 )
 AddressText = Annotated[Address, PlainValidator(parse_address), *_ADDRESS_FORM]
 LoopbackText = Annotated[Address, PlainValidator(parse_loopback_address), *_ADDRESS_FORM]
+ApiText = Annotated[Address, PlainValidator(parse_api_address), *_ADDRESS_FORM]
 EndpointText = Annotated[Address, PlainValidator(parse_endpoint), *_ADDRESS_FORM]
 HostText = Annotated[str, PlainValidator(parse_host), *_ADDRESS_FORM]
 

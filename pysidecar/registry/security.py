@@ -60,14 +60,30 @@ def client_context(tls: RegistryTls | None) -> ssl.SSLContext | None:
     StartError."""
     if tls is None:
         return None
+    for key, path in (("ca", tls.ca), ("certificate", tls.certificate), ("key", tls.key)):
+        if path is not None and (reason := _unreadable(path)):
+            raise StartError(f"registry.tls.{key} {path}: {reason}")
     try:
         context = ssl.create_default_context(cafile=tls.ca)
-        if tls.certificate is not None:
-            # Without a password, rather than to ask for one on the terminal.
-            context.load_cert_chain(tls.certificate, tls.key, password="")
     except OSError as error:  # which ssl.SSLError is, too
         raise StartError(
-            f"registry.tls: expected readable PEM files whose certificate and key belong together: "
-            f"{error.strerror or error}"
+            f"registry.tls.ca {tls.ca}: expected certificates as PEM: {error.strerror or error}"
         ) from None
+    if tls.certificate is not None:
+        try:
+            # Without a password, rather than to ask for one on the terminal.
+            context.load_cert_chain(tls.certificate, tls.key, password="")
+        except OSError as error:
+            raise StartError(
+                f"registry.tls.certificate {tls.certificate} and registry.tls.key {tls.key}: "
+                f"expected PEM files that belong together: {error.strerror or error}"
+            ) from None
     return context
+
+
+def _unreadable(path: str | Path) -> str | None:
+    try:
+        Path(path).open("rb").close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None

@@ -27,7 +27,9 @@ from pysidecar.config import (
     parse,
     restart_keys,
 )
+from pysidecar.config.endpoints import HealthCheck
 from pysidecar.config.schema import MAX_LISTENERS
+from pysidecar.config.takeover import RegistryTls, Takeover
 from pysidecar.config.values import MAX_SOCKET_PATH, WhenAway, format_duration
 from pysidecar.dataplane import lib
 from pysidecar.destinations import PortRange
@@ -152,6 +154,32 @@ def test_an_empty_file_is_the_defaults(text: str) -> None:
     assert parse(text) == Config() == load(None)
 
 
+def test_a_section_whose_lines_are_all_commented_out_is_there() -> None:
+    config = parse(
+        """
+takeover:
+  # api: 127.0.0.1:13330
+registry:
+  type: etcd
+  address: 10.0.0.5:2379
+  tls:
+    # ca: ca.pem
+services:
+  a:
+    protocol: grpc
+    endpoints: [10.0.0.7:1]
+    health_check:
+"""
+    )
+    assert config.takeover == Takeover()
+    assert config.registry.tls == RegistryTls()
+    assert config.services["a"].health_check == HealthCheck()
+
+
+def test_a_section_that_is_null_is_not_there() -> None:
+    assert parse("takeover: null\ntracing: ~\n") == Config()
+
+
 def errors(text: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         parse(text, source="f.yaml")
@@ -185,7 +213,19 @@ PORTS = "expected a port such as 5432 or a range such as 8000-8999"
         ),
         ("outbound: {idle_timeout: 5}", "outbound.idle_timeout: 5: expected a duration such as"),
         ("outbound: {idle_timeout: 0s}", "outbound.idle_timeout: '0s': expected a duration of at"),
-        ("outbound: {when_away: wait}", "outbound.when_away: 'wait': expected refuse, direct or"),
+        (
+            "outbound: {when_away: waits}",
+            "outbound.when_away: 'waits': expected refuse, direct, wait",
+        ),
+        (
+            "registry: {type: zookeeper, address: 10.0.0.5:2181,10.0.0.6:2181}",
+            "registry.10.0.0.6:2181: expected quotes around addresses with commas",
+        ),
+        (
+            "takeover: {api: 10.0.0.7:13330}",
+            "takeover.api: '10.0.0.7:13330': expected a loopback address: whoever reaches this "
+            "listener can publish services",
+        ),
         ("outbound: {when_away: wait:5}", "outbound.when_away: 'wait:5': after wait: expected a"),
         (
             "outbound: {control_socket_mode: 600}",
@@ -525,7 +565,13 @@ def test_a_duration_that_may_be_zero_is_spelled_so() -> None:
 
 @pytest.mark.parametrize(
     ("when_away", "value"),
-    [("refuse", "refuse"), ("direct", "direct"), ("wait:5s", "wait:5"), ("wait:500ms", "wait:0.5")],
+    [
+        ("refuse", "refuse"),
+        ("direct", "direct"),
+        ("wait:5s", "wait:5"),
+        ("wait:500ms", "wait:0.5"),
+        ("wait", "wait:30"),
+    ],
 )
 def test_when_away_as_the_hook_reads_it(when_away: str, value: str) -> None:
     config = parse(f"outbound: {{when_away: '{when_away}'}}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -59,12 +60,17 @@ def test_certificates_that_cannot_be_used_are_an_error_at_the_start(
     certificate, key = make_certificate(tmp_path)
     (tmp_path / "other").mkdir()
     _, other_key = make_certificate(tmp_path / "other")
-    for tls in (
-        {"ca": str(tmp_path / "missing")},
-        {"ca": str(key)},
-        {"certificate": str(certificate), "key": str(other_key)},
+    missing = tmp_path / "missing"
+    for tls, named in (
+        ({"ca": str(missing)}, f"registry.tls.ca {missing}: "),
+        ({"ca": str(key)}, f"registry.tls.ca {key}: "),
+        ({"certificate": str(certificate), "key": str(missing)}, f"registry.tls.key {missing}: "),
+        (
+            {"certificate": str(certificate), "key": str(other_key)},
+            f"registry.tls.certificate {certificate} and registry.tls.key {other_key}: ",
+        ),
     ):
-        with pytest.raises(StartError, match=r"^registry\.tls: "):
+        with pytest.raises(StartError, match=f"^{re.escape(named)}"):
             make_registry(entry(kind, tls=tls))
     make_registry(entry(kind, tls={"certificate": str(certificate), "key": str(key)}))
 
