@@ -2,6 +2,9 @@
 
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
+# Where it is set (as in many container images) each of the thousand Pythons that the tests start
+# compiles the package anew, and each process of pytest rewrites all tests: a quarter of their time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## list the targets
