@@ -33,6 +33,7 @@ from pysidecar.dataplane import (
 )
 from pysidecar.destinations import PortRange
 from pysidecar.routing.rules import Rule, compile_rules
+from tests.ports import free_port
 from tests.waiting import PATIENCE, eventually
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
@@ -112,9 +113,8 @@ class Server:
 
 
 def closed_address(host: str = "127.0.0.1") -> Address:
-    """An address that refuses connections: its port was free a moment ago."""
-    with Server(host) as server:
-        return server.address
+    """An address that refuses connections."""
+    return Address(host, free_port())
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from tests.hook.support import (
     Result,
     Runner,
 )
+from tests.ports import free_port
 
 MakeSidecar = Callable[..., Sidecar]
 
@@ -282,9 +283,7 @@ def test_bound_sockets_keep_their_source(
     mode: str,
 ) -> None:
     sidecar = make_sidecar(transport=transport, fallback=upstream.address)
-    with socket.socket() as free:
-        free.bind(("127.0.0.9", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     bound = ["-b", source, "-p", port]
     result = run("connect", "-e", *_mode(mode), *bound, host, PORT, sidecar=sidecar)
     _assert_connected(result, mode, host)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-import random
 import shutil
 import signal
 import socket
@@ -15,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pysidecar.listeners import has_ipv6_loopback
 from pysidecar.testing.processes import end_process
+from tests.ports import HAS_IPV6, closed_port, free_port
 from tests.waiting import PATIENCE, eventually
 
 __all__ = [
@@ -38,14 +37,7 @@ __all__ = [
     "running",
 ]
 
-HAS_IPV6 = has_ipv6_loopback()
-"""Containers often have no ::1. A program can connect to an IPv6 destination all the same: the
-sidecar is on the other side, and it has a route."""
-
 _UNPRIVILEGED_USER = "nobody"
-# Below the ports that the kernel gives to clients (net.ipv4.ip_local_port_range), so that none of
-# the thousands of connections here takes a port between our choice and the server's bind.
-_PORTS = range(20000, 32000)
 _SERVER_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
 
 
@@ -54,28 +46,6 @@ def program(name: str) -> str:
     path = shutil.which(name, path=_SERVER_PATH)
     assert path is not None, f"{name} is not installed; scripts/set_up.py --tests installs it"
     return path
-
-
-def free_port() -> int:
-    """A TCP port that is free on every address now."""
-    while True:
-        port = random.choice(_PORTS)
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            stack.enter_context(socket.create_server(("0.0.0.0", port)))
-            if HAS_IPV6:
-                stack.enter_context(socket.create_server(("::", port), family=socket.AF_INET6))
-            return port
-
-
-@contextlib.contextmanager
-def closed_port() -> Iterator[int]:
-    """A port of the loopbacks that refuses every connection, and that nobody else can take."""
-    port = free_port()
-    with socket.socket(socket.AF_INET) as v4, socket.socket(socket.AF_INET6) as v6:
-        v4.bind(("127.0.0.1", port))  # bound, but not listening
-        if HAS_IPV6:
-            v6.bind(("::1", port))
-        yield port
 
 
 def plain_environment(**more: str) -> dict[str, str]:

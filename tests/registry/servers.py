@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from pysidecar.address import Address
+from tests.ports import free_port
 from tests.waiting import eventually
 
 
@@ -143,13 +144,6 @@ class EtcdServer(ServerProcess):
     def serves(self) -> bool:
         with socket.create_connection((self.address.host, self.address.port), 1):
             return True
-
-
-def free_port() -> int:
-    """One that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def make_certificate(directory: Path) -> tuple[Path, Path]:

@@ -12,7 +12,8 @@ from kazoo.client import KazooClient
 from pysidecar.address import Address
 from pysidecar.config import RegistryEntry
 from pysidecar.registry.service import Instance, Registration, ServiceKey
-from tests.registry.servers import ZooKeeperServer, free_port
+from tests.ports import free_port
+from tests.registry.servers import ZooKeeperServer
 from tests.registry.sides import Side
 from tests.requests import programs
 from tests.waiting import PATIENCE, eventually

@@ -13,7 +13,6 @@ import itertools
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -30,6 +29,7 @@ from pysidecar.config import parse
 from pysidecar.dataplane import Timeouts
 from pysidecar.health.checks import HealthChecks
 from pysidecar.routing.services import checked_services
+from tests.ports import free_port
 from tests.requests.configured import Configured
 from tests.requests.fire_clients import Load, ask_all
 
@@ -105,9 +105,7 @@ class Server:
     """One of the five."""
 
     def __init__(self, protocol: str, journal: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self._arguments = (protocol, str(self.port), str(journal))
         self.start()
 

@@ -13,6 +13,7 @@ from pysidecar.registry.service import ServiceKey
 from pysidecar.takeover import liveness
 from pysidecar.takeover.liveness import Liveness
 from pysidecar.takeover.table import Publication, ServiceTable
+from tests.ports import free_port
 from tests.users import USERS, needs_root, start_script
 
 CONFIGURATION = -1  # in the place of a uid
@@ -51,7 +52,7 @@ def is_alive(table: ServiceTable) -> bool:
 
 @needs_root
 def test_an_application_that_is_killed_is_not_alive_until_it_is_back() -> None:
-    application = Application(USERS[0])
+    application = Application(USERS[0], free_port())
     table = ServiceTable()
     table.publish(application.publication())
     try:
@@ -81,9 +82,7 @@ def test_who_else_listens_there_is_not_the_application(owner: int, alive: bool) 
 @needs_root
 def test_nobody_is_served_by_who_took_the_port() -> None:
     table = ServiceTable()
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
+    port = free_port()
     table.publish(Publication(ECHO, Address("127.0.0.1", port), USERS[1], alive=False))
     assert not is_alive(table)
     assert [each.taken for each in table.publications] == [False]
