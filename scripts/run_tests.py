@@ -16,6 +16,8 @@ import sys
 import pytest
 
 MOST_REPEATED = 5
+TIMEOUT = 150
+"""Seconds for a test that says nothing else: beside others, more than pyproject.toml has."""
 CAUGHT = re.compile(r"Sanitizer|runtime error:|Assertion .* failed|crashed while running")
 
 
@@ -37,7 +39,7 @@ class Failures:
 def main(arguments: list[str]) -> int:
     """Returns pytest's exit status, of the repetition where there was one."""
     failures = Failures()
-    status = pytest.main(arguments, plugins=[failures])
+    status = pytest.main([f"--timeout={TIMEOUT}", *arguments], plugins=[failures])
     names = list(failures.texts)
     if (
         status != pytest.ExitCode.TESTS_FAILED

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-PATIENCE = 20.0
+PATIENCE = 40.0
 """Seconds after which something that should have happened is taken as not happening. Busy machines
 take long for everything, so this says nothing about how fast it should be."""
 

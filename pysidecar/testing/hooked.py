@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Hooked", "HookedError", "HookedProcess", "HookedResult"]
 
-SETTLE_TIMEOUT = 5.0  # seconds for the sidecar to close what an ended command left
-END_TIMEOUT = 5.0
+SETTLE_TIMEOUT = 20.0  # seconds for the sidecar to close what an ended command left
+END_TIMEOUT = 20.0
 
 Argument = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 

@@ -43,8 +43,8 @@ Destination = str
 Endpoint = str | tuple[str, int] | Address | socket.socket
 """``127.0.0.1:5433``, ``("127.0.0.1", 5433)``, or a listening socket."""
 
-READY_TIMEOUT = 20.0  # seconds; a start takes half of one, but machines that test are busy
-STOP_TIMEOUT = 10.0
+READY_TIMEOUT = 60.0  # seconds; a start takes half of one, but machines that test are busy
+STOP_TIMEOUT = 30.0
 POLL_INTERVAL = 0.02
 
 _RECENT_CLOSED = 1000  # the admin API's limit
@@ -504,7 +504,9 @@ class Sidecar:
         # With ssl and email behind it, too much for every pytest run to import.
         import http.client
 
-        connection = http.client.HTTPConnection(self.admin.host, self.admin.port, timeout=5)
+        connection = http.client.HTTPConnection(
+            self.admin.host, self.admin.port, timeout=READY_TIMEOUT
+        )
         with contextlib.closing(connection):
             connection.request("GET", path)
             response = connection.getresponse()

@@ -340,7 +340,7 @@ def run_alone(script: str, **environment: str) -> str:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=2 * PATIENCE,
         check=False,
     )
     assert result.stdout == "ok\n", (result.stdout, result.stderr)

@@ -34,7 +34,7 @@ from tests.dataplane.support import (
     silent_server,
     table,
 )
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 # TCP cannot be broadcast: the kernel says ENETUNREACH and sends nothing.
 UNREACHABLE = Address("255.255.255.255", 80)
@@ -64,7 +64,9 @@ print(open("/proc/self/status").read())
     if os.geteuid() == 0:
         none = "--bounding-set=-all --inh-caps=-all --ambient-caps=-all --securebits=+noroot"
         command = ["setpriv", *none.split(), *command]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE * 2, check=False
+    )
     assert re.search(r"CapEff:\s0+\n", result.stdout), result.stderr
 
 
@@ -192,8 +194,9 @@ def test_a_socket_fails_so_where_packets_take_their_time() -> None:
     a call returns, but for a busy processor: here they are not."""
     script = """
 import time
+from pysidecar.dataplane import Timeouts
 from tests.dataplane.support import REFUSED, Parked, Plane, closed_address, events
-with Plane() as plane:
+with Plane(timeouts=Timeouts(connect=30, header=30)) as plane:
     for host in ("127.0.0.1", "::1"):
         with Parked(plane, host=host) as application:
             application.ask(closed_address())
@@ -205,7 +208,7 @@ with Plane() as plane:
     shape = "tbf rate 64kbit burst 150 limit 9000"  # a packet each 10 ms
     start = f'ip link set lo up && tc qdisc add dev lo root {shape} && exec "$0" -c "$1"'
     command = ["unshare", "--net", "sh", "-c", start, sys.executable, script]
-    subprocess.run(command, timeout=30, check=True)
+    subprocess.run(command, timeout=PATIENCE * 2, check=True)
 
 
 def test_a_waiting_caller_learns_the_true_errno(plane: Plane) -> None:

@@ -20,7 +20,7 @@ from tests.interop.clients import Compiled
 from tests.interop.servers import plain_environment
 from tests.waiting import eventually
 
-pytestmark = [pytest.mark.exclusive, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.exclusive, pytest.mark.timeout(240)]
 
 _SERVERS = ["127.0.0.1", *(f"127.0.1.{i}" for i in range(1, 4))]
 _THREADS = 4

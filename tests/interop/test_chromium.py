@@ -164,7 +164,7 @@ def sandbox() -> None:
         pytest.skip(f"Chromium's sandbox does not work here: {done.stderr.strip()}")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("way", _WAYS)
 @pytest.mark.usefixtures("sandbox")
 def test_a_page_loads_in_its_sandbox(

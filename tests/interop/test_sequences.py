@@ -54,7 +54,7 @@ def _alike_call(native: list[Any], hooked: list[Any]) -> bool:
 
 
 @pytest.mark.parametrize("way", _WAYS)
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_calls_say_what_they_say_natively(way: str) -> None:
     seeds = range(_SEEDS)
     with Sidecar(_WAYS[way]) as sidecar:

@@ -291,7 +291,7 @@ def test_it_starts_only_with_what_it_needs(mesh: Mesh, tmp_path: Path) -> None:
     assert mesh.server.snapshot() == before
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("count", [20_000, pytest.param(50_000, marks=pytest.mark.soak)])
 def test_connections_leave_nothing_behind(mesh: Mesh, tmp_path: Path, count: int) -> None:
     destination = mesh.server.address(4, 8080)

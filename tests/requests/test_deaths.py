@@ -16,7 +16,7 @@ from tests.requests.fronts import front
 from tests.requests.programs import Program
 from tests.waiting import PATIENCE, eventually
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 _COUNT = 3000
 

@@ -12,7 +12,7 @@ from tests.requests.fronts import front
 from tests.requests.programs import Program
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 _COUNT = 6000
 _SERVERS = 3
