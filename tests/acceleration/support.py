@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
+
 from pysidecar.testing import Sidecar
 from tests.interop.servers import free_port, plain_environment
 from tests.waiting import eventually
@@ -30,6 +32,16 @@ NEVER = 2**32 - 1
 SLOTS = 16384
 """The default: connections that are accelerated at a time."""
 AT_ONCE = {"after_bytes": 0, "after_round_trips": 0}
+EACH_TRANSPORT_AND_PATH = pytest.mark.parametrize(
+    ("transport", "path"),
+    [
+        ("unix", "full"),
+        ("header", "local"),
+        pytest.param("unix", "local", marks=pytest.mark.soak),
+        pytest.param("header", "full", marks=pytest.mark.soak),
+    ],
+)
+"""Each of them; the combinations that are left are for `make soak`."""
 PORT = 7003
 """Where an ``Application`` connects to."""
 _PATIENCE = 10.0

@@ -13,6 +13,7 @@ import pytest
 
 from tests.acceleration.support import (
     CLIENT_FIRST,
+    EACH_TRANSPORT_AND_PATH,
     MAPPED,
     SERVER_FIRST,
     V4,
@@ -73,8 +74,7 @@ def _kill(traffic: Path, directory: Path, rounds: int, **settings: Any) -> None:
 
 
 @pytest.mark.exclusive  # many processes that all want to run
-@pytest.mark.parametrize("path", ["full", "local"])
-@pytest.mark.parametrize("transport", ["unix", "header"])
+@EACH_TRANSPORT_AND_PATH
 def test_killed_sidecar_breaks_connections_and_truncates_none(
     traffic: Path, tmp_path: Path, transport: str, path: str
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.acceleration.support import (
     CLIENT_FIRST,
+    EACH_TRANSPORT_AND_PATH,
     V4,
     V6,
     Mesh,
@@ -35,8 +36,7 @@ def _are_accelerated(running: Mesh, path: str, count: int) -> bool:
 
 
 @pytest.mark.exclusive  # many processes that all want to run
-@pytest.mark.parametrize("path", ["full", "local"])
-@pytest.mark.parametrize("transport", ["unix", "header"])
+@EACH_TRANSPORT_AND_PATH
 def test_drained_connections_arrive_whole_or_are_reset_at_the_limit(
     traffic: Path, tmp_path: Path, transport: str, path: str
 ) -> None:

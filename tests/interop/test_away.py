@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import psutil
@@ -177,10 +178,27 @@ def _is_good(attempt: _Attempt) -> bool:
     return attempt.good
 
 
+def _each_pair(way: int) -> pytest.MarkDecorator:
+    """Each two of transport, `when_away` and way to be away; the combinations that are left are
+    for `make soak`."""
+    found = product(
+        enumerate(["unix", "header"]),
+        enumerate([("refuse", _is_refused), ("direct", _is_good)]),
+    )
+    return pytest.mark.parametrize(
+        ("transport", "when_away", "expected"),
+        [
+            pytest.param(transport, *wanted, marks=[pytest.mark.soak] if (i + j + way) % 2 else [])
+            for (i, transport), (j, wanted) in found
+        ],
+        scope="session",
+    )
+
+
 # ---- kill -9 ----
 
 
-@pytest.mark.parametrize(("when_away", "expected"), [("refuse", _is_refused), ("direct", _is_good)])
+@_each_pair(0)
 def test_a_killed_sidecar(
     scene: Callable[[str], _Scene], when_away: str, expected: Callable[[_Attempt], bool]
 ) -> None:
@@ -234,7 +252,7 @@ def test_waiting_ends_when_the_time_is_over(scene: Callable[[str], _Scene]) -> N
 # ---- SIGSTOP ----
 
 
-@pytest.mark.parametrize(("when_away", "expected"), [("refuse", _is_refused), ("direct", _is_good)])
+@_each_pair(1)
 def test_a_stopped_sidecar(
     scene: Callable[[str], _Scene], when_away: str, expected: Callable[[_Attempt], bool]
 ) -> None:
