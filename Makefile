@@ -34,9 +34,10 @@ example-takeover: ## calls through two sidecars in two pods (EXAMPLE=sofarpc, du
 test: setup-tests ## run all tests (about a quarter of an hour at most)
 	@scripts/test
 
-# What takes a fifth of a minute and more: real applications, rules in namespaces, BPF, fuzzing.
+# What takes long: real applications, rules in namespaces, BPF, fuzzing, crowds, others' JVMs.
 SLOW_TESTS = $(addprefix tests/,interop requests mesh interception acceleration harness bench \
-	fuzz/test_targets.py $(patsubst %,control/test_%.py,room trace storm install) \
+	fuzz/test_targets.py $(patsubst %,control/test_%.py,room trace storm stalls users install) \
+	$(patsubst %,codecs/test_frames_%.py,clients java) \
 	$(patsubst %,registry/test_%.py,sofaregistry zookeeper zookeeper_java etcd) \
 	$(patsubst %,takeover/test_%.py,captured churn dubbo flow hostile_registry hostile_users) \
 	$(patsubst %,takeover/test_%.py,http_services rolling sofarpc state grpc triple) \
@@ -45,7 +46,7 @@ SLOW_TESTS = $(addprefix tests/,interop requests mesh interception acceleration 
 
 .PHONY: test-quick
 test-quick: setup-tests ## run most tests within two minutes: none of real applications or rules
-	$(PYTHON) -m scripts.run_tests -n "$$(($$(nproc) + 2))" -m "not exclusive and not soak" \
+	$(PYTHON) -m scripts.run_tests -n "$$(($$(nproc) + 3))" -m "not exclusive and not soak" \
 		$(addprefix --ignore ,$(SLOW_TESTS))
 
 .PHONY: test-sanitizers
