@@ -160,3 +160,34 @@ def test_a_provider_that_registers_its_instance_only_tells_what_it_provides(
             ("tri", other): [ports["tri"]],
         }
         eventually(lambda: seen() == wanted, lambda: str(seen()), 3 * PATIENCE)
+
+
+def test_sofarpc_finds_us_and_we_find_sofarpc(tmp_path: Path) -> None:
+    """With its registry ``zookeeper``."""
+    own, other = (ServiceKey("bolt", f"peer.Echo:1.0:{name}") for name in ("own", "other"))
+    ports = {"own": free_port(), "other": free_port()}
+    with (
+        ZooKeeperServer(tmp_path) as server,
+        programs.sofa(traced=False, zookeeper=True) as program,
+        Side(
+            RegistryEntry.model_validate({"type": "zookeeper", "address": str(server.address)})
+        ) as side,
+    ):
+        registry = {"registry": "zookeeper", "at": str(server.address)}
+        serve = {"library": "sofarpc", "host": "0.0.0.0", "application": "app"}
+        side.subscribe(own)
+        program.ask("serve", **serve, **registry, port=ports["own"], name="itself", services="own")
+        eventually(lambda: {each.port for each in side.sees(own) or {}} == {ports["own"]})
+        # A provider that registers nowhere, and which only the sidecar tells of.
+        program.ask("serve", **serve, port=ports["other"], name="by the sidecar", services="other")
+        here = Instance(Address("127.0.0.1", ports["other"]))
+        side.register(Registration(other, here))
+        eventually(lambda: side.has_registered(Registration(other, here)))
+
+        def ask() -> programs.Answer:
+            call = {"library": "sofarpc", "kind": "sync", "method": "echo", "text": "hi"}
+            return program.call(**call, **registry, service="other", timeout=5000)
+
+        eventually(lambda: ask() == {"value": "by the sidecar/other hi"}, lambda: str(ask()))
+        program.ask("stop", name="itself")
+        eventually(lambda: side.sees(own) == {})

@@ -121,14 +121,15 @@ def running(
             assert end_process(process, PATIENCE, signal.SIGKILL)
 
 
-def _java(module: str, main: str, *options: str) -> list[str]:
+def _java(module: str, main: str, *options: str, beside: Sequence[str] = ()) -> list[str]:
+    """``beside``: modules whose libraries it has, too."""
     # Of scripts/archive_java_classes.py. Where one does not fit, the JVM says so and goes without.
     archive = _JAVA / module / "classes.jsa"
     archived = [f"-XX:SharedArchiveFile={archive}"] if archive.exists() else []
     return [
         *(program("java"), "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx512m"),
         *(*archived, "-Xlog:disable", "-Xlog:all=warning:stderr"),
-        *(*options, "-cp", f"{_JAVA}/{module}/lib/*", main),
+        *(*options, "-cp", ":".join(f"{_JAVA}/{each}/lib/*" for each in (module, *beside)), main),
     ]
 
 
@@ -140,10 +141,14 @@ def sofa(
     prefix: Sequence[str | Path] = (),
     *,
     traced: bool = True,
+    zookeeper: bool = False,
 ) -> AbstractContextManager[Program]:
-    """SOFARPC and SOFABolt, client and server. Without ``traced``, SOFATracer is off."""
+    """SOFARPC and SOFABolt, client and server. Without ``traced``, SOFATracer is off; with
+    ``zookeeper``, its registry of that name can be used, which needs the client that Dubbo 2.7
+    needs."""
     options = (*_SOFA_OPTIONS, *(() if traced else ("-Ddefault.tracer=",)))
-    return running(_java("sofa", "peer.Sofa", *options), hooked, prefix)
+    beside = ("dubbo2",) if zookeeper else ()
+    return running(_java("sofa", "peer.Sofa", *options, beside=beside), hooked, prefix)
 
 
 def dubbo(hooked: Mapping[str, str] | None = None) -> AbstractContextManager[Program]:
