@@ -44,7 +44,9 @@ class ServiceKey:
     @classmethod
     def named(cls, protocol: str, name: str, version: str = "", group: str = "") -> ServiceKey:
         """From what people and programs write: names of HTTP are without regard to case, as hosts
-        are, and stand in lower case here and in registries."""
+        are, and stand in lower case here and in registries. Dubbo takes 0.0.0 for no version."""
+        if protocol in VARIED and version == "0.0.0":
+            version = ""
         return cls(protocol, name.lower() if protocol == "http" else name, version, group)
 
     @classmethod
@@ -54,7 +56,7 @@ class ServiceKey:
             return cls.named(protocol, text)
         group, _, name = text.rpartition("/")
         name, _, version = name.partition(":")
-        return cls(protocol, name, version, group)
+        return cls.named(protocol, name, version, group)
 
     def __str__(self) -> str:
         """As Dubbo writes it, and people read it: ``group/name:version``."""

@@ -71,7 +71,7 @@ _SCOPES = {
 _NO_VERSION = "0.0.0"  # Dubbo's word for none, in requests
 # In which order found services are asked, where two match: the one that says more, and before one
 # that has no endpoints, which anybody can subscribe.
-_TRIPLE, _GRPC, _LONE, _COMMON, _EMPTY, _EXACT, _LIKE = range(7)
+_TRIPLE, _GRPC, _LONE, _COMMON, _EMPTY, _EXACT, _GROUPED, _LIKE = range(8)
 _DETECT_TIMEOUT = 5.0  # seconds, as the default of `listeners`
 
 _Predicate = tuple[int, int, int, int, int]
@@ -623,6 +623,8 @@ def _pack_found(
             match.exactly(lib.DP_SUBJECT_NAME_HEADER, key.name, header=header)
     else:
         match.exactly(lib.DP_SUBJECT_TARGET, key.name)
+        if key.protocol == "bolt" and key.group:  # of which calls say nothing
+            rank = _GROUPED
     if key.protocol in VARIED and not _match_variant(match, service):
         rank = _LIKE
     return _Found(

@@ -110,4 +110,4 @@ def service_key(protocol: str, name: str, group: str, version: str = "") -> Serv
         return ServiceKey(protocol, name, group="" if group in _DEFAULT_GROUPS else group)
     interface, _, rest = name.partition(":")
     in_name, _, unique = rest.partition(":")
-    return ServiceKey(protocol, interface, version or in_name, group or unique)
+    return ServiceKey.named(protocol, interface, version or in_name, group or unique)

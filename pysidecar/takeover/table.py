@@ -121,6 +121,7 @@ class Watcher:
         """Any of the above, after it."""
 
 
+_CALLS = "calls of gRPC"
 _TELL_CHANGED = methodcaller("changed")
 
 
@@ -130,8 +131,8 @@ class ServiceTable:
     def __init__(self, limit: int = MAX_PER_USER) -> None:
         self._limit = limit
         self._published: dict[ServiceKey, dict[Address, Publication]] = {}
-        self._called: dict[str, set[ServiceKey]] = {}
-        """What is published of gRPC, by name."""
+        self._called: dict[tuple[str, str], set[ServiceKey]] = {}
+        """What is published of gRPC and Bolt, by that and name."""
         self._subscribed: dict[ServiceKey, _Subscribed] = {}
         self._counts: Counter[tuple[str, int]] = Counter()  # by what and whose
         self._bytes: Counter[int] = Counter()  # by whose
@@ -332,30 +333,34 @@ class ServiceTable:
         return {each.uid for each in self._published.get(service, {}).values()}
 
     def _rivals(self, service: ServiceKey) -> set[int]:
-        """Who publishes what the same calls of gRPC may be meant for: grpc and tri are one on the
-        wire, and health checks are about all of it."""
-        if service.protocol not in CALLS:
+        """Who publishes what the same calls may be meant for: grpc and tri are one on the wire, and
+        health checks are about all of it. Calls of Bolt do not say the group."""
+        family = _family(service)
+        if family is None:
             return set()
-        names = self._called if service.name in GRPC_COMMON else (service.name,)
+        common = family == _CALLS and service.name in GRPC_COMMON
+        of_all = (place for place in self._called if place[0] == family)
         return {
             uid
-            for name in names
-            for each in self._called.get(name, ())
-            if each.protocol != service.protocol or service.name in GRPC_COMMON
+            for place in (of_all if common else ((family, service.name),))
+            for each in self._called.get(place, ())
+            if common or (each != service and _may_be_taken_for(each, service))
             for uid in self._owners(each)
         }
 
     def _note_published(self, service: ServiceKey) -> None:
         """It is there, or there is nothing of it any more."""
-        if service.protocol not in CALLS:
+        family = _family(service)
+        if family is None:
             return
-        keys = self._called.setdefault(service.name, set())
+        place = (family, service.name)
+        keys = self._called.setdefault(place, set())
         if service in self._published:
             keys.add(service)
         else:
             keys.discard(service)
         if not keys:
-            del self._called[service.name]
+            del self._called[place]
 
     def _check_room(self, uid: int, what: str, more: int, bytes_more: int) -> None:
         """Raises TableError where this user may not say so much more."""
@@ -398,6 +403,18 @@ def _check_owner(service: ServiceKey, owners: set[int], uid: int) -> None:
     if owners and uid > 0 and uid not in owners:
         whose = "by the configuration" if owners == {CONFIGURATION} else "by another user"
         raise TableError(f"{service} is published {whose}")
+
+
+def _family(service: ServiceKey) -> str | None:
+    """Of protocols whose calls may be meant for several services; None: it is none of those."""
+    if service.protocol in CALLS:
+        return _CALLS
+    return service.protocol if service.protocol == "bolt" else None
+
+
+def _may_be_taken_for(one: ServiceKey, other: ServiceKey) -> bool:
+    """Of one family and name."""
+    return one.protocol != other.protocol or one.protocol == "bolt"
 
 
 def _size_of_service(service: ServiceKey) -> int:

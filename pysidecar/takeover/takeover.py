@@ -60,7 +60,6 @@ _METADATA_SERVICES = {
 _BY_THEMSELVES = {"dubbo": ("zookeeper", "sofaregistry"), "tri": ("zookeeper",)}
 _LOCAL_WEIGHT = 100
 _ROLES = {role.value: role for role in Role}
-_NO_VERSION = "0.0.0"  # what Dubbo's requests have for none
 # Seconds. Changes that come together make one table; many that do not, one after each pause.
 _PAUSE = 0.01
 _LONGEST_PAUSE = 0.5
@@ -688,7 +687,7 @@ def _demanded(service: DemandedService) -> ServiceKey:
         "tri" if service.triple else service.protocol.name.lower(),
         names.name("name", "com.example.Orders"),
         names.name("group", "blue", required=False),
-        "" if version == _NO_VERSION else version,
+        version,
     )
 
 

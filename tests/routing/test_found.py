@@ -60,6 +60,20 @@ def test_bolt_services_are_named_as_a_whole(router: Router) -> None:
     assert where(router, call("Echo:1.0")) is None
 
 
+def test_a_group_that_calls_of_bolt_do_not_say_takes_none_from_who_has_no_group(
+    router: Router,
+) -> None:
+    grouped, another, plain = (
+        FoundService(ServiceKey("bolt", "Echo:1.0", group=group), Role.SUBSCRIBED, ((THERE, 1),))
+        for group in ("evil", "blue", "")
+    )
+    echo = Request(Protocol.BOLT, service="Echo:1.0")
+    use(router, grouped, another, plain)
+    assert where(router, echo) is plain
+    use(router, grouped, another)
+    assert where(router, echo) is grouped
+
+
 def test_dubbo_services_have_exactly_that_version_and_group(router: Router) -> None:
     neither, versioned, grouped = dubbo(), dubbo("1.0"), dubbo("1.0", "blue")
     use(router, neither, versioned, grouped)

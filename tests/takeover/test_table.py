@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from pysidecar.address import Address
 from pysidecar.registry.service import Instance, ServiceKey
+from pysidecar.takeover.bodies import service_key
 from pysidecar.takeover.state import MAX_BYTES as MAX_STATE_BYTES
 from pysidecar.takeover.table import (
     MAX_BYTES_PER_USER,
@@ -118,6 +119,29 @@ def test_the_same_push_is_no_change_but_the_first_empty_one_is() -> None:
         table.push(ECHO, [])
     assert table.is_known(ECHO)
     assert len(seen.calls) == 1
+
+
+def test_calls_of_bolt_which_say_no_group_have_one_user() -> None:
+    table = ServiceTable()
+    grouped = ServiceKey("bolt", ECHO.name, group="another")
+    table.publish(Publication(ECHO, HERE, ALICE))
+    with pytest.raises(TableError, match="another user"):
+        table.publish(Publication(grouped, HERE, BOB))
+    table.publish(Publication(ServiceKey("dubbo", ECHO.name), HERE, BOB))
+    table.publish(Publication(grouped, HERE, ALICE))
+    table.unpublish(ECHO, ALICE)
+    with pytest.raises(TableError, match="another user"):
+        table.publish(Publication(ECHO, HERE, BOB))
+    table.unpublish(grouped, ALICE)
+    table.publish(Publication(ECHO, HERE, BOB))
+
+
+@pytest.mark.parametrize("protocol", ["dubbo", "tri"])
+@pytest.mark.parametrize(("name", "version"), [("Echo", "0.0.0"), ("Echo:0.0.0", "")])
+def test_dubbos_word_for_no_version_is_none(protocol: str, name: str, version: str) -> None:
+    """Else who publishes that would share the calls of who publishes without."""
+    assert service_key(protocol, name, "", version) == ServiceKey(protocol, "Echo")
+    assert ServiceKey.parse(protocol, "Echo:0.0.0") == ServiceKey(protocol, "Echo")
 
 
 @pytest.mark.parametrize(("uid", "share"), [(ALICE, 1), (0, 8)])
