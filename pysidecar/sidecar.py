@@ -813,6 +813,7 @@ def _timeouts(config: Config) -> Timeouts:
         idle=outbound.idle_timeout,
         header=outbound.header_timeout,
         ejection=outbound.ejection_time,
+        flush=outbound.flush_timeout,
     )
 
 

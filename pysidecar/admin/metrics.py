@@ -178,6 +178,16 @@ class _DataPlaneCollector(Collector):
                 "Times that accepting paused for lack of file descriptors.",
                 counters.accept_pauses,
             ),
+            (
+                "http2_streams_refused",
+                "Streams that were refused since clients had too many.",
+                counters.streams_refused,
+            ),
+            (
+                "http2_streams_not_taken",
+                "Streams that were reset since their clients did not take the answers.",
+                counters.streams_not_taken,
+            ),
         ):
             yield CounterMetricFamily(f"pysidecar_{name}", text, value=value)
         for name, text, value in (

@@ -390,6 +390,11 @@ class Outbound(_Section):
     header_timeout: Duration = 5.0
     """For the whole PROXY header or control request to arrive."""
 
+    flush_timeout: Duration = 300.0
+    """For a client of HTTP/2 to take 16 KiB of an answer that waits for it, or what there is of it:
+    after this long, and a quarter more at most, the stream is reset; a connection that takes
+    nothing at all is closed. Streams on which nothing waits are left alone; inbound too."""
+
     routes: tuple[RouteEntry, ...] = ()
     """The first that matches decides. Without one: relay to the original destination."""
 

@@ -252,6 +252,7 @@ class Timeouts:
     idle: float = 3600.0
     header: float = 5.0
     ejection: float = 10.0  # 0: none
+    flush: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,6 +424,8 @@ class Counters:
     bytes_spliced: int
     connect_failures: int
     accept_pauses: int
+    streams_refused: int
+    streams_not_taken: int
     buffers: int
     connection_bytes: int
     fds_used: int
@@ -877,6 +880,7 @@ def _timeouts(timeouts: Timeouts) -> Any:
             "idle_ms": milliseconds(timeouts.idle),
             "header_ms": milliseconds(timeouts.header),
             "ejection_ms": milliseconds(timeouts.ejection) if timeouts.ejection else 0,
+            "flush_ms": milliseconds(timeouts.flush),
         },
     )
 

@@ -108,6 +108,7 @@ class Flag(enum.IntEnum):
     UNAVAILABLE = lib.DP_FLAG_UNAVAILABLE
     OTHER_ZONE = lib.DP_FLAG_OTHER_ZONE
     EJECTED = lib.DP_FLAG_EJECTED
+    NOT_TAKEN = lib.DP_FLAG_NOT_TAKEN
 
 
 FAILURES = tuple(flag for flag in Flag if flag <= Flag.DOWNSTREAM_CLOSED)

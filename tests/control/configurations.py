@@ -18,6 +18,7 @@ outbound:
   ejection_time: 0s
   idle_timeout: 1h
   header_timeout: 1.5s
+  flush_timeout: 10m
   routes:
     - match: {destination: 10.0.0.0/8, ports: [5432, 8000-8999]}
       action: relay

@@ -59,7 +59,7 @@ def test_every_key_is_read() -> None:
     assert outbound.exclude[3].ports == (PortRange(53, 53), PortRange(8000, 8001))
     timeouts = (outbound.connect_timeout, outbound.idle_timeout, outbound.header_timeout)
     assert timeouts == (0.5, 3600.0, 1.5)
-    assert outbound.ejection_time == 0
+    assert (outbound.ejection_time, outbound.flush_timeout) == (0, 600.0)
     assert outbound.routes[0].endpoints == (Address("127.0.0.1", 5433),)
     assert [str(network) for network in outbound.routes[1].match.destination] == [
         "192.0.2.0/24",

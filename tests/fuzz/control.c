@@ -96,7 +96,7 @@ static void set_routes(struct dp *dp, uint8_t how)
 /* As dp_start leaves it, but for the thread. */
 static struct dp *make_plane(uint8_t how, struct sockaddr_un *control, socklen_t *length)
 {
-    static const struct dp_timeouts timeouts = {1000, 1000, 1000, 1000};
+    static const struct dp_timeouts timeouts = {1000, 1000, 1000, 1000, 1000};
     static const struct dp_listener settings = {.transport = DP_TRANSPORT_UNIX};
     struct dp *dp = dp_create(1, &timeouts);
     struct mosnhook_address parks[2] = {loopback_address[0], loopback_address[1]};

@@ -2,6 +2,8 @@
 #ifndef UNIT_ROUTED_H
 #define UNIT_ROUTED_H
 
+#include <unistd.h>
+
 #include "net/budget.h"
 #include "net/foreign.h"
 #include "unit.h"
@@ -58,8 +60,9 @@ static inline void routed_open(struct routed_worker *routed)
     assert_int_equal(loop_open(&routed->worker.loop), 0);
     routed->foreign = foreign_create();
     routed->budget = (struct budget){.most = BUDGET, .foreign = routed->foreign};
-    routed->timeouts =
-        (struct timeouts){.connect_ms = 30000, .idle_ms = 60000, .ejection_ms = 1000};
+    routed->timeouts = (struct timeouts){
+        .connect_ms = 30000, .idle_ms = 60000, .ejection_ms = 1000, .flush_ms = 60000};
+    routed->worker.diag = -1;
     routes_init(&routed->routes, -1);
     tables_init(&routed->tables, 0);
     routed->worker.timeouts = &routed->timeouts;
@@ -80,6 +83,8 @@ static inline void routed_close(struct routed_worker *routed)
     routes_close(&routed->routes);
     loop_close(&routed->worker.loop);
     foreign_release(routed->foreign);
+    if (routed->worker.diag >= 0)
+        close(routed->worker.diag);
     assert_int_equal(open_descriptors(), routed->descriptors);
 }
 

@@ -63,6 +63,26 @@ static void test_bytes_stay_in_order_while_it_grows_and_shrinks(void **state)
     }
 }
 
+static void test_what_waits_takes_the_smallest_block(void **state)
+{
+    static const uint8_t piece[BLOCK_BYTES + 1];
+    struct buffer other = {0};
+
+    (void)state;
+    for (size_t size = SMALL_BLOCK_BYTES; size <= BLOCK_BYTES; size *= 2) {
+        assert_true(buffer_add_tightly(&blocks, &other, piece, size));
+        assert_int_equal(blocks.used, size);
+        buffer_release(&blocks, &other);
+        assert_true(buffer_add_tightly(&blocks, &other, piece, size + 1));
+        assert_int_equal(blocks.used, 2 * size);
+        buffer_release(&blocks, &other);
+    }
+    assert_true(buffer_add_tightly(&blocks, &buffer, "abc", 3));
+    assert_true(buffer_add_tightly(&blocks, &buffer, piece, SMALL_BLOCK_BYTES));
+    assert_int_equal(blocks.used, 2 * SMALL_BLOCK_BYTES);
+    assert_memory_equal(held(), "abc\0", 4);
+}
+
 static void test_no_more_than_the_worker_may_have(void **state)
 {
     struct buffer each[(1 << 20) / BLOCK_BYTES] = {0};
@@ -125,6 +145,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_empty_holds_no_memory, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_bytes_stay_in_order_while_it_grows_and_shrinks, set_up,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(test_what_waits_takes_the_smallest_block, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(test_no_more_than_the_worker_may_have, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_a_large_one_leaves_most_of_the_rest, set_up,

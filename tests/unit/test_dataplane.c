@@ -5,7 +5,7 @@
 
 #include "unit.h"
 
-static const struct dp_timeouts timeouts = {1000, 1000, 1000, 1000};
+static const struct dp_timeouts timeouts = {1000, 1000, 1000, 1000, 1000};
 
 /* Whichever allocation fails. */
 static void test_creation_without_memory_leaves_nothing_open(void **state)

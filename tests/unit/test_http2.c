@@ -214,6 +214,41 @@ static void test_a_client_near_its_last_id_is_sent_away(void **state)
     serving_end();
 }
 
+/* ---- its share ---- */
+
+static struct shares *shares(void)
+{
+    return &worker->streams->shares;
+}
+
+/* Alone it has 7/8 of two: one, and what is left of the other. */
+static void test_a_client_with_too_many_streams_has_the_newest_refused(void **state)
+{
+    int refused = 0;
+
+    (void)state;
+    serving_begin(DP_HTTP2, 1);
+    serving_offer();
+    shares()->most_streams = 2;
+    begin_client();
+    for (int i = 0; i < PATIENCE && !check(); i++) {
+        peer_turn(&client);
+        pump(serve_http2);
+    }
+    assert_true(check());
+    for (int i = 0; i < REQUESTS; i++) {
+        refused += client.answers[i].error == NGHTTP2_REFUSED_STREAM;
+        if (i < 2)
+            assert_int_equal(client.answers[i].status, 200);
+    }
+    assert_int_equal(refused, REQUESTS - 2);
+    assert_int_equal(counter_read(&worker->counters.streams_refused), refused);
+    assert_int_equal(shares()->streams, 0);
+    end_client();
+    close_http2_peers();
+    serving_end();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -221,6 +256,7 @@ int main(void)
         cmocka_unit_test(test_any_allocation_fails_of_what_helps),
         cmocka_unit_test(test_an_upstream_without_ids_gets_another_connection),
         cmocka_unit_test(test_a_client_near_its_last_id_is_sent_away),
+        cmocka_unit_test(test_a_client_with_too_many_streams_has_the_newest_refused),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -300,6 +300,7 @@ void dp_set_timeouts(struct dp *dp, const struct dp_timeouts *timeouts)
     atomic_store(&dp->timeouts.idle_ms, timeouts->idle_ms);
     atomic_store(&dp->timeouts.header_ms, timeouts->header_ms);
     atomic_store(&dp->timeouts.ejection_ms, timeouts->ejection_ms);
+    atomic_store(&dp->timeouts.flush_ms, timeouts->flush_ms);
 }
 
 int dp_set_request_limits(struct dp *dp, const struct dp_request_limits *limits)
@@ -629,6 +630,8 @@ void dp_read_counters(struct dp *dp, struct dp_counters *sum)
         sum->bytes_spliced += counter_read(&counters->bytes_spliced);
         sum->connect_failures += counter_read(&counters->connect_failures);
         sum->accept_pauses += counter_read(&counters->accept_pauses);
+        sum->streams_refused += counter_read(&counters->streams_refused);
+        sum->streams_not_taken += counter_read(&counters->streams_not_taken);
         sum->buffers += counter_read(&counters->buffers);
     }
     sum->connection_bytes = sizeof(struct session) + sizeof(struct tunnel);

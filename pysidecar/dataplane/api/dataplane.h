@@ -70,6 +70,8 @@ struct dp_counters {
     uint64_t bytes_spliced;    /* the part of both sums that was spliced */
     uint64_t connect_failures; /* endpoints that could not be connected */
     uint64_t accept_pauses;    /* times that accepting paused for lack of fds */
+    /* HTTP/2: since clients had too many; since they did not take their answers. */
+    uint64_t streams_refused, streams_not_taken;
     uint64_t buffers;          /* relay buffers and pipes in use now */
     uint64_t connection_bytes; /* user memory of one idle connection, bytes */
     uint64_t fds_used;         /* file descriptors that connections and pipes reserve now */

@@ -86,6 +86,7 @@ enum dp_flag {
     DP_FLAG_UNAVAILABLE,    /* with DP_FLAG_NO_ENDPOINT: there are some, but none is available */
     DP_FLAG_OTHER_ZONE,     /* went to an endpoint that is not in the preferred zone */
     DP_FLAG_EJECTED,        /* its failure ejected the endpoint */
+    DP_FLAG_NOT_TAKEN,      /* with DP_FLAG_DOWNSTREAM_CLOSED: it did not take its answer */
 };
 
 enum { DP_FLAGS = 31 }; /* room for enum dp_flag */
@@ -540,6 +541,7 @@ struct dp_timeouts {
     uint32_t idle_ms;     /* without a byte in either direction */
     uint32_t header_ms;   /* for the whole PROXY header or control request */
     uint32_t ejection_ms; /* of an endpoint after a connect that failed; 0: none is ejected */
+    uint32_t flush_ms;    /* for a client of HTTP/2 to take some of what waits for it */
 };
 
 #endif

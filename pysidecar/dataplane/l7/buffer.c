@@ -18,7 +18,7 @@ struct block {
 /* NULL: blocks of that size are not kept. */
 static struct spare_blocks *spares_of(struct blocks *blocks, size_t size)
 {
-    return size == BLOCK_BYTES ? &blocks->large : size == SMALL_BLOCK_BYTES ? &blocks->small : NULL;
+    return size > BLOCK_BYTES ? NULL : &blocks->spares[__builtin_ctzl(size / SMALL_BLOCK_BYTES)];
 }
 
 static uint8_t *take(struct blocks *blocks, size_t size)
@@ -69,7 +69,17 @@ static size_t capacity_for(size_t size)
     return capacity;
 }
 
-uint8_t *buffer_room(struct blocks *blocks, struct buffer *buffer, size_t size)
+static size_t tight_capacity_for(size_t size)
+{
+    size_t capacity = SMALL_BLOCK_BYTES;
+
+    while (capacity < size)
+        capacity *= 2;
+    return capacity;
+}
+
+static uint8_t *make_room(struct blocks *blocks, struct buffer *buffer, size_t size,
+                          size_t (*capacity_of)(size_t size))
 {
     uint32_t held = buffer_held(buffer);
     size_t capacity;
@@ -82,7 +92,7 @@ uint8_t *buffer_room(struct blocks *blocks, struct buffer *buffer, size_t size)
     } else {
         if (size > UINT32_MAX / 4 - held)
             return NULL;
-        capacity = capacity_for(held + size);
+        capacity = capacity_of(held + size);
         data = take(blocks, capacity);
         if (!data)
             return NULL;
@@ -98,15 +108,28 @@ uint8_t *buffer_room(struct blocks *blocks, struct buffer *buffer, size_t size)
     return buffer->data + held;
 }
 
-bool buffer_add(struct blocks *blocks, struct buffer *buffer, const void *data, size_t size)
+uint8_t *buffer_room(struct blocks *blocks, struct buffer *buffer, size_t size)
 {
-    uint8_t *to = buffer_room(blocks, buffer, size);
+    return make_room(blocks, buffer, size, capacity_for);
+}
 
+static bool put(struct buffer *buffer, uint8_t *to, const void *data, size_t size)
+{
     if (!to)
         return false;
     memcpy(to, data, size);
     buffer->end += (uint32_t)size;
     return true;
+}
+
+bool buffer_add(struct blocks *blocks, struct buffer *buffer, const void *data, size_t size)
+{
+    return put(buffer, buffer_room(blocks, buffer, size), data, size);
+}
+
+bool buffer_add_tightly(struct blocks *blocks, struct buffer *buffer, const void *data, size_t size)
+{
+    return put(buffer, make_room(blocks, buffer, size, tight_capacity_for), data, size);
 }
 
 void buffer_drop(struct blocks *blocks, struct buffer *buffer, size_t size)
@@ -138,6 +161,6 @@ static void free_spares(struct spare_blocks *spares)
 void blocks_close(struct blocks *blocks)
 {
     assert(blocks->used == 0);
-    free_spares(&blocks->large);
-    free_spares(&blocks->small);
+    for (size_t i = 0; i < BLOCK_SIZES; i++)
+        free_spares(&blocks->spares[i]);
 }

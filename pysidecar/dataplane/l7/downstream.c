@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "base/clock.h"
 #include "base/owner.h"
 #include "intercept/listener.h"
 #include "l4/sockmap.h"
@@ -26,6 +27,9 @@ enum {
     LINGER_MS = 2000,
     LONGEST_LINGER_MS = 30000,
     LINGER_READS = 16, /* before others get their turn */
+    /* Of HTTP/2 that we have ended: more than a client may have on its way before it knows. */
+    SENT_AWAY_BYTES = 2 * 1024 * 1024,
+    LOOKS = 4, /* at what a client does not take, within the flush timeout */
     /* While the worker drains: a client that is idle for so long is not about to send anything. */
     QUIET_MS = 1000,
     /* Of a head or frame that goes on coming, beside the header timeout: 256 KiB a second do. */
@@ -41,6 +45,13 @@ static struct worker *worker_of(const struct downstream *downstream)
 static bool multiplexes(const struct downstream *downstream)
 {
     return downstream->wire.codec->multiplexes;
+}
+
+struct share *downstream_share(struct downstream *downstream)
+{
+    if (!downstream->share)
+        downstream->share = share_of(worker_of(downstream), downstream->session);
+    return downstream->share;
 }
 
 bool downstream_is_draining(const struct downstream *downstream)
@@ -78,6 +89,8 @@ static void set_timer(struct downstream *downstream, uint64_t ms)
 
     if (downstream->tick_ms && downstream->tick_ms < loop->now_ms + ms)
         ms = downstream->tick_ms > loop->now_ms ? downstream->tick_ms - loop->now_ms : 0;
+    if (downstream->look_ms && downstream->look_ms < loop->now_ms + ms)
+        ms = downstream->look_ms > loop->now_ms ? downstream->look_ms - loop->now_ms : 0;
     loop_set_timer(loop, &downstream->session->timer, ms, expired);
 }
 
@@ -137,6 +150,44 @@ static void idle_expired(struct downstream *downstream)
         session_close(downstream->session, DP_END_IDLE_TIMEOUT, 0);
 }
 
+/* Looks from now on at what the client does not take, as long as there is something. */
+static void watch_unsent(struct downstream *downstream)
+{
+    struct worker *worker = worker_of(downstream);
+    struct timer *timer = &downstream->session->timer;
+    uint64_t now_ms = worker->loop.now_ms;
+    uint64_t in_ms = timeout_of(&worker->timeouts->flush_ms) / LOOKS + 1;
+
+    if (buffer_held(&downstream->wire.out) == 0)
+        downstream->unsent_since_ms = 0;
+    else if (!downstream->unsent_since_ms || downstream->wire.written != downstream->sent_then)
+        downstream->unsent_since_ms = now_ms;
+    downstream->sent_then = downstream->wire.written;
+    if (downstream->look_ms || downstream->lingering ||
+        (!downstream->unsent_since_ms && !http2_has_unsent(downstream->http2)))
+        return;
+    downstream->look_ms = now_ms + in_ms;
+    if (!timer_is_set(timer) || timer->at_ns > downstream->look_ms * NS_PER_MS)
+        set_timer(downstream, in_ms);
+}
+
+static void look_at_unsent(struct downstream *downstream)
+{
+    struct worker *worker = worker_of(downstream);
+    uint64_t now_ms = worker->loop.now_ms, since_ms = downstream->unsent_since_ms;
+
+    if (!downstream->look_ms || downstream->look_ms > now_ms)
+        return;
+    downstream->look_ms = 0;
+    if (since_ms && since_ms + timeout_of(&worker->timeouts->flush_ms) <= now_ms) {
+        session_close(downstream->session, DP_END_IDLE_TIMEOUT, 0);
+        return;
+    }
+    http2_drop_not_taken(downstream->http2);
+    downstream_answered(downstream);
+    watch_unsent(downstream);
+}
+
 /* An idle connection, a head that does not come to its end, or nothing but a tick. */
 static void expired(struct timer *timer)
 {
@@ -163,6 +214,9 @@ static void expired(struct timer *timer)
         return;
     }
     tick(downstream);
+    look_at_unsent(downstream);
+    if (downstream->wire.closed)
+        return;
     if (downstream->head_since_ms && head_at < idle_at)
         idle_at = head_at;
     set_timer(downstream, idle_at - now_ms);
@@ -189,12 +243,17 @@ static void note_head(struct downstream *downstream)
 
 /* ---- its end ---- */
 
-static void linger_on(struct downstream *downstream)
+/* False: it has sent more than somebody who means well. */
+static bool linger_on(struct downstream *downstream, size_t dropped)
 {
     uint64_t now_ms = worker_of(downstream)->loop.now_ms, until_ms = downstream->linger_until_ms;
     uint64_t left_ms = until_ms > now_ms ? until_ms - now_ms : 0;
 
+    if (dropped > downstream->linger_left)
+        return false;
+    downstream->linger_left -= dropped;
     set_timer(downstream, left_ms < LINGER_MS ? left_ms : LINGER_MS);
+    return true;
 }
 
 /* Drops what still comes, so that the last answer is not lost by a reset. */
@@ -206,8 +265,10 @@ static void linger(struct downstream *downstream)
 
     for (int i = 0; i < LINGER_READS && count > 0; i++) {
         count = channel_read(channel, session->worker->scratch, SCRATCH_SIZE);
-        if (count > 0)
-            linger_on(downstream);
+        if (count > 0 && !linger_on(downstream, (size_t)count)) {
+            session_close(session, DP_END_EOF, 0);
+            return;
+        }
     }
     if (count == 0 || (count < 0 && errno != EAGAIN && errno != EINTR))
         session_close(session, DP_END_EOF, 0);
@@ -221,20 +282,31 @@ static void lingering_changed(struct channel *channel, uint32_t events)
     linger(OWNER(channel, struct session, downstream)->served);
 }
 
+/* For what it has done, as a flood. */
+static bool was_sent_away(const struct downstream *downstream)
+{
+    return downstream->http2 && downstream->http2->broken;
+}
+
 /* Everything is sent: tells the client that there is no more. */
 static void begin_to_linger(struct downstream *downstream)
 {
     struct session *session = downstream->session;
 
     downstream->lingering = true;
-    downstream->tick_ms = 0;
+    downstream->tick_ms = downstream->look_ms = 0;
     if (session->downstream.transport->shut(&session->downstream) < 0) {
         session_close(session, DP_END_EOF, 0);
         return;
     }
     session->downstream.changed = lingering_changed;
     downstream->linger_until_ms = session->worker->loop.now_ms + LONGEST_LINGER_MS;
-    linger_on(downstream);
+    downstream->linger_left = UINT64_MAX;
+    if (was_sent_away(downstream)) {
+        downstream->linger_until_ms = session->worker->loop.now_ms + LINGER_MS;
+        downstream->linger_left = SENT_AWAY_BYTES;
+    }
+    (void)linger_on(downstream, 0);
     linger(downstream);
 }
 
@@ -711,6 +783,7 @@ static void http2_sent(struct wire *wire)
     struct http2 *http2 = downstream->http2;
 
     count_bytes(downstream);
+    watch_unsent(downstream);
     if (http2_is_over(http2))
         end_streams(downstream);
     downstream_update(downstream);

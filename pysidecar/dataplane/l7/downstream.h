@@ -7,6 +7,8 @@
 #include "l7/wire.h"
 #include "upstream/choice.h"
 
+struct share;
+
 struct downstream {
     struct session *session;
     struct downstream *next, **previous; /* in the worker's list, or those that ended */
@@ -24,11 +26,16 @@ struct downstream {
     uint64_t frame_bytes;   /* of those requests, as they began */
     uint64_t counted[2];    /* bytes that the session was told of, by the side that is read */
     uint64_t head_since_ms; /* when a head began that is not complete; 0: there is none */
-    uint64_t linger_until_ms;
+    uint64_t linger_until_ms, linger_left; /* when it ends; bytes that are dropped until then */
+    struct share *share;                   /* see downstream_share(); NULL: not known yet */
     /* While the worker drains, 0 before. HTTP/2: from when on no further request is taken. Frames:
      * from when on it ends in the first moment without one. */
     uint64_t final_ms;
-    uint64_t tick_ms;   /* when its acceleration wants to be looked at; 0: never */
+    uint64_t tick_ms; /* when its acceleration wants to be looked at; 0: never */
+    uint64_t look_ms; /* HTTP/2: when to look at what the client does not take; 0: never */
+    /* HTTP/2: since when the client has taken nothing of what waits on the wire (0: nothing does),
+     * and how much it had taken then. */
+    uint64_t unsent_since_ms, sent_then;
     uint32_t requests;  /* that it has brought */
     bool unaccelerated; /* it may be accelerated, once that pays */
     bool closing;       /* no further request: it ends when what waits is sent */
@@ -59,5 +66,7 @@ void downstream_upgrade(struct downstream *downstream, struct stream *stream);
 /* The worker drains: what is idle ends. */
 void downstream_drain(struct downstream *downstream);
 bool downstream_is_draining(const struct downstream *downstream);
+/* That of its client. */
+struct share *downstream_share(struct downstream *downstream);
 
 #endif

@@ -9,6 +9,7 @@
 
 struct downstream;
 struct http2_session; /* libnghttp2's */
+struct share;
 struct stream;
 struct uplink;
 
@@ -27,6 +28,12 @@ struct http2_stream {
     uint32_t reset_code; /* what it is ended with, where we end it */
     uint32_t passed;     /* bytes of the answer that its client has taken; see is_wide */
     uint64_t active_ms;  /* when DATA came or went last */
+    /* Since when the peer has not taken what waits in `out` (0: nothing does), but for `taken`
+     * bytes. */
+    uint64_t unsent_since_ms;
+    uint32_t taken;
+    uint32_t charged;    /* bytes of its buffers, that `share` counts */
+    struct share *share; /* of a client; NULL: it has no buffers */
     bool in_ended;       /* nothing more comes */
     bool in_reset;       /* likewise: the peer has reset it */
     bool out_ended;      /* nothing more is written */
@@ -51,16 +58,18 @@ struct http2 {
     struct buffer head; /* the block that is being read */
     uint32_t head_bytes, head_fields;
     uint32_t idle_frames; /* that bring nothing, of late */
+    uint32_t updates;     /* of windows, that DATA has earned */
     uint64_t out_bytes;   /* of all streams, that wait to be sent */
     uint64_t refilled_ms;
     uint32_t fault;         /* of the peer, for which we end it: an error of RFC 9113, 7 */
     struct http2_past past; /* of a client's streams */
     bool head_is_too_large;
-    bool inside;    /* libnghttp2 is on the stack */
-    bool noticed;   /* a client was told that the end is near */
-    bool goes_away; /* either side has said so: no further streams */
-    bool closed;    /* freed once nobody on the stack uses it */
-    bool broken;    /* nothing is read any more; what is there is sent, then it ends */
+    bool head_is_refused; /* its stream was: it is read for the sake of the next ones */
+    bool inside;          /* libnghttp2 is on the stack */
+    bool noticed;         /* a client was told that the end is near */
+    bool goes_away;       /* either side has said so: no further streams */
+    bool closed;          /* freed once nobody on the stack uses it */
+    bool broken;          /* nothing is read any more; what is there is sent, then it ends */
 };
 
 /* Whether it was there when we were built. */
@@ -84,6 +93,11 @@ void http2_notice(struct http2 *http2);
 void http2_go_away(struct http2 *http2);
 /* That it ends now, with an error of RFC 9113, 7; the wire is still to be flushed. */
 void http2_say_goodbye(struct http2 *http2, uint32_t error);
+
+/* Whether the client has still to take something. */
+bool http2_has_unsent(const struct http2 *http2);
+/* Resets streams whose client has taken too little for too long. */
+void http2_drop_not_taken(struct http2 *http2);
 
 /* Of an uplink: whether it takes one more request. */
 bool http2_has_room(const struct http2 *http2);

@@ -65,6 +65,17 @@ void http2_say_goodbye(struct http2 *http2, uint32_t error)
     (void)http2, (void)error;
 }
 
+bool http2_has_unsent(const struct http2 *http2)
+{
+    (void)http2;
+    return false;
+}
+
+void http2_drop_not_taken(struct http2 *http2)
+{
+    (void)http2;
+}
+
 bool http2_has_room(const struct http2 *http2)
 {
     (void)http2;

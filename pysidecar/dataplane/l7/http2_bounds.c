@@ -1,5 +1,7 @@
 /* What a peer must not send, or not so much of, on a connection that speaks HTTP/2. */
+#include "l7/downstream.h"
 #include "l7/http2_parts.h"
+#include "l7/stream_parts.h"
 
 #if HAS_LIBNGHTTP2
 
@@ -12,15 +14,24 @@ enum {
     /* See brings_nothing(). */
     MOST_IDLE_FRAMES = 2000,
     REFILL_A_SECOND = 500,
+    /* Updates of windows that a frame of DATA earns, as in Envoy. */
+    UPDATES_A_FRAME = 10,
+    MOST_UPDATES = 100000,
+    LEAST_TAKEN = 16 * 1024, /* of an answer, within the flush timeout */
 };
 
 /* ---- floods ---- */
 
 /* Frames that cost work and bring nothing: floods of them, and requests that are taken back at
  * once, are known attacks. */
-static bool brings_nothing(uint8_t type, uint8_t flags, size_t size)
+static bool brings_nothing(struct http2 *http2, uint8_t type, uint8_t flags, size_t size)
 {
     switch (type) {
+    case NGHTTP2_WINDOW_UPDATE:
+        if (http2->updates == 0)
+            return true;
+        http2->updates--;
+        return false;
     case NGHTTP2_PING:
     case NGHTTP2_SETTINGS:
         return !(flags & NGHTTP2_FLAG_ACK);
@@ -39,7 +50,7 @@ bool http2_is_within_bounds(struct http2 *http2, const nghttp2_frame_hd *head)
 {
     uint64_t now_ms = http2_worker_of(http2)->loop.now_ms, refill;
 
-    if (!brings_nothing(head->type, head->flags, head->length))
+    if (!brings_nothing(http2, head->type, head->flags, head->length))
         return true;
     refill = (now_ms - http2->refilled_ms) * REFILL_A_SECOND / 1000;
     if (refill > 0) {
@@ -56,9 +67,75 @@ void http2_note_provoked(struct http2_stream *stream)
         stream->http2->idle_frames++;
 }
 
+void http2_earn_updates(struct http2 *http2)
+{
+    if (http2->updates < MOST_UPDATES)
+        http2->updates += UPDATES_A_FRAME;
+}
+
 bool http2_is_flooded(const struct http2 *http2)
 {
     return http2->idle_frames > MOST_IDLE_FRAMES;
+}
+
+/* ---- what clients have ---- */
+
+/* Before anything was done for it, so the client may send it again. */
+struct share *http2_admit(struct http2 *http2, int32_t id)
+{
+    struct worker *worker = http2_worker_of(http2);
+    struct share *share = downstream_share(http2->downstream);
+
+    if (share_take_stream(&worker->streams->shares, share))
+        return share;
+    counter_add(&worker->counters.streams_refused, 1);
+    http2_require(http2, nghttp2_submit_rst_stream(http2_session_of(http2), NGHTTP2_FLAG_NONE, id,
+                                                   NGHTTP2_REFUSED_STREAM));
+    http2_schedule(http2);
+    return NULL;
+}
+
+void http2_note_taken(struct http2_stream *stream, size_t size)
+{
+    stream->taken += (uint32_t)size;
+    if (buffer_held(&stream->out) > 0 && stream->taken < LEAST_TAKEN)
+        return;
+    stream->taken = 0;
+    stream->unsent_since_ms =
+        buffer_held(&stream->out) > 0 ? http2_worker_of(stream->http2)->loop.now_ms : 0;
+}
+
+bool http2_has_unsent(const struct http2 *http2)
+{
+    return http2->out_bytes > 0;
+}
+
+static void drop(struct http2_stream *stream)
+{
+    struct http2 *http2 = stream->http2;
+    struct stream *ours = stream->stream;
+
+    counter_add(&http2_worker_of(http2)->counters.streams_not_taken, 1);
+    stream->locks++;
+    http2_reset(stream, NGHTTP2_CANCEL);
+    http2_release_out(stream);
+    if (ours) {
+        stream_set_flag(ours, DP_FLAG_NOT_TAKEN);
+        stream_abandon(ours, DP_FLAG_DOWNSTREAM_CLOSED);
+    }
+    http2_unlock(stream);
+}
+
+void http2_drop_not_taken(struct http2 *http2)
+{
+    const struct worker *worker = http2_worker_of(http2);
+    uint32_t flush_ms = timeout_of(&worker->timeouts->flush_ms);
+
+    for (struct http2_stream *stream = http2->streams, *next; stream; stream = next) {
+        next = stream->next;
+        if (stream->unsent_since_ms && stream->unsent_since_ms + flush_ms <= worker->loop.now_ms)
+            drop(stream);
+    }
 }
 
 /* ---- what must not come ---- */

@@ -12,26 +12,44 @@ enum { HUGE_HEAD = 4 }; /* so many times the limit: not even read to its end */
 
 /* ---- heads ---- */
 
+static int begin_request(struct http2 *http2, int32_t id)
+{
+    struct share *share;
+    struct http2_stream *stream;
+
+    if (http2_is_flooded(http2))
+        return NGHTTP2_ERR_CALLBACK_FAILURE;
+    share = http2_admit(http2, id);
+    http2->head_is_refused = !share;
+    if (!share)
+        return 0;
+    stream = http2_open_stream(http2, id);
+    if (!stream) {
+        share_give_stream(&http2_worker_of(http2)->streams->shares, share);
+        return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
+    }
+    stream->share = share;
+    nghttp2_session_set_stream_user_data(http2_session_of(http2), id, stream);
+    return 0;
+}
+
 static int on_begin_headers(nghttp2_session *session, const nghttp2_frame *frame, void *user)
 {
     struct http2 *http2 = user;
-    struct http2_stream *stream;
+    int result = 0;
 
+    (void)session;
     if (http2->closed)
         return NGHTTP2_ERR_CALLBACK_FAILURE;
     if (frame->hd.type != NGHTTP2_HEADERS)
         return 0;
     buffer_release(http2_blocks_of(http2), &http2->head);
     http2->head_bytes = http2->head_fields = 0;
-    http2->head_is_too_large = false;
-    if (frame->headers.cat == NGHTTP2_HCAT_REQUEST) {
-        if (http2_is_flooded(http2))
-            return NGHTTP2_ERR_CALLBACK_FAILURE;
-        stream = http2_open_stream(http2, frame->hd.stream_id);
-        if (!stream)
-            return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
-        nghttp2_session_set_stream_user_data(session, frame->hd.stream_id, stream);
-    }
+    http2->head_is_too_large = http2->head_is_refused = false;
+    if (frame->headers.cat == NGHTTP2_HCAT_REQUEST)
+        result = begin_request(http2, frame->hd.stream_id);
+    if (result != 0 || http2->head_is_refused)
+        return result;
     return http2_block_begin(http2_blocks_of(http2), &http2->head)
                ? 0
                : NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
@@ -55,7 +73,7 @@ static int on_header(nghttp2_session *session, const nghttp2_frame *frame, const
         http2->head_is_too_large = true;
     if (http2->head_bytes > HUGE_HEAD * limits->head_bytes)
         return NGHTTP2_ERR_CALLBACK_FAILURE;
-    if (http2->head_is_too_large)
+    if (http2->head_is_too_large || http2->head_is_refused)
         return 0;
     return http2_block_add(http2_blocks_of(http2), &http2->head, key,
                            (struct text){(const char *)value, (uint32_t)value_size})
@@ -145,6 +163,7 @@ static void take_trailers(struct http2 *http2, struct http2_stream *stream, bool
     http2_block_end(&http2->head, HTTP2_BLOCK_ENDS);
     stream->in_trailers = http2->head;
     http2->head = (struct buffer){.data = NULL};
+    http2_charge(stream);
     stream->in_ended = true;
     http2_pass_on(stream);
 }
@@ -188,7 +207,7 @@ static int on_data(nghttp2_session *session, uint8_t flags, int32_t id, const ui
         http2_unlock(stream);
         return 0;
     }
-    if (!buffer_add(http2_blocks_of(http2), &stream->in, data, size)) {
+    if (!http2_keep(stream, &stream->in, data, size)) {
         http2_give_credit(stream, size);
         http2_reset(stream, NGHTTP2_INTERNAL_ERROR);
     }

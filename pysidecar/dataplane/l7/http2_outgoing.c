@@ -67,6 +67,7 @@ static bool submit_trailers(struct http2_stream *stream)
     int result = nghttp2_submit_trailer(http2_session_of(stream->http2), stream->id, pairs, count);
 
     buffer_release(http2_blocks_of(stream->http2), trailers);
+    http2_charge(stream);
     return result == 0;
 }
 
@@ -122,6 +123,8 @@ static int send_data(nghttp2_session *session, nghttp2_frame *frame, const uint8
     (void)session, (void)frame;
     if (http2->closed)
         return NGHTTP2_ERR_CALLBACK_FAILURE;
+    if (size > unsent(stream)) /* it was dropped: see http2_drop_not_taken() */
+        return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
     from = stream->lent ? stream->lent : stream->out.data + stream->out.start;
     if (buffer_held(&http2->wire->out) > FILL_BYTES)
         return NGHTTP2_ERR_WOULDBLOCK;
@@ -133,12 +136,15 @@ static int send_data(nghttp2_session *session, nghttp2_frame *frame, const uint8
         memcpy(to + FRAME_HEAD, from, size);
     wire_wrote(http2->wire, FRAME_HEAD + size);
     stream->active_ms = http2_worker_of(http2)->loop.now_ms;
+    http2_earn_updates(http2);
     if (stream->lent) {
         stream->lent += size;
         stream->lent_size -= size;
     } else {
         buffer_drop(http2_blocks_of(http2), &stream->out, size);
         http2->out_bytes -= size;
+        http2_charge(stream);
+        http2_note_taken(stream, size);
     }
     if (stream->behind && unsent(stream) <= OUT_BEHIND_BYTES / 2)
         tell_sent(stream);
@@ -215,9 +221,11 @@ bool http2_write(struct http2_stream *stream, const void *data, size_t size)
     }
     if (left == 0)
         return true;
-    if (!buffer_add(http2_blocks_of(http2), &stream->out, from + size - left, left))
+    if (!http2_keep(stream, &stream->out, from + size - left, left))
         return false;
     http2->out_bytes += left;
+    if (!stream->unsent_since_ms)
+        stream->unsent_since_ms = http2_worker_of(http2)->loop.now_ms;
     stream->behind = http2_is_behind(stream);
     resume(stream);
     return true;
@@ -231,8 +239,7 @@ bool http2_write_end(struct http2_stream *stream, const uint8_t *trailers)
         return true;
     if (trailers) {
         http2_read_block(trailers, &block);
-        if (block.count > 0 && !buffer_add(http2_blocks_of(stream->http2), &stream->out_trailers,
-                                           trailers, block.bytes))
+        if (block.count > 0 && !http2_keep(stream, &stream->out_trailers, trailers, block.bytes))
             return false;
     }
     stream->out_ended = true;

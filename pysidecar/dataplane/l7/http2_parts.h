@@ -68,6 +68,11 @@ static inline struct http2_stream *http2_find_stream(const struct http2 *http2, 
     return http2->closed ? NULL : nghttp2_session_get_stream_user_data(http2_session_of(http2), id);
 }
 
+/* Adds to a buffer of the stream, which counts for its client. False where there is no memory, or
+ * the client has too much of it. */
+bool http2_keep(struct http2_stream *stream, struct buffer *buffer, const void *data, size_t size);
+/* Its buffers may have become smaller. */
+void http2_charge(struct http2_stream *stream);
 /* What waits to be sent is dropped. */
 void http2_release_out(struct http2_stream *stream);
 /* The peer may send so much more. */
@@ -89,6 +94,12 @@ bool http2_is_within_bounds(struct http2 *http2, const nghttp2_frame_hd *head);
 bool http2_is_flooded(const struct http2 *http2);
 /* A stream was reset. */
 void http2_note_provoked(struct http2_stream *stream);
+/* So much of what waited was sent. */
+void http2_note_taken(struct http2_stream *stream, size_t size);
+/* A frame of DATA goes. */
+void http2_earn_updates(struct http2 *http2);
+/* A client's request begins. NULL: it has too many, and the stream is reset. */
+struct share *http2_admit(struct http2 *http2, int32_t id);
 
 /* ---- http2_incoming.c, http2_outgoing.c ---- */
 

@@ -3,10 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "l7/downstream.h"
 #include "l7/http2_head.h"
 #include "l7/http2_parts.h"
 #include "l7/sides.h"
-#include "l7/stream.h"
 
 #if HAS_LIBNGHTTP2
 
@@ -40,13 +40,44 @@ struct http2_stream *http2_open_stream(struct http2 *http2, int32_t id)
     return stream;
 }
 
+static struct share *share_of_client(struct http2_stream *stream)
+{
+    if (!stream->share)
+        stream->share = downstream_share(stream->stream->downstream);
+    return stream->share;
+}
+
+void http2_charge(struct http2_stream *stream)
+{
+    uint32_t held = stream->in.capacity + stream->in_trailers.capacity + stream->out.capacity +
+                    stream->out_trailers.capacity;
+
+    if (held == stream->charged)
+        return;
+    share_of_client(stream)->bytes += (uint64_t)held - stream->charged;
+    stream->charged = held;
+}
+
+bool http2_keep(struct http2_stream *stream, struct buffer *buffer, const void *data, size_t size)
+{
+    struct blocks *blocks = http2_blocks_of(stream->http2);
+
+    if (!share_may_hold(share_of_client(stream), blocks, size) ||
+        !buffer_add_tightly(blocks, buffer, data, size))
+        return false;
+    http2_charge(stream);
+    return true;
+}
+
 void http2_release_out(struct http2_stream *stream)
 {
     struct blocks *blocks = http2_blocks_of(stream->http2);
 
     stream->http2->out_bytes -= buffer_held(&stream->out);
+    stream->unsent_since_ms = 0;
     buffer_release(blocks, &stream->out);
     buffer_release(blocks, &stream->out_trailers);
+    http2_charge(stream);
 }
 
 static void release_in(struct http2_stream *stream)
@@ -55,6 +86,7 @@ static void release_in(struct http2_stream *stream)
 
     buffer_release(blocks, &stream->in);
     buffer_release(blocks, &stream->in_trailers);
+    http2_charge(stream);
 }
 
 void http2_free_stream(struct http2_stream *stream)
@@ -65,6 +97,9 @@ void http2_free_stream(struct http2_stream *stream)
     assert(!stream->stream);
     release_in(stream);
     http2_release_out(stream);
+    assert(stream->charged == 0);
+    if (http2->downstream)
+        share_give_stream(&streams->shares, stream->share);
     *stream->previous = stream->next;
     if (stream->next)
         stream->next->previous = stream->previous;
@@ -171,6 +206,7 @@ static void pass_end(struct http2_stream *stream)
     else
         stream_response(stream->stream, CODEC_END, &message, size);
     buffer_release(http2_blocks_of(stream->http2), &trailers);
+    http2_charge(stream);
 }
 
 /* Our stream may end in any of these. */
@@ -186,6 +222,7 @@ void http2_pass_on(struct http2_stream *stream)
         stream->in = (struct buffer){.data = NULL};
         http2_pass_data(stream, piece.data + piece.start, buffer_held(&piece));
         buffer_release(http2_blocks_of(stream->http2), &piece);
+        http2_charge(stream);
     }
     if (stream->stream && stream->in_ended && buffer_held(&stream->in) == 0 &&
         http2_is_taken(stream) && !has_passed_end(stream))

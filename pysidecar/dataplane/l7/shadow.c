@@ -204,6 +204,7 @@ static struct shadows *find_client(struct worker *worker, const struct stream *o
     if (!found)
         return NULL;
     found->session.worker = worker;
+    found->session.uid = UINT32_MAX;
     found->session.origin.listener = listener;
     found->downstream.session = &found->session;
     found->downstream.protocol = of->downstream->protocol;

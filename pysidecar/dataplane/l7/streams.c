@@ -11,7 +11,10 @@
 #include "l7/shadow.h"
 #include "l7/uplink.h"
 
-enum { MOST_BUFFERED = 256 * 1024 * 1024 }; /* bytes, of a worker */
+enum {
+    MOST_BUFFERED = 256 * 1024 * 1024, /* bytes, of a worker */
+    MOST_STREAMS = 64 * 1024,          /* of HTTP/2, of a worker's clients */
+};
 
 static void free_ended(struct streams *streams)
 {
@@ -51,6 +54,7 @@ bool streams_open(struct worker *worker, const struct limits *limits)
     streams->worker = worker;
     streams->limits = limits;
     streams->blocks.most = MOST_BUFFERED;
+    streams->shares.most_streams = MOST_STREAMS;
     streams->turn_ends.run = turn_ends;
     worker->streams = streams;
     loop_add_each_turn(&worker->loop, &streams->turn_ends);

@@ -8,6 +8,7 @@
 #include "l7/buffer.h"
 #include "l7/codec.h"
 #include "l7/http2_memory.h"
+#include "l7/share.h"
 #include "l7/tracer.h"
 #include "loop/worker.h"
 
@@ -21,6 +22,7 @@ struct streams {
     struct worker *worker;
     const struct limits *limits;
     struct blocks blocks;
+    struct shares shares;
     struct map pools;
     atomic_bool starved; /* others wait for a connection that a pool may have, see pool_share */
     uint64_t real_of_ns, real_ns;   /* a turn's now_ns, and what CLOCK_REALTIME was then */

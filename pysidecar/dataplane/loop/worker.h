@@ -17,12 +17,13 @@ enum { DOWNSTREAM = 0, UPSTREAM = 1 };
 /* Sums of one worker. */
 struct counters {
     counter accepted, closed, bytes[2], bytes_spliced, connect_failures, accept_pauses;
-    counter buffers; /* relay buffers and pipes in use now */
+    counter streams_refused, streams_not_taken; /* of HTTP/2 */
+    counter buffers;                            /* relay buffers and pipes in use now */
 };
 
 /* struct dp_timeouts, as it can be changed at any time. */
 struct timeouts {
-    _Atomic uint32_t connect_ms, idle_ms, header_ms, ejection_ms;
+    _Atomic uint32_t connect_ms, idle_ms, header_ms, ejection_ms, flush_ms;
 };
 
 struct worker {
