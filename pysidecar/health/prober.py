@@ -94,6 +94,9 @@ class Prober:
         self._times: list[tuple[float, int, Target]] = []
         self._numbers = itertools.count()
         self._waiting: deque[Target] = deque()  # for a connection
+        # To be connected is all, and looked at each pause: most are connected by then, without a
+        # turn of epoll for each.
+        self._connecting: list[tuple[Target, socket.socket]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._random = random.Random()
@@ -131,6 +134,7 @@ class Prober:
         for target in list(self._targets.values()):
             self._close(target)
         self._times.clear()
+        self._connecting.clear()
         self._epoll.close()
 
     # ---- time ----
@@ -141,9 +145,10 @@ class Prober:
 
     def _schedule(self) -> None:
         """After each ``_push``, at the latest when all that came has been dealt with."""
-        if not self._times and not self._waiting:
+        at_once = self._waiting or self._connecting
+        if not self._times and not at_once:
             return
-        due = self._times[0][0] if self._times and not self._waiting else 0.0
+        due = 0.0 if at_once else self._times[0][0]
         at = max(due, self._loop.time() + _PAUSE)
         if self._timer is not None:
             if self._timer_at <= at:
@@ -154,6 +159,7 @@ class Prober:
 
     def _on_time(self) -> None:
         self._timer = None
+        self._look_at_connecting()
         now = self._loop.time()
         for _ in range(_BATCH):
             if not self._times or self._times[0][0] > now:
@@ -185,7 +191,7 @@ class Prober:
             self._ask(target)
         else:
             self._connect(target)
-        if target._under_way:
+        if target._under_way and target.converse is not None:
             self._push(now + target.timeout, target)
 
     def _serve_waiting(self) -> None:
@@ -214,10 +220,28 @@ class Prober:
             error = failure.errno or errno.EIO
         if error == 0:
             self._on_connected(target, registered=False)
-        elif error == errno.EINPROGRESS:
-            self._epoll.register(made, select.EPOLLOUT)
-        else:
+        elif error != errno.EINPROGRESS:
             self._fail(target, error)
+        elif target.converse is None:
+            self._connecting.append((target, made))
+        else:
+            self._epoll.register(made, select.EPOLLOUT)
+
+    def _look_at_connecting(self) -> None:
+        """To connect once more says how it went. Who is not connected yet is waited for."""
+        connecting, self._connecting = self._connecting, []
+        for target, made in connecting:
+            if target._socket is not made:  # removed meanwhile
+                continue
+            address = target.address
+            error = made.connect_ex((address.host, address.port))
+            if error == 0:
+                self._on_connected(target, registered=False)
+            elif error == errno.EALREADY:
+                self._epoll.register(made, select.EPOLLOUT)
+                self._push(target._began + target.timeout, target)
+            else:
+                self._fail(target, error)
 
     def _on_connected(self, target: Target, *, registered: bool) -> None:
         assert target._socket is not None
@@ -330,7 +354,7 @@ class Prober:
 
     def _finish(self, target: Target) -> None:
         target._under_way = False
-        spread = self._random.uniform(1 - _JITTER, 1 + _JITTER)
+        spread = 1 + _JITTER * (2 * self._random.random() - 1)
         self._push(target._began + target.interval * spread, target)
 
     def _close(self, target: Target) -> None:

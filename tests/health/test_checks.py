@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import select
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -298,9 +299,54 @@ def test_tcp_asks_for_a_connection_only() -> None:
             with checking(told, TCP, server.address) as checks:
                 await until(lambda: server.connections > 3)
                 assert server.requests == 0
-                assert checks.connections == 0
+                await until(lambda: checks.connections == 0)
                 await server.stop()
                 await until(lambda: told[-1] == (7, server.address, False))
+
+    run(test)
+
+
+def test_tcp_waits_for_who_takes_long_to_connect() -> None:
+    """A listener's queue is full, so that its kernel does not answer until it has room."""
+
+    async def test() -> None:
+        told = Told()
+        settings = TCP.model_copy(update={"timeout": 0.3})
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+            address = Address(*server.getsockname()[:2])
+            with (
+                socket.create_connection((address.host, address.port)),
+                checking(told, settings, address) as checks,
+            ):
+                await until(lambda: not told[-1][2])
+                health = checks.of(7, address)
+                assert health is not None
+                assert health.problem == "no answer within 0.3 s"
+                checks.set([CheckedService(7, "orders", "http", TCP, (address,))])
+                await until(lambda: checks.connections == 1)
+                server.listen(100)
+                await until(lambda: told[-1][2])
+
+    run(test)
+
+
+def test_tcp_asks_nobody_who_is_gone_while_it_connects() -> None:
+    async def test() -> None:
+        told = Told()
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+            address = Address(*server.getsockname()[:2])
+            with (
+                socket.create_connection((address.host, address.port)),
+                checking(told, TCP, address) as checks,
+            ):
+                await until(lambda: checks.connections == 1)
+                checks.set([])
+                assert checks.connections == 0
+                told.clear()
+                other = Address("127.0.0.1", 1)
+                checks.set([CheckedService(8, "others", "http", TCP, (other,))])
+                await until(lambda: told and not told[-1][2])
+                assert told.now() == {other: False}
 
     run(test)
 
