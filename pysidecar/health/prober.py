@@ -31,7 +31,10 @@ _JITTER = 0.1  # of the interval, more or less
 _READ_BYTES = 16 << 10
 # A connection on which nothing is said is aborted, as HAProxy does it: no TIME_WAIT for each check.
 _ABORT = struct.pack("ii", 1, 0)
-_LOCAL_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL)
+_LOCAL_SHORTAGE = (
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC),
+    errno.EADDRNOTAVAIL,
+)
 
 
 class Target:
@@ -225,7 +228,14 @@ class Prober:
         elif target.converse is None:
             self._connecting.append((target, made))
         else:
+            self._watch(target, made)
+
+    def _watch(self, target: Target, made: socket.socket) -> None:
+        """Until it is connected, or is not."""
+        try:
             self._epoll.register(made, select.EPOLLOUT)
+        except OSError as failure:  # ENOSPC: this user watches very much
+            self._fail(target, failure.errno or errno.EIO)
 
     def _look_at_connecting(self) -> None:
         """To connect once more says how it went. Who is not connected yet is waited for."""
@@ -238,8 +248,8 @@ class Prober:
             if error == 0:
                 self._on_connected(target, registered=False)
             elif error == errno.EALREADY:
-                self._epoll.register(made, select.EPOLLOUT)
                 self._push(target._began + target.timeout, target)
+                self._watch(target, made)
             else:
                 self._fail(target, error)
 

@@ -330,6 +330,38 @@ def test_tcp_waits_for_who_takes_long_to_connect() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("settings", [HTTP, TCP], ids=["http", "tcp"])
+def test_what_cannot_be_watched_says_nothing_of_the_endpoint(
+    settings: HealthCheck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checks go on, and pass where there is a server when one can be watched again."""
+
+    class Full:
+        def __init__(self) -> None:
+            self._epoll = epoll()
+
+        def register(self, *_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._epoll, name)
+
+    async def test() -> None:
+        told = Told()
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+            address = Address(*server.getsockname()[:2])
+            with (
+                socket.create_connection((address.host, address.port)),
+                checking(told, settings, address) as checks,
+            ):
+                await until(lambda: checks.late > 2)
+                assert told == [(7, address, True)]
+
+    epoll = select.epoll
+    monkeypatch.setattr("pysidecar.health.prober.select.epoll", Full)
+    run(test)
+
+
 def test_tcp_asks_nobody_who_is_gone_while_it_connects() -> None:
     async def test() -> None:
         told = Told()
