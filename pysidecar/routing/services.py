@@ -482,6 +482,9 @@ def _found_endpoints(service: FoundService | None, zone: str) -> list[_Endpoint]
     """Those of the preferred zone before the others."""
     if service is None:
         return []
+    if not service.warming and not (zone and service.zones):
+        level = int(zone != "")
+        return [(*address.to_native(), weight, level, 0) for address, weight in service.endpoints]
     zones = service.zones or ("",) * len(service.endpoints)
     return _in_levels(
         (

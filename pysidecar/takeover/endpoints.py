@@ -116,6 +116,7 @@ class Endpoints:
         refused: list[tuple[Address, str]] = []
         changes = math.inf
         told = self.provider and Address(_spelled(self.provider.host)[0], self.provider.port)
+        own_ports = {address.port for address in self.own}
         for instance in instances:
             weight, until = _weight(instance, now)
             if not weight:
@@ -127,6 +128,8 @@ class Endpoints:
             addresses: tuple[Address, ...] = (address,)
             if told and host == told.host and address.port == told.port:
                 addresses = tuple(local)
+            elif is_ordinary and 0 < address.port <= 0xFFFF and address.port not in own_ports:
+                pass  # as nearly all are
             elif reason := self._refusal(address, is_ordinary):
                 refused.append((instance.address, reason))
                 continue

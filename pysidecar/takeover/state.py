@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -40,6 +41,12 @@ PAUSE = 1.0
 _PROTOCOLS = ("bolt", "dubbo", "http", "grpc", "tri")  # one that was newer may have known others
 _PAUSE_FACTOR = 10  # as many times as long as a write took, where that is more
 _PAUSE_AFTER_FAILURE = 10.0
+# A write that takes long waits until nothing has changed for so many times as long as the last one
+# took: seconds within these limits, and no longer than the last one here in all.
+_LULL_FACTOR = 5
+_SHORTEST_LULL = 0.05
+_LONGEST_LULL = 0.5
+_LATEST = 2.0
 _STOP_PATIENCE = 3.0  # seconds for the last write
 
 
@@ -147,6 +154,8 @@ class State(Watcher):
         self._stopped = asyncio.Event()
         self._written = b""  # a digest of it
         self._fails = False  # to write, as the log says
+        self._took = 0.0  # the last write, in seconds
+        self._changed_at = -math.inf
         self._writer: asyncio.Task[None] | None = None
         self._journal = Journal(path.with_name(f"{path.name}.journal"), MAX_BYTES)
         self._said: dict[ServiceKey, None] = {}  # of which the journal does not have the latest
@@ -236,6 +245,7 @@ class State(Watcher):
 
     @override
     def changed(self) -> None:
+        self._changed_at = time.monotonic()
         self._changed.set()
 
     @override
@@ -313,10 +323,24 @@ class State(Watcher):
             await _first(self._changed, self._stopped)
             if not self._changed.is_set():
                 return
+            await self._wait_for_lull()
             self._changed.clear()
-            pause = await self._write_now()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopped.wait(), pause)
+            await self._sleep(await self._write_now())
+
+    async def _wait_for_lull(self) -> None:
+        """Requests are to go where all that changes says, before it is written beside that."""
+        lull = min(_LONGEST_LULL, _LULL_FACTOR * self._took)
+        latest = time.monotonic() + _LATEST
+        while lull >= _SHORTEST_LULL and not self._stopped.is_set():
+            left = min(self._changed_at + lull, latest) - time.monotonic()
+            if left <= 0:
+                break
+            await self._sleep(left)
+
+    async def _sleep(self, seconds: float) -> None:
+        """As far as there is time."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopped.wait(), seconds)
 
     async def _write_now(self) -> float:
         """Seconds until the next one."""
@@ -337,7 +361,8 @@ class State(Watcher):
         if self._fails:
             log.warning("%s is written again", self._path)
         self._fails = False
-        return max(PAUSE, _PAUSE_FACTOR * (time.monotonic() - before))
+        self._took = time.monotonic() - before
+        return max(PAUSE, _PAUSE_FACTOR * self._took)
 
     def _complain(self, error: Exception) -> None:
         if not self._fails:

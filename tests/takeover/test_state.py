@@ -160,6 +160,65 @@ def test_changes_that_come_together_are_written_once(
     assert len(list(restored(path).subscriptions)) == 1000
 
 
+def be_slow(monkeypatch: pytest.MonkeyPatch, latest: float) -> None:
+    """Writes take long, so that each waits until nothing changes for hours, or until then."""
+    monkeypatch.setattr(states, "_LULL_FACTOR", 1e9)
+    monkeypatch.setattr(states, "_LONGEST_LULL", 3600.0)
+    monkeypatch.setattr(states, "_LATEST", latest)
+
+
+async def _written_first(path: Path) -> None:
+    """The first write does not wait: how long one takes is known after it."""
+    await asyncio.to_thread(eventually, path.exists)
+
+
+def test_a_write_that_takes_long_waits_no_longer_than_until_the_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be_slow(monkeypatch, 3600.0)
+    seen = watch_writes(monkeypatch)
+
+    async def run() -> None:
+        table = ServiceTable()
+        state = State(table, path)
+        state.start()
+        table.subscribe(DUBBO, 1000)
+        await _written_first(path)
+        before = len(seen)
+        for number in range(3):
+            table.push(DUBBO, INSTANCES[: number % 2 + 1])
+            await asyncio.sleep(0.01)
+        assert len(seen) == before
+        await state.stop()
+
+    asyncio.run(run())
+    assert len(seen) == 2
+    assert list(restored(path).subscriptions) == [(DUBBO, frozenset({1000}), INSTANCES[:1])]
+
+
+def test_a_write_that_takes_long_comes_although_all_goes_on_changing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be_slow(monkeypatch, 0.1)
+    seen = watch_writes(monkeypatch)
+
+    async def run() -> None:
+        table = ServiceTable()
+        state = State(table, path)
+        state.start()
+        table.subscribe(DUBBO, 1000)
+        await _written_first(path)
+        async with asyncio.timeout(PATIENCE):
+            turn = 0
+            while len(seen) < 3:
+                turn += 1
+                table.push(DUBBO, INSTANCES[: turn % 2 + 1])
+                await asyncio.sleep(0.002)
+        await state.stop()
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -285,7 +344,7 @@ from pathlib import Path
 from pysidecar.registry.service import ServiceKey
 from pysidecar.takeover import state as states
 from pysidecar.takeover.table import ServiceTable
-states.PAUSE = states._PAUSE_FACTOR = 0
+states.PAUSE = states._PAUSE_FACTOR = states._LONGEST_LULL = 0
 
 async def run():
     table = ServiceTable(limit=1 << 20)
@@ -322,6 +381,7 @@ from pysidecar.registry.service import ServiceKey
 from pysidecar.takeover import state as states
 from pysidecar.takeover.table import ServiceTable
 states.PAUSE = float(sys.argv[2])
+states._LONGEST_LULL = 0.0
 
 async def run():
     table = ServiceTable(limit=1 << 20)
