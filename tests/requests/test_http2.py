@@ -127,6 +127,24 @@ def test_what_is_meant_for_one_connection_is_not_passed_on() -> None:
     assert b"\r\nte: trailers" in heads[0]
 
 
+def test_http1_is_told_that_there_is_no_body_where_there_may_be_one() -> None:
+    """Some servers want a length of each POST (411)."""
+    heads: list[bytes] = []
+
+    def serve(sock: socket.socket) -> None:
+        while True:
+            head, _, _ = read_message(sock)
+            heads.append(head)
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    with through(serve, "http2", speaks="http") as (plane, _):
+        client = Peer.client(plane)
+        for method in ("POST", "PUT", "PATCH", "GET", "DELETE"):
+            client.answer(client.begin("/h", (":method", method), ends=True))
+    has = [b"\r\nContent-Length: 0" in head for head in heads]
+    assert has == [True, True, True, False, False]
+
+
 def test_what_is_new_in_each_request_leaves_the_others_in_the_table() -> None:
     seen: list[tuple[Peer, dict[str, str]]] = []
 

@@ -134,6 +134,15 @@ static void put_length(struct writer *writer, uint64_t size)
     put(writer, TEXT("\r\n"));
 }
 
+/* HTTP/2 says by the end of the stream that there is no body. Where the method lets one expect one,
+ * HTTP/1.1 says so by its length (RFC 9110, 8.6), and some servers ask for it (411). */
+static bool lacks_length(const struct message *message)
+{
+    return message->carrier &&
+           (text_equal(message->method, TEXT("POST")) || text_equal(message->method, TEXT("PUT")) ||
+            text_equal(message->method, TEXT("PATCH")));
+}
+
 static void encode_request(struct writer *writer, struct encoder *encoder, struct passing *passing,
                            const struct adjustment *adjustment)
 {
@@ -158,7 +167,7 @@ static void encode_request(struct writer *writer, struct encoder *encoder, struc
         put(writer, TEXT("Expect: 100-continue\r\n"));
     if (encoder->chunked)
         put(writer, TEXT("Transfer-Encoding: chunked\r\n"));
-    else if (message->has_body || passing->has_length)
+    else if (message->has_body || passing->has_length || lacks_length(message))
         put_length(writer, message->body_size);
 }
 
