@@ -27,6 +27,7 @@ from pysidecar.config.endpoints import (
     ZoneText,
 )
 from pysidecar.config.resilience import (
+    GRPC_CONDITIONS,
     CircuitBreaker,
     Fault,
     Hedge,
@@ -393,6 +394,8 @@ class ServiceEntry(ServicePolicy, _ServicePlace):
         ):
             key = "outlier_detection" if self.outlier_detection else "peak_ewma"
             raise ValueError(f"expected no {key} with protocol tcp: there are no answers to go by")
+        if self.retries and self.protocol not in ("grpc", "http2"):
+            self._expect_no_status_of_grpc(self.retries)
         if self.health_check and (problem := self.health_check.misfit(self.protocol)):
             raise ValueError(problem)
         if self.subscribe and (self.endpoints or self.protocol == "tcp"):
@@ -406,6 +409,14 @@ class ServiceEntry(ServicePolicy, _ServicePlace):
         if self.protocol == "tcp":
             self._expect_bytes()
         return self
+
+    def _expect_no_status_of_grpc(self, retries: Retries) -> None:
+        for condition in retries.on:
+            if condition in GRPC_CONDITIONS:
+                raise ValueError(
+                    f"expected no {condition}, a status of gRPC, in retries.on with protocol "
+                    f"{self.protocol}"
+                )
 
     def _expect_bytes(self) -> None:
         """Nothing that is about requests."""
@@ -543,7 +554,7 @@ class RequestRule(Section):
     timeout: Duration | None = None
     """For a request to be answered, instead of the service's."""
 
-    idempotent: bool = False
+    idempotent: Annotated[bool, Field(strict=True)] = False
     """Whether all of these requests may be done twice, whatever their method: they may be sent
     again after a failure that leaves open what was done (see `services.NAME.retries`), and
     hedged."""

@@ -19,6 +19,7 @@ from pysidecar.config.section import Section, one_or_many
 from pysidecar.config.values import Duration, format_duration
 
 __all__ = [
+    "GRPC_CONDITIONS",
     "Backoff",
     "CircuitBreaker",
     "Fault",
@@ -39,6 +40,15 @@ _CONDITIONS = (
     *("connect_failure", "refused_stream", "reset_before_request", "reset_before_response"),
     *("gateway_error", "5xx", "retriable_4xx"),
 )
+GRPC_CONDITIONS = {
+    "cancelled": 1,
+    "deadline_exceeded": 4,
+    "resource_exhausted": 8,
+    "internal": 13,
+    "unavailable": 14,
+}
+"""Statuses of gRPC."""
+_NAMES = (*_CONDITIONS, *GRPC_CONDITIONS)
 _MOST_STATUS = 599
 
 # ---- single values ----
@@ -77,13 +87,13 @@ Percent = Annotated[
 
 def parse_condition(value: Any) -> str:
     """Why a request is sent again: a word, or the status of an answer."""
-    if isinstance(value, str) and value in _CONDITIONS:
+    if isinstance(value, str) and value in _NAMES:
         return value
     if isinstance(value, str) and re.fullmatch(r"\d{1,3}", value, re.ASCII):
         value = int(value)
     if type(value) is int and 1 <= value <= _MOST_STATUS:
         return str(value)
-    raise ValueError(f"expected {', '.join(_CONDITIONS)}, or the status of an answer such as 503")
+    raise ValueError(f"expected {', '.join(_NAMES)}, or the status of an answer such as 503")
 
 
 _Condition = Annotated[
@@ -93,11 +103,11 @@ _Condition = Annotated[
     WithJsonSchema(
         {
             "anyOf": [
-                {"enum": list(_CONDITIONS)},
+                {"enum": list(_NAMES)},
                 {"type": "string", "pattern": r"^\d{1,3}$"},
                 {"type": "integer", "minimum": 1, "maximum": _MOST_STATUS},
             ],
-            "kind": f"{', '.join(f'`{name}`' for name in _CONDITIONS)} or a status",
+            "kind": f"{', '.join(f'`{name}`' for name in _NAMES)} or a status",
         }
     ),
 ]
@@ -142,9 +152,10 @@ class Retries(Section):
     are used up) and `reset_before_request` (the connection ends before a byte of it was sent).
     Something may have been done after `reset_before_response` (the connection ends without an
     answer, or `per_try_timeout` is over), `gateway_error` (any of these, or 502, 503 or 504), `5xx`
-    (any of these, or a status from 500 on), `retriable_4xx` (409), or the status of an answer, such
-    as 503. Then a request is only sent again if it is idempotent, by its method or as its rule
-    says."""
+    (any of these, or a status from 500 on), `retriable_4xx` (409), `cancelled`, `internal`,
+    `deadline_exceeded`, `resource_exhausted`, `unavailable` (statuses of gRPC), or the status of an
+    answer as its protocol numbers it, such as 503. Then a request is only sent again if it is
+    idempotent, by its method or as its rule says."""
 
     per_try_timeout: Duration | None = None
     """For the answer to begin, each time; `timeout` is for all times together."""

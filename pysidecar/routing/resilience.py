@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pysidecar.config import RequestRule, ServicePolicy
-from pysidecar.config.resilience import CircuitBreaker, Mirror, Retries
+from pysidecar.config.resilience import GRPC_CONDITIONS, CircuitBreaker, Mirror, Retries
 from pysidecar.dataplane import lib
 
 __all__ = ["Handlings", "Resiliences", "milliseconds", "shares"]
@@ -24,6 +24,7 @@ _STATUSES = {
     "gateway_error": (502, 503, 504),
     "5xx": range(500, 600),
     "retriable_4xx": (409,),
+    **{name: (status,) for name, status in GRPC_CONDITIONS.items()},
 }
 _NONE = 0
 """As an index: the first one is 1."""

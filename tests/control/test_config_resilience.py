@@ -111,6 +111,10 @@ def test_percentages(text: str, share: float) -> None:
         ("retries: {attempts: 0}", "f.yaml:3: services.a.retries.attempts: 0: expected greater"),
         ("retries: {attempts: 11}", "services.a.retries.attempts: 11: expected less than or equal"),
         ("retries: {on: [connect]}", "services.a.retries.on[0]: 'connect': expected connect_fail"),
+        (
+            "retries: {on: [503, unavailable]}",
+            "a: expected no unavailable, a status of gRPC, in retries.on with protocol http",
+        ),
         ("retries: {on: []}", "services.a.retries.on: []: expected at least one"),
         ("retries: {on: 1000}", "or the status of an answer such as 503"),
         ("retries: {try: 1}", "services.a.retries.try: unknown key"),
@@ -160,6 +164,7 @@ def test_what_is_about_requests_is_not_for_bytes(keys: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "error"),
     [
+        ("services: web, idempotent: 1", "requests[0].idempotent: 1: expected true or false"),
         ("services: web, hedge: {}", "requests[0].hedge.after: expected this key, which has no"),
         ("services: web, fault: {delay: 1s}", "requests[0].fault.delay: '1s': expected keys below"),
         (

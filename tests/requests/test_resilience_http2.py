@@ -9,7 +9,7 @@ import pytest
 from hyperframe.frame import DataFrame, HeadersFrame, RstStreamFrame
 
 from tests.requests.configured import Configured, flag_names
-from tests.requests.http2 import PREFACE, REFUSED_STREAM, Peer
+from tests.requests.http2 import PREFACE, REFUSED_STREAM, Peer, ResetError
 from tests.requests.support import Upstream, read_message
 from tests.waiting import eventually
 
@@ -50,6 +50,8 @@ class Backend:
                 peer.reset(stream, REFUSED_STREAM)
             case "503":
                 peer.headers(stream, [(":status", "503")], "END_STREAM")
+            case "unavailable":
+                peer.headers(stream, [(":status", "200"), ("grpc-status", "14")], "END_STREAM")
             case "silent":
                 pass
 
@@ -84,6 +86,39 @@ def test_a_refused_stream_is_sent_again_whatever_it_is() -> None:
             flags = plane.flags("web")
     assert [path for path, _ in good.seen] == [f"/{i}" for i in range(6)]
     assert flags == {"retried": len(bad.seen)}
+    assert bad.seen
+
+
+@pytest.mark.parametrize(
+    ("budget", "attempts", "flag"), [("100%", 3, "retried"), ("0%", 1, "retry_limited")]
+)
+def test_refusals_have_the_attempts_and_the_budget_of_all_retries(
+    budget: str, attempts: int, flag: str
+) -> None:
+    backend = Backend("refuse")
+    with Upstream(backend.serve) as upstream:
+        keys = (
+            f"retries: {{attempts: 2, budget: {budget}, backoff: {{base: 1ms}}}},"
+            " circuit_breaker: {retries: 0}"
+        )
+        with Configured(config([upstream], keys), workers=1) as plane:
+            client = client_of(plane)
+            stream = client.request("/a")
+            with pytest.raises(ResetError):
+                client.answer(stream)
+            assert plane.flags("web") == {flag: 1, "upstream_reset": 1}
+    assert len(backend.seen) == attempts
+
+
+def test_a_status_of_grpc_has_a_name() -> None:
+    bad, good = Backend("unavailable"), Backend("answer")
+    with Upstream(bad.serve) as one, Upstream(good.serve) as other:
+        keys = "retries: {attempts: 1, on: unavailable}"
+        with Configured(config([one, other], keys, "idempotent: true"), workers=1) as plane:
+            client = client_of(plane)
+            for i in range(4):
+                stream = client.request(f"/a/{i}", ("content-type", "application/grpc"), body=b"")
+                assert client.answer(stream)[1] == b"/a/%d" % i
     assert bad.seen
 
 

@@ -214,7 +214,8 @@ void stream_uplink_reset(struct stream *stream, uint32_t code, enum processed pr
         stream_retry(stream, why, DP_FLAG_UPSTREAM_RESET))
         return;
     if (stream->keeps && !stream->answering && !stream->shadow &&
-        stream->unprocessed < most_unprocessed(processed)) {
+        stream->unprocessed < most_unprocessed(processed) &&
+        (processed == PROCESSED_AWAY || stream_spend_retry(stream))) {
         stream->unprocessed++;
         send_again(stream, DP_FLAG_UPSTREAM_RESET);
     } else if (stream->answered || !pass_reset(stream, code)) {

@@ -152,6 +152,16 @@ bool stream_has_retries(const struct stream *stream)
     return stream->service && resilience_of(stream)->retries > 0 && !stream->shadow;
 }
 
+bool stream_spend_retry(struct stream *stream)
+{
+    if (!stream_has_retries(stream))
+        return true;
+    if (stream->retries >= resilience_of(stream)->retries || !stream_enter_retries(stream))
+        return false;
+    stream->retries++;
+    return true;
+}
+
 /* After a reason for it. */
 static bool may_send_again(struct stream *stream, enum dp_retry why)
 {

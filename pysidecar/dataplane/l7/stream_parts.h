@@ -93,6 +93,8 @@ bool stream_hold(struct stream *stream);
 bool stream_has_retries(const struct stream *stream);
 /* One attempt more counts among the retries of its service. False: there are too many. */
 bool stream_enter_retries(struct stream *stream);
+/* Likewise, where its service has retries: another one may be sent at once. */
+bool stream_spend_retry(struct stream *stream);
 /* Its attempt has failed: sends it again, now or later, or goes on with its twin. False: it does
  * not. */
 bool stream_retry(struct stream *stream, enum dp_retry why, enum dp_flag otherwise);
