@@ -9,9 +9,11 @@ from typing import Any
 
 from pysidecar.dataplane import Counters
 
-__all__ = ["Room"]
+__all__ = ["RAISE_LIMIT", "Room"]
 
 log = logging.getLogger(__name__)
+
+RAISE_LIMIT = "Raise it: ulimit -n, LimitNOFILE= of systemd, --ulimit nofile= of a container"
 
 _SCARCE_FROM = 0.8  # of those that there are
 _QUIET = 60.0  # seconds between two lines: at the limit it may change many times a second
@@ -79,6 +81,5 @@ def _warning(counters: Counters) -> str:
     )
     return (
         f"{what}. Connections use {counters.fds_used} of {counters.fds_budget}; the process's "
-        f"limit is {counters.fds_limit}. Raise it: ulimit -n, LimitNOFILE= of systemd, "
-        "--ulimit nofile= of a container"
+        f"limit is {counters.fds_limit}. {RAISE_LIMIT}"
     )

@@ -57,7 +57,7 @@ from pysidecar.interception.preload import without_hook
 from pysidecar.interception.services import ServiceListeners
 from pysidecar.listeners import open_listener
 from pysidecar.log import Mistakes, lost_lines
-from pysidecar.room import Room
+from pysidecar.room import RAISE_LIMIT, Room
 from pysidecar.routing.found import NOTHING_FOUND, FoundServices
 from pysidecar.routing.services import ServiceNumbers, checked_services, pack_services
 from pysidecar.routing.table import excluded_table, route_table
@@ -344,7 +344,7 @@ class Sidecar:
         _set_log(data_plane, config)
         stack.callback(self._tracing.close)
         self._set_tracing(config)
-        data_plane.start()
+        _start(data_plane)
         stack.callback(self._stop_data_plane)
         asyncio.get_running_loop().add_reader(data_plane.event_fd, self._on_reports)
         stack.callback(self._ignore_reports)
@@ -732,6 +732,20 @@ class Sidecar:
     def _stop_data_plane(self) -> None:
         self._data_plane.stop()
         self._take_reports()
+
+
+def _start(data_plane: DataPlane) -> None:
+    """Raises StartError that says what to do."""
+    try:
+        data_plane.start()
+    except OSError as error:
+        reason = str(error.strerror)
+        if error.errno == errno.EMFILE:
+            limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            reason = (
+                f"the limit of {limit} file descriptors leaves none for connections. {RAISE_LIMIT}"
+            )
+        raise StartError(f"cannot serve: {reason}") from None
 
 
 def prepare_process(config: Config) -> None:

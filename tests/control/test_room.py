@@ -17,6 +17,7 @@ from pysidecar import hook_path
 from pysidecar.dataplane import Counters
 from pysidecar.room import Room
 from tests.control.conftest import RunningSidecar
+from tests.launching import PYSIDECAR
 from tests.serving import Echo, serving
 from tests.talking import Talking
 from tests.waiting import PATIENCE, eventually
@@ -259,3 +260,23 @@ def test_no_connect_hangs_where_the_process_has_fewer_descriptors_than_its_budge
         for client in clients:
             client.__exit__()
         sidecar.kill()
+
+
+def test_a_limit_that_leaves_none_for_connections_is_named(tmp_path: Path) -> None:
+    config = tmp_path / "sidecar.yaml"
+    config.write_text(
+        f"outbound: {{control_socket: {tmp_path}/s}}\n"
+        "workers: 1\nadmin: {listen: '127.0.0.1:0'}\n"
+        "takeover: {api: '127.0.0.1:0', consumer: '127.0.0.1:0', provider: '127.0.0.1:0'}\n"
+    )
+    done = subprocess.run(
+        ["prlimit", "--nofile=300:300", *PYSIDECAR, "run", "-c", config],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "the limit of 300 file descriptors leaves none for connections" in done.stderr
+    assert "ulimit -n" in done.stderr
+    assert "Traceback" not in done.stderr
