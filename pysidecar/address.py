@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
+# Of an interface, or its number. Registries tell of addresses, which reach logs and terminals.
+_ZONE = re.compile(r"[!-$&-.0-~]{1,15}")
 _V4_MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
@@ -34,7 +37,12 @@ class Address:
             number = int(port) if port.isascii() and port.isdigit() else -1
         except ValueError:
             version, number = 0, -1
-        if version != (6 if bracketed else 4) or not 0 <= number <= 0xFFFF:
+        _, has_zone, zone = host.partition("%")
+        if (
+            version != (6 if bracketed else 4)
+            or not 0 <= number <= 0xFFFF
+            or (has_zone and not _ZONE.fullmatch(zone))
+        ):
             raise ValueError(
                 "expected an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080"
             )
