@@ -137,9 +137,9 @@ class Takeover(Section):
     """How services that applications here call are treated, by name: retries, limits, health checks
     and the like, for those that have no entry under the configuration's own `services`. A name as
     `pysidecar services` shows it, such as `com.example.Orders` for all of its versions and groups,
-    or `blue/com.example.Orders:1.0` for one; each `*` stands for any characters. Of several that
-    match one counts, as a whole: that without `*`, or else the one with the most other characters.
-    """
+    or `blue/com.example.Orders:1.0` for one; each `*` stands for any characters, and of HTTP names
+    are without regard to case. Of several that match one counts, as a whole: that without `*`, or
+    else the one with the most other characters."""
 
     pass_unknown: Annotated[
         Annotated[tuple[str, ...], Field(max_length=_MAX_NAMES)] | None,

@@ -144,3 +144,25 @@ def test_errors_say_what_was_expected(policies: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(f"takeover: {{services: {{{policies}}}}}", source="f.yaml")
     assert message in str(caught.value)
+
+
+def test_names_of_hosts_are_without_regard_to_case() -> None:
+    for name in ("Shop.Example", "Shop.*", "*.EXAMPLE"):
+        policies = Policies({name: FoundPolicy()})
+        assert policies.of(ServiceKey.named("http", "shop.Example")) == name
+        assert policies.of(ServiceKey("bolt", "shop.example")) is None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "is_like"),
+    [
+        ("a*a", "a", False),
+        ("a*a", "aa", True),
+        ("*ab*ab*", "ab", False),
+        ("*ab*ab*", "xabab", True),
+        ("a**b", "ab", True),
+        ("*a" * 200 + "*", "a" * 199 + "b" * 313, False),  # for a regular expression, without end
+    ],
+)
+def test_a_star_stands_for_any_characters(pattern: str, name: str, is_like: bool) -> None:
+    assert (Policies({pattern: FoundPolicy()}).of(ServiceKey("bolt", name)) is not None) == is_like
