@@ -396,7 +396,11 @@ def services(
     endpoints are counted, and one for each endpoint.
 
     \b
-    state        an endpoint is ejected after a connect that failed: it gets no request for now
+    role         configured; or of takeover: subscribed, as applications here call it, or published,
+                 as they provide it
+    weight       an endpoint's share of the requests, beside the others' weights
+    state        an endpoint is ejected after a connect that failed: it gets no request for now;
+                 of what is published, whether the registry has it, or why not
     requests     that ended since the sidecar started; of an endpoint, since the service has it
     failures     of these: timeouts, resets, 5xx, exceptions, no endpoint, ... (--json: flags)
     rate         requests a second in the last minute

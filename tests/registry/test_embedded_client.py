@@ -27,6 +27,7 @@ from pysidecar.cli import main
 from pysidecar.config import RegistryEntry
 from pysidecar.registry import MAX_INSTANCES, RegistryError, make_registry
 from pysidecar.registry.embedded import wire
+from pysidecar.registry.embedded.serving import explain
 from pysidecar.registry.service import Instance, Registration, ServiceKey
 from tests.registry.sides import Side
 from tests.registry.test_embedded import ServedEmbedded
@@ -227,6 +228,24 @@ def test_a_command_that_cannot_be_says_why(arguments: list[str], says: str) -> N
     assert result.exit_code != 0
     assert says in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("listening", "shown"),
+    [
+        ("0.0.0.0", "address: ADDRESS-OF-THIS-HOST:15010}"),
+        ("::", "address: ADDRESS-OF-THIS-HOST:15010}"),
+        ("10.0.0.5", "address: 10.0.0.5:15010}"),
+        ("fd00::5", 'address: "[fd00::5]:15010"}'),
+    ],
+)
+def test_the_line_to_copy_has_an_address_that_can_be_connected_to(
+    listening: str, shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        explain(Address(listening, 15010), Path("state"))
+    assert shown in caplog.text
+    assert "no authentication" in caplog.text
 
 
 def test_a_sidecar_without_an_address_has_its_own() -> None:

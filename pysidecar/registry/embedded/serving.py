@@ -17,7 +17,7 @@ from pysidecar.log import start_writing
 from pysidecar.registry.embedded.server import RegistryServer
 from pysidecar.registry.embedded.state import State
 
-__all__ = ["default_state", "serve"]
+__all__ = ["default_state", "explain", "serve"]
 
 log = logging.getLogger(__name__)
 
@@ -41,17 +41,20 @@ async def serve(address: Address, state_file: Path | None) -> None:
     server = RegistryServer(listener, State(state_file))
     await server.start()
     start_writing()
-    _explain(address, state_file)
+    explain(address, state_file)
     await ended.wait()
     log.info("ends")
     await server.stop()
 
 
-def _explain(address: Address, state_file: Path) -> None:
+def explain(address: Address, state_file: Path) -> None:
+    """In the log, with the lines to copy."""
     log.info("the registry listens on %s, and remembers in %s", address, state_file)
-    log.info("sidecars use it with  registry: {type: embedded, address: %s}", _quoted(address))
-    log.info("what is in it:  pysidecar registry --list %s", address)
-    if not ip_address(address.host.partition("%")[0]).is_loopback:
+    host = ip_address(address.host.partition("%")[0])
+    shown = f"ADDRESS-OF-THIS-HOST:{address.port}" if host.is_unspecified else str(address)
+    log.info("sidecars use it with  registry: {type: embedded, address: %s}", _quoted(shown))
+    log.info("what is in it:  pysidecar registry --list %s", shown)
+    if not host.is_loopback:
         log.warning(
             "whoever reaches %s can register and remove services: there is no authentication, so "
             "keep it in a network that you trust",
@@ -59,8 +62,8 @@ def _explain(address: Address, state_file: Path) -> None:
         )
 
 
-def _quoted(address: Address) -> str:
-    return f'"{address}"' if ":" in address.host else str(address)
+def _quoted(address: str) -> str:
+    return f'"{address}"' if address.startswith("[") else address
 
 
 def _make_directory(directory: Path) -> None:

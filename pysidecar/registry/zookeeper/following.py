@@ -57,6 +57,8 @@ _ASK_PAUSE: Final = 10.0  # seconds until a revision that nobody explained is as
 
 def explain(error: KazooException) -> str:
     """For people."""
+    if isinstance(error, NoAuthError):
+        return "NoAuth: its nodes belong to other credentials than registry.credentials"
     name = type(error).__name__.removesuffix("Error")
     return f"{name}: {error}" if str(error) else name
 
