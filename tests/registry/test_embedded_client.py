@@ -197,8 +197,9 @@ def test_of_several_addresses_one_that_answers_is_taken(tmp_path: Path) -> None:
 
 def test_the_command_says_what_it_is_and_ends_in_order(tmp_path: Path) -> None:
     with ServedEmbedded(tmp_path) as served:
+        # It is waited for with its first line.
+        eventually(lambda: f"pysidecar registry --list {served.address}" in served.log)
         assert f"registry: {{type: embedded, address: {served.address}}}" in served.log
-        assert f"pysidecar registry --list {served.address}" in served.log
         assert "no authentication" not in served.log
         second = CliRunner().invoke(main, ["registry", "--listen", str(served.address)])
         assert second.exit_code == 1
