@@ -10,11 +10,20 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 import pysidecar
 
 PACKAGE = Path(pysidecar.__file__).parent
+
+# By default an example that takes a fifth of a second fails its test, and so do values that take
+# long to make: that says nothing on a busy machine.
+hypothesis_settings.register_profile(
+    "busy machines", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("busy machines")
 
 
 def pytest_configure() -> None:

@@ -64,7 +64,7 @@ class RunningSidecar(Launched):
             assert self.process.poll() is None, self.log
             return re.search(pattern, self.log)
 
-        return Address.parse(eventually(find, pattern)[1])
+        return Address.parse(eventually(find, lambda: f"{pattern!r} in: {self.log}")[1])
 
     def connect(self, destination: Address) -> socket.socket:
         """As a hooked process does it with transport header."""
