@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 from typing_extensions import override
 
 from pysidecar.address import Address
+from pysidecar.background import without_collector
 from pysidecar.registry import RegistryError
 from pysidecar.registry.embedded import wire
 from pysidecar.registry.embedded.state import State
@@ -74,7 +75,8 @@ class RegistryServer:
         self._loop = asyncio.get_running_loop()
         if self._restored is not None:
             self._restored.start(self.store.places)
-            self._restore(self._restored)
+            with without_collector():
+                self._restore(self._restored)
             self._state = self._restored
         self._ticking = self._loop.create_task(self._tick())
         self._server = await self._loop.create_server(

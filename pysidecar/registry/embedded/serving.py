@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from pysidecar.address import Address
+from pysidecar.background import spare_collections
 from pysidecar.config.schema import default_control_socket
 from pysidecar.errors import StartError
 from pysidecar.listeners import open_listener
@@ -29,6 +30,7 @@ def default_state(port: int) -> Path:
 
 async def serve(address: Address, state_file: Path | None) -> None:
     """Until SIGTERM or SIGINT. Raises StartError."""
+    spare_collections()
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

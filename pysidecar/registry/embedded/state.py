@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sqlite3
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -89,9 +90,10 @@ class State:
         except sqlite3.Error as error:
             raise StartError(f"cannot read {self._path}: {error}") from None
         found, unreadable = [], 0
+        readers: defaultdict[str, wire.InstanceReader] = defaultdict(wire.InstanceReader)
         for row in rows:
             try:
-                found.append(_remembered(_Row(*row)))
+                found.append(_remembered(_Row(*row), readers))
             except (ValueError, TypeError):
                 unreadable += 1
         if unreadable:
@@ -246,14 +248,15 @@ def _service(text: str) -> ServiceKey:
     return wire.read_service(json.loads(text))
 
 
-def _remembered(row: _Row) -> Remembered:
+def _remembered(row: _Row, readers: Mapping[str, wire.InstanceReader]) -> Remembered:
+    """With readers by service."""
     timeout = float(row.timeout)
     if not wire.TIMEOUTS[0] <= timeout <= wire.TIMEOUTS[1]:
         raise ValueError("expected a timeout")
     return Remembered(
         Registration(
             _service(row.service),
-            wire.read_instance(json.loads(row.instance)),
+            readers[row.service].read(json.loads(row.instance)),
         ),
         row.instance,
         str(row.owner),
