@@ -4,7 +4,6 @@ notices."""
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -233,11 +232,29 @@ def test_a_body_of_another_length_than_it_says_is_reset(client: Peer) -> None:
         client.answer(stream)
 
 
-def test_no_preface_ends_the_connection(plane: RequestPlane) -> None:
-    sock: socket.socket = plane.client()
-    sock.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+def _answer_to(plane: RequestPlane, first: bytes) -> bytes:
+    """All that a connection brings to who begins with that, once the sidecar has accepted it."""
+    sock = plane.client()
+    other = Peer.client(plane)  # of the same worker, which accepts one after the other
+    assert other.answer(other.request("/"))[1] == b"/|"
     data = b""
     with contextlib.suppress(ConnectionError):
+        sock.sendall(first)
         while block := sock.recv(4096):
             data += block
-    assert b"HTTP/1.1" not in data
+    return data
+
+
+@pytest.mark.parametrize("body", [b"", b"x" * 300000], ids=["empty", "unread"])
+def test_a_request_in_http1_is_answered_in_http1(plane: RequestPlane, body: bytes) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % len(body)
+    answer = _answer_to(plane, head + body)
+    assert answer.startswith(b"HTTP/1.1 505 ")
+    assert b"\r\nx-sidecar-reason: malformed_request\r\n" in answer
+    assert b"\r\nConnection: close\r\n" in answer
+
+
+def test_no_preface_ends_the_connection(plane: RequestPlane) -> None:
+    frames = _answer_to(plane, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(30))
+    goaway = GoAwayFrame(0, error_code=PROTOCOL_ERROR).serialize()
+    assert frames.endswith(goaway)

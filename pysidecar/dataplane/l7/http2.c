@@ -5,6 +5,7 @@
 
 #include "l7/bytes.h"
 #include "l7/downstream.h"
+#include "l7/http1.h"
 #include "l7/http2_parts.h"
 #include "l7/uplink.h"
 
@@ -18,6 +19,7 @@ enum {
     MOST_STREAMS = 256, /* of a client at a time */
     MOST_UPSTREAM_STREAMS = 4096,
     GOAWAY_BYTES = FRAME_HEAD + 8,
+    REFUSAL_BYTES = 512,
 };
 
 void http2_destroy_unless_used(struct http2 *http2)
@@ -53,6 +55,32 @@ void http2_say_goodbye(struct http2 *http2, uint32_t error)
     wire_wrote(http2->wire, GOAWAY_BYTES);
 }
 
+/* Whether the first line of what a client sends is that of a request in HTTP/1. */
+static bool begins_http1(const uint8_t *data, size_t size)
+{
+    static const char version[] = " HTTP/1.";
+    const uint8_t *end = memchr(data, '\n', size);
+
+    return end && memmem(data, (size_t)(end - data), version, sizeof version - 1);
+}
+
+/* In what its client speaks, to whom frames are garbage. */
+static void refuse_http1(struct http2 *http2)
+{
+    static const struct facts facts = {.keep_alive = false};
+    static const struct rejection rejection = {
+        .flag = DP_FLAG_MALFORMED_REQUEST,
+        .http_status = 505,
+        .reason = TEXT("only HTTP/2 by prior knowledge is spoken here"),
+        .close = true,
+    };
+    uint8_t *to = wire_room(http2->wire, REFUSAL_BYTES);
+
+    http2->broken = true;
+    if (to)
+        wire_wrote(http2->wire, http1_reject(&facts, 0, &rejection, to, REFUSAL_BYTES));
+}
+
 static uint32_t error_for(const struct http2 *http2, ssize_t result)
 {
     if (http2->fault)
@@ -73,6 +101,11 @@ size_t http2_take(struct http2 *http2, const uint8_t *data, size_t size)
 
     if (http2->broken)
         return size;
+    if (!http2->greets && begins_http1(data, size)) {
+        refuse_http1(http2);
+        return size;
+    }
+    http2->greets = true;
     http2->inside = true;
     result = nghttp2_session_mem_recv(http2_session_of(http2), data, size);
     if (!http2_leave_session(http2))
@@ -89,7 +122,7 @@ size_t http2_take(struct http2 *http2, const uint8_t *data, size_t size)
 
 bool http2_wants_to_write(const struct http2 *http2)
 {
-    return nghttp2_session_want_write(http2_session_of(http2));
+    return http2->greets && nghttp2_session_want_write(http2_session_of(http2));
 }
 
 bool http2_is_over(const struct http2 *http2)
@@ -114,7 +147,7 @@ void http2_notice(struct http2 *http2)
 {
     if (http2->noticed)
         return;
-    http2->noticed = true;
+    http2->noticed = http2->greets = true;
     http2_require(http2, nghttp2_submit_shutdown_notice(http2_session_of(http2)));
     http2_schedule(http2);
 }
@@ -125,7 +158,7 @@ void http2_go_away(struct http2 *http2)
 
     if (http2->goes_away)
         return;
-    http2->goes_away = true;
+    http2->goes_away = http2->greets = true;
     http2_require(http2, nghttp2_submit_goaway(session, NGHTTP2_FLAG_NONE,
                                                nghttp2_session_get_last_proc_stream_id(session),
                                                NGHTTP2_NO_ERROR, NULL, 0));
@@ -206,6 +239,7 @@ static struct http2 *open_http2(struct wire *wire, struct downstream *downstream
     http2->wire = wire;
     http2->downstream = downstream;
     http2->uplink = uplink;
+    http2->greets = uplink != NULL;
     if (!open_session(http2)) {
         free(http2);
         return NULL;

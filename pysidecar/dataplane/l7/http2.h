@@ -65,6 +65,7 @@ struct http2 {
     struct http2_past past; /* of a client's streams */
     bool head_is_too_large;
     bool head_is_refused; /* its stream was: it is read for the sake of the next ones */
+    bool greets;          /* an upstream; a client that has sent something: only then we speak */
     bool inside;          /* libnghttp2 is on the stack */
     bool noticed;         /* a client was told that the end is near */
     bool goes_away;       /* either side has said so: no further streams */

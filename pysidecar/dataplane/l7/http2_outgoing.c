@@ -156,7 +156,7 @@ void http2_fill(struct http2 *http2)
     const uint8_t *data;
     ssize_t size = 0;
 
-    if (http2->inside || !http2->session)
+    if (http2->inside || !http2->session || !http2->greets)
         return;
     http2->inside = true;
     while (!http2->closed && buffer_held(&http2->wire->out) <= FILL_BYTES) {
