@@ -364,7 +364,7 @@ def numbered(stream: bytes) -> bytes:
     return first
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.data_too_large])
+@settings(deadline=None, suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
 @given(values=st.lists(VALUES, min_size=1, max_size=4))
 def test_values_of_hessian(frames: Frames, values: list[bytes]) -> None:
     stream = numbered(b"".join(values))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,8 @@ from tests.codecs.http1 import (
     read_response_with_h11,
     read_with_llhttp,
 )
+
+pytestmark = pytest.mark.timeout(300)  # a busy machine, with sanitizers
 
 SETTINGS = settings(
     max_examples=400,

@@ -66,7 +66,9 @@ def receive_all(sock: socket.socket, stream: Stream) -> tuple[int, bytes]:
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(transport=st.sampled_from(["header", "unix"]), up=streams(3 * MIB), down=streams(3 * MIB))
 def test_random_streams_arrive_whole_in_both_directions(
@@ -86,7 +88,9 @@ def test_random_streams_arrive_whole_in_both_directions(
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     transport=st.sampled_from(["header", "unix"]),
@@ -276,6 +280,7 @@ def test_small_traffic_after_bulk_is_copied_again(plane: Plane, server: Server) 
     assert plane.data.counters().buffers == 0
 
 
+@pytest.mark.timeout(300)  # a busy machine, with sanitizers
 def test_nothing_is_lost_where_splicing_ends_before_a_receiver_that_is_behind(
     plane: Plane, server: Server, tmp_path: Path
 ) -> None:

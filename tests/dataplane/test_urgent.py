@@ -92,7 +92,9 @@ def direct_pair(server: Server) -> tuple[socket.socket, socket.socket]:
 
 
 @settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     transport=st.sampled_from(["header", "unix"]),
@@ -137,7 +139,9 @@ def read_with_marks(sock: socket.socket) -> tuple[bytes, set[int]]:
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     transport=st.sampled_from(["header", "unix"]),
