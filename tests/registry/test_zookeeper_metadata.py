@@ -210,6 +210,14 @@ def test_an_answer_of_dubbo_that_says_nothing_is_an_error(answer: bytes, problem
         asked(answering(answer), "dubbo", "1.0.0")
 
 
+@pytest.mark.parametrize("version", ["1.0.0", "2.0.0"])
+def test_frames_that_are_no_answer_are_not_read_for_long(version: str) -> None:
+    """Each takes us longer than whoever sends it."""
+    settings, ping = b"\0\0\0\4\0\0\0\0\0", b"\0\0\x08\6\0\0\0\0\0" + bytes(8)
+    with pytest.raises(ValueError, match="too much that is not of its answer"):
+        asked(answering(settings + 100_000 * ping), "tri", version)
+
+
 def test_a_heartbeat_comes_before_an_answer() -> None:
     body = b"\x94" + b"H\x08services" + b"HZ" + b"Z"
     assert asked(answering(dubbo(b"N", flags=0x22) + dubbo(body)), "dubbo", "1.0.0") == {}

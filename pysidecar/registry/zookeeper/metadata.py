@@ -39,7 +39,9 @@ __all__ = ["ask"]
 
 MAX_ANSWER: Final = 4 << 20  # bytes: some thousand services
 _TIMEOUT: Final = 5.0  # seconds
-_AT_ONCE: Final = 1 << 15  # bytes; to read more takes so long that a thread does it
+_MOST_BESIDE: Final = 1 << 16  # bytes of HTTP/2 that are not of the answer
+_READ: Final = 1 << 12  # bytes: other tasks have their turn after them
+_AT_ONCE: Final = 1 << 12  # bytes; to read more takes so long that a thread does it
 _NAME = "org.apache.dubbo.metadata.MetadataService"
 _SECOND = "2.0.0"  # the version that MetadataServiceV2 has
 _NEVER = ("is_link_local", "is_multicast", "is_unspecified", "is_reserved")
@@ -132,7 +134,7 @@ async def _ask_triple(service: MetadataService, application: str, revision: str)
         call = _Call(service, application, path, message)
         while not call.is_over:
             writer.write(call.to_send())
-            data = await reader.read(1 << 16)
+            data = await reader.read(_READ)
             if not data:
                 raise ValueError("it closed the connection")
             call.hear(data)
@@ -152,6 +154,7 @@ class _Call:
     def __init__(self, service: MetadataService, group: str, path: str, message: bytes) -> None:
         self._connection = H2Connection(H2Configuration(header_encoding="utf-8"))
         self._connection.initiate_connection()
+        self._received = 0
         self._heard = bytearray()
         self._status: str | None = None
         self._reason = ""
@@ -170,8 +173,11 @@ class _Call:
         return bytes(self._connection.data_to_send())
 
     def hear(self, data: bytes) -> None:
+        self._received += len(data)
         for event in self._connection.receive_data(data):
             self._happened(event)
+        if self._received - len(self._heard) > _MOST_BESIDE + _READ:
+            raise ValueError("it sends too much that is not of its answer")
 
     def _happened(self, event: Event) -> None:
         if isinstance(event, ResponseReceived | TrailersReceived):
