@@ -127,6 +127,30 @@ def test_what_is_meant_for_one_connection_is_not_passed_on() -> None:
     assert b"\r\nte: trailers" in heads[0]
 
 
+@pytest.mark.parametrize("speaks", ["http2", "http"])
+def test_white_space_around_a_value_is_taken_away(speaks: str) -> None:
+    """gRPC's clients send it where their users have it in metadata."""
+    values: list[bytes] = []
+
+    def serve(sock: socket.socket) -> None:
+        if speaks == "http":
+            values.append(
+                read_message(sock)[0].lower().partition(b"\r\nx-padded:")[2].partition(b"\r\n")[0]
+            )
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-End: 1\r\n\r\n")
+            return
+        server = Peer.server(sock)
+        frame, fields = server.read_headers()
+        values.append(fields["x-padded"].encode())
+        server.respond(frame.stream_id, b"", ("x-end", "\t 1 "))
+
+    with through(serve, "http2", speaks=speaks) as (plane, _):
+        client = Peer.client(plane)
+        head, _, _ = client.answer(client.begin("/", ("x-padded", " a b\t "), ends=True))
+    assert head["x-end"] == "1"
+    assert [value.removeprefix(b" ") for value in values] == [b"a b"]
+
+
 def test_http1_is_told_that_there_is_no_body_where_there_may_be_one() -> None:
     """Some servers want a length of each POST (411)."""
     heads: list[bytes] = []

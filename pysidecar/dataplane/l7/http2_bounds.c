@@ -189,6 +189,8 @@ static int on_begin_frame(nghttp2_session *session, const nghttp2_frame_hd *head
 void http2_bound(nghttp2_option *option)
 {
     nghttp2_option_set_max_send_header_block_length(option, MOST_SENT_HEAD);
+    /* Of values; on_header() takes it away. */
+    nghttp2_option_set_no_rfc9113_leading_and_trailing_ws_validation(option, 1);
     if (nghttp2_option_set_stream_reset_rate_limit) /* ours comes first, see brings_nothing() */
         nghttp2_option_set_stream_reset_rate_limit(option, 2 * MOST_IDLE_FRAMES,
                                                    2 * REFILL_A_SECOND);

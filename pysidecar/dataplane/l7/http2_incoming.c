@@ -55,6 +55,19 @@ static int on_begin_headers(nghttp2_session *session, const nghttp2_frame *frame
                : NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
 }
 
+/* RFC 9113 calls a field malformed whose value begins or ends with white space, but clients send
+ * them, servers take them, and nothing is said by it. Pseudo fields are libnghttp2's to check. */
+static struct text without_white_space(const uint8_t *value, size_t size)
+{
+    const char *from = (const char *)value, *end = from + size;
+
+    while (from < end && (*from == ' ' || *from == '\t'))
+        from++;
+    while (from < end && (end[-1] == ' ' || end[-1] == '\t'))
+        end--;
+    return (struct text){from, (uint32_t)(end - from)};
+}
+
 /* A field more than its limits allow is not kept; the rest is read for the sake of the next ones.
  */
 static int on_header(nghttp2_session *session, const nghttp2_frame *frame, const uint8_t *name,
@@ -76,7 +89,7 @@ static int on_header(nghttp2_session *session, const nghttp2_frame *frame, const
     if (http2->head_is_too_large || http2->head_is_refused)
         return 0;
     return http2_block_add(http2_blocks_of(http2), &http2->head, key,
-                           (struct text){(const char *)value, (uint32_t)value_size})
+                           without_white_space(value, value_size))
                ? 0
                : NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
 }
