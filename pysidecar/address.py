@@ -1,4 +1,4 @@
-"""An IP address with a port, in the forms that the control plane and the tables need."""
+"""Addresses with a port, in the forms that the control plane and the tables need."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from typing import Any
 # Of an interface, or its number. Registries tell of addresses, which reach logs and terminals.
 _ZONE = re.compile(r"[!-$&-.0-~]{1,15}")
 _V4_MAPPED = b"\0" * 10 + b"\xff\xff"
+_MAX_NAME = 253  # characters
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+# The last one is no number: 10.0.0.500 is a mistake, and no name.
+_NAME = re.compile(rf"({_LABEL}\.)*(?![0-9]+\.?$){_LABEL}\.?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,22 @@ class Address:
     def from_packed(cls, ip: bytes, port: int, scope_id: int) -> Address | None:
         """As ``from_native``, from the fields of one."""
         return cls(_host(ip, scope_id), port) if port or any(ip) else None
+
+
+@dataclass(frozen=True, slots=True)
+class NamedAddress:
+    """A host by its name, with a port: of which the resolver says the addresses."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def is_host_name(text: str) -> bool:
+    """Whether it is spelled as one."""
+    return len(text) <= _MAX_NAME and _NAME.fullmatch(text) is not None
 
 
 def is_ipv4(host: str) -> bool:

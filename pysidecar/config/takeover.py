@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from pysidecar.address import Address
+from pysidecar.address import Address, NamedAddress
 from pysidecar.config.requests import FoundPolicy, ServiceName, ServicePattern
 from pysidecar.config.section import AT_START, Section, one_or_many
 from pysidecar.config.values import (
@@ -24,7 +24,7 @@ from pysidecar.config.values import (
     DurationOrZero,
     FilePath,
     HostText,
-    parse_endpoint,
+    parse_server,
 )
 
 __all__ = [
@@ -41,19 +41,21 @@ _MAX_NAMES = 1024
 _TRIPLE_PORT = 50051  # Dubbo's default
 
 
-def parse_addresses(value: Any) -> tuple[Address, ...]:
-    """``10.0.0.5:2181,10.0.0.6:2181``, or a list of such."""
-    parts = value.split(",") if isinstance(value, str) and value else value or ()
+def parse_servers(value: Any) -> tuple[Address | NamedAddress, ...]:
+    """``10.0.0.5:2181,zk.example:2181``, or a list of such."""
+    parts = value or ()
+    if isinstance(parts, str):
+        parts = [part.strip() for part in parts.split(",")]
     if not isinstance(parts, list | tuple):
         raise ValueError("expected an address such as 10.0.0.5:2181, or several with commas")
     return tuple(
-        part if isinstance(part, Address) else parse_endpoint(part.strip()) for part in parts
+        part if isinstance(part, Address | NamedAddress) else parse_server(part) for part in parts
     )
 
 
-_Addresses = Annotated[
-    tuple[Address, ...],
-    PlainValidator(parse_addresses),
+_Servers = Annotated[
+    tuple[Address | NamedAddress, ...],
+    PlainValidator(parse_servers),
     PlainSerializer(lambda value: ",".join(str(each) for each in value), return_type=str),
     WithJsonSchema({"type": "string", "kind": "address, or several with commas"}),
 ]
@@ -228,10 +230,11 @@ class RegistryEntry(Section):
     """`embedded` is for one machine and for trying out; `sofaregistry`, `zookeeper` (in Dubbo's
     layout) and `etcd` are for everything larger."""
 
-    address: Annotated[_Addresses, Field(json_schema_extra=AT_START)] = ()
+    address: Annotated[_Servers, Field(json_schema_extra=AT_START)] = ()
     """Of the registry, or of its servers, with commas. Only `embedded` can do without: then it is
-    inside this sidecar. Of `sofaregistry` the session server's HTTP port, usually 9603. IP
-    addresses: no names are looked up."""
+    inside this sidecar. Of `sofaregistry` the session server's HTTP port, usually 9603. A
+    name instead of an IP address is looked up whenever a session is begun; all of its addresses
+    count, and with `tls` the certificate has to be for the name."""
 
     session_timeout: Annotated[Duration, Field(json_schema_extra=AT_START)] = 10.0
     """How long the registry keeps what we registered after it has heard nothing from us, where it

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
-from pysidecar.address import Address
+from pysidecar.address import Address, NamedAddress, is_host_name
 from pysidecar.destinations import Network, PortRange
 
 __all__ = [
@@ -262,6 +262,20 @@ def parse_endpoint(value: Any) -> Address:
     if address.port == 0:
         raise ValueError("expected a port from 1 to 65535")
     return address
+
+
+def parse_server(value: Any) -> Address | NamedAddress:
+    """An address that can be connected to, or a name in the place of its host."""
+    host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if is_host_name(host) and port.isascii() and port.isdigit() and 0 < int(port[:6]) <= 0xFFFF:
+        return NamedAddress(host, int(port))
+    try:
+        return parse_endpoint(value)
+    except ValueError:
+        raise ValueError(
+            "expected an IP address or a host name, and a port, such as 10.0.0.5:2181 or "
+            "registry.example:2181"
+        ) from None
 
 
 def parse_host(value: Any) -> str:

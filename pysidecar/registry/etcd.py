@@ -26,11 +26,11 @@ import grpc
 from aetcd import rpc
 from typing_extensions import override
 
-from pysidecar.address import Address
+from pysidecar.address import Address, NamedAddress
 from pysidecar.errors import StartError
 from pysidecar.registry import MAX_INSTANCES, Pushed, Registry, RegistryError, Session
 from pysidecar.registry.security import authorities, client_context, read_credentials
-from pysidecar.registry.servers import Servers
+from pysidecar.registry.servers import Servers, Verify
 from pysidecar.registry.service import Instance, Registration, ServiceKey
 from pysidecar.text import printable
 
@@ -148,7 +148,7 @@ def _channel_credentials(tls: RegistryTls) -> Any:
 class _Etcd(Registry):
     def __init__(
         self,
-        addresses: tuple[Address, ...],
+        addresses: tuple[Address | NamedAddress, ...],
         ttl: int,
         credentials: tuple[str, str] | None,
         channel_credentials: Any,
@@ -165,8 +165,8 @@ class _Etcd(Registry):
 
     @override
     async def open(self, pushed: Pushed) -> Session:
-        async def connect(address: Address) -> Session:
-            session = _EtcdSession(self._channel(address), self._credentials, pushed)
+        async def connect(address: Address, verify: Verify) -> Session:
+            session = _EtcdSession(self._channel(address, verify), self._credentials, pushed)
             try:
                 await session.begin(self._ttl)
             except BaseException:
@@ -176,11 +176,12 @@ class _Etcd(Registry):
 
         return await self._servers.open(connect)
 
-    def _channel(self, address: Address) -> Any:
+    def _channel(self, address: Address, verify: Verify) -> Any:
         target = f"ipv6:{address}" if ":" in address.host else f"ipv4:{address}"
         if self._channel_credentials is None:
             return grpc.aio.insecure_channel(target, _OPTIONS)
-        return grpc.aio.secure_channel(target, self._channel_credentials, _OPTIONS)
+        named = [] if verify == address.host else [("grpc.ssl_target_name_override", verify)]
+        return grpc.aio.secure_channel(target, self._channel_credentials, [*_OPTIONS, *named])
 
 
 @dataclass

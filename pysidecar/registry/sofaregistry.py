@@ -82,7 +82,7 @@ class _SofaRegistry(Registry):
 
     @override
     async def open(self, pushed: Pushed) -> Session:
-        return await self._servers.open(lambda address: self._open(address, pushed))
+        return await self._servers.open(lambda address, _: self._open(address, pushed))
 
     async def _open(self, address: Address, pushed: Pushed) -> Session:
         """By the session servers that the one at ``address`` names."""

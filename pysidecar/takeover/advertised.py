@@ -9,25 +9,35 @@ from ipaddress import ip_address
 
 import psutil
 
-from pysidecar.address import Address
+from pysidecar.address import Address, NamedAddress
 
-__all__ = ["advertised", "dubbo_environment", "expand", "local_hosts"]
+__all__ = ["advertised", "dubbo_environment", "expand", "is_local", "local_hosts"]
 
 # Nothing is sent to it: of documentation, so that the way there is the default one (RFC 5737).
 _ANYWHERE = Address("192.0.2.1", 9)
 
 
-def advertised(wanted: str | None, provider: Address, registry: Iterable[Address]) -> Address:
+def advertised(
+    wanted: str | None, provider: Address, registry: Iterable[Address | NamedAddress]
+) -> Address:
     """Where other hosts reach the provider port: as configured, else where it listens, else the
     address from which this host reaches the registry, or, where that is on this host itself,
-    anything else; loopback where there is nothing but that."""
+    anything else; loopback where there is nothing but that. Names are not looked up."""
     host = wanted
     if host is None and not ip_address(provider.host).is_unspecified:
         host = provider.host
     if host is None:
-        found = (_source(address) for address in (*registry, _ANYWHERE))
+        towards = [each for each in registry if isinstance(each, Address)]
+        found = (_source(address) for address in (*towards, _ANYWHERE))
         host = next((each for each in found if each), None) or _any_host()
     return Address(host, provider.port)
+
+
+def is_local(server: Address | NamedAddress) -> bool:
+    """Whether it can only be on this host."""
+    if isinstance(server, NamedAddress):
+        return server.host == "localhost"
+    return ip_address(server.host).is_loopback
 
 
 def dubbo_environment(address: Address) -> dict[str, str]:

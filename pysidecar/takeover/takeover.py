@@ -12,7 +12,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 from typing import Any
 
 from typing_extensions import override
@@ -28,7 +27,7 @@ from pysidecar.registry.client import LONGEST_PAUSE, SETTLE_TIME, RegistryClient
 from pysidecar.registry.service import CALLS, GRPC_COMMON, Instance, Registration, ServiceKey
 from pysidecar.routing.found import NOTHING_FOUND, FoundService, FoundServices, Role
 from pysidecar.routing.policies import Policies
-from pysidecar.takeover.advertised import advertised, expand, local_hosts
+from pysidecar.takeover.advertised import advertised, expand, is_local, local_hosts
 from pysidecar.takeover.api import MeshApi
 from pysidecar.takeover.bodies import Body, BodyError, service_key
 from pysidecar.takeover.described import describe
@@ -92,12 +91,9 @@ class Takeover(Watcher):
         self.table = ServiceTable()
         self.address = advertised(settings.advertise, settings.provider, config.registry.address)
         """What the registry is told."""
-        told = [self.address.host] if config.registry.address else []
-        registry = [each.host for each in config.registry.address]
+        registry = config.registry.address
         self._endpoints = Endpoints(
-            loopback=any(
-                all(ip_address(host).is_loopback for host in hosts) for hosts in (told, registry)
-            ),
+            loopback=not registry or is_local(self.address) or all(map(is_local, registry)),
             provider=self.address,
         )
         self._registry = make_registry(config.registry)

@@ -221,6 +221,14 @@ PORTS = "expected a port such as 5432 or a range such as 8000-8999"
             "registry: {type: zookeeper, address: 10.0.0.5:2181,10.0.0.6:2181}",
             "registry.10.0.0.6:2181: expected quotes around addresses with commas",
         ),
+        *(
+            (
+                f"registry: {{type: etcd, address: ['{wrong}']}}",
+                "registry.address: ['" + wrong + "']: expected an IP address or a host name, and",
+            )
+            for wrong in ("10.0.0.500:1", "zk", "zk:0", "zk:65536", "-zk:1", "z..k:1", "z k:1")
+        ),
+        ("registry: {type: etcd, address: [1]}", "registry.address: [1]: expected an IP address"),
         (
             "takeover: {api: 10.0.0.7:13330}",
             "takeover.api: '10.0.0.7:13330': expected a loopback address: whoever reaches this "

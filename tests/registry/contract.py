@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import pytest
 
-from pysidecar.address import Address
+from pysidecar.address import Address, NamedAddress
 from pysidecar.config import RegistryEntry
 from pysidecar.registry.service import Instance, Registration, ServiceKey
 from tests.registry.relay import Relay
@@ -49,7 +49,7 @@ class Served(abc.ABC):
     session_timeout = 2.0
     """Seconds; as short as the registry takes it."""
 
-    def entry(self, address: Address | None = None) -> RegistryEntry:
+    def entry(self, address: Address | NamedAddress | None = None) -> RegistryEntry:
         """What a client's configuration says."""
         return RegistryEntry.model_validate(
             {
@@ -58,6 +58,11 @@ class Served(abc.ABC):
                 "session_timeout": f"{self.session_timeout * 1000:.0f}ms",
             }
         )
+
+    def entry_by_name(self) -> RegistryEntry:
+        """Likewise, by a name where the host has one."""
+        named = self.address.host == "127.0.0.1"
+        return self.entry(NamedAddress("localhost", self.address.port) if named else None)
 
     @abc.abstractmethod
     def start(self) -> None:
@@ -144,7 +149,7 @@ class Contract:
             self.until(consumer, service)  # nobody, and that is told
             provider.register(Registration(service, instance(1)))
             self.until(consumer, service, instance(1))
-            with Side(served.entry()) as late:
+            with Side(served.entry_by_name()) as late:
                 late.subscribe(service)
                 self.until(late, service, instance(1))
 

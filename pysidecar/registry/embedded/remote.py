@@ -10,15 +10,15 @@ from typing import Any, Final
 
 from typing_extensions import override
 
-from pysidecar.address import Address
+from pysidecar.address import Address, NamedAddress
 from pysidecar.background import in_background
 from pysidecar.registry import Pushed, Registry, RegistryError, Session
 from pysidecar.registry.embedded import wire
+from pysidecar.registry.servers import Servers
 from pysidecar.registry.service import Instance, Registration, ServiceKey
 
 __all__ = ["RemoteRegistry"]
 
-_OPEN_TIMEOUT: Final = 4.5  # seconds, for all addresses together
 _LONG_LINE: Final = 32768  # bytes, from which on reading it takes the event loop too long
 _TURN: Final = 0.005  # seconds of reading one line after the other until others have their turn
 
@@ -26,29 +26,18 @@ _TURN: Final = 0.005  # seconds of reading one line after the other until others
 class RemoteRegistry(Registry):
     """Of several addresses the first that answers is taken."""
 
-    def __init__(self, addresses: Sequence[Address], timeout: float) -> None:
-        self._addresses = addresses
+    def __init__(self, addresses: Sequence[Address | NamedAddress], timeout: float) -> None:
+        self._servers = Servers(addresses)
         self._timeout = timeout
 
     @property
     @override
     def description(self) -> str:
-        return f"the embedded registry at {', '.join(map(str, self._addresses))}"
+        return f"the embedded registry at {self._servers}"
 
     @override
     async def open(self, pushed: Pushed) -> Session:
-        problems = []
-        for address in self._addresses:
-            try:
-                async with asyncio.timeout(_OPEN_TIMEOUT / len(self._addresses)):
-                    return await _open(address, self._timeout, pushed)
-            except TimeoutError:
-                problems.append(f"{address}: no answer")
-            except RegistryError as error:
-                problems.append(f"{address}: {error}")
-            except OSError as error:
-                problems.append(f"{address}: {os.strerror(error.errno or 0)}")
-        raise RegistryError("; ".join(problems))
+        return await self._servers.open(lambda address, _: _open(address, self._timeout, pushed))
 
 
 async def _open(address: Address, timeout: float, pushed: Pushed) -> Session:

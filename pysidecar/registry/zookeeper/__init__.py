@@ -23,10 +23,10 @@ from kazoo.exceptions import (
 )
 from typing_extensions import override
 
-from pysidecar.address import Address
+from pysidecar.address import Address, NamedAddress
 from pysidecar.registry import Pushed, Registry, RegistryError, Session
 from pysidecar.registry.security import client_context, read_credentials
-from pysidecar.registry.servers import Servers
+from pysidecar.registry.servers import Servers, Verify
 from pysidecar.registry.service import Registration, ServiceKey
 from pysidecar.registry.zookeeper.connection import Connection, SessionId
 from pysidecar.registry.zookeeper.following import Applications, Directory, explain
@@ -56,12 +56,12 @@ def make(entry: RegistryEntry) -> Registry:
 class _ZooKeeper(Registry):
     def __init__(
         self,
-        addresses: tuple[Address, ...],
+        addresses: tuple[Address | NamedAddress, ...],
         session_timeout: float,
         credentials: tuple[str, str] | None,
         context: ssl.SSLContext | None,
     ) -> None:
-        self._servers = Servers(addresses, first=random.randrange(len(addresses)))
+        self._servers = Servers(addresses, first=random.randrange(1 << 16))
         self._session_timeout = session_timeout
         self._credentials = credentials
         self._context = context
@@ -77,8 +77,8 @@ class _ZooKeeper(Registry):
     async def open(self, pushed: Pushed) -> Session:
         return _ZooKeeperSession(self, await self._servers.open(self._connect), pushed)
 
-    async def _connect(self, address: Address) -> Connection:
-        connection = self._connection(address, self.left)
+    async def _connect(self, address: Address, verify: Verify) -> Connection:
+        connection = self._connection(address, verify, self.left)
         try:
             await connection.open()
         except RegistryError:
@@ -86,16 +86,19 @@ class _ZooKeeper(Registry):
             if not connection.expired or self.left is None:
                 raise
             self.left = None
-            return await self._connect(address)
+            return await self._connect(address, verify)
         except BaseException:
             connection.abandon()
             raise
         self.left = None
         return connection
 
-    def _connection(self, address: Address, session: SessionId | None) -> Connection:
+    def _connection(
+        self, address: Address, verify: Verify, session: SessionId | None
+    ) -> Connection:
         return Connection(
             address,
+            verify=verify,
             session_timeout=self._session_timeout,
             context=self._context,
             credentials=self._credentials,

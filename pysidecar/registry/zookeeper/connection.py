@@ -39,9 +39,12 @@ _CLOSE_PATIENCE: Final = 2.0  # seconds for the server to end our session
 class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
     """Connects as we are told, and says when one of kazoo's threads ended."""
 
-    def __init__(self, context: ssl.SSLContext | None, ended: Callable[[], None]) -> None:
+    def __init__(
+        self, context: ssl.SSLContext | None, verify: str, ended: Callable[[], None]
+    ) -> None:
         super().__init__()
         self._context = context
+        self._verify = verify
         self._ended = ended
         self.problem = "the connection is gone"
         self._socket: socket.socket | None = None
@@ -74,7 +77,7 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._context is None:
                 return plain
-            return self._context.wrap_socket(plain, server_hostname=address[0])
+            return self._context.wrap_socket(plain, server_hostname=self._verify)
         except BaseException:
             plain.close()
             raise
@@ -101,6 +104,7 @@ class Connection:
         self,
         address: Address,
         *,
+        verify: str,
         session_timeout: float,
         context: ssl.SSLContext | None = None,
         credentials: tuple[str, str] | None = None,
@@ -117,7 +121,7 @@ class Connection:
         self.expired = False
         """Whether the session that it was to go on with is no more."""
 
-        self._handler = handler = _Handler(context, lambda: self._tell(self._end))
+        self._handler = handler = _Handler(context, verify, lambda: self._tell(self._end))
         self._client = KazooClient(
             hosts=str(address),
             timeout=session_timeout,
