@@ -76,7 +76,7 @@ def test_http1_clients_reach_a_service_of_http2() -> None:
                 b"POST /c HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % len(body) + body
             )
             head = read_until(client, b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 200")
+            assert head.startswith(b"HTTP/1.1 200 OK\r\n")
             assert b"x-served: http2" in head
             rest = read_until(client, b"0\r\n\r\n", head.partition(b"\r\n\r\n")[2])
             assert body[:50] in rest

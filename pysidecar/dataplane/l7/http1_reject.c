@@ -2,26 +2,66 @@
 #include "l7/http1.h"
 #include "l7/http1_write.h"
 
-static const struct {
-    uint16_t status;
-    struct text phrase;
-} phrases[] = {
-    {400, TEXT("Bad Request")},
-    {404, TEXT("Not Found")},
-    {405, TEXT("Method Not Allowed")},
-    {408, TEXT("Request Timeout")},
-    {413, TEXT("Content Too Large")},
-    {414, TEXT("URI Too Long")},
-    {417, TEXT("Expectation Failed")},
-    {429, TEXT("Too Many Requests")},
-    {431, TEXT("Request Header Fields Too Large")},
-    {500, TEXT("Internal Server Error")},
-    {501, TEXT("Not Implemented")},
-    {502, TEXT("Bad Gateway")},
-    {503, TEXT("Service Unavailable")},
-    {504, TEXT("Gateway Timeout")},
-    {505, TEXT("HTTP Version Not Supported")},
-    {508, TEXT("Loop Detected")},
+/* By status. */
+static const struct text phrases[600] = {
+    [100] = TEXT("Continue"),
+    [102] = TEXT("Processing"),
+    [103] = TEXT("Early Hints"),
+    [200] = TEXT("OK"),
+    [201] = TEXT("Created"),
+    [202] = TEXT("Accepted"),
+    [203] = TEXT("Non-Authoritative Information"),
+    [204] = TEXT("No Content"),
+    [205] = TEXT("Reset Content"),
+    [206] = TEXT("Partial Content"),
+    [207] = TEXT("Multi-Status"),
+    [208] = TEXT("Already Reported"),
+    [226] = TEXT("IM Used"),
+    [300] = TEXT("Multiple Choices"),
+    [301] = TEXT("Moved Permanently"),
+    [302] = TEXT("Found"),
+    [303] = TEXT("See Other"),
+    [304] = TEXT("Not Modified"),
+    [307] = TEXT("Temporary Redirect"),
+    [308] = TEXT("Permanent Redirect"),
+    [400] = TEXT("Bad Request"),
+    [401] = TEXT("Unauthorized"),
+    [402] = TEXT("Payment Required"),
+    [403] = TEXT("Forbidden"),
+    [404] = TEXT("Not Found"),
+    [405] = TEXT("Method Not Allowed"),
+    [406] = TEXT("Not Acceptable"),
+    [407] = TEXT("Proxy Authentication Required"),
+    [408] = TEXT("Request Timeout"),
+    [409] = TEXT("Conflict"),
+    [410] = TEXT("Gone"),
+    [411] = TEXT("Length Required"),
+    [412] = TEXT("Precondition Failed"),
+    [413] = TEXT("Content Too Large"),
+    [414] = TEXT("URI Too Long"),
+    [415] = TEXT("Unsupported Media Type"),
+    [416] = TEXT("Range Not Satisfiable"),
+    [417] = TEXT("Expectation Failed"),
+    [421] = TEXT("Misdirected Request"),
+    [422] = TEXT("Unprocessable Content"),
+    [423] = TEXT("Locked"),
+    [424] = TEXT("Failed Dependency"),
+    [425] = TEXT("Too Early"),
+    [426] = TEXT("Upgrade Required"),
+    [428] = TEXT("Precondition Required"),
+    [429] = TEXT("Too Many Requests"),
+    [431] = TEXT("Request Header Fields Too Large"),
+    [451] = TEXT("Unavailable For Legal Reasons"),
+    [500] = TEXT("Internal Server Error"),
+    [501] = TEXT("Not Implemented"),
+    [502] = TEXT("Bad Gateway"),
+    [503] = TEXT("Service Unavailable"),
+    [504] = TEXT("Gateway Timeout"),
+    [505] = TEXT("HTTP Version Not Supported"),
+    [506] = TEXT("Variant Also Negotiates"),
+    [507] = TEXT("Insufficient Storage"),
+    [508] = TEXT("Loop Detected"),
+    [511] = TEXT("Network Authentication Required"),
 };
 
 /* By enum dp_flag. */
@@ -47,10 +87,9 @@ static const struct {
 
 struct text http1_phrase(uint32_t status)
 {
-    for (size_t i = 0; i < sizeof phrases / sizeof *phrases; i++)
-        if (phrases[i].status == status)
-            return phrases[i].phrase;
-    return TEXT("");
+    bool known = status < sizeof phrases / sizeof *phrases && phrases[status].size > 0;
+
+    return known ? phrases[status] : TEXT("");
 }
 
 uint16_t http1_reject_status(const struct rejection *rejection)

@@ -237,6 +237,7 @@ static bool conclude_response(const struct decoder *decoder, const struct seen *
     if (message->status < 100 || message->status >= 600 ||
         message->status == STATUS_SWITCHING_PROTOCOLS)
         return http1_refuse(message, 400, "not a :status");
+    message->reason = http1_phrase(message->status); /* which HTTP/2 has none of */
     message->succeeded = message->status < 400;
     if (message->status < 200) {
         message->kind = MESSAGE_INTERIM;
