@@ -99,4 +99,13 @@ def http2() -> list[bytes]:
         for how in (3, 7)
         for number in range(5)
     ]  # fmt: skip
+    found += [ # clients that take nothing, or too many streams
+        _Steps(how).settings(_CLIENT, 4, 0).request().request().request().request()
+        .settings(_UPSTREAM)
+        .head(_UPSTREAM, 1, answer).frame(_UPSTREAM, _DATA, _ENDS, 1, bytes([250]))
+        .head(_UPSTREAM, 3, answer).frame(_UPSTREAM, _DATA, 0, 3, bytes([30]))
+        .turn().frame(_CLIENT, _WINDOW, 0, 1, b"\x01").turn().turn()
+        .frame(_CLIENT, _PING, 0, 0, bytes([8]) + b"12345678").turn()
+        for how in (16, 20, 32, 36, 48, 52)
+    ]  # fmt: skip
     return [each.bytes for each in found]

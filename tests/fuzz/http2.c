@@ -459,6 +459,10 @@ static void begin(uint8_t how)
     service->protocol = run.upstream_is_http2 ? DP_HTTP2 : DP_HTTP1;
     if (how & 4)
         serving_be_resilient(run.client_is_http2 ? DP_HTTP2 : DP_HTTP1);
+    if (how & 16) /* what is not taken at once ends */
+        atomic_store(&serving.routed.timeouts.flush_ms, 1);
+    if (how & 32)
+        worker->streams->shares.most_streams = 3;
     serving_offer();
     run.session = arrive(&run.client);
     CHECK(run.session);

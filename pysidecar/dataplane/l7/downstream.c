@@ -774,7 +774,11 @@ static size_t take(struct wire *wire, const uint8_t *data, size_t size)
 
 static void fill(struct wire *wire)
 {
-    http2_fill(OWNER(wire, struct downstream, wire)->http2);
+    struct downstream *downstream = OWNER(wire, struct downstream, wire);
+
+    http2_fill(downstream->http2);
+    if (downstream->http2) /* also where nothing can be sent, of which nobody tells */
+        watch_unsent(downstream);
 }
 
 static void http2_sent(struct wire *wire)

@@ -1,5 +1,6 @@
 #include "l7/streams.h"
 
+#include <assert.h>
 #include <stdlib.h>
 
 #include "base/owner.h"
@@ -113,6 +114,7 @@ void streams_close(struct worker *worker)
 
     if (!streams)
         return;
+    assert(streams->shares.streams == 0);
     shadows_close(worker);
     close_pools(&streams->pools);
     free_ended(streams);
