@@ -162,6 +162,7 @@ def test_changes_that_come_together_are_written_once(
 
 def be_slow(monkeypatch: pytest.MonkeyPatch, latest: float) -> None:
     """Writes take long, so that each waits until nothing changes for hours, or until then."""
+    monkeypatch.setattr(states, "_PAUSE_FACTOR", 0)
     monkeypatch.setattr(states, "_LULL_FACTOR", 1e9)
     monkeypatch.setattr(states, "_LONGEST_LULL", 3600.0)
     monkeypatch.setattr(states, "_LATEST", latest)
@@ -187,7 +188,7 @@ def test_a_write_that_takes_long_waits_no_longer_than_until_the_end(
         before = len(seen)
         for number in range(3):
             table.push(DUBBO, INSTANCES[: number % 2 + 1])
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
         assert len(seen) == before
         await state.stop()
 
