@@ -27,7 +27,7 @@ from pysidecar.admin import AdminServer
 from pysidecar.admin.metrics import Metrics, OwnCounters, RuleCounters
 from pysidecar.admin.services import HealthResults
 from pysidecar.background import in_background, release, without_collector
-from pysidecar.config import Config, ConfigError, Problem, load, restart_keys
+from pysidecar.config import Config, ConfigError, Problem, RegistryEntry, load, restart_keys
 from pysidecar.dataplane import (
     HAS_HTTP2,
     Acceleration,
@@ -321,6 +321,8 @@ class Sidecar:
             self._takeover = Takeover(config, self._own_listeners(), self._on_found)
             stack.callback(self._takeover.close)
             self._takeover.open()
+        elif config.registry != RegistryEntry():
+            log.warning("registry is not used: it is for takeover, which has no section")
 
         data_plane = DataPlane(workers=config.worker_count, timeouts=_timeouts(config))
         self._data_plane = data_plane

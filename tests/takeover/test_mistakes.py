@@ -185,3 +185,25 @@ def test_services_that_cannot_be_set_are_set_later(
 
     asyncio.run(run())
     assert caplog.text.count("an error of pysidecar itself") == 1
+
+
+def test_a_registry_that_nothing_uses_is_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run(takeover: str) -> None:
+        sidecar = Sidecar(
+            parse(
+                f"admin: {{listen: '127.0.0.1:0'}}\n"
+                f"outbound: {{control_socket: {tmp_path}/run/hook.sock}}\n"
+                f"registry: {{type: embedded, address: '127.0.0.1:1'}}\n{takeover}"
+            )
+        )
+        await sidecar.start()
+        await sidecar.stop()
+
+    caplog.set_level(logging.WARNING)
+    ports = "{api: '127.0.0.1:0', consumer: '127.0.0.1:0', provider: '127.0.0.1:0'}"
+    asyncio.run(run(f"takeover: {ports}"))
+    assert "registry is not used" not in caplog.text
+    asyncio.run(run(""))
+    assert "registry is not used: it is for takeover" in caplog.text
