@@ -35,15 +35,19 @@ REFUSED_STREAM, CANCEL, COMPRESSION_ERROR, ENHANCE_YOUR_CALM = 7, 8, 9, 11
 class Peer:
     """One end of a connection: of a client, or of a server that has accepted one."""
 
-    def __init__(self, sock: socket.socket, settings: dict[int, int] | None = None) -> None:
+    def __init__(
+        self, sock: socket.socket, settings: dict[int, int] | None = None, *, silent: bool = False
+    ) -> None:
+        """``silent``: it has not sent its settings, which come before all else."""
         self.sock = sock
         self.encoder, self.decoder = Encoder(), Decoder()
         self.next_id = 1
-        self.acknowledges = True
+        self.acknowledges = not silent
         """Settings and pings of the other side."""
         self.gives_credit = True
         """For all DATA that comes."""
-        self.send(SettingsFrame(0, settings=settings or {}))
+        if not silent:
+            self.send(SettingsFrame(0, settings=settings or {}))
 
     @classmethod
     def client(cls, plane: RequestPlane, settings: dict[int, int] | None = None) -> Peer:

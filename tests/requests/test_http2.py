@@ -22,13 +22,14 @@ from tests.requests.http2 import (
     CANCEL,
     ENHANCE_YOUR_CALM,
     NO_ERROR,
+    PREFACE,
     REFUSED_STREAM,
     Peer,
     ResetError,
     echo,
     through,
 )
-from tests.requests.support import RequestPlane, Upstream, read_message, read_until
+from tests.requests.support import RequestPlane, Upstream, read_exactly, read_message, read_until
 from tests.requests.support import echo as echo_http1
 from tests.waiting import eventually
 
@@ -306,6 +307,29 @@ def test_a_refused_stream_is_sent_again(held: tuple[RequestPlane, list[Peer]]) -
     server.respond(again.stream_id, b"second")
     assert client.answer(stream)[1] == b"second"
     assert line_of(plane, "/m")["flags"] == ["retried"]
+
+
+def test_a_stream_beyond_settings_that_had_not_come_is_sent_again() -> None:
+    """Whoever opens several connections at once sends each more than it may turn out to take."""
+    refusals = iter(range(3))
+
+    def serve(sock: socket.socket) -> None:
+        assert read_exactly(sock, len(PREFACE)) == PREFACE
+        server = Peer(sock, silent=True)
+        frame, _ = server.read_headers()
+        refuses = next(refusals, None) is not None
+        server.send(SettingsFrame(0, settings={SettingsFrame.MAX_CONCURRENT_STREAMS: not refuses}))
+        if refuses:
+            server.reset(frame.stream_id, REFUSED_STREAM)
+        else:
+            server.respond(frame.stream_id, b"at last")
+        for _ in server.frames():
+            pass
+
+    with through(serve, "http2", speaks="http2") as (plane, _):
+        client = Peer.client(plane)
+        assert client.answer(client.request("/o"))[1] == b"at last"
+        assert line_of(plane, "/o")["flags"] == ["retried"]
 
 
 def answer_early(

@@ -45,6 +45,7 @@ struct http2_stream {
     bool closed;         /* libnghttp2 knows it no longer */
     bool is_reset;       /* by us, and not by libnghttp2 for what the peer did */
     bool is_wide;        /* it has all of the credit that a stream may have */
+    bool is_early;       /* a request, sent before the server has said how many it takes */
     uint8_t interim;     /* heads of interim answers that wait to be sent */
 };
 
@@ -64,6 +65,7 @@ struct http2 {
     uint32_t fault;         /* of the peer, for which we end it: an error of RFC 9113, 7 */
     struct http2_past past; /* of a client's streams */
     bool head_is_too_large;
+    bool settled;         /* the peer's SETTINGS have come */
     bool head_is_refused; /* its stream was: it is read for the sake of the next ones */
     bool greets;          /* an upstream; a client that has sent something: only then we speak */
     bool inside;          /* libnghttp2 is on the stack */

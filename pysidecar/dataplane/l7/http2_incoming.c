@@ -227,11 +227,21 @@ static int on_data(nghttp2_session *session, uint8_t flags, int32_t id, const ui
     return 0;
 }
 
-static enum processed processed(const struct http2 *http2, uint32_t code)
+/* Whether there were more requests than the server takes, before it had said so. */
+static bool is_beyond_settings(const struct http2_stream *stream)
+{
+    uint32_t most = nghttp2_session_get_remote_settings(http2_session_of(stream->http2),
+                                                        NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS);
+
+    return stream->is_early && ((uint32_t)stream->id + 1) / 2 > most;
+}
+
+static enum processed processed(const struct http2_stream *stream, uint32_t code)
 {
     if (code != NGHTTP2_REFUSED_STREAM)
         return PROCESSED_PERHAPS;
-    return http2->goes_away ? PROCESSED_AWAY : PROCESSED_REFUSED;
+    return stream->http2->goes_away || is_beyond_settings(stream) ? PROCESSED_AWAY
+                                                                  : PROCESSED_REFUSED;
 }
 
 /* The peer, or libnghttp2, has ended it before our stream had all. */
@@ -246,7 +256,7 @@ static void lose(struct http2_stream *stream, uint32_t code)
         stream_abandon(ours, DP_FLAG_DOWNSTREAM_CLOSED);
         downstream_answered(stream->http2->downstream);
     } else if (!stream->in_ended || code != NGHTTP2_NO_ERROR || ours->answered) {
-        stream_uplink_reset(ours, code, processed(stream->http2, code));
+        stream_uplink_reset(ours, code, processed(stream, code));
     }
 }
 
@@ -332,6 +342,8 @@ static int on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *
         take_goaway(http2, frame->goaway.last_stream_id);
         break;
     case NGHTTP2_SETTINGS:
+        if (!(frame->hd.flags & NGHTTP2_FLAG_ACK))
+            http2->settled = true;
         if (http2->uplink)
             uplink_has_room(http2->uplink);
         break;

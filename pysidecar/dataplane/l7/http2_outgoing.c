@@ -275,6 +275,7 @@ struct http2_stream *http2_request(struct http2 *http2, struct stream *ours, con
         return NULL;
     }
     stream->stream = ours;
+    stream->is_early = !http2->settled;
     stream->active_ms = http2_worker_of(http2)->loop.now_ms;
     if (nghttp2_session_get_next_stream_id(http2_session_of(http2)) >= NEARLY_LAST_STREAM)
         http2->uplink->leaving = true;

@@ -128,7 +128,7 @@ void stream_uplink_lost(struct stream *stream, enum dp_flag why);
 enum processed {
     PROCESSED_PERHAPS,
     PROCESSED_REFUSED, /* no */
-    PROCESSED_AWAY,    /* no: its connection goes away */
+    PROCESSED_AWAY,    /* no: its connection goes away, or took fewer than could be known */
 };
 
 /* It has reset the stream alone, with a code of HTTP/2. */

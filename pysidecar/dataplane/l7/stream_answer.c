@@ -198,7 +198,8 @@ static bool pass_reset(struct stream *stream, uint32_t code)
 }
 
 /* How often it is sent again. A connection that goes away may leave more behind than the next one
- * takes, as nginx does, and each time that costs a connection. Who refuses is asked for less. */
+ * takes, as nginx does, and each time that costs a connection; what several new ones get before
+ * they say how little they take may be refused by each. Who refuses is asked for less. */
 static unsigned most_unprocessed(enum processed processed)
 {
     static const uint8_t most[] = {[PROCESSED_REFUSED] = 1, [PROCESSED_AWAY] = 8};
