@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import grp
 import os
 import pwd
@@ -16,6 +15,7 @@ from pathlib import Path
 from pysidecar.errors import StartError
 from pysidecar.files import remove_file
 from pysidecar.listeners import describe_process
+from pysidecar.lock_file import InUseError, LockFile
 
 __all__ = ["ControlSocket"]
 
@@ -29,11 +29,10 @@ class ControlSocket:
     def __init__(self, path: Path, mode: int) -> None:
         """Raises StartError when another sidecar is there or the path cannot be used."""
         self.path = path
-        self._lock_path = path.with_name(f"{path.name}.lock")
-        self._lock: int | None = None
+        self._lock: LockFile | None = None
         try:
             _ensure_directory(path.parent, mode)
-            self._lock = self._take_lock()
+            self._lock = LockFile(path.with_name(f"{path.name}.lock"))
             self._remove_stale()
             self.listener = _listen(path, mode)
         except OSError as error:
@@ -41,6 +40,8 @@ class ControlSocket:
             raise StartError(
                 f"cannot make the control socket {path} (outbound.control_socket): {error.strerror}"
             ) from None
+        except InUseError as error:
+            raise StartError(self._in_use_by(error.pid)) from None
         except StartError:
             self.remove()
             raise
@@ -59,32 +60,8 @@ class ControlSocket:
         if self._lock is not None:
             if hasattr(self, "listener"):
                 remove_file(self.path)
-            # While we still hold it: whoever waits for this inode finds that its name is gone.
-            remove_file(self._lock_path)
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
-
-    def _take_lock(self) -> int:
-        while True:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            lock = os.open(self._lock_path, flags, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(lock), os.stat(self._lock_path)):
-                    os.ftruncate(lock, 0)
-                    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-                    return lock
-            except BlockingIOError:
-                holder = os.pread(lock, 32, 0).strip()
-                os.close(lock)
-                pid = int(holder) if holder.isdigit() else None
-                raise StartError(self._in_use_by(pid)) from None
-            except FileNotFoundError:
-                pass  # its holder left between our open and our lock: again
-            except BaseException:
-                os.close(lock)
-                raise
-            os.close(lock)
 
     def _remove_stale(self) -> None:
         try:

@@ -7,8 +7,9 @@ import contextlib
 import hashlib
 import logging
 import math
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,9 @@ from typing_extensions import override
 
 from pysidecar.address import Address
 from pysidecar.background import in_background
+from pysidecar.errors import StartError
+from pysidecar.listeners import describe_process
+from pysidecar.lock_file import InUseError, LockFile
 from pysidecar.log import Mistakes
 from pysidecar.registry.service import Instance, ServiceKey
 from pysidecar.takeover import own_files
@@ -143,9 +147,9 @@ def _with(content: _Content, journal: Mapping[ServiceKey, Said]) -> _Content:
 
 
 class State(Watcher):
-    """``restore`` first, then ``start``: from there on it watches the table, and writes. What
-    applications say is in a journal at once (see ``noted``), all that is known a little later in
-    the file. Nothing here raises: what goes wrong is in the log."""
+    """``claim`` and ``restore`` first, then ``start``: from there on it watches the table, and
+    writes. What applications say is in a journal at once (see ``noted``), all that is known a
+    little later in the file. Only ``claim`` raises: what goes wrong later is in the log."""
 
     def __init__(self, table: ServiceTable, path: Path) -> None:
         self._table = table
@@ -162,6 +166,24 @@ class State(Watcher):
         self._next: asyncio.Future[None] | None = None  # when it has these
         self._current: asyncio.Future[None] | None = None  # of those that are being written
         self._noting: asyncio.Task[None] | None = None
+
+    def claim(self) -> Callable[[], None]:
+        """Nobody else is to use the file, which each would write over the other's. Returns what
+        ends this. Raises StartError."""
+        path = self._path.with_name(f"{self._path.name}.lock")
+        try:
+            return LockFile(path).release
+        except InUseError as error:
+            # In a directory that others write to, one of theirs is no reason not to start.
+            with contextlib.suppress(OSError):
+                if path.lstat().st_uid == os.geteuid():
+                    raise StartError(
+                        f"{self._path} (takeover.state) is in use by "
+                        f"{describe_process(error.pid)}; stop it, or configure another path"
+                    ) from None
+        except OSError as error:  # as what is to be written, which is in the log
+            log.debug("%s: %s", path, error)
+        return lambda: None
 
     def restore(self) -> None:
         """Publishes and subscribes what the file has; nothing of it is alive before somebody has

@@ -127,6 +127,7 @@ class Takeover(Watcher):
 
     def open(self) -> None:
         """Listens, for the APIs. Raises StartError."""
+        self._stack.callback(self._state.claim())
         settings, registry = self._settings, self._config.registry.type
         ports = frozenset(address.port for address in self._own)
         listener = self._listen(settings.api, "takeover.api")

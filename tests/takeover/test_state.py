@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from pysidecar.address import Address
+from pysidecar.errors import StartError
+from pysidecar.lock_file import LockFile
 from pysidecar.registry.service import Instance, ServiceKey
 from pysidecar.takeover import own_files
 from pysidecar.takeover import state as states
@@ -71,6 +73,28 @@ def written(
         await state.stop()
 
     asyncio.run(run())
+
+
+def test_two_sidecars_do_not_share_a_file(path: Path) -> None:
+    first, second = State(ServiceTable(), path), State(ServiceTable(), path)
+    release = first.claim()
+    with pytest.raises(StartError, match=r"takeover\.state\) is in use by this very process"):
+        second.claim()
+    release()
+    second.claim()()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_lock_that_cannot_be_made_hinders_nothing(path: Path) -> None:
+    State(ServiceTable(), path / "nowhere").claim()()
+
+
+@needs_root
+def test_a_lock_of_another_user_hinders_nothing(path: Path) -> None:
+    theirs = LockFile(lock := path.with_name(f"{path.name}.lock"))
+    os.chown(lock, USERS[0], -1)
+    State(ServiceTable(), path).claim()()
+    theirs.release()
 
 
 def restored(path: Path) -> ServiceTable:
