@@ -90,6 +90,7 @@ def running(
             stdout=output,
             stderr=subprocess.STDOUT,
             env=plain_environment() if environment is None else environment,
+            process_group=0,
         )
 
     def ready_or_gone() -> bool:
@@ -101,6 +102,8 @@ def running(
         yield process
     finally:
         assert end_process(process, PATIENCE, stop), f"{command[0]} does not end"
+        with contextlib.suppress(ProcessLookupError):  # such as those that fcgiwrap leaves
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _unprivileged() -> list[str]:
