@@ -69,8 +69,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 class _Sidecar(Sidecar):
     """With takeover, at its own loopback address."""
 
-    def __init__(self, registry: str, **takeover: Any) -> None:
-        self._takeover, self._registry = takeover, registry
+    def __init__(self, registry: str, kind: str, **takeover: Any) -> None:
+        self._takeover, self._registry = takeover, {"type": kind, "address": registry}
         super().__init__()
 
     @override
@@ -84,15 +84,15 @@ class _Sidecar(Sidecar):
                 "state": str(self.directory / "takeover.json"),
                 **self._takeover,
             },
-            "registry": {"type": "embedded", "address": self._registry},
+            "registry": self._registry,
         }
 
 
 class Pod:
     """Its sidecar, and what an application there says and asks."""
 
-    def __init__(self, registry: str, **takeover: Any) -> None:
-        self.sidecar = _Sidecar(registry, **takeover)
+    def __init__(self, registry: str, kind: str = "embedded", **takeover: Any) -> None:
+        self.sidecar = _Sidecar(registry, kind, **takeover)
 
     @property
     def host(self) -> str:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -26,6 +27,7 @@ from pysidecar.registry.service import ServiceKey
 from pysidecar.routing.found import FoundService, FoundServices, Role
 from tests.interop.servers import free_port
 from tests.launching import PYSIDECAR
+from tests.registry.servers import EtcdServer, ServerProcess, ZooKeeperServer
 from tests.requests.test_grpc_peers import SERVICE, Service
 from tests.takeover.test_flow import CONSUMER, PROVIDER, Pod, _registry
 from tests.takeover.test_ports import Ports
@@ -156,6 +158,17 @@ def test_calls_go_from_application_to_application(mesh: Mesh, application: Appli
     provider.called(SERVICE, f"127.0.0.1:{application.port}")
     # Nobody but its own sidecar came to the application.
     assert {peer.rpartition(":")[0] for peer in application.peers} == {"ipv4:127.0.0.1"}
+
+
+@pytest.mark.parametrize("server", [ZooKeeperServer, EtcdServer])
+def test_other_registries_carry_it(server: type[ServerProcess], tmp_path: Path) -> None:
+    kind = {ZooKeeperServer: "zookeeper", EtcdServer: "etcd"}[server]
+    with server(tmp_path / kind) as registry:
+        provider, consumer = (Pod(str(registry.address), kind) for _ in range(2))
+        mesh = Mesh(str(registry.address), provider, consumer)
+        with provider.sidecar, consumer.sidecar, mesh.serving(SERVICE) as (application,):
+            assert application.peers
+            consumer.called(SERVICE, f"{provider.host}:{PROVIDER}")
 
 
 @pytest.mark.usefixtures("application")
