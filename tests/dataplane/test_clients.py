@@ -255,10 +255,10 @@ def test_one_user_leaves_descriptors_to_another(
         assert (
             most // 2 < plane.data.counters().fds_used < most * 15 // 16
         )  # 7/8, but for what is counted meanwhile
-        refused = len(plane.closed())
+        refused = plane.data.counters().closed
         users.enter_context(_asking(plane, asks, NEIGHBOUR, few, endless))
         eventually(lambda: are_settled(many + few), "the other user's connections")
-        assert len(plane.closed()) == refused
+        assert plane.data.counters().closed == refused
     eventually(lambda: plane.data.counters().fds_used == 0, "all to be given back")
     with _asking(plane, asks, STRANGER, few, server):
         eventually(lambda: plane.data.live == few, "the same user again")

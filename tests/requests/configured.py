@@ -63,12 +63,9 @@ class Configured(Plane):
         for piece in self.data.recent_requests():
             yield from piece
 
-    def next_record(self, count: int = 1) -> RequestRecord:
-        """The latest one, once so many have ended."""
-        return eventually(
-            lambda: found[0] if len(found := list(self.records())) >= count else None,
-            "an ended request",
-        )
+    def next_record(self) -> RequestRecord:
+        """The latest one, once there is one."""
+        return eventually(lambda: next(self.records(), None), "an ended request")
 
     def is_quiet(self) -> bool:
         """Whether nothing is under way any more."""
