@@ -30,7 +30,7 @@ from pysidecar.address import Address, NamedAddress
 from pysidecar.errors import StartError
 from pysidecar.registry import MAX_INSTANCES, Pushed, Registry, RegistryError, Session
 from pysidecar.registry.security import authorities, client_context, read_credentials
-from pysidecar.registry.servers import Servers, Verify
+from pysidecar.registry.servers import Servers
 from pysidecar.registry.service import Instance, Registration, ServiceKey
 from pysidecar.text import printable
 
@@ -165,7 +165,7 @@ class _Etcd(Registry):
 
     @override
     async def open(self, pushed: Pushed) -> Session:
-        async def connect(address: Address, verify: Verify) -> Session:
+        async def connect(address: Address, verify: str) -> Session:
             session = _EtcdSession(self._channel(address, verify), self._credentials, pushed)
             try:
                 await session.begin(self._ttl)
@@ -176,7 +176,7 @@ class _Etcd(Registry):
 
         return await self._servers.open(connect)
 
-    def _channel(self, address: Address, verify: Verify) -> Any:
+    def _channel(self, address: Address, verify: str) -> Any:
         target = f"ipv6:{address}" if ":" in address.host else f"ipv4:{address}"
         if self._channel_credentials is None:
             return grpc.aio.insecure_channel(target, _OPTIONS)

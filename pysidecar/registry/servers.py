@@ -12,7 +12,7 @@ from pysidecar.address import Address, NamedAddress
 from pysidecar.background import in_background
 from pysidecar.registry import RegistryError
 
-__all__ = ["Servers", "Verify"]
+__all__ = ["Servers"]
 
 T = TypeVar("T")
 
@@ -20,10 +20,6 @@ _OPEN_TIME: Final = 5.0  # seconds, for all servers together
 _LEAST_TIME: Final = 1.5  # seconds, for one
 _LOOKUP_TIME: Final = 2.0  # seconds of these, for all names
 _MOST: Final = 16  # addresses of one name
-
-Verify = str
-"""The host that a server's certificate has to be for: as it is configured, so a name if that is
-one."""
 
 
 class Servers:
@@ -33,17 +29,19 @@ class Servers:
     def __init__(self, servers: Sequence[Address | NamedAddress], *, first: int = 0) -> None:
         self._servers = servers
         self._first = first
-        self._lookups: dict[NamedAddress, asyncio.Task[list[Address]]] = {}
-        """Those under way: a resolver that hangs has one of each name."""
+        self._lookups: dict[NamedAddress, asyncio.Task[list[Address] | RegistryError]] = {}
+        """Those that nobody has used: of a resolver that takes longer than we wait, the next time
+        does, and one that hangs has one of each name."""
 
     def __str__(self) -> str:
         """As they are configured."""
         return ",".join(map(str, self._servers))
 
-    async def open(self, connect: Callable[[Address, Verify], Awaitable[T]]) -> T:
-        """What ``connect`` returns for the first of them that answers, within 5 seconds. It may
-        raise RegistryError and OSError, and is cancelled where it takes too long. Raises
-        RegistryError with what each of them said."""
+    async def open(self, connect: Callable[[Address, str], Awaitable[T]]) -> T:
+        """What ``connect`` returns for the first of them that answers, within 5 seconds. It gets
+        an address, and the host as configured, which a certificate has to be for. It may raise
+        RegistryError and OSError, and is cancelled where it takes too long. Raises RegistryError
+        with what each of them said."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _OPEN_TIME
         problems: list[str] = []
@@ -70,42 +68,44 @@ class Servers:
         self._first += 1
         raise RegistryError("; ".join(problems))
 
-    async def _places(self, problems: list[str]) -> list[tuple[Address, Verify]]:
+    async def _places(self, problems: list[str]) -> list[tuple[Address, str]]:
         """All addresses, and what there is to say of names without any."""
         named = [each for each in self._servers if isinstance(each, NamedAddress)]
         lookups = {each: self._look_up(each) for each in named}
         if lookups:
             await asyncio.wait(lookups.values(), timeout=_LOOKUP_TIME)
-        places: dict[Address, Verify] = {}
+        places: dict[Address, str] = {}
         for server in self._servers:
             if isinstance(server, Address):
                 places.setdefault(server, server.host)
                 continue
-            lookup = lookups[server]
-            if not lookup.done():
+            if not lookups[server].done():
                 problems.append(f"{server}: no resolver answers within {_LOOKUP_TIME:g} s")
-            elif error := lookup.exception():
-                problems.append(f"{server}: {error}")
-            else:
-                for address in lookup.result():
-                    places.setdefault(address, server.host)
+                continue
+            self._lookups.pop(server, None)
+            found = lookups[server].result()
+            if isinstance(found, RegistryError):
+                problems.append(f"{server}: {found}")
+                continue
+            for address in found:
+                places.setdefault(address, server.host)
         return list(places.items())
 
-    def _look_up(self, server: NamedAddress) -> asyncio.Task[list[Address]]:
+    def _look_up(self, server: NamedAddress) -> asyncio.Task[list[Address] | RegistryError]:
         lookup = self._lookups.get(server)
-        if lookup is None or lookup.done():
+        if lookup is None:
             lookup = asyncio.get_running_loop().create_task(_addresses_of(server))
             self._lookups[server] = lookup
         return lookup
 
 
-async def _addresses_of(server: NamedAddress) -> list[Address]:
-    """Raises RegistryError."""
+async def _addresses_of(server: NamedAddress) -> list[Address] | RegistryError:
+    """Does not raise, since it may be that nobody asks for the outcome any more."""
     try:
         found = await in_background(
             lambda: socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
         )
     except OSError as error:
-        raise RegistryError(error.strerror or str(error)) from None
+        return RegistryError(error.strerror or str(error))
     hosts = dict.fromkeys(str(name[0]) for *_, name in found)
     return [Address(host, server.port) for host in list(hosts)[:_MOST]]

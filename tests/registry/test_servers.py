@@ -95,3 +95,31 @@ def test_a_resolver_that_hangs_is_asked_once(monkeypatch: pytest.MonkeyPatch) ->
     finally:
         hangs.set()
     assert asked == ["zk", "zk"]
+
+
+def test_what_a_slow_resolver_says_counts_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = threading.Event()
+
+    def look_up(*_: Any, **__: Any) -> list[Any]:
+        answers.wait()
+        return resolver(zk=["10.0.0.1"])("zk", 1)  # type: ignore[no-any-return]
+
+    async def main() -> None:
+        async def connect(address: Address, _: str) -> Address:
+            return address
+
+        servers = Servers([NamedAddress("zk", 1)])
+        with pytest.raises(RegistryError, match="no resolver answers"):
+            await servers.open(connect)
+        (late,) = servers._lookups.values()
+        answers.set()
+        await late
+        answers.clear()
+        try:
+            assert await servers.open(connect) == Address("10.0.0.1", 1)
+        finally:
+            answers.set()
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr("pysidecar.registry.servers._LOOKUP_TIME", 0.05)
+    asyncio.run(main())

@@ -26,7 +26,7 @@ from typing_extensions import override
 from pysidecar.address import Address, NamedAddress
 from pysidecar.registry import Pushed, Registry, RegistryError, Session
 from pysidecar.registry.security import client_context, read_credentials
-from pysidecar.registry.servers import Servers, Verify
+from pysidecar.registry.servers import Servers
 from pysidecar.registry.service import Registration, ServiceKey
 from pysidecar.registry.zookeeper.connection import Connection, SessionId
 from pysidecar.registry.zookeeper.following import Applications, Directory, explain
@@ -77,7 +77,7 @@ class _ZooKeeper(Registry):
     async def open(self, pushed: Pushed) -> Session:
         return _ZooKeeperSession(self, await self._servers.open(self._connect), pushed)
 
-    async def _connect(self, address: Address, verify: Verify) -> Connection:
+    async def _connect(self, address: Address, verify: str) -> Connection:
         connection = self._connection(address, verify, self.left)
         try:
             await connection.open()
@@ -93,9 +93,7 @@ class _ZooKeeper(Registry):
         self.left = None
         return connection
 
-    def _connection(
-        self, address: Address, verify: Verify, session: SessionId | None
-    ) -> Connection:
+    def _connection(self, address: Address, verify: str, session: SessionId | None) -> Connection:
         return Connection(
             address,
             verify=verify,
