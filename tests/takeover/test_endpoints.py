@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pysidecar.address import Address
+from pysidecar.registry.refusal import refusal
 from pysidecar.registry.service import Instance
 from pysidecar.takeover.advertised import advertised, expand
-from pysidecar.takeover.endpoints import Endpoints, refusal
+from pysidecar.takeover.endpoints import Endpoints
 
 PROVIDER = Address("10.0.0.7", 20881)
 NOW = 1_700_000_000.0

@@ -16,7 +16,6 @@ import asyncio
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from ipaddress import ip_address
 from typing import Any, Final
 
 from h2.config import H2Configuration
@@ -32,6 +31,8 @@ from h2.events import (
 )
 from h2.exceptions import H2Error
 
+from pysidecar.background import in_background
+from pysidecar.registry.refusal import refusal
 from pysidecar.registry.zookeeper.applications import MetadataService, Services, services_of
 from pysidecar.registry.zookeeper.hessian import Reader, dump_map, dump_text
 
@@ -44,7 +45,6 @@ _READ: Final = 1 << 12  # bytes: other tasks have their turn after them
 _AT_ONCE: Final = 1 << 12  # bytes; to read more takes so long that a thread does it
 _NAME = "org.apache.dubbo.metadata.MetadataService"
 _SECOND = "2.0.0"  # the version that MetadataServiceV2 has
-_NEVER = ("is_link_local", "is_multicast", "is_unspecified", "is_reserved")
 
 _HEAD = struct.Struct(">HBBQI")
 _MAGIC, _FLAGS, _OK, _EVENT = 0xDABB, 0xC2, 20, 0x20  # a request in two ways, in Hessian 2
@@ -56,9 +56,8 @@ async def ask(
 ) -> Services:
     """The services of that revision. ``loopback``: addresses on loopback may be meant. Raises
     ValueError."""
-    host = ip_address(service.address.host)
-    if any(getattr(host, name) for name in _NEVER) or (host.is_loopback and not loopback):
-        raise ValueError(f"{service.address} cannot be meant")
+    if reason := refusal(service.address, loopback=loopback):
+        raise ValueError(f"{service.address} cannot be meant: {reason}")
     call = _ask_dubbo if service.protocol == "dubbo" else _ask_triple
     try:
         async with asyncio.timeout(_TIMEOUT):
@@ -285,7 +284,7 @@ def _text(number: int, text: str) -> bytes:
 async def _read(read: Callable[[bytes, str], Services], answer: bytes, revision: str) -> Services:
     if len(answer) <= _AT_ONCE:
         return read(answer, revision)
-    return await asyncio.to_thread(read, answer, revision)
+    return await in_background(lambda: read(answer, revision))
 
 
 async def _leave(writer: asyncio.StreamWriter) -> None:
